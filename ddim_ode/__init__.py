@@ -1,0 +1,55 @@
+"""ddim_ode: sampling from a diffusion model is solving an ODE, and is checked like one.
+
+    d(x/ᾱ) = ε_θ(x, t) d(β̄/ᾱ)
+
+The names below load what they need on first use; ``import ddim_ode`` itself imports nothing heavy, and
+``schedules``, ``grids``, ``plan`` and ``methods`` never import torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_MODULES = ("schedules", "grids", "exact")
+_NAMES = {
+    "Denoiser": "denoiser",
+    "Guidance": "denoiser",
+    "Method": "solvers.methods",
+    "Plan": "solvers.plan",
+    "ProbabilityFlow": "probability_flow",
+    "Solution": "solution",
+    "eps_loss": "training",
+    "load": "nets.pretrained",
+    "methods": "solvers.methods",
+    "noise": "seeding",
+    "plan": "solvers.plan",
+    "sample": "sampling",
+}
+__all__ = ["__version__", *_MODULES, *_NAMES]
+
+if TYPE_CHECKING:
+    from . import exact, grids, schedules
+    from .denoiser import Denoiser, Guidance
+    from .nets.pretrained import load
+    from .probability_flow import ProbabilityFlow
+    from .sampling import sample
+    from .seeding import noise
+    from .solution import Solution
+    from .solvers.methods import Method, methods
+    from .solvers.plan import Plan, plan
+    from .training import eps_loss
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f".{name}", __name__)
+    if name in _NAMES:
+        return getattr(importlib.import_module(f".{_NAMES[name]}", __name__), name)
+    raise AttributeError(f"module 'ddim_ode' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,23 @@
+"""Argument checks whose messages name the value, the allowed range and the remedy."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+
+def one_of(name: str, value: Any, allowed: Iterable[str]) -> str:
+    """``value`` if it is allowed; else a ValueError listing the valid names, nearest first."""
+    names = list(allowed)
+    if isinstance(value, str) and value in names:
+        return value
+    near = difflib.get_close_matches(str(value), names, n=len(names), cutoff=0.0)
+    raise ValueError(f"unknown {name} {value!r}; valid, nearest first: {', '.join(near)}")
+
+
+def count(name: str, value: Any, least: int = 1) -> int:
+    """``value`` as an int >= ``least``; else a ValueError (bools and fractions refused)."""
+    if isinstance(value, bool) or not hasattr(value, "__index__") or int(value) < least:
+        raise ValueError(f"{name}={value!r} must be a whole number >= {least}")
+    return int(value)

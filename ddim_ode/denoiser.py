@@ -1,0 +1,273 @@
+"""The border: a user's network becomes a denoiser once, and nothing behind it cares which kind it was.
+
+A denoiser answers at (x, σ) with the pair (x̂₀, ε̂), x = ᾱ x̂₀ + β̄ ε̂, whatever the network predicts:
+
+    eps    ε̂                     v      ᾱε̂ − β̄x̂₀
+    x0     x̂₀                    score  −ε̂/β̄
+    flow   ε̂ − x̂₀
+
+The loop does not form the pair. It asks for the one vector its plan stores, so that a network that
+predicts that vector is called and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ._checks import one_of
+from .schedules import Array, Schedule
+from .solvers.chart import convert
+from .solvers.plan import Node
+
+PREDICTIONS = ("eps", "x0", "v", "score", "flow")
+Net = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Classifier-free guidance: null + scale·(conditional − null), in one batched call.
+
+    null: for each condition to be dropped, its value for the null branch: a number, or a tensor of
+    one sample's shape. Conditions not named there are the same in both branches. Scale 1 is the
+    conditional network alone and costs no second branch.
+
+    Reference: Ho & Salimans 2022, https://arxiv.org/abs/2207.12598.
+    """
+
+    scale: float
+    null: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not np.isfinite(self.scale):
+            raise ValueError(f"guidance scale {self.scale!r} must be finite (1 is no guidance)")
+        if self.scale != 1 and not self.null:
+            raise ValueError("guidance needs null={name: value}: the conditions of the null branch")
+
+
+class Denoiser:
+    """A network with all that is needed to call it: schedule, prediction, network time, guidance.
+
+    net: any callable ``net(x (b, *), t (b,), **cond) -> (b, *)``; b may be smaller than the batch.
+    prediction: what it returns, ``"eps" | "x0" | "v" | "score" | "flow"``.
+    time_offset: added to the schedule time t before the call: −1 for a network trained on 0..T−1.
+    time: ``callable(t, sigma) -> network time`` (numpy arrays) for anything else.
+    snap: move σ and t together to the nearest trained level, an integer t in 1..T.
+    guidance: a :class:`Guidance`. learned_variance: ``"split"`` for a network that returns 2C channels,
+    the prediction first. dtype: what x is cast to for the network (the state stays float32 or
+    wider, and so does t).
+
+    ``model(x, sigma)`` gives ``(x0, eps)``. ValueError for an unknown prediction, an output of
+    another shape than x, or ε- and score-networks asked for x̂₀ at ᾱ = 0.
+    """
+
+    def __init__(
+        self,
+        net: Net,
+        schedule: Schedule,
+        prediction: str = "eps",
+        time_offset: float = 0.0,
+        time: Callable[[Array, Array], Array] | None = None,
+        snap: bool = False,
+        guidance: Guidance | None = None,
+        learned_variance: str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if not callable(net):
+            raise ValueError(f"net must be callable as net(x, t, **cond), got {type(net).__name__}")
+        if not isinstance(schedule, Schedule):
+            raise ValueError(
+                f"schedule must come from ddim_ode.schedules, got {type(schedule).__name__}; an array "
+                "of ᾱ² goes through ddim_ode.schedules.from_alphas_cumprod"
+            )
+        if learned_variance not in (None, "split"):
+            raise ValueError(f"learned_variance={learned_variance!r}: use 'split' or None")
+        if time is not None and time_offset:
+            raise ValueError("both time and time_offset are given; let time() add the offset")
+        self.net = net
+        self.schedule = schedule
+        self.prediction = one_of("prediction", prediction, PREDICTIONS)
+        self.time_offset, self.time, self.snap = time_offset, time, snap
+        self.guidance = guidance if guidance is not None and guidance.scale != 1 else None
+        self.learned_variance = learned_variance
+        self.dtype = dtype
+        self._levels = schedule.levels if snap else None
+
+    @property
+    def rows_per_sample(self) -> int:
+        """Rows the network processes for one sample: 2 under guidance."""
+        return 2 if self.guidance is not None else 1
+
+    def snapped(self, sigma: Array) -> Array:
+        """σ as the network will see it: the nearest trained level (in t) if ``snap``, else itself."""
+        if self._levels is None:
+            return sigma
+        index = np.rint(self.schedule.time(sigma)).astype(int).clip(1, self._levels.size) - 1
+        return self._levels[index]
+
+    def network_time(self, sigma: Array, t: Array | None = None) -> Array:
+        """What the network receives as t at (already snapped) levels σ."""
+        if self._levels is not None:
+            t = np.rint(self.schedule.time(sigma))
+        elif t is None:
+            t = self.schedule.time(sigma)
+        return self.time(t, sigma) if self.time is not None else t + self.time_offset
+
+    def __call__(
+        self,
+        x: Tensor,
+        sigma: float | Array | Tensor,
+        cond: Mapping[str, Tensor] | None = None,
+        shared: Mapping[str, Any] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """(x̂₀, ε̂) at x (B, *) and noise level σ, a number or one per sample (B,).
+
+        cond: tensors (B, ...), one row a sample. shared: passed to the network as it is.
+        """
+        host = sigma.detach().cpu().numpy() if isinstance(sigma, Tensor) else np.asarray(sigma)
+        levels = np.broadcast_to(host.astype(np.float64), (x.shape[0],))
+        levels = self.snapped(_check_sigma(levels, self.schedule))
+        call = self.network(x, cond, shared)
+        t = torch.as_tensor(self.network_time(levels), device=x.device, dtype=_wide(x.dtype))
+        prediction = call(x, t)
+        return (
+            self._convert(prediction, x, "x0", levels),
+            self._convert(prediction, x, "eps", levels),
+        )
+
+    def _convert(self, prediction: Tensor, x: Tensor, vector: str, levels: Array) -> Tensor:
+        if self.prediction == vector:
+            return prediction
+        a, b = self._coefficients(vector, levels)
+        shape = (-1,) + (1,) * (x.ndim - 1)
+        return torch.as_tensor(a).to(x).reshape(shape) * x + (
+            torch.as_tensor(b).to(x).reshape(shape) * prediction
+        )
+
+    def _coefficients(self, vector: str, levels: Array) -> tuple[Array, Array]:
+        """(a, b) with vector = a·x + b·prediction; ValueError where the prediction is blind."""
+        a, b = convert(self.prediction, vector, *self.schedule.scales(levels))
+        if not (np.all(np.isfinite(a)) and np.all(np.isfinite(b))):
+            raise ValueError(
+                f"prediction={self.prediction!r} says nothing of x0 at σ=inf (ᾱ=0: zero terminal SNR, "
+                "rescale_betas_zero_snr in a scheduler's configuration); start from a finite "
+                "sigma_max, or use a network with prediction='v' or 'x0'"
+            )
+        return a, b
+
+    def bind(
+        self,
+        nodes: Sequence[Node],
+        like: Tensor,
+        cond: Mapping[str, Tensor] | None = None,
+        shared: Mapping[str, Any] | None = None,
+    ) -> Callable[[Tensor, int], Tensor]:
+        """``evaluate(y, k)``: the vector that node k stores, at y (B, *).
+
+        All that depends on the nodes (network times, conversions) is computed here, on the host, and
+        moved once to the device of ``like``; evaluating neither synchronises nor copies.
+        """
+        call = self.network(like, cond, shared)
+        levels = self.snapped(np.array([node.sigma for node in nodes]))
+        host = self.network_time(levels, np.array([node.t for node in nodes]))
+        table = torch.as_tensor(host).to(device=like.device, dtype=_wide(like.dtype))
+        times = table[:, None].repeat(1, like.shape[0]).unbind(0)
+        a, b = np.zeros(len(nodes)), np.ones(len(nodes))
+        for vector in {node.vector for node in nodes}:
+            rows = [k for k, node in enumerate(nodes) if node.vector == vector]
+            if vector != self.prediction:
+                a[rows], b[rows] = self._coefficients(vector, levels[rows])
+        if not a.any() and (b == 1).all():
+            return lambda y, k: call(y, times[k])
+        of_x, of_prediction = a.tolist(), b.tolist()
+
+        def evaluate(y: Tensor, k: int) -> Tensor:
+            return torch.add(call(y, times[k]) * of_prediction[k], y, alpha=of_x[k])
+
+        return evaluate
+
+    def network(
+        self,
+        like: Tensor,
+        cond: Mapping[str, Tensor] | None = None,
+        shared: Mapping[str, Any] | None = None,
+    ) -> Callable[[Tensor, Tensor], Tensor]:
+        """``call(x, t)``: the guided prediction, checked, in x's dtype; cond rows follow ``like``."""
+        rows = _check_cond(cond, like)
+        extra = {**rows, **(shared or {})}
+        guidance = self.guidance
+        if guidance is not None:
+            extra = {**_doubled(rows, guidance, like), **(shared or {})}
+        net, dtype, split, prediction = self.net, self.dtype, self.learned_variance, self.prediction
+
+        def call(x: Tensor, t: Tensor) -> Tensor:
+            inside = x if dtype is None else x.to(dtype)
+            if guidance is not None:
+                inside, t = torch.cat([inside, inside]), torch.cat([t, t])
+            out = net(inside, t, **extra)
+            if split is not None:
+                out = out[:, : out.shape[1] // 2]
+            if guidance is not None:
+                conditional, null = out.chunk(2)
+                out = torch.lerp(null, conditional, guidance.scale)
+            if out.shape != x.shape:
+                raise ValueError(_wrong_shape(out, x, prediction))
+            return out if out.dtype == x.dtype else out.to(x.dtype)
+
+        return call
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _check_sigma(sigma: Array, schedule: Schedule) -> Array:
+    bad = sigma[~((sigma > 0) & (sigma <= schedule.sigma_max * (1 + 1e-6)))]
+    if bad.size:
+        raise ValueError(
+            f"sigma={bad[0]:g} is outside this schedule's range (0, {schedule.sigma_max:g}]"
+        )
+    return np.minimum(sigma, schedule.sigma_max)
+
+
+def _check_cond(cond: Mapping[str, Tensor] | None, x: Tensor) -> dict[str, Tensor]:
+    for name, value in (cond or {}).items():
+        rows = value.shape[0] if isinstance(value, Tensor) and value.ndim else None
+        if rows != x.shape[0]:
+            raise ValueError(
+                f"cond[{name!r}] must be a tensor with one row per sample ({x.shape[0]}), got "
+                f"{rows if rows is not None else type(value).__name__}; what all samples share "
+                "goes into shared="
+            )
+    return dict(cond or {})
+
+
+def _doubled(rows: dict[str, Tensor], guidance: Guidance, x: Tensor) -> dict[str, Tensor]:
+    missing = [name for name in guidance.null if name not in rows]
+    if missing:
+        raise ValueError(f"guidance drops {missing[0]!r}, so sampling needs cond[{missing[0]!r}]")
+    doubled = {}
+    for name, value in rows.items():
+        null = value
+        if name in guidance.null:
+            null = torch.as_tensor(guidance.null[name], dtype=value.dtype).to(value.device)
+            null = null.expand_as(value)
+        doubled[name] = torch.cat([value, null])
+    return doubled
+
+
+def _wrong_shape(out: Tensor, x: Tensor, prediction: str) -> str:
+    message = (
+        f"the network returned shape {tuple(out.shape)} for x of {tuple(x.shape)}; it must return one "
+        f"{prediction} per entry"
+    )
+    if out.ndim == x.ndim and x.ndim > 1 and out.shape[1] == 2 * x.shape[1]:
+        message += (
+            ". Twice the channels is a learned variance: pass learned_variance='split' to Denoiser"
+        )
+    return message

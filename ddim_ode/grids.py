@@ -1,0 +1,135 @@
+"""Grids: strictly decreasing arrays of σ, as functions of nothing but numbers.
+
+Every named grid has ``steps`` positive entries from σ_max to σ_min and then 0 (``final="zero"``),
+or ``steps + 1`` entries ending at σ_min (``final="sigma_min"``):
+
+    time       linspace in t
+    quadratic  linspace in √t
+    log_snr    linspace in ln σ
+    karras     linspace in σ^{1/7}                   (Karras et al. 2022, eq. 5)
+    trailing   t = T (1 − i/N), the last level is where that falls   (Lin et al. 2024)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from ._checks import count, one_of
+from .schedules import Array, Schedule
+
+_RHO = 7.0
+
+
+def _spaced(
+    forward: Callable[[Array], Array], back: Callable[[Array], Array]
+) -> Callable[[float, float, int], Array]:
+    def grid(first: float, last: float, n: int) -> Array:
+        ends = forward(np.array([first, last]))
+        points = back(np.linspace(ends[0], ends[1], n))
+        points[0] = first
+        if n > 1:
+            points[-1] = last  # the ends exactly, not through forward and back
+        return points
+
+    return grid
+
+
+_IN_TIME = {"time": _spaced(lambda t: t, lambda t: t), "quadratic": _spaced(np.sqrt, np.square)}
+_IN_SIGMA = {
+    "log_snr": _spaced(np.log, np.exp),
+    "karras": _spaced(lambda s: s ** (1 / _RHO), lambda r: r**_RHO),
+}
+NAMES = (*_IN_TIME, *_IN_SIGMA, "trailing")
+FINALS = ("zero", "sigma_min")
+
+
+def make_grid(
+    name: str,
+    schedule: Schedule,
+    steps: int,
+    *,
+    final: str = "zero",
+    sigma_max: float | None = None,
+    sigma_min: float | None = None,
+) -> Array:
+    """The named grid with ``steps`` intervals on this schedule.
+
+    sigma_max defaults to σ(T), sigma_min to σ(1) for discrete schedules and σ(10⁻³T) otherwise.
+    ValueError for an unknown name, a range outside the schedule's, or σ_max = inf in a grid
+    that is spaced in σ.
+    """
+    one_of("grid", name, NAMES)
+    one_of("final", final, FINALS)
+    steps = count("steps", steps)
+    top = schedule.sigma_max if sigma_max is None else float(sigma_max)
+    cut = schedule.sigma_min if sigma_min is None else float(sigma_min)
+    if not 0 < cut < top <= schedule.sigma_max * (1 + 1e-9):
+        raise ValueError(
+            f"sigma_max={top:g}, sigma_min={cut:g}: need 0 < sigma_min < sigma_max <= "
+            f"{schedule.sigma_max:g}, the schedule's σ(T)"
+        )
+    n = steps if final == "zero" else steps + 1
+
+    if name == "trailing":
+        if final == "zero" and sigma_min is not None:
+            raise ValueError(
+                f"grid='trailing' with final='zero' puts its last level at T/steps; drop "
+                f"sigma_min={cut:g}, or use grid='time'"
+            )
+        bottom = 0.0 if final == "zero" else schedule.time(cut)
+        sigmas = schedule.sigma(np.linspace(schedule.time(top), bottom, steps + 1)[:n])
+        sigmas[0] = top
+    elif name in _IN_TIME:
+        t = _IN_TIME[name](float(schedule.time(top)), float(schedule.time(cut)), n)
+        sigmas = schedule.sigma(t)
+        sigmas[0] = top
+        if n > 1:
+            sigmas[-1] = cut
+    else:
+        if np.isinf(top):
+            raise ValueError(
+                f"grid={name!r} is spaced in σ and cannot start at σ_max=inf; use grid='time' or "
+                "'quadratic', or give a finite sigma_max"
+            )
+        sigmas = _IN_SIGMA[name](top, cut, n)
+    return np.append(sigmas, 0.0) if final == "zero" else sigmas
+
+
+def from_timesteps(schedule: Schedule, timesteps: npt.ArrayLike, final: str = "zero") -> Array:
+    """The grid of a sub-sequence τ of schedule times in (0, T], given in either direction.
+
+    The network is called at each τ; ``final="zero"`` then lands on σ = 0, ``"sigma_min"`` stops
+    at the last. (A network trained on indices 0..T−1 still has its times counted 1..T here.)
+    """
+    one_of("final", final, FINALS)
+    tau = np.array(timesteps, dtype=np.float64)
+    if tau.ndim != 1 or tau.size == 0:
+        raise ValueError(f"timesteps must be a non-empty 1-D sequence, got shape {tau.shape}")
+    tau = tau[::-1] if tau.size > 1 and tau[0] < tau[-1] else tau
+    sigmas = schedule.sigma(tau)
+    if not tau[-1] > 0:
+        raise ValueError("timesteps must lie in (0, T]; the landing at 0 is added by final='zero'")
+    return check_grid(np.append(sigmas, 0.0) if final == "zero" else sigmas, schedule)
+
+
+def check_grid(grid: npt.ArrayLike, schedule: Schedule) -> Array:
+    """``grid`` as a float64 array; ValueError naming the entry that makes it no grid."""
+    sigmas = np.array(grid, dtype=np.float64)
+    if sigmas.ndim != 1 or sigmas.size < 2:
+        raise ValueError(f"a grid is a 1-D array of at least two σ, got shape {sigmas.shape}")
+    top = schedule.sigma_max
+    outside = np.flatnonzero(~((sigmas >= 0) & (sigmas <= top * (1 + 1e-9))))  # NaN included
+    if outside.size:
+        i = int(outside[0])
+        raise ValueError(f"grid[{i}]={sigmas[i]:g} is outside this schedule's σ range [0, {top:g}]")
+    rising = np.flatnonzero(~(sigmas[1:] < sigmas[:-1]))
+    if rising.size:
+        i = int(rising[0]) + 1
+        raise ValueError(
+            f"grid[{i}]={sigmas[i]:g} does not fall below grid[{i - 1}]={sigmas[i - 1]:g}; "
+            f"a grid is strictly decreasing within [0, {top:g}]"
+        )
+    return np.minimum(sigmas, top)

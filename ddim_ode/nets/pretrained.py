@@ -1,0 +1,102 @@
+"""The models that ship with the package, and any other that ``ddim-ode train`` made."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import schedules
+from .._checks import one_of
+from ..denoiser import Denoiser, Guidance
+from . import weights
+from .classifier import Classifier
+from .unet import UNet
+
+ASSETS = Path(__file__).parent.parent / "assets"
+MODELS = ("fashion-mnist",)
+
+
+class PretrainedModel(Denoiser):
+    """A :class:`Denoiser` that knows what it makes: ``shape`` of one sample, ``classes``, ``sha256``."""
+
+    def __init__(
+        self, net: UNet, config: dict[str, Any], guidance: float, sha256: str, **options: Any
+    ) -> None:
+        schedule = getattr(schedules, config["schedule"]["name"])(**config["schedule"]["params"])
+        null = {"y": net.num_classes} if net.num_classes else {}
+        if guidance != 1 and not null:
+            raise ValueError(f"guidance={guidance!r}: this model is unconditional; use guidance=1")
+        super().__init__(
+            net,
+            schedule,
+            config["prediction"],
+            time_offset=config["time_offset"],
+            guidance=Guidance(guidance, null) if null else None,
+            **options,
+        )
+        self.shape = tuple(config["shape"])
+        self.num_classes = net.num_classes
+        self.classes: list[str] = config.get("classes") or [str(i) for i in range(net.num_classes)]
+        self.sha256 = sha256
+
+
+def load(
+    name_or_path: str | Path,
+    *,
+    guidance: float = 1.0,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+) -> PretrainedModel:
+    """A trained ε_θ as a denoiser, ready to sample: a shipped name, or a ``model.safetensors``.
+
+    guidance: the scale of classifier-free guidance; 1 is the conditional network alone. Labels go in
+    as ``cond={"y": labels (B,)}``; without them the network is unconditional. dtype: half precision for the
+    network's weights and inputs; the state stays float32.
+
+    FileNotFoundError or ValueError naming the file when it is missing, truncated or not safetensors.
+
+    >>> import ddim_ode
+    >>> model = ddim_ode.load("fashion-mnist")
+    >>> model.shape, model.classes[9]
+    ((1, 28, 28), 'ankle boot')
+    """
+    path = _locate(name_or_path, ".safetensors")
+    tensors, config = weights.read(path)
+    if config.get("kind") != "unet":
+        raise ValueError(f"{path}: holds a {config.get('kind')!r}, not a U-Net")
+    net = UNet(**config["net"])
+    _fill(net, tensors, path)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    net = net.to(device=device, dtype=dtype)
+    return PretrainedModel(net, config, float(guidance), sha256, dtype=dtype)
+
+
+def load_classifier(
+    name_or_path: str | Path = "fashion-mnist", device: str | torch.device = "cpu"
+) -> Classifier:
+    """The classifier whose features the distribution metrics use."""
+    path = _locate(name_or_path, "-classifier.safetensors")
+    tensors, config = weights.read(path)
+    if config.get("kind") != "classifier":
+        raise ValueError(f"{path}: holds a {config.get('kind')!r}, not a classifier")
+    net = Classifier(**config["net"])
+    _fill(net, tensors, path)
+    return net.to(device)
+
+
+def _locate(name_or_path: str | Path, suffix: str) -> Path:
+    path = Path(name_or_path)
+    if path.suffix or path.exists():
+        return path
+    return ASSETS / f"{one_of('model', str(name_or_path), MODELS)}{suffix}"
+
+
+def _fill(net: torch.nn.Module, tensors: dict[str, torch.Tensor], path: Path) -> None:
+    try:
+        net.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(f"{path}: its tensors do not fit its own configuration") from error
+    net.eval().requires_grad_(False)

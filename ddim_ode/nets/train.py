@@ -1,0 +1,204 @@
+"""Train an ε_θ: ε-loss, Adam, EMA, label dropout, resumable.
+
+A run lives in one directory: ``checkpoint.safetensors`` (everything needed to go on),
+``model.safetensors`` (the EMA weights in half precision, what :func:`ddim_ode.load` reads)
+and ``loss.csv``. Step k draws its batch, labels to drop, times and noise from a generator
+seeded with (seed, k), so a killed run that resumes does what the unbroken run would have done.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..schedules import Schedule
+from ..training import eps_loss
+from . import weights
+from .data import Images, to_unit
+from .unet import UNet
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What a run is; a resumed run must agree on everything but ``steps``."""
+
+    steps: int = 8000
+    batch: int = 128
+    lr: float = 1e-3
+    warmup: int = 200
+    ema: float = 0.9995
+    label_dropout: float = 0.1
+    dropout: float = 0.0
+    channels: tuple[int, ...] = (32, 64, 128)
+    blocks: int = 1
+    seed: int = 0
+    bf16: bool = False
+
+    def lr_at(self, step: int) -> float:
+        """Linear warm-up, then half a cosine down to zero at ``steps``."""
+        rise = min(1.0, (step + 1) / self.warmup)
+        return self.lr * rise * 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.steps)))
+
+
+def train(
+    data: Images,
+    schedule: Schedule,
+    out: str | Path,
+    config: TrainConfig,
+    *,
+    device: str = "cpu",
+    checkpoint_every: int = 200,
+    progress: bool = True,
+) -> Path:
+    """Train to ``config.steps`` (resuming what ``out`` holds) and return the model file.
+
+    data: pixels (N, C, H, W) uint8 and labels or None; labels make the network
+    class-conditional, with the last embedding row as the null label of guidance.
+    """
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    pixels, labels, _ = data
+    num_classes = int(labels.max()) + 1 if labels is not None else 0
+    torch.manual_seed(config.seed)
+    net = UNet(
+        pixels.shape[1], config.channels, config.blocks, num_classes, dropout=config.dropout
+    ).to(device)
+    ema = {k: v.detach().clone() for k, v in net.state_dict().items()}
+    optimizer = torch.optim.Adam(net.parameters(), lr=config.lr, betas=(0.9, 0.99))
+
+    checkpoint = out / "checkpoint.safetensors"
+    step = _resume(checkpoint, net, ema, optimizer, config) if checkpoint.exists() else 0
+    rows = _read_losses(out / "loss.csv", before=step)
+
+    def save() -> None:
+        state = {f"net.{k}": v for k, v in net.state_dict().items()}
+        state |= {f"ema.{k}": v for k, v in ema.items()}
+        for i, parameter in enumerate(net.parameters()):
+            for key in ("exp_avg", "exp_avg_sq"):
+                state[f"adam.{i}.{key}"] = optimizer.state[parameter][key]
+        weights.write(checkpoint, state, dict(step=step, train=asdict(config)))
+        half = {k: v.half() for k, v in ema.items()}
+        weights.write(out / "model.safetensors", half, model_config(net, pixels, schedule))
+        with open(out / "loss.csv", "w", newline="") as file:
+            csv.writer(file).writerows([("step", "loss", "images_per_second"), *rows])
+
+    net.train()
+    bar = tqdm(total=config.steps, initial=step, unit="step", disable=not progress)
+    window: list[Tensor] = []
+    clock = time.perf_counter()
+    try:
+        while step < config.steps:
+            generator = torch.Generator().manual_seed(_seed(config.seed, 1, step))
+            torch.manual_seed(_seed(config.seed, 2, step))  # dropout inside the network
+            index = _batch(config, step, len(pixels))
+            cond: dict[str, Any] = {}
+            if labels is not None:
+                drop = torch.rand(len(index), generator=generator) < config.label_dropout
+                cond["y"] = torch.where(drop, num_classes, labels[index]).to(device)
+            for group in optimizer.param_groups:
+                group["lr"] = config.lr_at(step)
+            with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=config.bf16):
+                x0 = to_unit(pixels[index]).to(device)
+                loss = eps_loss(net, schedule, x0, generator=generator, **cond)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+            optimizer.step()
+            step += 1
+            decay = min(config.ema, (1 + step) / (10 + step))
+            with torch.no_grad():
+                for key, value in net.state_dict().items():
+                    ema[key].lerp_(value, 1 - decay)
+            window.append(loss.detach())
+            bar.update()
+            if step % 50 == 0 or step == config.steps:
+                now, mean = time.perf_counter(), torch.stack(window).mean().item()
+                if not math.isfinite(mean):
+                    raise FloatingPointError(
+                        f"the loss is {mean} at step {step}; lower --lr (the last checkpoint is kept)"
+                    )
+                rows.append(
+                    (step, f"{mean:.5f}", f"{len(window) * config.batch / (now - clock):.0f}")
+                )
+                bar.set_postfix(loss=f"{mean:.4f}")
+                window, clock = [], now
+            if step % checkpoint_every == 0 or step == config.steps:
+                save()
+    except KeyboardInterrupt:
+        save()
+        tqdm.write(f"stopped at step {step}; {checkpoint} is kept, the same command resumes")
+        raise
+    finally:
+        bar.close()
+    return out / "model.safetensors"
+
+
+def model_config(net: UNet, pixels: Tensor, schedule: Schedule) -> dict[str, Any]:
+    """What :func:`ddim_ode.load` needs to rebuild the denoiser."""
+    return dict(
+        kind="unet",
+        net=net.config,
+        shape=list(pixels.shape[1:]),
+        schedule=dict(name=schedule.name, params=schedule.params),
+        prediction="eps",
+        time_offset=0.0,
+    )
+
+
+def _seed(*parts: int) -> int:
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _batch(config: TrainConfig, step: int, n: int) -> Tensor:
+    """Indices of batch ``step``: an epoch is a permutation seeded with (seed, epoch)."""
+    per_epoch = max(1, n // config.batch)
+    epoch, i = divmod(step, per_epoch)
+    generator = torch.Generator().manual_seed(_seed(config.seed, 0, epoch))
+    return torch.randperm(n, generator=generator)[i * config.batch : (i + 1) * config.batch]
+
+
+def _resume(
+    path: Path,
+    net: UNet,
+    ema: dict[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    config: TrainConfig,
+) -> int:
+    tensors, meta = weights.read(path)
+    then, now = dict(meta["train"]), asdict(config)
+    differ = [k for k in now if k != "steps" and _plain(then.get(k)) != _plain(now[k])]
+    if differ:
+        raise ValueError(
+            f"{path} was made with "
+            + ", ".join(f"{k}={then.get(k)!r} (now {now[k]!r})" for k in differ)
+            + "; give the same values to resume, or another --out"
+        )
+    net.load_state_dict({k[4:]: v for k, v in tensors.items() if k.startswith("net.")})
+    for key in ema:
+        ema[key].copy_(tensors[f"ema.{key}"])
+    for i, parameter in enumerate(net.parameters()):
+        optimizer.state[parameter] = {
+            "step": torch.tensor(float(meta["step"])),
+            **{k: tensors[f"adam.{i}.{k}"].to(parameter) for k in ("exp_avg", "exp_avg_sq")},
+        }
+    return int(meta["step"])
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _read_losses(path: Path, before: int) -> list[tuple[Any, ...]]:
+    if not path.exists():
+        return []
+    with open(path, newline="") as file:
+        return [tuple(row) for row in list(csv.reader(file))[1:] if int(row[0]) <= before]

@@ -1,0 +1,150 @@
+"""The sampling ODE as a callable, for anybody's solver.
+
+With s = (t/T)², the DDIM form of the ODE is  d(x/ᾱ)/ds = ε̂ · d(β̄/ᾱ)/ds, and in x itself
+dx/dτ = x̂₀ dᾱ/dτ + ε̂ dβ̄/dτ, which for ᾱ(s) = e^{−5s} is
+
+    dx/ds = 5 (ε_θ(x, T√s) / √(1 − e^{−10s}) − x).
+
+One exact trajectory solves it in every variable τ ∈ {s, t, σ, ln σ} and in both states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ._checks import one_of
+from .denoiser import Denoiser
+
+VARIABLES = ("s", "t", "sigma", "log_sigma")
+STATES = ("x", "x/alpha_bar")
+
+
+class ProbabilityFlow:
+    """``ode(τ, state) -> dstate/dτ``: torchdiffeq's and scipy's calling order.
+
+    model: a :class:`Denoiser`. variable: what τ is, ``"s" | "t" | "sigma" | "log_sigma"``, s = (t/T)².
+    state: ``"x"`` or ``"x/alpha_bar"``. shape: of ONE sample, needed for scipy's flat states. dtype,
+    device: of the tensors made from numpy states. cond, shared: passed to the network.
+
+    A tensor state (B, *) gives a tensor and is differentiable; a numpy state of B·prod(shape) numbers
+    gives a flat numpy array. ``nfe`` counts the calls. ValueError at σ = 0, where the ODE ends.
+
+    >>> import ddim_ode, torch
+    >>> from torchdiffeq import odeint
+    >>> schedule = ddim_ode.schedules.exponential()
+    >>> model = ddim_ode.exact.gaussian([0.0], [[1.0]], schedule)
+    >>> ode = ddim_ode.ProbabilityFlow(model, variable="s")
+    >>> x = torch.ones(1, 1, dtype=torch.float64)
+    >>> path = odeint(ode, x, torch.tensor(ode.span(10.0, 0.1), dtype=torch.float64))
+    >>> round(float(path[-1, 0, 0]), 6)  # unit variance data: x does not move
+    1.0
+    """
+
+    def __init__(
+        self,
+        model: Denoiser,
+        variable: str = "s",
+        state: str = "x",
+        shape: Sequence[int] | None = None,
+        dtype: torch.dtype = torch.float64,
+        device: str | torch.device = "cpu",
+        cond: Mapping[str, Tensor] | None = None,
+        shared: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.model = model
+        self.variable = one_of("variable", variable, VARIABLES)
+        self.state = one_of("state", state, STATES)
+        self.shape = None if shape is None else tuple(shape)
+        self.dtype, self.device = dtype, torch.device(device)
+        self.cond, self.shared = cond, shared
+        self.nfe = 0
+
+    def __call__(self, tau: float | Tensor, state: Tensor | npt.NDArray[np.float64]) -> Any:
+        sigma = self._sigma(tau)
+        if not sigma > 0:
+            raise ValueError(
+                f"the ODE ends before σ=0 ({self.variable}={float(tau):g}): stop at sigma_min > 0 and "
+                "take x̂₀ there, as ddim_ode.sample does"
+            )
+        x = self._scaled(self._tensor(state), sigma, inverse=False)
+        x0, eps = self.model(x, sigma, self.cond, self.shared)
+        self.nfe += 1
+        d_alpha, d_beta = self._rates(float(tau), sigma)
+        if self.state == "x":
+            rate = x0 * d_alpha + eps * d_beta
+        else:
+            alpha, beta = map(float, self.model.schedule.scales(sigma))
+            rate = eps * ((d_beta * alpha - beta * d_alpha) / alpha**2)
+        return rate.reshape(-1).cpu().numpy() if isinstance(state, np.ndarray) else rate
+
+    def span(
+        self, sigma_max: float | None = None, sigma_min: float | None = None
+    ) -> tuple[float, float]:
+        """(τ at sigma_max, τ at sigma_min): the interval of sampling; defaults as in ``sample``."""
+        schedule = self.model.schedule
+        top = schedule.sigma_max if sigma_max is None else sigma_max
+        cut = schedule.sigma_min if sigma_min is None else sigma_min
+        return self.tau(top), self.tau(cut)
+
+    def tau(self, sigma: float) -> float:
+        """The variable's value at noise level σ > 0."""
+        if not sigma > 0:
+            raise ValueError(f"sigma={sigma!r} must be positive: the ODE ends before σ=0")
+        t = float(self.model.schedule.time(sigma))
+        if self.variable == "sigma":
+            return float(sigma)
+        if self.variable == "log_sigma":
+            return float(np.log(sigma))
+        return t if self.variable == "t" else (t / self.model.schedule.T) ** 2
+
+    def to_state(self, x: Tensor, sigma: float) -> Tensor:
+        """x (B, *) at level σ as the ODE's state."""
+        return self._scaled(x, sigma, inverse=True)
+
+    def to_x(self, state: Tensor | npt.NDArray[np.float64], tau: float | Tensor) -> Tensor:
+        """The ODE's state at τ back as x (B, *)."""
+        return self._scaled(self._tensor(state), self._sigma(tau), inverse=False)
+
+    def _sigma(self, tau: float | Tensor) -> float:
+        value, schedule = float(tau), self.model.schedule
+        if self.variable == "sigma":
+            return value
+        if self.variable == "log_sigma":
+            return min(float(np.exp(value)), schedule.sigma_max)
+        return float(schedule.sigma(value if self.variable == "t" else schedule.T * value**0.5))
+
+    def _rates(self, tau: float, sigma: float) -> tuple[float, float]:
+        """(dᾱ/dτ, dβ̄/dτ)."""
+        schedule = self.model.schedule
+        if self.variable in ("sigma", "log_sigma"):
+            factor = 1.0 if self.variable == "sigma" else sigma
+            d_alpha, d_beta = schedule.scale_rates(sigma)
+        else:
+            t = tau if self.variable == "t" else schedule.T * tau**0.5
+            factor = 1.0 if self.variable == "t" else schedule.T**2 / (2 * t)  # dt/ds
+            d_alpha, d_beta = schedule.rates(t)
+        return factor * float(d_alpha), factor * float(d_beta)
+
+    def _tensor(self, state: Tensor | npt.NDArray[np.float64]) -> Tensor:
+        if isinstance(state, Tensor):
+            return state
+        if self.shape is None:
+            raise ValueError(
+                "a flat numpy state needs ProbabilityFlow(..., shape=) of one sample to be unflattened"
+            )
+        tensor = torch.as_tensor(np.asarray(state), dtype=self.dtype, device=self.device)
+        return tensor.reshape(-1, *self.shape)
+
+    def _scaled(self, x: Tensor, sigma: float, inverse: bool) -> Tensor:
+        if self.state == "x":
+            return x
+        alpha = float(self.model.schedule.scales(sigma)[0])
+        if alpha == 0:
+            raise ValueError("state='x/alpha_bar' is infinite at σ=inf; use state='x'")
+        return x / alpha if inverse else x * alpha

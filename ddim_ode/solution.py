@@ -1,0 +1,75 @@
+"""What a solve returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from .schedules import Array
+from .solvers.plan import Plan
+
+SUCCESS, MAX_NFE, NON_FINITE, UNDERFLOW = "success", "max_nfe", "non_finite", "step_underflow"
+
+
+@dataclass
+class Solution:
+    """The end state of every sample, and what it cost.
+
+    x: (B, *), in network space, at ``sigmas[-1]``. nfe: sequential network calls, counted.
+    sample_nfe (B,): the calls each sample took part in. net_evals: rows the network processed,
+    guidance included. accepted, rejected (B,): steps. error (B,): error estimate, where the
+    method has one. trajectory: (steps+1, B, *) if recorded, at the levels ``sigmas``.
+    """
+
+    x: Tensor
+    method: str
+    sigmas: Array
+    nfe: int
+    sample_nfe: npt.NDArray[np.int64]
+    net_evals: int
+    accepted: npt.NDArray[np.int64]
+    rejected: npt.NDArray[np.int64]
+    plan: Plan | None = None
+    error: Tensor | None = None
+    trajectory: Tensor | list[Tensor] | None = None
+    seeds: list[int] | None = None
+    finite: Tensor | None = None  # (B,) on the state's device; read when status is
+    failure: str | None = None  # a status that all samples of a joint solve share
+
+    @property
+    def status(self) -> npt.NDArray[np.str_]:
+        """(B,) of "success", "max_nfe", "non_finite" or "step_underflow" (waits for the device)."""
+        finite = torch.ones(self.x.shape[0]) if self.finite is None else self.finite
+        good = finite.bool().cpu().numpy()
+        return np.where(good, self.failure or SUCCESS, NON_FINITE)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the tensors, as plain data for a manifest."""
+        return dict(
+            method=self.method,
+            sigmas=[float(s) for s in self.sigmas],
+            nfe=self.nfe,
+            sample_nfe=self.sample_nfe.tolist(),
+            net_evals=self.net_evals,
+            accepted=self.accepted.tolist(),
+            rejected=self.rejected.tolist(),
+            status=self.status.tolist(),
+            error=None if self.error is None else self.error.tolist(),
+            seeds=self.seeds,
+            plan=None if self.plan is None else self.plan.to_dict(),
+        )
+
+
+def per_sample(value: int, batch: int) -> npt.NDArray[np.int64]:
+    """(B,) of one count."""
+    return np.full(batch, value, dtype=np.int64)
+
+
+def finite_samples(x: Tensor) -> Tensor:
+    """(B,) whether all entries of a sample are finite; on x's device, without waiting."""
+    return torch.isfinite(x).flatten(1).all(dim=1) if x.ndim > 1 else torch.isfinite(x)

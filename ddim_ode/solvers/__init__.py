@@ -1,0 +1,1 @@
+"""The numbers layer: charts, quadrature, tableaux, methods and the plans they compile to."""

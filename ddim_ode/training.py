@@ -1,0 +1,57 @@
+"""The training objective: E ‖ε_θ(ᾱ_t x₀ + β̄_t ε, t) − ε‖² (Ho et al. 2020, eq. 14).
+
+It does not depend on how the network is sampled later: any solver, any sub-sequence of steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .schedules import Schedule
+
+
+def eps_loss(
+    net: Callable[..., Tensor],
+    schedule: Schedule,
+    x0: Tensor,
+    *,
+    generator: torch.Generator | None = None,
+    time_offset: float = 0.0,
+    **cond: Any,
+) -> Tensor:
+    """Mean squared error of the predicted noise, a scalar to call ``backward`` on.
+
+    x0: clean data (B, *). Times are drawn uniformly, from {1..T} for a discrete schedule and
+    from (0, T] otherwise, one per sample; the network is called as
+    ``net(x_t, t + time_offset, **cond)``, so a network on indices 0..T−1 takes ``-1.0``.
+    generator: the source of t and ε (its device must be that of x0, or the CPU).
+
+    Reference: Ho, Jain, Abbeel 2020, https://arxiv.org/abs/2006.11239.
+    """
+    if x0.ndim < 1 or not x0.is_floating_point():
+        raise ValueError(f"x0 must be a floating (B, *) tensor, got {x0.dtype} {tuple(x0.shape)}")
+    source = generator.device if generator is not None else x0.device
+    b = x0.shape[0]
+    if schedule.discrete:
+        t = torch.randint(1, int(schedule.T) + 1, (b,), generator=generator, device=source).double()
+    else:
+        u = torch.rand(b, generator=generator, device=source, dtype=torch.float64)
+        t = (1 - u) * schedule.T
+    eps = torch.randn(x0.shape, generator=generator, device=source, dtype=x0.dtype).to(x0.device)
+
+    host_t = np.asarray(t.cpu())
+    shape = (b,) + (1,) * (x0.ndim - 1)
+    alpha = torch.as_tensor(schedule.alpha_bar(host_t)).to(x0).reshape(shape)
+    beta = torch.as_tensor(schedule.beta_bar(host_t)).to(x0).reshape(shape)
+    prediction = net(alpha * x0 + beta * eps, (t + time_offset).to(x0), **cond)
+    if prediction.shape != x0.shape:
+        raise ValueError(
+            f"the network returned shape {tuple(prediction.shape)} for x of {tuple(x0.shape)}; "
+            "it must return one ε per entry"
+        )
+    return torch.mean((prediction - eps) ** 2)
