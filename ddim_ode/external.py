@@ -94,13 +94,18 @@ def _torchdiffeq(
     name: str, budget: _Budget, x: Tensor, sigmas: Array, rtol: float, atol: float
 ) -> End:
     from torchdiffeq import odeint
+    from torchdiffeq._impl.odeint import SOLVERS
+    from torchdiffeq._impl.rk_common import RKAdaptiveStepsizeODESolver
 
     ode = budget.ode
     fixed = is_fixed_step(f"torchdiffeq:{name}")
     levels = sigmas if fixed else sigmas[[0, -1]]
     taus = torch.tensor([ode.tau(s) for s in levels], dtype=torch.float64, device=x.device)
+    # By itself torchdiffeq steps past the end and interpolates back; the network ends at σ_min.
+    options = {"step_t": taus[-1:]} if issubclass(SOLVERS[name], RKAdaptiveStepsizeODESolver) else {}
+    state = ode.to_state(x, levels[0])
     try:
-        path = odeint(budget, ode.to_state(x, levels[0]), taus, rtol=rtol, atol=atol, method=name)
+        path = odeint(budget, state, taus, rtol=rtol, atol=atol, method=name, options=options)
     except _OutOfBudget:
         return _last(budget, x, MAX_NFE)
     except AssertionError as error:  # torchdiffeq asserts that its step does not underflow

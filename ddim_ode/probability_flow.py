@@ -33,7 +33,9 @@ class ProbabilityFlow:
     device: of the tensors made from numpy states. cond, shared: passed to the network.
 
     A tensor state (B, *) gives a tensor and is differentiable; a numpy state of B·prod(shape) numbers
-    gives a flat numpy array. ``nfe`` counts the calls. ValueError at σ = 0, where the ODE ends.
+    gives a flat numpy array. ``nfe`` counts the calls. ValueError at σ = 0, where the ODE ends; past the
+    ends of the schedule, where adaptive solvers take trial steps, the field keeps the value it has at
+    σ_min or σ(T).
 
     >>> import ddim_ode, torch
     >>> from torchdiffeq import odeint
@@ -66,16 +68,12 @@ class ProbabilityFlow:
         self.nfe = 0
 
     def __call__(self, tau: float | Tensor, state: Tensor | npt.NDArray[np.float64]) -> Any:
+        tau = self._within(float(tau))
         sigma = self._sigma(tau)
-        if not sigma > 0:
-            raise ValueError(
-                f"the ODE ends before σ=0 ({self.variable}={float(tau):g}): stop at sigma_min > 0 and "
-                "take x̂₀ there, as ddim_ode.sample does"
-            )
         x = self._scaled(self._tensor(state), sigma, inverse=False)
         x0, eps = self.model(x, sigma, self.cond, self.shared)
         self.nfe += 1
-        d_alpha, d_beta = self._rates(float(tau), sigma)
+        d_alpha, d_beta = self._rates(tau, sigma)
         if self.state == "x":
             rate = x0 * d_alpha + eps * d_beta
         else:
@@ -110,6 +108,17 @@ class ProbabilityFlow:
     def to_x(self, state: Tensor | npt.NDArray[np.float64], tau: float | Tensor) -> Tensor:
         """The ODE's state at τ back as x (B, *)."""
         return self._scaled(self._tensor(state), self._sigma(tau), inverse=False)
+
+    def _within(self, tau: float) -> float:
+        """τ where the field is defined; ValueError at σ = 0."""
+        if self.variable != "log_sigma" and tau <= 0:
+            if tau == 0:
+                raise ValueError(
+                    f"the ODE ends before σ=0 ({self.variable}=0): stop at sigma_min > 0 and take x̂₀ "
+                    "there, as ddim_ode.sample does"
+                )
+            return self.tau(self.model.schedule.sigma_min)
+        return min(tau, self.tau(self.model.schedule.sigma_max))
 
     def _sigma(self, tau: float | Tensor) -> float:
         value, schedule = float(tau), self.model.schedule

@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,30 +23,9 @@ from tqdm import tqdm
 from ..schedules import Schedule
 from ..training import eps_loss
 from . import weights
+from .config import TrainConfig
 from .data import Images, to_unit
 from .unet import UNet
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """What a run is; a resumed run must agree on everything but ``steps``."""
-
-    steps: int = 8000
-    batch: int = 128
-    lr: float = 1e-3
-    warmup: int = 200
-    ema: float = 0.9995
-    label_dropout: float = 0.1
-    dropout: float = 0.0
-    channels: tuple[int, ...] = (32, 64, 128)
-    blocks: int = 1
-    seed: int = 0
-    bf16: bool = False
-
-    def lr_at(self, step: int) -> float:
-        """Linear warm-up, then half a cosine down to zero at ``steps``."""
-        rise = min(1.0, (step + 1) / self.warmup)
-        return self.lr * rise * 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.steps)))
 
 
 def train(
@@ -87,7 +66,7 @@ def train(
                 state[f"adam.{i}.{key}"] = optimizer.state[parameter][key]
         weights.write(checkpoint, state, dict(step=step, train=asdict(config)))
         half = {k: v.half() for k, v in ema.items()}
-        weights.write(out / "model.safetensors", half, model_config(net, pixels, schedule))
+        weights.write(out / "model.safetensors", half, model_config(net, data, schedule))
         with open(out / "loss.csv", "w", newline="") as file:
             csv.writer(file).writerows([("step", "loss", "images_per_second"), *rows])
 
@@ -142,12 +121,13 @@ def train(
     return out / "model.safetensors"
 
 
-def model_config(net: UNet, pixels: Tensor, schedule: Schedule) -> dict[str, Any]:
+def model_config(net: UNet, data: Images, schedule: Schedule) -> dict[str, Any]:
     """What :func:`ddim_ode.load` needs to rebuild the denoiser."""
     return dict(
         kind="unet",
         net=net.config,
-        shape=list(pixels.shape[1:]),
+        shape=list(data.pixels.shape[1:]),
+        classes=data.classes,
         schedule=dict(name=schedule.name, params=schedule.params),
         prediction="eps",
         time_offset=0.0,

@@ -1,0 +1,348 @@
+"""The command line: ``ddim-ode sample``, ``ddim-ode train``, ``ddim-ode methods``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import __version__
+from ._checks import one_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .nets.pretrained import PretrainedModel
+    from .solution import Solution
+
+_METHODS = ("ddim", "heun", "rk4", "scipy:RK45")
+# What a manifest keeps of the command line, to run it again.
+_OPTIONS = (
+    *("model", "methods", "steps", "nfe", "grid", "final", "sigma_max", "sigma_min", "eta"),
+    *("rtol", "atol", "seeds", "classes", "guidance", "batch"),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status (2: a mistake in the call, 130: interrupted)."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    try:
+        return int(args.run(args))
+    except (ValueError, FileNotFoundError, FloatingPointError, PermissionError) as error:
+        print(f"ddim-ode {args.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ddim-ode", description="Diffusion sampling as an ODE solve."
+    )
+    parser.add_argument("--version", action="version", version=f"ddim-ode {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True)
+    _sample_arguments(
+        commands.add_parser(
+            "sample",
+            help="make pictures with one or more solvers",
+            description="Sample the same seeds with each solver: a picture, a table, a manifest.",
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
+    )
+    _train_arguments(
+        commands.add_parser(
+            "train",
+            help="train a U-Net on your images",
+            description="Train an ε-network; the same command resumes a stopped run.",
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
+    )
+    listing = commands.add_parser("methods", help="list the solvers")
+    listing.set_defaults(run=lambda args: _print_methods())
+    return parser
+
+
+def _sample_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", default="fashion-mnist", help="a shipped name or a model.safetensors")
+    add(
+        "--methods",
+        nargs="+",
+        default=list(_METHODS),
+        metavar="METHOD",
+        help="see ddim-ode methods",
+    )
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--nfe", type=int, default=None, help="most network calls (20 without --steps)"
+    )
+    where.add_argument("--steps", type=int, default=None, help="intervals of the grid")
+    add("--grid", default="karras", help="time, quadratic, log_snr, karras or trailing")
+    add("--final", default=None, help="zero (land on x̂₀) or sigma_min")
+    add("--sigma-max", type=float, default=None, help="first noise level")
+    add("--sigma-min", type=float, default=None, help="last positive noise level")
+    add("--eta", type=float, default=None, help="step noise of ddim: 0 is DDIM, 1 is DDPM")
+    add("--rtol", type=float, default=1e-3, help="of adaptive solvers")
+    add("--atol", type=float, default=1e-3, help="of adaptive solvers")
+    add("--seeds", default="0-9", help="one picture each: 0-9 or 3,5,8")
+    add("--classes", default="all", help="names or numbers, repeated over the seeds: 'sneaker,bag'")
+    add("--guidance", type=float, default=2.0, help="classifier-free guidance; 1 is none")
+    add("--batch", type=int, default=64, help="samples solved together")
+    add("--device", default="cpu", help="cpu, cuda, cuda:1 ...")
+    add("--out", type=Path, default=Path("out"), help="directory for the results")
+    add("--npz", action="store_true", help="also write the arrays, one .npz a method")
+    add("--png", action="store_true", help="also write one PNG a sample")
+    add("--manifest", type=Path, default=None, help="run again what this manifest.json says")
+    parser.set_defaults(run=_sample)
+
+
+def _train_arguments(parser: argparse.ArgumentParser) -> None:
+    from .nets.config import TrainConfig
+
+    defaults = TrainConfig()
+    add = parser.add_argument
+    add("--data", type=Path, required=True, help="IDX directory, .npz, or a folder of pictures")
+    add("--out", type=Path, required=True, help="directory of the run; resumed if it holds one")
+    add("--schedule", default="exponential", help="exponential, ddpm or cosine")
+    add("--steps", type=int, default=defaults.steps, help="optimiser steps")
+    add("--batch-size", type=int, default=defaults.batch, help="images a step")
+    add("--lr", type=float, default=defaults.lr, help="peak learning rate")
+    add("--channels", default=",".join(map(str, defaults.channels)), help="features per level")
+    add("--blocks", type=int, default=defaults.blocks, help="residual blocks a level")
+    add("--label-dropout", type=float, default=defaults.label_dropout, help="share without label")
+    add("--seed", type=int, default=defaults.seed, help="of weights, batches and noise")
+    add("--bf16", action="store_true", help="bfloat16 autocast")
+    add("--classes", default=None, help="class names, comma-separated, for the model file")
+    add("--checkpoint-every", type=int, default=200, help="steps")
+    add("--device", default="cpu", help="cpu, cuda ...")
+    parser.set_defaults(run=_train)
+
+
+def _train(args: argparse.Namespace) -> int:
+    from . import schedules
+    from .nets.data import load_images
+    from .nets.config import TrainConfig
+    from .nets.train import train
+
+    one_of("schedule", args.schedule, ("exponential", "ddpm", "cosine"))
+    data = load_images(args.data)
+    if args.classes:
+        data = data._replace(classes=args.classes.split(","))
+    config = TrainConfig(
+        steps=args.steps,
+        batch=args.batch_size,
+        lr=args.lr,
+        label_dropout=args.label_dropout,
+        channels=tuple(int(c) for c in args.channels.split(",")),
+        blocks=args.blocks,
+        seed=args.seed,
+        bf16=args.bf16,
+    )
+    path = train(
+        data,
+        getattr(schedules, args.schedule)(),
+        args.out,
+        config,
+        device=args.device,
+        checkpoint_every=args.checkpoint_every,
+    )
+    print(f"wrote {path}; sample it with: ddim-ode sample --model {path}")
+    return 0
+
+
+def _print_methods() -> int:
+    from .solvers.methods import methods
+
+    _table([{k: "–" if v is None else v for k, v in row.items()} for row in methods()])
+    print(
+        "\nadaptive, by their own packages: torchdiffeq:NAME (dopri5, bosh3, ...), scipy:NAME (RK45, ...)"
+    )
+    return 0
+
+
+def _sample(args: argparse.Namespace) -> int:
+    from .nets.pretrained import load
+
+    manifest: dict[str, Any] = {}
+    if args.manifest is not None:
+        manifest = json.loads(args.manifest.read_text())
+        for name in _OPTIONS:
+            setattr(args, name, manifest["options"][name])
+    if args.nfe is None and args.steps is None:
+        args.nfe = 20
+    model = load(args.model, guidance=args.guidance, device=args.device)
+    if manifest and manifest["model"]["sha256"] != model.sha256:
+        raise ValueError(
+            f"{args.manifest}: was made with weights {manifest['model']['sha256'][:12]}…, and "
+            f"{args.model} now has {model.sha256[:12]}…"
+        )
+    seeds = _parse_seeds(args.seeds)
+    labels = _parse_classes(args.classes, model, len(seeds))
+    args.out.mkdir(parents=True, exist_ok=True)
+
+    runs: list[dict[str, Any]] = []
+    strips: list[tuple[str, Tensor]] = []
+    interrupted = False
+    for method in args.methods:
+        try:
+            x, run = _run_method(model, method, seeds, labels, args)
+        except KeyboardInterrupt:
+            interrupted = True
+            break
+        runs.append(run)
+        strips.append((f"{method}\nnfe {run['nfe']} · {run['seconds']:.1f} s", x))
+        _write_arrays(args, method, x, seeds, labels)
+    if runs:
+        _report(args, model, runs, strips, labels)
+    if interrupted:
+        print(f"interrupted: {len(runs)} of {len(args.methods)} methods are kept", file=sys.stderr)
+    return 130 if interrupted else 0
+
+
+def _run_method(
+    model: PretrainedModel,
+    method: str,
+    seeds: list[int],
+    labels: list[int] | None,
+    args: argparse.Namespace,
+) -> tuple[Tensor, dict[str, Any]]:
+    import torch
+
+    from . import external
+    from .sampling import sample
+    from .seeding import noise
+
+    options: dict[str, Any] = dict(
+        final=args.final, sigma_max=args.sigma_max, sigma_min=args.sigma_min
+    )
+    if external.is_external(method) and not external.is_fixed_step(method):
+        options |= dict(rtol=args.rtol, atol=args.atol)
+    else:
+        options |= dict(steps=args.steps, nfe=args.nfe, grid=args.grid)
+        if method == "ddim":
+            options["eta"] = args.eta
+    solutions: list[Solution] = []
+    started = time.perf_counter()
+    for i in range(0, len(seeds), args.batch):
+        part = seeds[i : i + args.batch]
+        x = noise(model.shape, model.schedule, part, sigma=args.sigma_max, device=args.device)
+        cond = None
+        if labels is not None:
+            cond = {"y": torch.tensor(labels[i : i + args.batch], device=args.device)}
+        solutions.append(sample(model, x, method, seeds=part, cond=cond, progress=True, **options))
+    end = torch.cat([solution.x for solution in solutions]).cpu()  # waits for the device
+    seconds = time.perf_counter() - started
+    first = solutions[0]
+    status = [s for solution in solutions for s in solution.status.tolist()]
+    return end, dict(
+        method=method,
+        steps=len(first.sigmas) - 1 if first.plan is not None else None,
+        nfe=max(solution.nfe for solution in solutions),
+        net_evals=sum(solution.net_evals for solution in solutions),
+        seconds=round(seconds, 3),
+        sigmas=[float(s) for s in first.sigmas],
+        status={name: status.count(name) for name in sorted(set(status))},
+        plan=None if first.plan is None else first.plan.to_dict(),
+    )
+
+
+def _write_arrays(
+    args: argparse.Namespace, method: str, x: Tensor, seeds: list[int], labels: list[int] | None
+) -> None:
+    import numpy as np
+
+    from .pictures import save_images
+
+    stem = method.replace(":", "-")
+    if args.npz:
+        arrays: dict[str, Any] = dict(x=x.numpy(), seeds=seeds)
+        if labels is not None:
+            arrays["labels"] = labels
+        np.savez_compressed(args.out / f"{stem}.npz", **arrays)
+    if args.png:
+        save_images(args.out / stem, x, [f"{seed:06d}" for seed in seeds])
+
+
+def _report(
+    args: argparse.Namespace,
+    model: PretrainedModel,
+    runs: list[dict[str, Any]],
+    strips: list[tuple[str, Tensor]],
+    labels: list[int] | None,
+) -> None:
+    import numpy
+    import torch
+
+    from .pictures import sample_grid, save_grid
+
+    headings: list[str] = []
+    if labels is not None and all(a == b for a, b in zip(labels, labels[10:])):
+        headings = [model.classes[label] for label in labels[:10]]
+    figure = sample_grid(strips, headings)
+    save_grid(args.out / "samples.png", figure)
+    manifest = dict(
+        ddim_ode=__version__,
+        options={name: getattr(args, name) for name in _OPTIONS},
+        model=dict(name=str(args.model), sha256=model.sha256, schedule=repr(model.schedule)),
+        runs=runs,
+        device=args.device,
+        versions=dict(
+            python=platform.python_version(), torch=torch.__version__, numpy=numpy.__version__
+        ),
+    )
+    (args.out / "manifest.json").write_text(json.dumps(manifest, indent=1, ensure_ascii=False))
+    columns = ("method", "steps", "nfe", "net_evals", "seconds", "status")
+    rows = [{name: run[name] for name in columns} for run in runs]
+    for row in rows:
+        row["steps"] = "own" if row["steps"] is None else row["steps"]
+        row["seconds"] = f"{row['seconds']:.2f}"
+        row["status"] = ", ".join(f"{n} {name}" for name, n in row["status"].items())
+    _table(rows)
+    print(f"\n{args.out / 'samples.png'}   {args.out / 'manifest.json'}")
+
+
+def _parse_seeds(text: str) -> list[int]:
+    seeds: list[int] = []
+    try:
+        for part in text.split(","):
+            first, _, last = part.partition("-")
+            seeds += range(int(first), int(last or first) + 1)
+    except ValueError:
+        raise ValueError(f"--seeds {text!r}: write 0-9, or 3,5,8, or a mix of both") from None
+    if not seeds:
+        raise ValueError(f"--seeds {text!r} names no seed")
+    return seeds
+
+
+def _parse_classes(text: str, model: PretrainedModel, n: int) -> list[int] | None:
+    """A class for each of n samples, or None for an unconditional model."""
+    if not model.num_classes:
+        return None
+    if text == "all":
+        chosen = list(range(model.num_classes))
+    else:
+        numbers = {name: i for i, name in enumerate(model.classes)}
+        numbers |= {str(i): i for i in range(model.num_classes)}
+        chosen = [numbers[one_of("class", name.strip(), numbers)] for name in text.split(",")]
+    return [chosen[i % len(chosen)] for i in range(n)]
+
+
+def _table(rows: list[dict[str, Any]]) -> None:
+    """Aligned columns: text to the left, numbers to the right."""
+    columns = list(rows[0])
+    text = [[str(row[name]) for name in columns] for row in rows]
+    widths = [max(len(name), *(len(line[i]) for line in text)) for i, name in enumerate(columns)]
+    numeric = [all(isinstance(row[name], (int, float)) for row in rows) for name in columns]
+    for line in [columns, *text]:
+        cells = [c.rjust(w) if n else c.ljust(w) for c, w, n in zip(line, widths, numeric)]
+        print("  ".join(cells).rstrip())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Measures of what a sampler made; each importable alone."""

@@ -1,0 +1,90 @@
+"""Pictures of samples: one strip per solver, the same seeds in the same columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from .nets.data import to_pixels
+
+_INK = "#222222"
+_CELL = 0.62  # inches a picture
+_LABEL = 1.75  # inches for the names on the left
+
+
+def sample_grid(
+    strips: Sequence[tuple[str, Tensor]],
+    columns: Sequence[str] = (),
+    title: str = "",
+    per_row: int = 10,
+) -> Figure:
+    """A figure of strips (label, images (N, C, H, W) in [-1, 1]), wrapped at ``per_row`` columns.
+
+    columns: headings, one per column. A label's first line is set in bold.
+    """
+    if not strips or any(images.shape[0] == 0 for _, images in strips):
+        raise ValueError("nothing to draw: give at least one strip with at least one image")
+    per_row = min(per_row, max(images.shape[0] for _, images in strips))
+    rows = [-(-images.shape[0] // per_row) for _, images in strips]
+    top = 0.55 if columns else 0.15
+    top += 0.35 if title else 0.0
+    gap = 0.12  # inches between strips
+    height = top + sum(rows) * _CELL + gap * len(strips) + 0.05
+    width = _LABEL + per_row * _CELL + 0.1
+    figure = Figure(figsize=(width, height), dpi=150, facecolor="white")
+    FigureCanvasAgg(figure)
+    if title:
+        figure.text(0.1 / width, 1 - 0.1 / height, title, va="top", size=10, color=_INK)
+
+    y = height - top
+    for (label, images), n_rows in zip(strips, rows):
+        panel = _mosaic(images, per_row, n_rows)
+        y -= n_rows * _CELL
+        box = (_LABEL / width, y / height, per_row * _CELL / width, n_rows * _CELL / height)
+        axes = figure.add_axes(box)
+        axes.imshow(panel, cmap="gray_r", vmin=0, vmax=255, interpolation="nearest", aspect="auto")
+        axes.set_axis_off()
+        name, _, detail = label.partition("\n")
+        middle = (y + n_rows * _CELL / 2) / height
+        figure.text(0.1 / width, middle, name, va="bottom", size=9.5, weight="bold", color=_INK)
+        figure.text(0.1 / width, middle - 0.03 / height, detail, va="top", size=8, color=_INK)
+        y -= gap
+    for i, heading in enumerate(columns[:per_row]):
+        x = (_LABEL + (i + 0.5) * _CELL) / width
+        where = 1 - (top - 0.06) / height
+        figure.text(x, where, heading, ha="left", va="bottom", size=7.5, rotation=30, color=_INK)
+    return figure
+
+
+def save_grid(path: str | Path, figure: Figure) -> None:
+    """Write the figure as it is laid out."""
+    figure.savefig(path, facecolor="white")
+
+
+def save_images(folder: Path, images: Tensor, names: Sequence[str]) -> None:
+    """One PNG per image, at its own resolution."""
+    from PIL import Image
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for picture, name in zip(_channels_last(images), names):
+        Image.fromarray(picture).save(folder / f"{name}.png")
+
+
+def _channels_last(images: Tensor) -> np.ndarray:
+    pixels = to_pixels(images).cpu().numpy().transpose(0, 2, 3, 1)
+    return pixels[..., 0] if pixels.shape[-1] == 1 else pixels
+
+
+def _mosaic(images: Tensor, per_row: int, n_rows: int) -> np.ndarray:
+    pixels = _channels_last(images)
+    blank = np.zeros_like(pixels[:1]) if pixels.ndim == 3 else np.full_like(pixels[:1], 255)
+    missing = per_row * n_rows - len(pixels)
+    pixels = np.concatenate([pixels, np.repeat(blank, missing, axis=0)])
+    height, width = pixels.shape[1:3]
+    grid = pixels.reshape(n_rows, per_row, height, width, *pixels.shape[3:])
+    return grid.swapaxes(1, 2).reshape(n_rows * height, per_row * width, *pixels.shape[3:])

@@ -1,0 +1,109 @@
+"""The command line, run in this process on the shipped model with few steps."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ddim_ode.cli import main
+
+FAST = ["--methods", "ddim", "--steps", "2", "--seeds", "0-2", "--guidance", "1"]
+
+
+def test_sample_writes_a_picture_a_table_and_a_manifest(tmp_path, capsys):
+    call = ["sample", "--methods", "ddim", "heun", "scipy:RK23", "--nfe", "3", "--seeds", "4,7-8"]
+    assert main([*call, "--rtol", "0.5", "--atol", "0.5", "--out", str(tmp_path)]) == 0
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    nfe = {run["method"]: run["nfe"] for run in manifest["runs"]}
+    assert (nfe["ddim"], nfe["heun"]) == (3, 3)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["method", "steps", "nfe", "net_evals", "seconds", "status"]
+    assert lines[3].split()[:3] == ["scipy:RK23", "own", str(nfe["scipy:RK23"])]
+    with Image.open(tmp_path / "samples.png") as picture:
+        assert len(set(picture.convert("L").tobytes())) > 50  # shades, not a blank page
+
+
+def test_a_manifest_makes_the_same_samples_again(tmp_path):
+    out, again = tmp_path / "a", tmp_path / "b"
+    noisy = ["--eta", "0.5", "--classes", "bag,3"]
+    assert main(["sample", *FAST, *noisy, "--npz", "--png", "--out", str(out)]) == 0
+    manifest = str(out / "manifest.json")
+    assert main(["sample", "--manifest", manifest, "--npz", "--out", str(again)]) == 0
+    with np.load(out / "ddim.npz") as first, np.load(again / "ddim.npz") as second:
+        assert np.array_equal(first["x"], second["x"])
+        assert first["labels"].tolist() == second["labels"].tolist() == [8, 3, 8]
+    assert sorted(f.name for f in (out / "ddim").iterdir()) == [f"{i:06d}.png" for i in range(3)]
+
+
+def test_a_sample_does_not_depend_on_the_batch(tmp_path):
+    for batch in ("1", "3"):
+        out = ["--npz", "--out", str(tmp_path / batch), "--batch", batch]
+        assert main(["sample", *FAST, "--classes", "dress", *out]) == 0
+    with np.load(tmp_path / "1/ddim.npz") as one, np.load(tmp_path / "3/ddim.npz") as three:
+        np.testing.assert_allclose(one["x"], three["x"], atol=1e-4)
+
+
+def test_a_manifest_of_other_weights_is_refused(tmp_path, capsys):
+    assert main(["sample", *FAST, "--out", str(tmp_path)]) == 0
+    path = tmp_path / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["model"]["sha256"] = "0" * 64
+    path.write_text(json.dumps(manifest))
+    assert main(["sample", "--manifest", str(path), "--out", str(tmp_path)]) == 2
+    assert "was made with weights 000000000000" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--methods", "dddim"], "unknown method 'dddim'; valid, nearest first: ddim"),
+        (["--grid", "kerras"], "unknown grid 'kerras'; valid, nearest first: karras"),
+        (["--seeds", "five"], "write 0-9, or 3,5,8"),
+        (["--seeds", "5-2"], "names no seed"),
+        (["--classes", "hat"], "unknown class 'hat'"),
+        (["--model", "none.safetensors"], "none.safetensors: no such weights file"),
+        (["--steps", "0"], "steps=0 must be a whole number >= 1"),
+        (["--eta", "7"], "eta=7"),
+    ],
+)
+def test_mistakes_are_explained_on_stderr(tmp_path, capsys, arguments, message):
+    assert main(["sample", *FAST, *arguments, "--out", str(tmp_path)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_interrupting_keeps_what_is_finished(tmp_path, monkeypatch, capsys):
+    sampling = __import__("ddim_ode.sampling", fromlist=["sample"])
+    sample = sampling.sample
+
+    def interrupted(model, x, method, **options):
+        if method == "heun":
+            raise KeyboardInterrupt
+        return sample(model, x, method, **options)
+
+    monkeypatch.setattr(sampling, "sample", interrupted)
+    call = ["sample", *FAST, "--out", str(tmp_path)]
+    call[3:3] = ["heun"]
+    assert main(call) == 130
+    assert "1 of 2 methods are kept" in capsys.readouterr().err
+    assert [r["method"] for r in json.loads((tmp_path / "manifest.json").read_text())["runs"]] == [
+        "ddim"
+    ]
+
+
+def test_train_then_sample(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    data = tmp_path / "set.npz"
+    np.savez(data, images=rng.integers(0, 256, (8, 8, 8, 3), dtype=np.uint8))
+    run = str(tmp_path / "run")
+    small = ["--steps", "2", "--batch-size", "4", "--channels", "8,8", "--out", run]
+    assert main(["train", "--data", str(data), *small]) == 0
+    model = f"{run}/model.safetensors"
+    assert main(["sample", "--model", model, *FAST, "--out", str(tmp_path / "o")]) == 0
+    assert main(["sample", "--model", model, *FAST[:-1], "2", "--out", str(tmp_path / "o")]) == 2
+    assert "unconditional" in capsys.readouterr().err
+
+
+def test_methods_lists_the_registry(capsys):
+    assert main(["methods"]) == 0
+    assert "rk45" in capsys.readouterr().out

@@ -1,0 +1,42 @@
+"""What the documentation says, runs: README's Python, and the examples in the docstrings."""
+
+import doctest
+import importlib
+import pkgutil
+import re
+from pathlib import Path
+
+import pytest
+
+import ddim_ode
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+MODULES = [m.name for m in pkgutil.walk_packages(ddim_ode.__path__, "ddim_ode.")]
+
+
+@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
+def test_readme_code_runs(code, capsys):
+    exec(compile(code, "README.md", "exec"), {})
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstring_examples(name):
+    assert doctest.testmod(importlib.import_module(name)).failed == 0
+
+
+def test_the_gate_runs_the_command_the_readme_gives():
+    commands = re.findall(r"```bash\n(.*?)\n```", README)
+    assert len(commands) == 2
+    pattern = re.search(r"grep -m1 -E '(.*?)' README", (ROOT / ".ci/run").read_text()).group(1)
+    assert [line for line in README.splitlines() if re.search(pattern, line)] == [commands[1]]
+
+
+@pytest.mark.parametrize("link", re.findall(r"\]\(([^)#:]+)\)", README))
+def test_readme_links_exist(link):
+    assert (ROOT / link).exists()
+
+
+@pytest.mark.parametrize("name", [n for n in ddim_ode.__all__ if n != "__version__"])
+def test_every_public_name_is_documented(name):
+    assert len((getattr(ddim_ode, name).__doc__ or "").split()) >= 5

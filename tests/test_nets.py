@@ -1,0 +1,233 @@
+"""The U-Net, its training loop, files of weights, data sets, and the shipped model."""
+
+import dataclasses
+import gzip
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import ddim_ode
+from ddim_ode.nets import weights
+from ddim_ode.nets.classifier import run_in_batches
+from ddim_ode.nets.config import TrainConfig
+from ddim_ode.nets.data import Images, load_images, to_pixels, to_unit
+from ddim_ode.nets.pretrained import load_classifier
+from ddim_ode.nets.train import train
+from ddim_ode.nets.unet import UNet
+
+SCHEDULE = ddim_ode.schedules.exponential()
+TINY = TrainConfig(steps=12, batch=4, channels=(8, 8), warmup=2, dropout=0.1)
+
+
+@pytest.fixture
+def toy_data() -> Images:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (10, 1, 8, 8), generator=generator, dtype=torch.uint8)
+    return Images(pixels, torch.arange(10) % 3, None)
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_killed_run_resumes_to_the_weights_of_the_unbroken_one(tmp_path, toy_data, monkeypatch):
+    whole = train(toy_data, SCHEDULE, tmp_path / "whole", TINY, progress=False)
+
+    module = __import__("ddim_ode.nets.train", fromlist=["eps_loss"])
+    calls, loss = [], module.eps_loss
+
+    def dies_at_seven(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 7:
+            raise Killed
+        return loss(*args, **kwargs)
+
+    monkeypatch.setattr(module, "eps_loss", dies_at_seven)
+    arguments = (toy_data, SCHEDULE, tmp_path / "broken", TINY)
+    with pytest.raises(Killed):
+        train(*arguments, progress=False, checkpoint_every=4)
+    resumed = train(*arguments, progress=False, checkpoint_every=4)
+    assert len(calls) == 7 + (12 - 4)  # it went back to the checkpoint at 4, not to 0
+
+    for key, value in weights.read(whole)[0].items():
+        torch.testing.assert_close(value, weights.read(resumed)[0][key], rtol=0, atol=0)
+
+
+def test_training_lowers_the_loss(tmp_path, toy_data):
+    config = dataclasses.replace(TINY, steps=300, batch=10, lr=3e-3, dropout=0.0)
+    path = train(toy_data, SCHEDULE, tmp_path, config, progress=False, checkpoint_every=300)
+    rows = (tmp_path / "loss.csv").read_text().split()[1:]
+    losses = [float(row.split(",")[1]) for row in rows]
+    assert losses[-1] < 0.6 * losses[0]
+    assert ddim_ode.load(path).num_classes == 3
+
+
+def test_resuming_with_other_settings_is_refused_by_name(tmp_path, toy_data):
+    train(toy_data, SCHEDULE, tmp_path, TINY, progress=False)
+    other = dataclasses.replace(TINY, lr=0.5)
+    with pytest.raises(ValueError, match=r"lr=0\.001 \(now 0\.5\)"):
+        train(toy_data, SCHEDULE, tmp_path, other, progress=False)
+
+
+def test_labels_are_dropped_at_the_asked_rate(tmp_path, toy_data, monkeypatch):
+    seen: list[Tensor] = []
+    module = __import__("ddim_ode.nets.train", fromlist=["eps_loss"])
+    loss = module.eps_loss
+    monkeypatch.setattr(
+        module, "eps_loss", lambda *a, y, **k: (seen.append(y), loss(*a, y=y, **k))[1]
+    )
+    config = dataclasses.replace(TINY, steps=60, batch=10, label_dropout=0.3)
+    train(toy_data, SCHEDULE, tmp_path, config, progress=False)
+    share = (torch.cat(seen) == 3).double().mean()  # 3 classes, so 3 is the null label
+    assert 0.24 < share < 0.36
+
+
+def test_unet_without_labels_is_the_null_label():
+    net = UNet(1, (8, 8), blocks=1, num_classes=3).eval()
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    x, t = torch.randn(2, 1, 8, 8), torch.tensor([10.0, 500.0])
+    torch.testing.assert_close(net(x, t), net(x, t, y=torch.tensor([3, 3])))
+    with pytest.raises(ValueError, match="takes no labels"):
+        UNet(1, (8, 8))(x, t, y=torch.tensor([0, 0]))
+
+
+# -- files ------------------------------------------------------------------------------------
+
+
+def test_truncated_weights_are_named(tmp_path):
+    whole = (ddim_ode.nets.pretrained.ASSETS / "fashion-mnist.safetensors").read_bytes()
+    for size in (0, 5, 1000, len(whole) // 2, len(whole) - 1):
+        path = tmp_path / "cut.safetensors"
+        path.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match=r"cut\.safetensors: truncated"):
+            ddim_ode.load(path)
+
+
+def test_a_pickle_is_refused_and_not_run(tmp_path):
+    witness = tmp_path / "ran"
+
+    class Trap:
+        def __reduce__(self):
+            return (open, (str(witness), "w"))
+
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(pickle.dumps(Trap()))
+    with pytest.raises(ValueError, match="not a safetensors file"):
+        ddim_ode.load(path)
+    assert not witness.exists()
+
+
+def test_weights_that_do_not_fit_their_configuration_are_named(tmp_path):
+    net = UNet(1, (8, 8), num_classes=3)
+    config = dict(kind="unet", net=net.config)
+    path = tmp_path / "model.safetensors"
+    weights.write(path, dict(list(net.state_dict().items())[1:]), config)
+    with pytest.raises(ValueError, match="do not fit"):
+        ddim_ode.load(path)
+    with pytest.raises(ValueError, match="holds a 'unet', not a classifier"):
+        load_classifier(path)
+
+
+def test_an_interrupted_write_keeps_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "w.safetensors"
+    weights.write(path, {"a": torch.ones(2)}, {"n": 1})
+    monkeypatch.setattr(weights.os, "replace", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        weights.write(path, {"a": torch.zeros(2)}, {"n": 2})
+    assert weights.read(path)[1] == {"n": 1}
+    assert [f.name for f in tmp_path.iterdir()] == ["w.safetensors"]
+
+
+def test_unknown_model_name_lists_the_names():
+    with pytest.raises(ValueError, match="unknown model 'fashion_mnist'.*fashion-mnist"):
+        ddim_ode.load("fashion_mnist")
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        ddim_ode.load("nowhere.safetensors")
+
+
+# -- data -------------------------------------------------------------------------------------
+
+
+def write_idx(path, array: np.ndarray, compress: bool) -> None:
+    header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">i4").tobytes()
+    raw = header + array.astype(np.uint8).tobytes()
+    path.write_bytes(gzip.compress(raw) if compress else raw)
+
+
+@pytest.mark.parametrize("kind", ["idx", "idx.gz", "npz", "folder"])
+def test_every_kind_of_data_set_reads_to_the_same_pixels(tmp_path, kind):
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 256, (6, 5, 4), dtype=np.uint8)
+    labels = np.array([0, 0, 1, 1, 2, 2])
+    source = tmp_path
+    if kind.startswith("idx"):
+        gz = kind.endswith("gz")
+        write_idx(tmp_path / f"train-images-idx3-ubyte{'.gz' * gz}", pictures, gz)
+        write_idx(tmp_path / f"train-labels-idx1-ubyte{'.gz' * gz}", labels, gz)
+    elif kind == "npz":
+        source = tmp_path / "set.npz"
+        np.savez(source, images=pictures, labels=labels)
+    else:
+        for i, (picture, label) in enumerate(zip(pictures, labels)):
+            (tmp_path / f"class{label}").mkdir(exist_ok=True)
+            Image.fromarray(picture).save(tmp_path / f"class{label}" / f"{i}.png")
+    data = load_images(source)
+    assert np.array_equal(data.pixels[:, 0].numpy(), pictures)
+    assert np.array_equal(data.labels, labels)
+    assert data.classes == (["class0", "class1", "class2"] if kind == "folder" else None)
+
+
+def test_bad_data_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="neither an IDX pair nor pictures"):
+        load_images(tmp_path)
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03" + b"\0\0\0\x02" * 3 + b"xx")
+    with pytest.raises(ValueError, match="2 bytes of data, but the header says"):
+        load_images(tmp_path)
+    np.savez(tmp_path / "f.npz", images=np.zeros((2, 4, 4)))
+    with pytest.raises(ValueError, match="must be uint8"):
+        load_images(tmp_path / "f.npz")
+
+
+def test_pixels_survive_the_network_scale():
+    pixels = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(to_pixels(to_unit(pixels)), pixels)
+
+
+# -- the shipped model ------------------------------------------------------------------------
+
+
+def test_shipped_model_makes_what_it_is_asked_for():
+    model = ddim_ode.load("fashion-mnist", guidance=2.0)
+    x = ddim_ode.noise(model.shape, model.schedule, seeds=range(20))
+    asked = torch.arange(20) % 10
+    sol = ddim_ode.sample(model, x, "midpoint", nfe=15, cond={"y": asked})
+    _, seen = run_in_batches(load_classifier(), sol.x.clamp(-1, 1))
+    assert (seen == asked).sum() >= 16
+    assert sol.net_evals == 2 * 20 * sol.nfe
+
+
+def test_shipped_weights_fit_the_promised_size():
+    path = ddim_ode.nets.pretrained.ASSETS / "fashion-mnist.safetensors"
+    assert path.stat().st_size <= 8e6
+
+
+def test_guidance_one_is_the_conditional_network_alone():
+    model = ddim_ode.load("fashion-mnist")
+    assert model.rows_per_sample == 1
+    unconditional = UNet(1, (8, 8))
+    config = dict(
+        kind="unet",
+        net=unconditional.config,
+        shape=[1, 8, 8],
+        schedule=dict(name="exponential", params={}),
+        prediction="eps",
+        time_offset=0.0,
+    )
+    with pytest.raises(ValueError, match="unconditional"):
+        ddim_ode.nets.pretrained.PretrainedModel(unconditional, config, 2.0, "")

@@ -1,0 +1,142 @@
+"""Order by slope on a nonlinear, non-autonomous problem whose flow is known exactly."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from problems import COSINE, EXPONENTIAL, mixture_1d, points
+
+import ddim_ode
+from ddim_ode.grids import make_grid
+from ddim_ode.integration import integrate
+from ddim_ode.solvers.chart import CHARTS
+from ddim_ode.solvers.methods import METHODS
+from ddim_ode.solvers.plan import Op
+
+TOLERANCE = 0.15
+MODELS = {"cosine": mixture_1d(COSINE), "exponential": mixture_1d(EXPONENTIAL)}
+DETERMINISTIC = [name for name, m in METHODS.items() if m.order is not None]
+MULTISTEP = [name for name in DETERMINISTIC if METHODS[name].past > 1]
+ONE_STEP = [name for name in DETERMINISTIC if METHODS[name].past == 1]
+
+
+def start(model, sigma):
+    """Six states spread over the marginal at that level."""
+    return torch.linspace(-1.6, 1.8, 6, dtype=torch.float64)[:, None] * float(
+        np.sqrt(1 - (1 - 2.5) * model.schedule.scales(sigma)[0] ** 2)
+    )
+
+
+def error(model, x, plan, past=0):
+    """RMS distance from the exact flow; with ``past``, from that many exact starting values.
+
+    Those are put into the history by nodes at which the network is asked at the exact state; the plan
+    is joined at the step that first reads all of them.
+    """
+    evaluate = model.bind(plan.nodes, x)
+    exact = {k: model.flow(x, plan.grid[0], plan.grid[k]) for k in range(1, past)}
+    end = model.flow(x, plan.grid[0], plan.grid[-1])
+    if past:
+        commits = [i for i, op in enumerate(plan.ops) if op.commit]
+        seeds = [Op(1.0, (), node, False, 0.0) for node in plan.nodes[:past]]
+        plan = replace(plan, ops=(*seeds, *plan.ops[commits[past - 1] :]))
+    joined = exact.get(past - 1, x)
+    out, _, _ = integrate(plan, lambda y, k: evaluate(exact.get(k, x if k == 0 else y), k), joined)
+    return float((out - end).square().mean().sqrt())
+
+
+def slope(model, method, coarse, *, ends=(2.0, 0.2), chart=None, past=0):
+    x = start(model, ends[0])
+    errors = []
+    for steps in (coarse, 2 * coarse):
+        grid = make_grid(
+            "time", model.schedule, steps, final="sigma_min", sigma_max=ends[0], sigma_min=ends[1]
+        )
+        errors.append(error(model, x, ddim_ode.plan(method, model.schedule, grid, chart=chart), past))
+    return np.log2(errors[0] / errors[1])
+
+
+def test_every_method_has_an_order_or_is_stochastic():
+    without = {row["name"] for row in ddim_ode.methods() if row["order"] is None}
+    assert without == {"ddpm"}  # whose transition is tested by its mean and variance
+    assert set(ONE_STEP) | set(MULTISTEP) | without == {m["name"] for m in ddim_ode.methods()}
+
+
+@pytest.mark.parametrize("schedule", MODELS)
+@pytest.mark.parametrize("name", ONE_STEP)
+def test_one_step_method_has_the_order_on_its_label(name, schedule):
+    measured = slope(MODELS[schedule], name, 64)
+    assert measured == pytest.approx(METHODS[name].order, abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("schedule", MODELS)
+@pytest.mark.parametrize("name", MULTISTEP)
+def test_multistep_method_from_exact_values_has_the_order_on_its_label(name, schedule):
+    measured = slope(MODELS[schedule], name, 180, past=METHODS[name].past)
+    assert measured == pytest.approx(METHODS[name].order, abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("schedule", MODELS)
+@pytest.mark.parametrize("name", MULTISTEP)
+def test_multistep_method_as_run_has_the_order_as_run(name, schedule):
+    # Even in t from a level where the velocity bends: the first step is as large as the others.
+    measured = slope(MODELS[schedule], name, 100)
+    assert measured == pytest.approx(METHODS[name].order_as_run, abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("chart", CHARTS)
+@pytest.mark.parametrize("name", ONE_STEP)
+def test_one_step_method_keeps_its_order_in_every_chart(name, chart):
+    coarse = 90 if METHODS[name].order == 5 else 60
+    measured = slope(MODELS["exponential"], name, coarse, ends=(3.5, 0.3), chart=chart)
+    assert measured == pytest.approx(METHODS[name].order, abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("chart", ["data", "log", "trig", "exp"])
+def test_adams_keeps_its_order_in_every_chart(chart):
+    measured = slope(MODELS["exponential"], "ab3", 100, chart=chart, past=3)
+    assert measured == pytest.approx(3, abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("ruler", ["log_sigma", "fraction", "t", "atan_sigma"])
+def test_adams_keeps_its_order_in_every_ruler(ruler):
+    method = replace(METHODS["ab3"], ruler=ruler)
+    measured = slope(MODELS["cosine"], method, 100, past=3)
+    assert measured == pytest.approx(3, abs=TOLERANCE)
+
+
+def test_a_wrong_tableau_is_seen():
+    heun = METHODS["heun"]
+    wrong = replace(heun.tableau, c=(0, 0.9), a=((), (0.9,)))
+    measured = slope(MODELS["exponential"], replace(heun, tableau=wrong), 64)
+    assert measured == pytest.approx(1, abs=TOLERANCE)
+
+
+def test_wrong_weights_of_a_multistep_method_are_seen():
+    """Adams' constants, right only on a grid uniform in σ, are of second order on this one."""
+    model, errors = MODELS["exponential"], []
+    x = start(model, 2.0)
+    for steps in (100, 200):
+        grid = make_grid("time", EXPONENTIAL, steps, final="sigma_min", sigma_max=2.0, sigma_min=0.2)
+        plan = ddim_ode.plan("ab3", EXPONENTIAL, grid)
+        constants = np.array([23, -16, 5]) / 12
+        ops = [
+            op._replace(weights=tuple(constants * sum(op.weights))) if len(op.weights) == 3 else op
+            for op in plan.ops
+        ]
+        errors.append(error(model, x, replace(plan, ops=tuple(ops)), past=3))
+    assert np.log2(errors[0] / errors[1]) == pytest.approx(2, abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("chart", CHARTS)
+@pytest.mark.parametrize("name", ONE_STEP)
+def test_the_stored_vector_does_not_change_a_plan(name, chart):
+    ends, x = {}, points(4)
+    grid = make_grid("time", COSINE, 6, sigma_max=20.0)
+    for vector in ("eps", "x0", "v", "flow"):
+        plan = ddim_ode.plan(name, COSINE, grid, chart=chart, vector=vector)
+        assert {node.vector for node in plan.nodes} == {vector}
+        ends[vector] = integrate(plan, MODELS["cosine"].bind(plan.nodes, x), x)[0]
+    for vector in ("x0", "v", "flow"):
+        torch.testing.assert_close(ends[vector], ends["eps"], rtol=1e-10, atol=1e-10)
