@@ -61,7 +61,9 @@ def main() -> None:
     accuracy = float((predicted == test.labels).double().mean())
     print(f"classifier on the real test set: {accuracy:.2%}")
     floor_features, _ = run_in_batches(classifier, to_unit(train.pixels[:n]))
-    rows = [dict(what=f"{n} real training images", frechet=frechet_distance(floor_features, features))]
+    rows = [
+        dict(what=f"{n} real training images", frechet=frechet_distance(floor_features, features))
+    ]
     for guidance in args.guidance:
         made, classes = run_in_batches(classifier, samples(args.model, guidance, n, args.cache))
         asked = torch.arange(n) % 10

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import platform
 import sys
@@ -126,9 +127,10 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _train(args: argparse.Namespace) -> int:
     from . import schedules
-    from .nets.data import load_images
     from .nets.config import TrainConfig
+    from .nets.data import load_images
     from .nets.train import train
+    from .pictures import loss_curve, save_figure
 
     one_of("schedule", args.schedule, ("exponential", "ddpm", "cosine"))
     data = load_images(args.data)
@@ -152,6 +154,10 @@ def _train(args: argparse.Namespace) -> int:
         device=args.device,
         checkpoint_every=args.checkpoint_every,
     )
+    with open(args.out / "loss.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    curve = loss_curve([int(r["step"]) for r in rows], [float(r["loss"]) for r in rows])
+    save_figure(args.out / "loss.png", curve)
     print(f"wrote {path}; sample it with: ddim-ode sample --model {path}")
     return 0
 
@@ -279,13 +285,13 @@ def _report(
     import numpy
     import torch
 
-    from .pictures import sample_grid, save_grid
+    from .pictures import sample_grid, save_figure
 
     headings: list[str] = []
     if labels is not None and all(a == b for a, b in zip(labels, labels[10:])):
         headings = [model.classes[label] for label in labels[:10]]
     figure = sample_grid(strips, headings)
-    save_grid(args.out / "samples.png", figure)
+    save_figure(args.out / "samples.png", figure)
     manifest = dict(
         ddim_ode=__version__,
         options={name: getattr(args, name) for name in _OPTIONS},

@@ -177,13 +177,13 @@ class Denoiser:
         host = self.network_time(levels, np.array([node.t for node in nodes]))
         table = torch.as_tensor(host).to(device=like.device, dtype=_wide(like.dtype))
         times = table[:, None].repeat(1, like.shape[0]).unbind(0)
-        a, b = np.zeros(len(nodes)), np.ones(len(nodes))
-        for vector in {node.vector for node in nodes}:
-            rows = [k for k, node in enumerate(nodes) if node.vector == vector]
-            if vector != self.prediction:
-                a[rows], b[rows] = self._coefficients(vector, levels[rows])
-        if not a.any() and (b == 1).all():
+        converted = {node.vector for node in nodes} - {self.prediction}
+        if not converted:
             return lambda y, k: call(y, times[k])
+        a, b = np.zeros(len(nodes)), np.ones(len(nodes))
+        for vector in converted:
+            rows = [k for k, node in enumerate(nodes) if node.vector == vector]
+            a[rows], b[rows] = self._coefficients(vector, levels[rows])
         of_x, of_prediction = a.tolist(), b.tolist()
 
         def evaluate(y: Tensor, k: int) -> Tensor:

@@ -102,7 +102,9 @@ def _torchdiffeq(
     levels = sigmas if fixed else sigmas[[0, -1]]
     taus = torch.tensor([ode.tau(s) for s in levels], dtype=torch.float64, device=x.device)
     # By itself torchdiffeq steps past the end and interpolates back; the network ends at σ_min.
-    options = {"step_t": taus[-1:]} if issubclass(SOLVERS[name], RKAdaptiveStepsizeODESolver) else {}
+    options = (
+        {"step_t": taus[-1:]} if issubclass(SOLVERS[name], RKAdaptiveStepsizeODESolver) else {}
+    )
     state = ode.to_state(x, levels[0])
     try:
         path = odeint(budget, state, taus, rtol=rtol, atol=atol, method=name, options=options)

@@ -1,11 +1,12 @@
 """The loop: runs any plan on tensors.
 
-It reads Python floats from the plan and never a number from a tensor, so it neither waits for the
-device nor copies to it, whatever the method.
+The plan's scales go to the device once, before the first step; its other numbers are Python floats, and
+no number is ever read from a tensor. So the loop neither waits for the device nor copies to it.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -43,10 +44,12 @@ def integrate(
     after_call(k, y, V, at_level), after_step(progress): observers, no part of the solve; at_level
     says that y is the state at a level of the grid and not a stage.
     """
-    history: list[Tensor] = []
+    history: deque[Tensor] = deque(maxlen=plan.memory)
     alive = finite_samples(x) if hold else None
     calls = steps = 0
-    for scale, weights, node, commit, noise in plan.ops:
+    # A 0-d tensor: torch wraps a Python float anew at every product, for as long as the product takes.
+    scales = torch.tensor([op.scale for op in plan.ops], dtype=x.dtype, device=x.device).unbind(0)
+    for scale, (_, weights, node, commit, noise) in zip(scales, plan.ops):
         y = x
         if weights:
             y = x * scale
@@ -67,7 +70,6 @@ def integrate(
             vector = evaluate(y, calls)
             if after_call is not None:
                 after_call(calls, y, vector, commit or calls == 0)
-            history.insert(0, vector)
-            del history[plan.memory :]
+            history.appendleft(vector)
             calls += 1
     return x, finite_samples(x) if alive is None else alive, calls

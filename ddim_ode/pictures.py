@@ -61,7 +61,7 @@ def sample_grid(
     return figure
 
 
-def save_grid(path: str | Path, figure: Figure) -> None:
+def save_figure(path: str | Path, figure: Figure) -> None:
     """Write the figure as it is laid out."""
     figure.savefig(path, facecolor="white")
 
@@ -88,3 +88,18 @@ def _mosaic(images: Tensor, per_row: int, n_rows: int) -> np.ndarray:
     height, width = pixels.shape[1:3]
     grid = pixels.reshape(n_rows, per_row, height, width, *pixels.shape[3:])
     return grid.swapaxes(1, 2).reshape(n_rows * height, per_row * width, *pixels.shape[3:])
+
+
+def loss_curve(steps: Sequence[int], losses: Sequence[float]) -> Figure:
+    """Training loss against step, on log axes."""
+    figure = Figure(figsize=(5.2, 3.0), dpi=150, facecolor="white", layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.loglog(steps, losses, color="#08519c", lw=1.5)
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
+    axes.set_xlabel("optimiser step")
+    axes.set_ylabel("ε-loss per pixel, mean of 50 steps")
+    axes.grid(True, which="both", color="#e5e5e5", lw=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure

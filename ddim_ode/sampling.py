@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -235,10 +236,11 @@ def _run_plan(
         evaluate = lambda y, k: y  # noqa: E731
 
     trajectory: list[Tensor] = [x] if record == "x" else []
-    bar = tqdm(total=plan.nfe, unit="nfe", desc=plan.method, disable=not progress)
+    bar = tqdm(total=plan.nfe, unit="nfe", desc=plan.method) if progress else None
 
     def after_call(k: int, y: Tensor, vector: Tensor, at_level: bool) -> None:
-        bar.update()
+        if bar is not None:
+            bar.update()
         if record == "x0" and at_level:
             trajectory.append(_to_x0(model, plan.nodes[k], y, vector))
 
@@ -248,7 +250,7 @@ def _run_plan(
         if callback is not None:
             callback(step)
 
-    with bar:
+    with bar or contextlib.nullcontext():
         end, finite, calls = integrate(
             plan,
             evaluate,

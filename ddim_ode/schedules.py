@@ -19,6 +19,7 @@ How far apart the two are is measured in :func:`exponential`.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -108,17 +109,17 @@ class Schedule(ABC):
         alpha = self.scales(sigma)[0]
         return -sigma * alpha**3, alpha**3
 
-    @property
+    @functools.cached_property
     def sigma_max(self) -> float:
         """σ(T), the level sampling starts from; inf where ᾱ(T) = 0."""
         return float(self._sigma(np.array(self.T)))
 
-    @property
+    @functools.cached_property
     def sigma_min(self) -> float:
         """The default last positive level: σ(1) of a discrete schedule, σ(10⁻³ T) otherwise."""
         return float(self._sigma(np.array(1.0 if self.discrete else 1e-3 * self.T)))
 
-    @property
+    @functools.cached_property
     def levels(self) -> Array:
         """σ at the integer times 1..T, rising; ValueError where T is not a whole number ≥ 2."""
         if self.T < 2 or int(self.T) != self.T:
@@ -128,7 +129,7 @@ class Schedule(ABC):
             )
         return self._sigma(np.arange(1.0, self.T + 1.0))
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
         """A short hash of the curve σ(t), equal for schedules that agree to 9 digits."""
         sigmas = self._sigma(np.linspace(0.0, self.T, 65)[1:])
@@ -191,9 +192,11 @@ def _from_log_alphas(name: str, params: dict[str, Any], logs: Array) -> Schedule
     finite, t_finite = knots[: int(last) + 1], t_knots[: int(last) + 1]
 
     def log_alpha(t: Array) -> Array:
+        inside = np.interp(t, t_finite, finite)
+        if last == T:
+            return inside
         with np.errstate(divide="ignore"):
-            tail = np.log(np.maximum(T - t, 0.0)) + finite[-1] if last < T else -np.inf
-            return np.where(t <= last, np.interp(t, t_finite, finite), tail)
+            return np.where(t <= last, inside, np.log(np.maximum(T - t, 0.0)) + finite[-1])
 
     def inverse(log_alpha: Array) -> Array:
         inside = np.interp(-log_alpha, -finite, t_finite)

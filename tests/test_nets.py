@@ -143,7 +143,7 @@ def test_an_interrupted_write_keeps_the_old_file(tmp_path, monkeypatch):
 
 
 def test_unknown_model_name_lists_the_names():
-    with pytest.raises(ValueError, match="unknown model 'fashion_mnist'.*fashion-mnist"):
+    with pytest.raises(ValueError, match=r"unknown model 'fashion_mnist'.*fashion-mnist"):
         ddim_ode.load("fashion_mnist")
     with pytest.raises(FileNotFoundError, match="nowhere"):
         ddim_ode.load("nowhere.safetensors")

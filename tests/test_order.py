@@ -22,10 +22,10 @@ ONE_STEP = [name for name in DETERMINISTIC if METHODS[name].past == 1]
 
 
 def start(model, sigma):
-    """Six states spread over the marginal at that level."""
-    return torch.linspace(-1.6, 1.8, 6, dtype=torch.float64)[:, None] * float(
-        np.sqrt(1 - (1 - 2.5) * model.schedule.scales(sigma)[0] ** 2)
-    )
+    """Six states spread over the marginal at that level (the data's variance is about 2.5)."""
+    alpha, beta = model.schedule.scales(sigma)
+    spread = float(np.sqrt(2.5 * alpha**2 + beta**2))
+    return spread * torch.linspace(-1.6, 1.8, 6, dtype=torch.float64)[:, None]
 
 
 def error(model, x, plan, past=0):

@@ -72,7 +72,7 @@ class Plan:
     memory: int = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "nfe", sum(op.node is not None for op in self.ops))
+        object.__setattr__(self, "nfe", len(self.nodes))
         object.__setattr__(self, "memory", max((len(op.weights) for op in self.ops), default=0))
 
     @property
@@ -233,7 +233,7 @@ def _compile(
         raise ValueError(f"step noise needs chart 'eps', 'data' or 'flow', not {chart.name!r}")
 
     # Ops of a step before its commit, and the commit's own (scale, weights), per step.
-    stages: list[list[tuple[float, tuple[float, ...], Node]]] = [[] for _ in range(n)]
+    stages: list[list[Op]] = [[] for _ in range(n)]
     if straight_euler:
         commits = context.ddim(np.zeros(n) if noise is None else np.array(noise))
     else:
@@ -248,9 +248,9 @@ def _compile(
     nodes[0] = Node(grid[0], times[0], context.first_vector)
     nodes[n] = None  # nothing is evaluated where the plan ends
     ops = [Op(1.0, (), nodes[0], False, 0.0)]
-    for i, (scale, weights) in enumerate(commits):
-        ops += [Op(s, w, node, False, 0.0) for s, w, node in stages[i]]
-        ops.append(Op(scale, weights, nodes[i + 1], True, noise[i] if noise else 0.0))
+    for node, (scale, weights), z, before in zip(nodes[1:], commits, noise or [0.0] * n, stages):
+        ops += before
+        ops.append(Op(scale, weights, node, True, z))
     return Plan(
         method.name,
         tuple(ops),
@@ -313,7 +313,7 @@ class _Context:
         tableau: Tableau,
         first: int,
         last: int,
-        stages: list[list[tuple[float, tuple[float, ...], Node]]],
+        stages: list[list[Op]],
         commits: _Commits,
     ) -> None:
         """Runge–Kutta: every stage's x as a row over (x, V_0, V_1, ...), vectorised over steps."""
@@ -350,30 +350,28 @@ class _Context:
             for i in range(1, m):
                 row_k = tables[i][k]
                 node = Node(float(levels[i][k]), times[i][k], self.vector)
-                stages[first + k].append((row_k[0], tuple(row_k[i:0:-1]), node))
+                stages[first + k].append(Op(row_k[0], tuple(row_k[i:0:-1]), node, False, 0.0))
             final = tables[m][k]
             commits[first + k] = (final[0], tuple(final[m:0:-1]))
 
     def multistep(self, method: Method, first: int, last: int, commits: _Commits) -> None:
         """Adams: the newest ``past`` velocities, fewer while fewer are known (rising order)."""
         ruler, knots = self.ruler(method.ruler or self.chart.clock)
-        with np.errstate(divide="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore"):
+            gauge = self.chart.gauge(self.alpha, self.beta)
+            factor = self.chart.factor(self.alpha, self.beta)
             usable = np.isfinite(ruler.of(self.sigmas)) & np.isfinite(self.clock.of(self.sigmas))
         oldest = int(np.argmax(usable))  # only σ = inf at the very start is not
-        known = np.arange(first, last) - oldest + 1
-        for k in range(1, method.past + 1):
-            steps = np.arange(first, last)[(known == k) | ((known > k) & (k == method.past))]
-            if steps.size == 0:
-                continue
-            past = self.sigmas[steps[:, None] - np.arange(k)]  # newest first
-            start, end = self.sigmas[steps], self.sigmas[steps + 1]
-            weights = step_weights(self.clock, ruler, past, start, end, knots)
-            gauge = self.chart.gauge(*self.schedule.scales(end))
-            scale = gauge / self.chart.gauge(*self.schedule.scales(start))
-            factor = self.chart.factor(*self.schedule.scales(past))
-            table = (gauge[:, None] * factor * weights).tolist()
-            for step, s, row in zip(steps.tolist(), scale.tolist(), table):
-                commits[step] = (s, tuple(row))
+        steps = np.arange(max(first, oldest), last)
+        past = steps[:, None] - np.arange(method.past)  # newest first
+        known = past >= oldest
+        past = np.maximum(past, oldest)
+        start, end = self.sigmas[steps], self.sigmas[steps + 1]
+        weights = step_weights(self.clock, ruler, self.sigmas[past], known, start, end, knots)
+        scale = gauge[steps + 1] / gauge[steps]
+        table = (gauge[steps + 1, None] * factor[past] * weights).tolist()
+        for step, s, row, n in zip(steps.tolist(), scale.tolist(), table, known.sum(1).tolist()):
+            commits[step] = (s, tuple(row[:n]))
 
     def ruler(self, name: str) -> tuple[Scale, Array | None]:
         if name == "t":

@@ -1,0 +1,203 @@
+"""The loop alone: hand-written plans and stub networks, no numerics."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+
+from ddim_ode.integration import integrate
+from ddim_ode.solvers.plan import Node, Op, Plan
+
+NODE = Node(1.0, 1.0, "eps")
+
+
+def call(scale=1.0, weights=(), *, commit=False, noise=0.0):
+    return Op(scale, tuple(weights), NODE, commit, noise)
+
+
+def land(scale=1.0, weights=(), *, noise=0.0):
+    return Op(scale, tuple(weights), None, True, noise)
+
+
+def plan_of(*ops):
+    commits = sum(op.commit for op in ops)
+    grid = tuple(float(commits - i) for i in range(commits + 1))
+    return Plan("hand", ops, "eps", "eps", grid, "vp", "none", None)
+
+
+class Stub:
+    """Answers call k with the constant answers[k] and keeps what it was asked."""
+
+    def __init__(self, *answers):
+        self.answers, self.asked = answers, []
+
+    def __call__(self, y, k):
+        self.asked.append((k, y.flatten().tolist()))
+        return torch.full_like(y, self.answers[k])
+
+
+def ones(batch=1):
+    return torch.ones(batch, 1, dtype=torch.float64)
+
+
+def test_calls_are_numbered_in_the_order_of_the_nodes():
+    stub = Stub(0.0, 0.0, 0.0)
+    _, _, calls = integrate(plan_of(call(), call(2.0, [0.0]), call(3.0, [0.0]), land()), stub, ones())
+    assert stub.asked == [(0, [1.0]), (1, [2.0]), (2, [3.0])]
+    assert calls == 3
+
+
+def test_a_stage_leaves_the_state_and_a_commit_moves_it():
+    stub = Stub(0.0, 0.0, 0.0)
+    plan = plan_of(call(), call(5.0, [0.0]), call(2.0, [0.0], commit=True), land(10.0, [0.0]))
+    end, _, _ = integrate(plan, stub, ones())
+    assert stub.asked == [(0, [1.0]), (1, [5.0]), (2, [2.0])]
+    assert end.item() == 20.0
+
+
+def test_weights_read_the_history_newest_first():
+    plan = plan_of(call(), call(1.0, [0.0]), call(1.0, [0.0]), land(0.0, [1.0, 2.0, 3.0]))
+    end, _, _ = integrate(plan, Stub(1.0, 10.0, 100.0), ones())
+    assert end.item() == 1 * 100 + 2 * 10 + 3 * 1
+
+
+def test_a_commit_without_a_node_adds_nothing_to_the_history():
+    plan = plan_of(call(), land(1.0, [1.0]), land(0.0, [1.0]))
+    end, _, calls = integrate(plan, Stub(7.0), ones())
+    assert (end.item(), calls) == (7.0, 1)
+
+
+@pytest.mark.parametrize("memory", [1, 2, 3])
+def test_vectors_that_no_op_will_read_are_released(memory):
+    alive, most = [], 0
+
+    def evaluate(y, k):
+        nonlocal most
+        vector = torch.zeros_like(y)
+        alive.append(weakref.ref(vector))
+        gc.collect()
+        most = max(most, sum(ref() is not None for ref in alive))
+        return vector
+
+    steps = [call(1.0, [0.0] * min(memory, i), commit=True) for i in range(1, 8)]
+    integrate(plan_of(call(), *steps, land(1.0, [0.0])), evaluate, ones())
+    assert most == memory + 1  # those kept, and the new one before the oldest is dropped
+
+
+def test_noise_is_drawn_only_where_the_plan_asks():
+    draws = []
+
+    def draw():
+        draws.append(len(draws))
+        return torch.full((1, 1), 10.0, dtype=torch.float64)
+
+    plan = plan_of(
+        call(),
+        call(1.0, [0.0], commit=True, noise=0.5),
+        call(1.0, [0.0], commit=True),
+        land(1.0, [0.0], noise=0.25),
+    )
+    end, _, _ = integrate(plan, Stub(0.0, 0.0, 0.0), ones(), draw=draw)
+    assert draws == [0, 1]
+    assert end.item() == 1 + 5 + 2.5
+
+
+def test_a_plan_without_noise_needs_no_source():
+    end, _, _ = integrate(plan_of(call(), land(1.0, [2.0])), Stub(3.0), ones())
+    assert end.item() == 7.0
+
+
+def test_a_plan_with_noise_without_a_source_is_refused():
+    with pytest.raises(AssertionError, match="needs draw"):
+        integrate(plan_of(call(), land(1.0, [0.0], noise=1.0)), Stub(0.0), ones())
+
+
+def test_an_op_without_weights_still_scales_the_state():
+    end, _, _ = integrate(plan_of(call(), land(0.5)), Stub(0.0), ones())
+    assert end.item() == 0.5
+
+
+@pytest.mark.parametrize("weights", [[], [0.0]])
+def test_the_start_is_not_overwritten(weights):
+    start = ones()
+    plan = plan_of(call(), land(1.0, weights, noise=1.0))
+    integrate(plan, Stub(5.0), start, draw=lambda: torch.ones_like(start))
+    assert start.item() == 1.0
+
+
+def test_states_handed_out_are_not_overwritten_later():
+    seen = []
+    plan = plan_of(call(), call(2.0, [0.0], commit=True), call(2.0, [0.0], commit=True), land(2.0, [0.0]))
+    integrate(plan, Stub(0.0, 0.0, 0.0), ones(), after_step=lambda p: seen.append(p.x))
+    assert [x.item() for x in seen] == [2.0, 4.0, 8.0]
+
+
+def test_finiteness_is_reported_per_sample():
+    def evaluate(y, k):
+        return torch.tensor([[1.0], [float("nan")], [float("inf")]]).double()
+
+    _, finite, _ = integrate(plan_of(call(), land(1.0, [1.0])), evaluate, ones(3))
+    assert finite.tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize("hold", [False, True])
+def test_hold_keeps_the_last_finite_state_of_a_failed_sample_only(hold):
+    def evaluate(y, k):
+        return torch.tensor([[1.0], [float("nan") if k == 1 else 1.0]]).double()
+
+    plan = plan_of(call(), *[call(1.0, [1.0], commit=True) for _ in range(2)], land(1.0, [1.0]))
+    end, finite, calls = integrate(plan, evaluate, ones(2), hold=hold)
+    assert end[0].item() == 4.0
+    assert end[1].item() == 2.0 if hold else end[1].isnan()
+    assert finite.tolist() == [True, False]
+    assert calls == 3
+
+
+def test_a_sample_that_starts_non_finite_is_held_there():
+    start = torch.tensor([[1.0], [float("inf")]], dtype=torch.float64)
+    end, finite, _ = integrate(plan_of(call(), land(0.0, [1.0])), Stub(2.0), start, hold=True)
+    assert end.flatten().tolist() == [2.0, float("inf")]
+    assert finite.tolist() == [True, False]
+
+
+def test_observers_see_every_call_and_every_step_in_order():
+    events = []
+    plan = plan_of(
+        call(),
+        call(3.0, [0.0]),  # a stage
+        call(2.0, [0.0], commit=True),
+        land(5.0, [0.0]),
+    )
+    integrate(
+        plan,
+        Stub(7.0, 8.0, 9.0),
+        ones(),
+        after_call=lambda k, y, v, at_level: events.append((k, y.item(), v.item(), at_level)),
+        after_step=lambda p: events.append((p.step, p.sigma, p.x.item())),
+    )
+    assert events == [
+        (0, 1.0, 7.0, True),
+        (1, 3.0, 8.0, False),
+        (1, 1.0, 2.0),
+        (2, 2.0, 9.0, True),
+        (2, 0.0, 10.0),
+    ]
+
+
+def test_observers_do_not_change_the_solve():
+    plan = plan_of(call(), call(1.0, [1.0], commit=True), land(1.0, [0.5, 0.25]))
+    plain, _, _ = integrate(plan, Stub(3.0, 4.0), ones())
+    watched, _, _ = integrate(
+        plan, Stub(3.0, 4.0), ones(), after_call=lambda *a: None, after_step=lambda p: None
+    )
+    assert torch.equal(plain, watched)
+
+
+def test_gradients_flow_through_the_loop():
+    x = ones().requires_grad_()
+    plan = plan_of(call(), call(2.0, [1.0], commit=True), land(3.0, [1.0, 1.0]))
+    end, _, _ = integrate(plan, lambda y, k: y * y, x)
+    # y1 = 2x + x², end = 3 y1 + y1² + x², at x = 1: y1 = 3, y1' = 4
+    (gradient,) = torch.autograd.grad(end, x)
+    assert (end.item(), gradient.item()) == (19.0, 3 * 4 + 2 * 3 * 4 + 2)
