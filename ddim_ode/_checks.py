@@ -12,8 +12,11 @@ def one_of(name: str, value: Any, allowed: Iterable[str]) -> str:
     names = list(allowed)
     if isinstance(value, str) and value in names:
         return value
-    near = difflib.get_close_matches(str(value), names, n=len(names), cutoff=0.0)
-    raise ValueError(f"unknown {name} {value!r}; valid, nearest first: {', '.join(near)}")
+    plain = {name.lower(): name for name in names}
+    near = difflib.get_close_matches(str(value).lower(), plain, n=len(plain), cutoff=0.0)
+    raise ValueError(
+        f"unknown {name} {value!r}; valid, nearest first: {', '.join(plain[n] for n in near)}"
+    )
 
 
 def count(name: str, value: Any, least: int = 1) -> int:

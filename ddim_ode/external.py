@@ -7,38 +7,120 @@ to x̂₀ is the same as everywhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+import math
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
-from ._checks import one_of
+from ._checks import count, one_of
+from .denoiser import Denoiser
+from .levels import Levels, exclusive
 from .probability_flow import ProbabilityFlow
 from .schedules import Array
-from .solution import MAX_NFE, NON_FINITE, UNDERFLOW
+from .solution import (
+    MAX_NFE,
+    NON_FINITE,
+    UNDERFLOW,
+    Solution,
+    finite_samples,
+    per_sample,
+)
 
 if TYPE_CHECKING:
     from scipy.integrate import OdeSolver
 
 PREFIXES = ("torchdiffeq:", "scipy:")
+DEFAULT_MAX_NFE = 500
+_DEFAULT_TOLERANCE = 1e-3
 _SCIPY = ("RK23", "RK45", "DOP853", "Radau", "BDF", "LSODA")
 
 
-class _OutOfBudget(Exception):
-    """The next call of the network would exceed max_nfe."""
+class _Stop(Exception):
+    """Ends a solve from inside its ODE; the argument is the status."""
 
 
-class End:
-    """Where an external solve ended: state x, status (None: success), accepted steps if known."""
+class End(NamedTuple):
+    """Where an external solve ended: state x, status (None: success), steps where they are known."""
 
-    def __init__(self, x: Tensor, failure: str | None, accepted: int) -> None:
-        self.x, self.failure, self.accepted = x, failure, accepted
+    x: Tensor
+    failure: str | None
+    accepted: int = 0
+    rejected: int = 0
 
 
 def is_external(method: object) -> bool:
     return isinstance(method, str) and method.startswith(PREFIXES)
+
+
+def sample(
+    model: Denoiser,
+    x: Tensor,
+    method: str,
+    levels: Levels,
+    tolerances: tuple[float | None, float | None],
+    max_nfe: int | None,
+    cond: Mapping[str, Tensor] | None,
+    shared: Mapping[str, Any] | None,
+    progress: bool,
+) -> Solution:
+    """What :func:`ddim_ode.sample` does for a method of another package; tolerances (rtol, atol)."""
+    rtol, atol = (_tolerance(n, v) for n, v in zip(("rtol", "atol"), tolerances))
+    exclusive(nfe=levels.nfe, max_nfe=max_nfe)
+    limit = DEFAULT_MAX_NFE if max_nfe is None else count("max_nfe", max_nfe)
+    if method.startswith("scipy:") and torch.is_grad_enabled():
+        raise ValueError(f"{method} has no gradient; use a method of ours, or torchdiffeq:dopri5")
+    if is_fixed_step(method):
+        if levels.nfe is not None:
+            raise ValueError(f"nfe={levels.nfe} cannot be planned for {method}; give steps=")
+        sigmas = levels.asked(method)
+    elif levels.steps is not None or levels.fixed:
+        raise ValueError(f"{method} chooses its own steps: drop steps, timesteps or grid")
+    else:
+        sigmas = levels.sigmas(2)
+        limit = levels.nfe or limit
+    lands = sigmas[-1] == 0
+    positive = sigmas[:-1] if lands else sigmas
+    ode = ProbabilityFlow(
+        model,
+        variable="log_sigma" if np.isfinite(positive[0]) else "t",
+        shape=x.shape[1:],
+        dtype=x.dtype,
+        device=x.device,
+        cond=cond,
+        shared=shared,
+    )
+    end = End(x, None)
+    with tqdm(unit="nfe", desc=method, disable=not progress) as bar:
+        if len(positive) > 1 and x.shape[0]:
+            end = solve(method, ode, x, positive, rtol, atol, limit - int(lands), bar.update)
+    out, calls = end.x, ode.nfe
+    if lands and end.failure is None and x.shape[0]:
+        out, calls = model(out, positive[-1], cond, shared)[0], calls + 1
+    batch = x.shape[0]
+    return Solution(
+        x=out,
+        method=method,
+        sigmas=sigmas,
+        nfe=calls,
+        sample_nfe=per_sample(calls, batch),
+        net_evals=calls * batch * model.rows_per_sample,
+        accepted=per_sample(end.accepted, batch),
+        rejected=per_sample(end.rejected, batch),
+        finite=finite_samples(out),
+        failure=end.failure,
+    )
+
+
+def _tolerance(name: str, value: float | None) -> float:
+    if value is None:
+        return _DEFAULT_TOLERANCE
+    if not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise ValueError(f"{name}={value!r} must be a positive number")
+    return float(value)
 
 
 def solve(
@@ -49,7 +131,7 @@ def solve(
     rtol: float,
     atol: float,
     max_nfe: int,
-    observe: Callable[[], None],
+    observe: Callable[[], object],
 ) -> End:
     """Solve from sigmas[0] to sigmas[-1] > 0; a fixed-step torchdiffeq method steps on all of them.
 
@@ -63,19 +145,35 @@ def solve(
 
 
 class _Budget:
-    """The ODE with a limit on its calls; remembers the last state it was asked about."""
+    """The ODE with a limit on its calls."""
 
-    def __init__(self, ode: ProbabilityFlow, limit: int, observe: Callable[[], None]) -> None:
+    def __init__(self, ode: ProbabilityFlow, limit: int, observe: Callable[[], object]) -> None:
         self.ode, self.limit, self.observe = ode, limit, observe
-        self.last: tuple[float, Tensor] | None = None
 
     def __call__(self, tau: float | Tensor, state: Tensor) -> Tensor:
         if self.ode.nfe >= self.limit:
-            raise _OutOfBudget
-        self.last = (float(tau), state)
+            raise _Stop(MAX_NFE)
+        if math.isnan(float(tau)):  # a step size computed from NaN
+            raise _Stop(NON_FINITE)
         rate = self.ode(tau, state)
         self.observe()
         return rate
+
+
+class _Watched(_Budget):
+    """The same with torchdiffeq's callbacks: counts steps, knows the last accepted state."""
+
+    accepted = rejected = 0
+    last: tuple[float, Tensor] | None = None
+
+    def callback_step(self, tau: Tensor, state: Tensor, step: Tensor) -> None:
+        self.last = (float(tau), state)  # a step starts from the last accepted state
+
+    def callback_accept_step(self, tau: Tensor, state: Tensor, step: Tensor) -> None:
+        self.accepted += 1
+
+    def callback_reject_step(self, tau: Tensor, state: Tensor, step: Tensor) -> None:
+        self.rejected += 1
 
 
 def is_fixed_step(method: str) -> bool:
@@ -101,27 +199,30 @@ def _torchdiffeq(
     fixed = is_fixed_step(f"torchdiffeq:{name}")
     levels = sigmas if fixed else sigmas[[0, -1]]
     taus = torch.tensor([ode.tau(s) for s in levels], dtype=torch.float64, device=x.device)
-    # By itself torchdiffeq steps past the end and interpolates back; the network ends at σ_min.
-    options = (
-        {"step_t": taus[-1:]} if issubclass(SOLVERS[name], RKAdaptiveStepsizeODESolver) else {}
-    )
-    state = ode.to_state(x, levels[0])
+    options: dict[str, Any] = {}
+    if issubclass(SOLVERS[name], RKAdaptiveStepsizeODESolver):
+        budget = _Watched(ode, budget.limit, budget.observe)
+        # By itself torchdiffeq steps past the end and interpolates back; the network ends at σ_min.
+        options = dict(step_t=taus[-1:], norm=ode.norm)
+    failure = None
     try:
+        state = ode.to_state(x, levels[0])
         path = odeint(budget, state, taus, rtol=rtol, atol=atol, method=name, options=options)
-    except _OutOfBudget:
-        return _last(budget, x, MAX_NFE)
+        end = ode.to_x(path[-1], taus[-1])
+    except _Stop as stop:
+        failure = str(stop)
     except AssertionError as error:  # torchdiffeq asserts that its step does not underflow
         if "underflow" not in str(error) and "non-finite" not in str(error):
             raise
-        return _last(budget, x, UNDERFLOW)
-    return End(ode.to_x(path[-1], taus[-1]), None, len(levels) - 1 if fixed else 0)
-
-
-def _last(budget: _Budget, x: Tensor, failure: str) -> End:
-    if budget.last is None:
-        return End(x, failure, 0)
-    tau, state = budget.last
-    return End(budget.ode.to_x(state, tau), failure, 0)
+        failure = UNDERFLOW
+    if isinstance(budget, _Watched):
+        if failure is not None and budget.last is not None:
+            tau, state = budget.last
+            x = ode.to_x(state, tau)
+        accepted, rejected = budget.accepted, budget.rejected
+    else:
+        accepted, rejected = (len(levels) - 1 if fixed and failure is None else 0), 0
+    return End(x if failure is not None else end, failure, accepted, rejected)
 
 
 def _scipy(name: str, budget: _Budget, x: Tensor, sigmas: Array, rtol: float, atol: float) -> End:
@@ -132,7 +233,7 @@ def _scipy(name: str, budget: _Budget, x: Tensor, sigmas: Array, rtol: float, at
     start, end = ode.tau(sigmas[0]), ode.tau(sigmas[-1])
     y0 = ode.to_state(x, sigmas[0]).reshape(-1).double().cpu().numpy()
     if not np.isfinite(y0).all():
-        return End(x, NON_FINITE, 0)
+        return End(x, NON_FINITE)
     accepted, failure = 0, None
 
     def back(tau: float, state: Array) -> Tensor:
@@ -141,7 +242,7 @@ def _scipy(name: str, budget: _Budget, x: Tensor, sigmas: Array, rtol: float, at
     def rate(tau: float, state: Array) -> Array:
         out: Array = budget(tau, state)  # type: ignore[arg-type, assignment]
         if not np.isfinite(out).all():
-            raise FloatingPointError  # scipy's step control loops for ever on NaN
+            raise _Stop(NON_FINITE)  # scipy's step control loops for ever on NaN
         return out
 
     tau, state = start, y0
@@ -156,8 +257,6 @@ def _scipy(name: str, budget: _Budget, x: Tensor, sigmas: Array, rtol: float, at
                 break
             accepted += 1
             tau, state = float(solver.t), solver.y
-    except _OutOfBudget:
-        failure = MAX_NFE
-    except FloatingPointError:
-        failure = NON_FINITE
+    except _Stop as stop:
+        failure = str(stop)
     return End(back(tau, state), failure, accepted)

@@ -64,9 +64,11 @@ def make_grid(
     one_of("grid", name, NAMES)
     one_of("final", final, FINALS)
     steps = count("steps", steps)
-    top = schedule.sigma_max if sigma_max is None else float(sigma_max)
+    top = schedule.sigma_max
+    if sigma_max is not None:
+        top = float(schedule.check_sigma(sigma_max, "sigma_max"))
     cut = schedule.sigma_min if sigma_min is None else float(sigma_min)
-    if not 0 < cut < top <= schedule.sigma_max * (1 + 1e-9):
+    if not 0 < cut < top:
         raise ValueError(
             f"sigma_max={top:g}, sigma_min={cut:g}: need 0 < sigma_min < sigma_max <= "
             f"{schedule.sigma_max:g}, the schedule's σ(T)"
@@ -120,16 +122,14 @@ def check_grid(grid: npt.ArrayLike, schedule: Schedule) -> Array:
     sigmas = np.array(grid, dtype=np.float64)
     if sigmas.ndim != 1 or sigmas.size < 2:
         raise ValueError(f"a grid is a 1-D array of at least two σ, got shape {sigmas.shape}")
-    top = schedule.sigma_max
-    outside = np.flatnonzero(~((sigmas >= 0) & (sigmas <= top * (1 + 1e-9))))  # NaN included
-    if outside.size:
-        i = int(outside[0])
-        raise ValueError(f"grid[{i}]={sigmas[i]:g} is outside this schedule's σ range [0, {top:g}]")
+    if not np.all((sigmas >= 0) & (sigmas <= schedule.sigma_max)):
+        # NaN, out of range, or perhaps only a float32 copy of σ(T)
+        sigmas = np.array([schedule.check_sigma(s, f"grid[{i}]") for i, s in enumerate(sigmas)])
     rising = np.flatnonzero(~(sigmas[1:] < sigmas[:-1]))
     if rising.size:
         i = int(rising[0]) + 1
         raise ValueError(
             f"grid[{i}]={sigmas[i]:g} does not fall below grid[{i - 1}]={sigmas[i - 1]:g}; "
-            f"a grid is strictly decreasing within [0, {top:g}]"
+            f"a grid is strictly decreasing within [0, {schedule.sigma_max:g}]"
         )
-    return np.minimum(sigmas, top)
+    return sigmas

@@ -47,18 +47,18 @@ def integrate(
     history: deque[Tensor] = deque(maxlen=plan.memory)
     alive = finite_samples(x) if hold else None
     calls = steps = 0
-    # A 0-d tensor: torch wraps a Python float anew at every product, for as long as the product takes.
-    scales = torch.tensor([op.scale for op in plan.ops], dtype=x.dtype, device=x.device).unbind(0)
-    for scale, (_, weights, node, commit, noise) in zip(scales, plan.ops):
+    # 0-d tensors: torch wraps a Python float anew at every product, for as long as the product takes.
+    scales = torch.tensor([op.scale for op in plan.ops], dtype=x.dtype).to(x.device).unbind(0)
+    for op, scale in zip(plan.ops, scales):
         y = x
-        if weights:
+        if op.weights or op.scale != 1.0:
             y = x * scale
-            for weight, vector in zip(weights, history):
+            for weight, vector in zip(op.weights, history):
                 y.add_(vector, alpha=weight)
-        if noise:
+        if op.noise:
             assert draw is not None, "a plan with step noise needs draw()"
-            y = y.add_(draw(), alpha=noise)
-        if commit:
+            y = torch.add(y, draw(), alpha=op.noise)
+        if op.commit:
             if alive is not None:
                 alive = alive & finite_samples(y)
                 y = torch.where(alive.reshape(-1, *[1] * (x.ndim - 1)), y, x)
@@ -66,10 +66,10 @@ def integrate(
             steps += 1
             if after_step is not None:
                 after_step(Progress(steps, plan.grid[steps], x))
-        if node is not None:
+        if op.node is not None:
             vector = evaluate(y, calls)
             if after_call is not None:
-                after_call(calls, y, vector, commit or calls == 0)
+                after_call(calls, y, vector, op.commit or calls == 0)
             history.appendleft(vector)
             calls += 1
     return x, finite_samples(x) if alive is None else alive, calls

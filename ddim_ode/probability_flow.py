@@ -32,10 +32,10 @@ class ProbabilityFlow:
     state: ``"x"`` or ``"x/alpha_bar"``. shape: of ONE sample, needed for scipy's flat states. dtype,
     device: of the tensors made from numpy states. cond, shared: passed to the network.
 
-    A tensor state (B, *) gives a tensor and is differentiable; a numpy state of B·prod(shape) numbers
-    gives a flat numpy array. ``nfe`` counts the calls. ValueError at σ = 0, where the ODE ends; past the
-    ends of the schedule, where adaptive solvers take trial steps, the field keeps the value it has at
-    σ_min or σ(T).
+    A tensor state (B, *) gives a tensor and is differentiable (see ``norm``); a flat numpy state of
+    B·prod(shape) numbers gives a flat numpy array, without a gradient. ``nfe`` counts the calls.
+    ValueError at σ = 0, where the ODE ends; past the ends of the schedule, where adaptive solvers take
+    trial steps, the field keeps the value it has at σ_min or σ(T).
 
     >>> import ddim_ode, torch
     >>> from torchdiffeq import odeint
@@ -68,18 +68,36 @@ class ProbabilityFlow:
         self.nfe = 0
 
     def __call__(self, tau: float | Tensor, state: Tensor | npt.NDArray[np.float64]) -> Any:
-        tau = self._within(float(tau))
+        if isinstance(state, np.ndarray):
+            return self._numpy_rate(float(tau), state)
+        tau = self._within(float(tau.detach() if isinstance(tau, Tensor) else tau))
         sigma = self._sigma(tau)
-        x = self._scaled(self._tensor(state), sigma, inverse=False)
+        x = self._scaled(state, sigma, inverse=False)
         x0, eps = self.model(x, sigma, self.cond, self.shared)
         self.nfe += 1
         d_alpha, d_beta = self._rates(tau, sigma)
         if self.state == "x":
-            rate = x0 * d_alpha + eps * d_beta
-        else:
-            alpha, beta = map(float, self.model.schedule.scales(sigma))
-            rate = eps * ((d_beta * alpha - beta * d_alpha) / alpha**2)
-        return rate.reshape(-1).cpu().numpy() if isinstance(state, np.ndarray) else rate
+            return x0 * d_alpha + eps * d_beta
+        alpha, beta = map(float, self.model.schedule.scales(sigma))
+        return eps * ((d_beta * alpha - beta * d_alpha) / alpha**2)
+
+    @staticmethod
+    def norm(state: Tensor) -> Tensor:
+        """RMS without a gradient, for ``options={"norm": ode.norm}`` of torchdiffeq's adaptive methods.
+
+        Their step sizes depend on the state, but τ reaches the network as a number: with the norm's
+        graph kept, a backward pass would take half of that dependence for the whole.
+        """
+        return state.detach().square().mean().sqrt()
+
+    def _numpy_rate(self, tau: float, state: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        if state.ndim != 1:
+            raise ValueError(
+                f"a numpy state must be flat, got shape {state.shape}: vectorized=False"
+            )
+        with torch.no_grad():
+            rate: Tensor = self(tau, self._tensor(state))
+        return rate.reshape(-1).double().cpu().numpy()
 
     def span(
         self, sigma_max: float | None = None, sigma_min: float | None = None
@@ -95,6 +113,11 @@ class ProbabilityFlow:
         if not sigma > 0:
             raise ValueError(f"sigma={sigma!r} must be positive: the ODE ends before σ=0")
         t = float(self.model.schedule.time(sigma))
+        if np.isinf(sigma) and self.variable in ("sigma", "log_sigma"):
+            raise ValueError(
+                f"variable={self.variable!r} is infinite at σ=inf; use variable='t' or 's', or a finite "
+                "sigma_max"
+            )
         if self.variable == "sigma":
             return float(sigma)
         if self.variable == "log_sigma":
@@ -118,7 +141,8 @@ class ProbabilityFlow:
                     "there, as ddim_ode.sample does"
                 )
             return self.tau(self.model.schedule.sigma_min)
-        return min(tau, self.tau(self.model.schedule.sigma_max))
+        top = self.model.schedule.sigma_max
+        return tau if np.isinf(top) and "sigma" in self.variable else min(tau, self.tau(top))
 
     def _sigma(self, tau: float | Tensor) -> float:
         value, schedule = float(tau), self.model.schedule

@@ -13,22 +13,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from . import external
-from ._checks import count, one_of
-from .denoiser import Denoiser
-from .grids import FINALS, check_grid, from_timesteps, make_grid
+from ._checks import one_of
+from .denoiser import Denoiser, check_state
 from .integration import Progress, integrate
-from .probability_flow import ProbabilityFlow
+from .levels import Levels, exclusive, refuse
 from .schedules import Array
-from .seeding import StepNoise
-from .solution import Solution, finite_samples, per_sample
+from .seeding import StepNoise, check_seeds
+from .solution import Solution, per_sample
 from .solvers.chart import convert
 from .solvers.methods import Method, get_method
 from .solvers.plan import Node, Plan
 from .solvers.plan import plan as compile_plan
-
-DEFAULT_GRID = "time"
-_DEFAULT_TOLERANCE = 1e-3
-_DEFAULT_MAX_NFE = 500
 
 
 def sample(
@@ -91,126 +86,93 @@ def sample(
     >>> sol.nfe, sol.status.tolist()
     (19, ['success', 'success', 'success'])
     """
-    x = _check_state(model, x)
+    if not isinstance(model, Denoiser):
+        raise ValueError(
+            f"model must be a Denoiser, got {type(model).__name__}: wrap the network once as "
+            "ddim_ode.Denoiser(net, schedule)"
+        )
+    x = check_state(x)
+    if seeds is not None:
+        seeds = check_seeds(seeds, x.shape[0])
     one_of("record", record, ("none", "x", "x0"))
     one_of("on_nan", on_nan, ("report", "hold"))
-    if final is not None:
-        one_of("final", final, FINALS)
-    _exclusive(plan=plan, method=method)
-    _exclusive(steps=steps, nfe=nfe, timesteps=timesteps, plan=plan)
-    if plan is not None:
-        _exclusive(plan=plan, grid=grid)
-    if sum(a is not None for a in (timesteps, plan)) or _is_array(grid):
-        where = "plan" if plan is not None else "timesteps" if timesteps is not None else "grid"
-        for name, value in dict(
-            steps=steps,
-            nfe=nfe,
-            sigma_max=sigma_max,
-            sigma_min=sigma_min,
-            final=None if where == "timesteps" else final,
-        ).items():
-            if value is not None:
-                raise ValueError(f"{where}= already fixes the levels; drop {name}={value!r}")
-    if timesteps is not None and grid is not None:
-        raise ValueError("both timesteps and grid are given; drop one of them")
-    method = "ddim" if method is None and plan is None else method
-
-    def levels(n: int) -> Array:
-        """The grid of n steps (n is not asked where the caller gave the levels)."""
-        if timesteps is not None:
-            sigmas = from_timesteps(model.schedule, timesteps, final or "zero")
-        elif _is_array(grid):
-            sigmas = check_grid(grid, model.schedule)  # type: ignore[arg-type]
-        else:
-            sigmas = make_grid(
-                grid or DEFAULT_GRID,  # type: ignore[arg-type]
-                model.schedule,
-                n,
-                final=final or "zero",
-                sigma_max=sigma_max,
-                sigma_min=sigma_min,
-            )
-        return _snap(model, sigmas)
-
-    fixed_levels = timesteps is not None or _is_array(grid)
+    exclusive(plan=plan, method=method)
+    levels = Levels(model, steps, nfe, grid, timesteps, final, sigma_max, sigma_min)
     with torch.set_grad_enabled(differentiable):
         if external.is_external(method):
-            if eta is not None or noise_std is not None:
-                raise ValueError(f"{method} solves the ODE and takes no eta or noise_std")
-            if callback is not None or record != "none" or on_nan != "report":
-                raise ValueError(
-                    f"{method} gives no access to its steps: drop callback, record, on_nan"
-                )
-            sigmas = _external_levels(str(method), levels, steps, nfe, fixed_levels)
-            return _run_external(
-                model,
-                x,
-                str(method),
-                sigmas,
-                _DEFAULT_TOLERANCE if rtol is None else rtol,
-                _DEFAULT_TOLERANCE if atol is None else atol,
-                count("max_nfe", max_nfe or nfe or _DEFAULT_MAX_NFE),
-                cond,
-                shared,
-                progress,
+            refuse(
+                f"{method} solves the ODE by its own steps",
+                eta=eta,
+                noise_std=noise_std,
+                chart=chart,
+                callback=callback,
+                record=None if record == "none" else record,
+                on_nan=None if on_nan == "report" else on_nan,
             )
-        for name, value in dict(rtol=rtol, atol=atol, max_nfe=max_nfe).items():
-            if value is not None:
-                raise ValueError(
-                    f"{name}={value!r} belongs to an adaptive solve, and a fixed plan has no use for it: "
-                    "drop it, or use method='torchdiffeq:dopri5' or 'scipy:RK45'"
-                )
+            return external.sample(
+                model, x, str(method), levels, (rtol, atol), max_nfe, cond, shared, progress
+            )
+        refuse(
+            "a fixed plan has no tolerance or budget (torchdiffeq:dopri5 and scipy:RK45 have)",
+            rtol=rtol,
+            atol=atol,
+            max_nfe=max_nfe,
+        )
         if plan is None:
-            plan = _compile(model, method, levels, steps, nfe, fixed_levels, chart, eta, noise_std)
+            plan = _compile("ddim" if method is None else method, levels, chart, eta, noise_std)
         else:
             _check_plan(plan, model)
+            refuse(
+                "plan= already fixes how and where to step",
+                steps=steps,
+                nfe=nfe,
+                grid=grid,
+                timesteps=timesteps,
+                final=final,
+                sigma_max=sigma_max,
+                sigma_min=sigma_min,
+                chart=chart,
+                eta=eta,
+                noise_std=noise_std,
+            )
         return _run_plan(
             model, x, plan, seeds, cond, shared, progress, callback, record, on_nan == "hold"
         )
 
 
 def _compile(
-    model: Denoiser,
-    method: str | Method | None,
-    levels: Callable[[int], Array],
-    steps: int | None,
-    nfe: int | None,
-    fixed_levels: bool,
+    method: str | Method,
+    levels: Levels,
     chart: str | None,
     eta: float | None,
     noise_std: npt.ArrayLike | None,
 ) -> Plan:
-    spec = get_method(method)  # type: ignore[arg-type]
+    spec, model = get_method(method), levels.model
     # A multistep plan stores its chart's vector; a one-step plan whatever the network predicts.
     vector = None
     if spec.past == 1:
         vector = "eps" if model.prediction == "score" else model.prediction
 
-    def build(n: int) -> Plan:
-        return compile_plan(
-            spec,
-            model.schedule,
-            levels(n),
-            chart=chart,
-            vector=vector,
-            eta=eta,
-            noise_std=noise_std,
-        )
+    def build(sigmas: Array) -> Plan:
+        options = dict(chart=chart, vector=vector, eta=eta, noise_std=noise_std)
+        return compile_plan(spec, model.schedule, sigmas, **options)  # type: ignore[arg-type]
 
-    if nfe is None:
-        if steps is None and not fixed_levels:
-            raise ValueError(
-                f"method {spec.name!r} needs to know where to step: give steps= or nfe="
-            )
-        return build(0 if steps is None else count("steps", steps))
-    budget = count("nfe", nfe)
-    for n in range(budget // spec.nfe_per_step + 1, 0, -1):
-        candidate = build(n)
-        if candidate.nfe <= budget:
+    if levels.nfe is None:
+        return build(levels.asked(f"method {spec.name!r}"))
+    refusal = None
+    for n in range(levels.nfe // spec.nfe_per_step + 2, 0, -1):
+        try:
+            candidate = build(levels.sigmas(n))
+        except ValueError as error:  # this many steps may not fit where fewer do (snap)
+            refusal = error
+            continue
+        if candidate.nfe <= levels.nfe:
             return candidate
-    raise ValueError(
-        f"nfe={nfe} is less than one step of {spec.name!r} costs ({candidate.nfe}); raise nfe"
-    )
+        refusal = ValueError(
+            f"nfe={levels.nfe} is less than one step of {spec.name!r} costs ({candidate.nfe}); raise nfe"
+        )
+    assert refusal is not None
+    raise refusal
 
 
 def _run_plan(
@@ -273,7 +235,7 @@ def _run_plan(
         rejected=per_sample(0, batch),
         plan=plan,
         trajectory=torch.stack(trajectory) if trajectory else None,
-        seeds=None if seeds is None else [int(s) for s in seeds],
+        seeds=None if seeds is None else list(seeds),
         finite=finite,
     )
 
@@ -284,118 +246,19 @@ def _to_x0(model: Denoiser, node: Node, y: Tensor, vector: Tensor) -> Tensor:
     return y * float(a[0]) + vector * float(b[0])
 
 
-def _external_levels(
-    method: str,
-    levels: Callable[[int], Array],
-    steps: int | None,
-    nfe: int | None,
-    fixed_levels: bool,
-) -> Array:
-    if not external.is_fixed_step(method):
-        if steps is not None or fixed_levels:
-            raise ValueError(f"{method} chooses its own steps: drop steps, timesteps or grid")
-        return levels(2)
-    if nfe is not None:
-        raise ValueError(f"nfe={nfe} cannot be planned for {method}; give steps=")
-    if steps is None and not fixed_levels:
-        raise ValueError(f"{method} needs to know where to step: give steps=")
-    return levels(0 if steps is None else count("steps", steps))
-
-
-def _run_external(
-    model: Denoiser,
-    x: Tensor,
-    method: str,
-    sigmas: Array,
-    rtol: float,
-    atol: float,
-    max_nfe: int,
-    cond: Mapping[str, Tensor] | None,
-    shared: Mapping[str, Any] | None,
-    progress: bool,
-) -> Solution:
-    lands = sigmas[-1] == 0
-    positive = sigmas[:-1] if lands else sigmas
-    ode = ProbabilityFlow(
-        model,
-        variable="log_sigma" if np.isfinite(positive[0]) else "t",
-        shape=x.shape[1:],
-        dtype=x.dtype,
-        device=x.device,
-        cond=cond,
-        shared=shared,
-    )
-    end = external.End(x, None, 0)
-    with tqdm(unit="nfe", desc=method, disable=not progress) as bar:
-        if len(positive) > 1 and x.shape[0]:
-            end = external.solve(
-                method,
-                ode,
-                x,
-                positive,
-                rtol,
-                atol,
-                max_nfe - int(lands),
-                lambda: bar.update() and None,
-            )
-    out, calls = end.x, ode.nfe
-    if lands and end.failure is None and x.shape[0]:
-        out, calls = model(out, positive[-1], cond, shared)[0], calls + 1
-    batch = x.shape[0]
-    return Solution(
-        x=out,
-        method=method,
-        sigmas=sigmas,
-        nfe=calls,
-        sample_nfe=per_sample(calls, batch),
-        net_evals=calls * batch * model.rows_per_sample,
-        accepted=per_sample(end.accepted, batch),
-        rejected=per_sample(0, batch),
-        finite=finite_samples(out),
-        failure=end.failure,
-    )
-
-
-def _snap(model: Denoiser, sigmas: Array) -> Array:
-    """The grid on trained levels, where the model wants that; ValueError if levels coincide."""
-    if not model.snap:
-        return sigmas
-    positive = model.snapped(sigmas[sigmas > 0])
-    distinct = len(np.unique(positive))
-    if distinct < len(positive):
-        raise ValueError(
-            f"snap=True: {len(positive)} levels of the grid fall on only {distinct} distinct trained "
-            f"levels (of {model.schedule.T:g}); take fewer steps or another grid, or use snap=False"
-        )
-    return np.append(positive, 0.0) if sigmas[-1] == 0 else positive
-
-
-def _check_state(model: Denoiser, x: Tensor) -> Tensor:
-    if not isinstance(model, Denoiser):
-        raise ValueError(
-            f"model must be a Denoiser, got {type(model).__name__}: wrap the network once as "
-            "ddim_ode.Denoiser(net, schedule)"
-        )
-    if not isinstance(x, Tensor) or x.ndim < 1 or not x.is_floating_point():
-        got = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        raise ValueError(f"x must be a floating tensor (B, *), got {got}")
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
 def _check_plan(plan: Plan, model: Denoiser) -> None:
+    if not isinstance(plan, Plan):
+        raise ValueError(f"plan must be a Plan, got {plan!r}; a name goes into method=")
     schedule = model.schedule
     if plan.schedule != schedule.fingerprint:
         raise ValueError(
             f"the plan was made for schedule {plan.schedule} and the model has {schedule.fingerprint} "
             f"({schedule!r}); compile it again for this one"
         )
-
-
-def _is_array(grid: object) -> bool:
-    return grid is not None and not isinstance(grid, str)
-
-
-def _exclusive(**values: object) -> None:
-    given = [name for name, value in values.items() if value is not None]
-    if len(given) > 1:
-        raise ValueError(f"both {given[0]} and {given[1]} are given; drop {given[1]}")
+    levels = np.array([sigma for sigma in plan.grid if sigma > 0])
+    off = np.flatnonzero(np.abs(model.snapped(levels) - levels) > 1e-9 * levels)
+    if off.size:
+        raise ValueError(
+            f"the model has snap=True, and the plan's level σ={levels[off[0]]:g} is not a trained one: "
+            "compile the plan on trained levels (schedule.levels), or use snap=False"
+        )

@@ -28,6 +28,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ._checks import one_of
+
 Array = npt.NDArray[np.float64]
 ArrayLike = npt.ArrayLike
 
@@ -68,7 +70,15 @@ class Schedule(ABC):
 
     def time(self, sigma: ArrayLike) -> Array:
         """The inverse t(σ). ValueError outside [0, σ(T)]."""
-        return self._time(_within("sigma", sigma, self.sigma_max))
+        t = self._time(self.check_sigma(sigma))
+        if not self.discrete:
+            return t
+        whole = np.rint(t)  # a trained level is its integer, not 499.9999999999999
+        return np.where(np.abs(t - whole) < 1e-9, whole, t)
+
+    def check_sigma(self, sigma: ArrayLike, name: str = "sigma") -> Array:
+        """σ as float64; ValueError outside [0, σ(T)], up to the rounding of a float32 copy of σ(T)."""
+        return _within(name, sigma, self.sigma_max)
 
     def alpha_bar(self, t: ArrayLike) -> Array:
         """ᾱ(t), the coefficient of x₀. ValueError outside [0, T]."""
@@ -94,7 +104,7 @@ class Schedule(ABC):
 
     def time_rate(self, sigma: ArrayLike) -> Array:
         """dt/dσ, the derivative of the inverse."""
-        sigma = _within("sigma", sigma, self.sigma_max)
+        sigma = self.check_sigma(sigma)
         alpha, beta = self.scales(sigma)
         d_alpha, d_beta = self.rates(self._time(sigma))
         return alpha**2 / (d_beta * alpha - d_alpha * beta)
@@ -132,13 +142,24 @@ class Schedule(ABC):
     @functools.cached_property
     def fingerprint(self) -> str:
         """A short hash of the curve σ(t), equal for schedules that agree to 9 digits."""
-        sigmas = self._sigma(np.linspace(0.0, self.T, 65)[1:])
+        n = int(self.T) if self.discrete else 64
+        sigmas = self._sigma(np.linspace(0.0, self.T, n + 1)[1:])
         text = f"{self.family} {self.T:.9g} " + " ".join(f"{s:.9g}" for s in sigmas)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def __reduce__(self) -> tuple[Callable[..., Schedule], tuple[str, dict[str, Any]]]:
+        return build, (self.name, self.params)
 
     def __repr__(self) -> str:
         args = ", ".join(f"{k}={v!r}" for k, v in self.params.items())
         return f"ddim_ode.schedules.{self.name}({args})"
+
+
+def build(name: str, params: dict[str, Any]) -> Schedule:
+    """The schedule of that name and parameters: what pickling and weights files store."""
+    makers = (ddpm, exponential, cosine, from_alphas_cumprod, vp, ve, flow)
+    by_name = {maker.__name__: maker for maker in makers}
+    return by_name[one_of("schedule", name, by_name)](**params)
 
 
 def _within(name: str, value: ArrayLike, top: float) -> Array:

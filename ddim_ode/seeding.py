@@ -7,12 +7,13 @@ start and for the noise of its steps.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ._checks import count
 from .schedules import Schedule
 
 _START, _STEP = 0, 1
@@ -20,10 +21,11 @@ _START, _STEP = 0, 1
 
 def generator(seed: int, stream: int) -> torch.Generator:
     """The CPU generator of one stream of a seed."""
-    if isinstance(seed, bool) or not hasattr(seed, "__index__") or int(seed) < 0:
-        raise ValueError(f"seed {seed!r} must be a whole number >= 0")
-    state = np.random.SeedSequence([int(seed), stream]).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
+    count("seed", seed, least=0)
+    sequence = np.random.SeedSequence(int(seed), spawn_key=(stream,))
+    return torch.Generator().manual_seed(
+        int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
+    )
 
 
 def noise(
@@ -43,27 +45,36 @@ def noise(
     >>> ddim_ode.noise((1, 28, 28), ddim_ode.schedules.ddpm(), seeds=[0, 1]).shape
     torch.Size([2, 1, 28, 28])
     """
-    level = schedule.sigma_max if sigma is None else float(sigma)
-    if not 0 < level <= schedule.sigma_max * (1 + 1e-9):
-        raise ValueError(f"sigma={level:g} is outside (0, {schedule.sigma_max:g}]")
+    level = schedule.sigma_max
+    if sigma is not None:
+        level = float(schedule.check_sigma(sigma))
     scale = 1.0 if schedule.family == "vp" else float(schedule.scales(level)[1])
-    draws = [torch.randn(tuple(shape), generator=generator(s, _START), dtype=dtype) for s in seeds]
-    stacked = torch.stack(draws) if draws else torch.empty((0, *shape), dtype=dtype)
+    stacked = _draw([generator(seed, _START) for seed in seeds], tuple(shape), dtype)
     return (stacked * scale).to(device)
+
+
+def check_seeds(seeds: Sequence[int], batch: int) -> list[int]:
+    """The seeds as a list of ints, one per sample; ValueError otherwise."""
+    if not isinstance(seeds, Iterable) or len(given := list(seeds)) != batch:
+        raise ValueError(f"seeds={seeds!r} for a batch of {batch}; give one seed per sample")
+    return [count("seed", seed, least=0) for seed in given]
 
 
 class StepNoise:
     """Draws z (B, *) for one step after another, each row from its own sample's stream."""
 
     def __init__(self, seeds: Sequence[int], like: Tensor) -> None:
-        if len(seeds) != like.shape[0]:
-            raise ValueError(
-                f"{len(seeds)} seeds for a batch of {like.shape[0]}; give one per sample"
-            )
         self._generators = [generator(seed, _STEP) for seed in seeds]
         self._shape, self._dtype, self._device = like.shape[1:], like.dtype, like.device
 
     def __call__(self) -> Tensor:
-        rows = [torch.randn(self._shape, generator=g, dtype=self._dtype) for g in self._generators]
-        stacked = torch.stack(rows) if rows else torch.empty((0, *self._shape), dtype=self._dtype)
-        return stacked.to(self._device)
+        return _draw(self._generators, self._shape, self._dtype).to(self._device)
+
+
+def _draw(
+    generators: Sequence[torch.Generator], shape: tuple[int, ...], dtype: torch.dtype
+) -> Tensor:
+    out = torch.empty((len(generators), *shape), dtype=dtype, device="cpu")
+    for row, source in zip(out, generators):
+        row.normal_(generator=source)
+    return out

@@ -45,10 +45,15 @@ def eps_loss(
     eps = torch.randn(x0.shape, generator=generator, device=source, dtype=x0.dtype).to(x0.device)
 
     host_t = np.asarray(t.cpu())
-    shape = (b,) + (1,) * (x0.ndim - 1)
-    alpha = torch.as_tensor(schedule.alpha_bar(host_t)).to(x0).reshape(shape)
-    beta = torch.as_tensor(schedule.beta_bar(host_t)).to(x0).reshape(shape)
-    prediction = net(alpha * x0 + beta * eps, (t + time_offset).to(x0), **cond)
+    wide = torch.promote_types(x0.dtype, torch.float32)  # half precision has no room for t = 999
+    alpha, beta = (
+        torch.as_tensor(scale(host_t)).to(x0.device, wide).reshape(b, *[1] * (x0.ndim - 1))
+        for scale in (schedule.alpha_bar, schedule.beta_bar)
+    )
+    noisy = (alpha * x0 + beta * eps).to(x0.dtype)
+    prediction = net(noisy, (t + time_offset).to(x0.device, wide), **cond)
+    if not isinstance(prediction, Tensor):
+        raise ValueError(f"the network returned a {type(prediction).__name__}, not a tensor")
     if prediction.shape != x0.shape:
         raise ValueError(
             f"the network returned shape {tuple(prediction.shape)} for x of {tuple(x0.shape)}; "

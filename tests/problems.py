@@ -10,7 +10,9 @@ SCHEDULES = {
     "ddpm_2e-5": schedules.ddpm(beta_start=2e-5),
     "exponential": schedules.exponential(),
     "cosine": schedules.cosine(),
-    "cumprod": schedules.from_alphas_cumprod(schedules.ddpm(T=50, beta_end=0.3).alpha_bar(range(1, 51)) ** 2),
+    "cumprod": schedules.from_alphas_cumprod(
+        schedules.ddpm(T=50, beta_end=0.3).alpha_bar(range(1, 51)) ** 2
+    ),
     "vp": schedules.vp(),
     "ve": schedules.ve(80.0),
     "flow": schedules.flow(),
@@ -34,7 +36,9 @@ def mixture_1d(schedule, prediction="eps"):
 
 def mixture_2d(schedule, prediction="eps"):
     covs = [[[0.5, 0.2], [0.2, 0.3]], [[0.25, -0.1], [-0.1, 0.6]]]
-    return exact.gaussian_mixture([0.6, 0.4], [[-1.5, 0.5], [1.2, -0.8]], covs, schedule, prediction)
+    return exact.gaussian_mixture(
+        [0.6, 0.4], [[-1.5, 0.5], [1.2, -0.8]], covs, schedule, prediction
+    )
 
 
 def gaussian_2d(schedule, prediction="eps"):

@@ -66,9 +66,7 @@ def test_ddim_is_the_same_whatever_the_network_predicts(prediction):
         return dict(x0=x0, v=a * eps - b * x0, flow=eps - x0, score=-eps / b)[prediction]
 
     tau = [5, 90, 400, 777]
-    sol = ddim_ode.sample(
-        ddim_ode.Denoiser(predict, DDPM, prediction), points(3, 2), timesteps=tau
-    )
+    sol = ddim_ode.sample(ddim_ode.Denoiser(predict, DDPM, prediction), points(3, 2), timesteps=tau)
     expected = textbook_ddim(points(3, 2).numpy(), tau)
     np.testing.assert_allclose(sol.x, expected, rtol=1e-11)
 
@@ -85,8 +83,12 @@ def test_free_step_noise_gives_kappa_and_c(tau, fraction):
     steps = plan.ops[1:]
     # Next to the bound, β̄² − ς² loses half of the digits that ς carries.
     atol = 1e-12 if fraction < 0.999 else 1e-7
-    np.testing.assert_allclose([op.scale for op in steps], kappa.astype(float), rtol=1e-12, atol=atol)
-    np.testing.assert_allclose([op.weights[0] for op in steps], c.astype(float), rtol=1e-12, atol=atol)
+    np.testing.assert_allclose(
+        [op.scale for op in steps], kappa.astype(float), rtol=1e-12, atol=atol
+    )
+    np.testing.assert_allclose(
+        [op.weights[0] for op in steps], c.astype(float), rtol=1e-12, atol=atol
+    )
     np.testing.assert_allclose([op.noise for op in steps], noise, rtol=1e-12)
 
 
@@ -96,7 +98,9 @@ def test_eta_scales_the_textbook_noise(tau, eta):
     plan = ddim_ode.plan("ddim", DDPM, grid, eta=eta)
     a, before = ALPHAS_CUMPROD[tau[::-1]], ALPHAS_CUMPROD[[*tau[::-1][1:], 0]]
     expected = eta * np.sqrt((1 - before) / (1 - a)) * np.sqrt(1 - a / before)
-    np.testing.assert_allclose([op.noise for op in plan.ops[1:]], expected.astype(float), rtol=1e-12)
+    np.testing.assert_allclose(
+        [op.noise for op in plan.ops[1:]], expected.astype(float), rtol=1e-12
+    )
 
 
 @pytest.mark.parametrize(("method", "eta"), [("ddpm", None), ("ddim", 1.0)])
@@ -180,7 +184,9 @@ def test_the_network_sees_the_offset_time():
     model = ddim_ode.Denoiser(counting, DDPM, time_offset=-1.0)
     ddim_ode.sample(model, points(2, 2), timesteps=[1000, 500, 1])
     seen = torch.stack(counting.times).double()
-    torch.testing.assert_close(seen[:, 0], torch.tensor([999.0, 499.0, 0.0]).double(), rtol=0, atol=1e-9)
+    torch.testing.assert_close(
+        seen[:, 0], torch.tensor([999.0, 499.0, 0.0]).double(), rtol=0, atol=1e-9
+    )
     assert torch.equal(seen[:, 0], seen[:, 1])
 
 

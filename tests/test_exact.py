@@ -24,7 +24,10 @@ def test_log_prob_is_that_of_the_noised_mixture(family, sigma):
     schedule, x = FAMILIES[family], points(6, 2)
     alpha, beta = schedule.scales(sigma)
     density = sum(
-        w * multivariate_normal(alpha * np.array(m), alpha**2 * np.array(c) + beta**2 * np.eye(2)).pdf(x)
+        w
+        * multivariate_normal(
+            alpha * np.array(m), alpha**2 * np.array(c) + beta**2 * np.eye(2)
+        ).pdf(x)
         for w, m, c in zip(WEIGHTS, MEANS, COVS)
     )
     measured = exact.gaussian_mixture(WEIGHTS, MEANS, COVS, schedule).log_prob(x, sigma)
@@ -132,7 +135,9 @@ def test_mixture_flow_keeps_the_cumulative_distribution():
     moved = model.flow(x, 5.0, 0.3)
 
     def probability(x, sigma):
-        density = lambda y: float(model.log_prob(torch.tensor([[y]], dtype=torch.float64), sigma).exp())  # noqa: E731
+        def density(y):
+            return float(model.log_prob(torch.tensor([[y]], dtype=torch.float64), sigma).exp())
+
         return quad(density, -15, x, epsabs=1e-11, limit=200)[0]
 
     for before, after in zip(x.flatten().tolist(), moved.flatten().tolist()):
@@ -150,7 +155,9 @@ def test_one_component_in_1d_flows_as_a_gaussian():
     pair = exact.gaussian_mixture([0.5, 0.5], [[0.3], [0.3]], [[0.4], [0.4]], COSINE)
     single = exact.gaussian([0.3], [[0.4]], COSINE)
     x = points(6)
-    torch.testing.assert_close(pair.flow(x, 9.0, 0.1), single.flow(x, 9.0, 0.1), rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(
+        pair.flow(x, 9.0, 0.1), single.flow(x, 9.0, 0.1), rtol=1e-12, atol=1e-13
+    )
 
 
 def test_draws_have_the_moments_of_the_mixture():

@@ -53,7 +53,9 @@ def slope(model, method, coarse, *, ends=(2.0, 0.2), chart=None, past=0):
         grid = make_grid(
             "time", model.schedule, steps, final="sigma_min", sigma_max=ends[0], sigma_min=ends[1]
         )
-        errors.append(error(model, x, ddim_ode.plan(method, model.schedule, grid, chart=chart), past))
+        errors.append(
+            error(model, x, ddim_ode.plan(method, model.schedule, grid, chart=chart), past)
+        )
     return np.log2(errors[0] / errors[1])
 
 
@@ -118,7 +120,9 @@ def test_wrong_weights_of_a_multistep_method_are_seen():
     model, errors = MODELS["exponential"], []
     x = start(model, 2.0)
     for steps in (100, 200):
-        grid = make_grid("time", EXPONENTIAL, steps, final="sigma_min", sigma_max=2.0, sigma_min=0.2)
+        grid = make_grid(
+            "time", EXPONENTIAL, steps, final="sigma_min", sigma_max=2.0, sigma_min=0.2
+        )
         plan = ddim_ode.plan("ab3", EXPONENTIAL, grid)
         constants = np.array([23, -16, 5]) / 12
         ops = [

@@ -43,10 +43,15 @@ class Scale:
     rate: Callable[[Array], Array]  # d(scale)/dσ
 
 
+def _fraction(sigma: Array) -> Array:
+    with np.errstate(divide="ignore"):
+        return 1 / (1 + 1 / sigma)  # 1 at σ = inf
+
+
 SCALES: dict[str, Scale] = {
     "sigma": Scale(lambda s: s, lambda u: u, np.ones_like),
     "inv_sigma": Scale(lambda s: 1 / s, lambda u: 1 / u, lambda s: -1 / s**2),
-    "fraction": Scale(lambda s: s / (1 + s), lambda u: u / (1 - u), lambda s: (1 + s) ** -2),
+    "fraction": Scale(_fraction, lambda u: u / (1 - u), lambda s: (1 + s) ** -2),
     "log_sigma": Scale(np.log, np.exp, lambda s: 1 / s),
     "atan_sigma": Scale(np.arctan, np.tan, lambda s: 1 / (1 + s * s)),
     "log_alpha": Scale(

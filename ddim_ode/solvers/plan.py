@@ -18,6 +18,7 @@ where the chart's clock or gauge is infinite. Both are exact for a constant pred
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -251,6 +252,11 @@ def _compile(
     for node, (scale, weights), z, before in zip(nodes[1:], commits, noise or [0.0] * n, stages):
         ops += before
         ops.append(Op(scale, weights, node, True, z))
+    if not math.isfinite(sum(op.scale + sum(op.weights) for op in ops)):
+        raise ValueError(
+            f"{method.name!r} in chart {chart.name!r}, storing {vector!r}, has no finite weights on the "
+            f"grid {grid[0]:g} … {grid[-1]:g}; use another chart or a finite sigma_max"
+        )
     return Plan(
         method.name,
         tuple(ops),
@@ -282,7 +288,8 @@ class _Context:
         """The steps [first, last) that the chart can take; the others are DDIM steps."""
         with np.errstate(divide="ignore", invalid="ignore"):
             finite_start = np.isfinite(self.clock.of(self.sigmas[:1])) & (self.gauge(0) > 0)
-        return (0 if finite_start[0] else 1), (n if self.sigmas[-1] > 0 else n - 1)
+        startable = finite_start[0] and self.first_vector == self.vector
+        return (0 if startable else 1), (n if self.sigmas[-1] > 0 else n - 1)
 
     def gauge(self, i: int) -> Array:
         return np.atleast_1d(self.chart.gauge(self.alpha[i], self.beta[i]))

@@ -1,0 +1,104 @@
+"""Where a solve steps, as its caller asked for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ._checks import count, one_of
+from .denoiser import Denoiser
+from .grids import FINALS, check_grid, from_timesteps, make_grid
+from .schedules import Array
+
+DEFAULT_GRID = "time"
+
+
+@dataclass(frozen=True)
+class Levels:
+    """The arguments of :func:`ddim_ode.sample` that place its steps, checked against each other."""
+
+    model: Denoiser
+    steps: int | None = None
+    nfe: int | None = None
+    grid: str | npt.ArrayLike | None = None
+    timesteps: npt.ArrayLike | None = None
+    final: str | None = None
+    sigma_max: float | None = None
+    sigma_min: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "nfe"):
+            if getattr(self, name) is not None:
+                count(name, getattr(self, name))
+        if self.final is not None:
+            one_of("final", self.final, FINALS)
+        exclusive(steps=self.steps, nfe=self.nfe, timesteps=self.timesteps)
+        exclusive(timesteps=self.timesteps, grid=self.grid)
+        if self.fixed:
+            source = "timesteps" if self.timesteps is not None else "grid"
+            final = None if source == "timesteps" else self.final
+            refuse(
+                f"{source}= already fixes the levels",
+                steps=self.steps,
+                nfe=self.nfe,
+                sigma_max=self.sigma_max,
+                sigma_min=self.sigma_min,
+                final=final,
+            )
+
+    @property
+    def fixed(self) -> bool:
+        """Whether the caller gave the levels themselves, and not how many."""
+        named = self.grid is None or isinstance(self.grid, str)
+        return self.timesteps is not None or not named
+
+    def sigmas(self, steps: int) -> Array:
+        """The grid of that many steps (or the caller's own), on trained levels if the model snaps."""
+        schedule = self.model.schedule
+        if self.timesteps is not None:
+            sigmas = from_timesteps(schedule, self.timesteps, self.final or "zero")
+        elif self.grid is None or isinstance(self.grid, str):
+            sigmas = make_grid(
+                self.grid or DEFAULT_GRID,
+                schedule,
+                steps,
+                final=self.final or "zero",
+                sigma_max=self.sigma_max,
+                sigma_min=self.sigma_min,
+            )
+        else:
+            sigmas = check_grid(self.grid, schedule)
+        return self._snapped(sigmas) if self.model.snap else sigmas
+
+    def asked(self, who: str) -> Array:
+        """The grid of ``steps`` steps, or the caller's own; ValueError if neither was given."""
+        if self.steps is None and not self.fixed:
+            raise ValueError(f"{who} needs to know where to step: give steps= or nfe=")
+        return self.sigmas(self.steps or 0)
+
+    def _snapped(self, sigmas: Array) -> Array:
+        positive = self.model.snapped(sigmas[sigmas > 0])
+        distinct = len(np.unique(positive))
+        if distinct < len(positive):
+            raise ValueError(
+                f"snap=True: {len(positive)} levels of the grid fall on only {distinct} distinct "
+                f"trained levels (of {self.model.schedule.T:g}); take fewer steps or another grid, or "
+                "use snap=False"
+            )
+        return np.append(positive, 0.0) if sigmas[-1] == 0 else positive
+
+
+def exclusive(**values: object) -> None:
+    """ValueError naming the argument to drop, if more than one is given."""
+    given = [name for name, value in values.items() if value is not None]
+    if len(given) > 1:
+        raise ValueError(f"both {given[0]} and {given[1]} are given; drop {given[1]}")
+
+
+def refuse(reason: str, **values: object) -> None:
+    """ValueError naming the first of the arguments that is given at all."""
+    for name, value in values.items():
+        if value is not None:
+            raise ValueError(f"{reason}; drop {name}={value!r}")

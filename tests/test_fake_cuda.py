@@ -1,0 +1,139 @@
+"""The fixed path on a device it cannot reach: from the first network call on, no number comes back from
+the device, nothing is copied to or from it, and no op mixes it with the CPU."""
+
+import inspect
+import re
+from unittest import mock
+
+import pytest
+import torch
+from problems import COSINE
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import ddim_ode
+from ddim_ode import integration, sampling
+from ddim_ode.solvers.chart import CHARTS
+from ddim_ode.solvers.methods import METHODS
+
+DETERMINISTIC = [name for name, m in METHODS.items() if m.order is not None]
+
+
+class DeviceTraffic(Exception):
+    """The host waited for the device, or data crossed between them."""
+
+
+class Guard(TorchDispatchMode):
+    """Fails on a read-back and on an op whose tensors, in and out, live on more than one device.
+
+    Fake tensors alone let through copies and 0-d CPU operands.
+    """
+
+    armed = False
+    seen = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if self.armed and func is torch.ops.aten._local_scalar_dense.default:
+            raise DeviceTraffic(f"read back: {func}")
+        out = func(*args, **(kwargs or {}))
+        if self.armed:
+            self.seen += 1
+            tensors = [x for x in tree_leaves((args, kwargs, out)) if isinstance(x, torch.Tensor)]
+            devices = {x.device.type for x in tensors}
+            if len(devices) > 1:
+                raise DeviceTraffic(f"{func} on {sorted(devices)}")
+        return out
+
+
+def run(
+    prediction="eps", denoiser=None, cond=False, channels=1, loop=integration.integrate, **options
+):
+    """``sample`` on fake CUDA tensors, guarded from the first network call until it returns."""
+    with FakeTensorMode(), Guard() as guard:
+
+        def net(x, t, **labels):
+            guard.armed = True
+            return torch.tanh(x * t.reshape(-1, 1, 1, 1).to(x.dtype)).repeat(1, channels, 1, 1)
+
+        x = torch.empty(3, 2, 4, 4, device="cuda")
+        model = ddim_ode.Denoiser(net, COSINE, prediction, **(denoiser or {}))
+        labels = dict(y=torch.zeros(3, dtype=torch.long, device="cuda")) if cond else None
+        where = {} if "nfe" in options else {"steps": 7}
+        with mock.patch.object(sampling, "integrate", loop):
+            sol = ddim_ode.sample(model, x, cond=labels, **where, **options)
+        guard.armed = False
+    assert sol.x.device.type == "cuda"
+    assert guard.seen > 3 * sol.nfe
+    return sol
+
+
+@pytest.mark.parametrize("final", ["zero", "sigma_min"])
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_method_leaves_the_device_alone(name, final):
+    run(method=name, final=final)
+
+
+@pytest.mark.parametrize("prediction", ["x0", "v", "flow", "score"])
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_prediction_is_converted_on_the_device(name, prediction):
+    run(prediction, method=name)
+
+
+@pytest.mark.parametrize("chart", CHARTS)
+@pytest.mark.parametrize("name", ["ddim", "rk4"])
+def test_chart_is_solved_on_the_device(name, chart):
+    run(method=name, chart=chart)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(nfe=9),
+        dict(on_nan="hold"),
+        dict(record="x"),
+        dict(record="x0"),
+        dict(callback=lambda progress: None),
+        dict(grid="karras", sigma_max=20.0),
+        dict(denoiser=dict(dtype=torch.float16)),
+        dict(denoiser=dict(snap=True)),
+        dict(denoiser=dict(time=lambda t, sigma: 0.25 * sigma)),
+        dict(denoiser=dict(learned_variance="split"), channels=2),
+        dict(denoiser=dict(guidance=ddim_ode.Guidance(2.0, null=dict(y=10))), cond=True),
+    ],
+    ids=lambda options: "-".join(options),
+)
+def test_option_leaves_the_device_alone(options):
+    run(method="heun", **options)
+
+
+def mutated(line):
+    """``integrate`` with a line put in front of every commit after the first network call."""
+    source = inspect.getsource(integration.integrate)
+    anchor = re.compile(r"^( +)if op\.commit:\n", re.MULTILINE)
+    assert len(anchor.findall(source)) == 1
+    namespace = dict(vars(integration))
+    exec(anchor.sub(rf"\g<1>if calls: {line}\n\g<0>", source), namespace)
+    return namespace["integrate"]
+
+
+@pytest.mark.parametrize(
+    ("line", "caught"),
+    [
+        ("y = y * y.sum().item()", "read back"),
+        ("y = y if bool(y.isfinite().all()) else x", "read back"),
+        ("y.sum().tolist()", "read back"),
+        ("y.cpu()", "_to_copy.* on .'cpu', 'cuda'"),
+        ("y.to('cpu', non_blocking=True)", "_to_copy.* on .'cpu', 'cuda'"),
+        ("y = y * torch.tensor(2.0)", "mul.* on .'cpu', 'cuda'"),
+        ("y = y + torch.tensor(2.0, device=y.device)", "_to_copy.* on .'cpu', 'cuda'"),
+        ("y = y + torch.tensor(2.0).to(y.device)", "_to_copy.* on .'cpu', 'cuda'"),
+    ],
+)
+def test_the_guard_catches_a_loop_that_touches_the_host(line, caught):
+    with pytest.raises(DeviceTraffic, match=caught):
+        run(method="ddim", loop=mutated(line))
+
+
+def test_the_guard_passes_a_copy_of_the_loop_that_does_not():
+    run(method="ddim", loop=mutated("y = y * 1.0"))

@@ -1,0 +1,257 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from problems import (
+    COSINE,
+    DDPM,
+    EXPONENTIAL,
+    Counting,
+    gaussian_2d,
+    mixture_2d,
+    points,
+    zero_snr,
+)
+
+import ddim_ode
+from ddim_ode import grids, schedules
+from ddim_ode.seeding import StepNoise
+from ddim_ode.solvers.chart import CHARTS, convert
+from ddim_ode.solvers.methods import METHODS, Method
+from ddim_ode.solvers.plan import clear_cache
+
+ALL = list(METHODS)
+DETERMINISTIC = [name for name, m in METHODS.items() if m.order is not None]
+ONE_STEP = [name for name in DETERMINISTIC if METHODS[name].past == 1]
+MULTISTEP = [name for name in DETERMINISTIC if METHODS[name].past > 1]
+GRID = grids.make_grid("time", COSINE, 5, sigma_max=20.0)
+
+
+def test_the_numbers_layer_never_imports_torch():
+    script = """
+import sys
+sys.modules["torch"] = None  # an import of it fails
+import ddim_ode
+for schedule in (ddim_ode.schedules.ddpm(), ddim_ode.schedules.flow(), ddim_ode.schedules.ve(80.0)):
+    grid = ddim_ode.grids.make_grid("time", schedule, 6, sigma_max=min(40.0, schedule.sigma_max))
+    for row in ddim_ode.methods():
+        ddim_ode.plan(row["name"], schedule, grid).describe()
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.parametrize("final", grids.FINALS)
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_nfe_is_the_number_of_calls(name, final, steps):
+    net = Counting()
+    model = ddim_ode.Denoiser(net, COSINE)
+    sol = ddim_ode.sample(model, points(3, 2), name, steps=steps, final=final)
+    assert sol.plan.nfe == net.calls == sol.nfe
+    assert sol.net_evals == net.rows == 3 * net.calls
+    assert sol.sample_nfe.tolist() == [net.calls] * 3
+    assert sol.accepted.tolist() == [steps] * 3
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_landing_costs_one_call_and_a_full_step_nfe_per_step(name):
+    per_step = METHODS[name].nfe_per_step
+    assert ddim_ode.plan(name, COSINE, GRID).nfe == 4 * per_step + 1
+    assert ddim_ode.plan(name, COSINE, GRID[:-1]).nfe == 4 * per_step
+
+
+@pytest.mark.parametrize("final", grids.FINALS)
+@pytest.mark.parametrize("name", ALL)
+def test_a_budget_gives_the_largest_plan_that_fits(name, final):
+    model, x = ddim_ode.Denoiser(Counting(), COSINE), points(1, 2)
+    for budget in range(METHODS[name].nfe_per_step, 15):
+        sol = ddim_ode.sample(model, x, name, nfe=budget, final=final)
+        larger = ddim_ode.sample(model, x, name, steps=sol.plan.steps + 1, final=final)
+        assert sol.nfe <= budget < larger.nfe
+
+
+def test_a_budget_below_one_step_is_refused_with_its_cost():
+    model = ddim_ode.Denoiser(Counting(), COSINE)
+    with pytest.raises(ValueError, match=r"nfe=3 is less than one step of 'rk4' costs \(4\)"):
+        ddim_ode.sample(model, points(1, 2), "rk4", nfe=3, final="sigma_min")
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_memory_is_the_longest_history_an_op_reads(name):
+    plan = ddim_ode.plan(name, COSINE, grids.make_grid("time", COSINE, 9))
+    expected = max(METHODS[name].past, METHODS[name].nfe_per_step)
+    assert plan.memory == expected == max(len(op.weights) for op in plan.ops)
+
+
+def test_the_same_compilation_is_kept():
+    clear_cache()
+    first = ddim_ode.plan("heun", COSINE, GRID)
+    assert ddim_ode.plan("heun", COSINE, GRID.tolist()) is first
+    assert ddim_ode.plan("heun", COSINE, GRID, chart="flow") is not first
+    assert ddim_ode.plan("heun", EXPONENTIAL, GRID) is not first
+    clear_cache()
+    assert ddim_ode.plan("heun", COSINE, GRID) is not first
+
+
+def test_noise_is_part_of_what_is_kept():
+    quiet = ddim_ode.plan("ddim", COSINE, GRID)
+    noisy = ddim_ode.plan("ddim", COSINE, GRID, eta=0.5)
+    assert (quiet.is_stochastic, noisy.is_stochastic) == (False, True)
+    assert ddim_ode.plan("ddim", COSINE, GRID, eta=0.0) is quiet
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_describe_has_every_op_with_its_level_weights_and_noise(name):
+    plan = ddim_ode.plan(name, COSINE, GRID)
+    lines = plan.describe().splitlines()
+    assert f"nfe {plan.nfe}" in lines[0]
+    for op, line in zip(plan.ops, lines[-len(plan.ops) :], strict=True):
+        assert op.node is None or f"{op.node.sigma:.5g}" in line
+        assert all(f"{weight:+.6g}" in line for weight in op.weights)
+        assert (" z" in line) == (op.noise > 0)
+
+
+def test_nodes_pair_sigma_with_its_own_time():
+    for node in ddim_ode.plan("rk4", DDPM, grids.make_grid("karras", DDPM, 7)).nodes:
+        assert node.t == pytest.approx(float(DDPM.time(node.sigma)), rel=1e-13)
+
+
+def test_two_vectors_convert_into_each_other_through_x():
+    alpha, beta = COSINE.scales(np.array([0.01, 1.0, 30.0]))
+    x0, eps = np.array([0.3, -0.2, 0.9]), np.array([1.1, 0.4, -0.8])
+    x = alpha * x0 + beta * eps
+    values = dict(
+        x0=x0, eps=eps, v=alpha * eps - beta * x0, flow=eps - x0, score=-eps / beta,
+        exp=alpha**2 / beta * eps - alpha * x0,
+    )  # fmt: skip
+    for source, given in values.items():
+        for target, expected in values.items():
+            a, b = convert(source, target, alpha, beta)
+            np.testing.assert_allclose(a * x + b * given, expected, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("chart", CHARTS)
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_final_zero_lands_on_the_x0_of_the_last_level(name, chart):
+    model, x = mixture_2d(COSINE), points(4, 2)
+    landed = ddim_ode.sample(model, x, name, grid=GRID, chart=chart)
+    stopped = ddim_ode.sample(model, x, name, grid=GRID[:-1], chart=chart)
+    x0, _ = model(stopped.x, GRID[-2])
+    torch.testing.assert_close(landed.x, x0, rtol=1e-9, atol=1e-10)
+
+
+STARTS = {
+    ("flow", "flow"): schedules.flow(),
+    ("flow", "x0"): schedules.flow(),
+    ("zero_snr", "v"): zero_snr(),
+    ("zero_snr", "x0"): zero_snr(),
+    ("zero_snr", "flow"): zero_snr(),
+}
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("start", STARTS, ids="-".join)
+def test_where_the_clock_is_infinite_the_first_step_is_ddim(start, name):
+    schedule, prediction = STARTS[start], start[1]
+    model, x = mixture_2d(schedule, prediction), points(4, 2)
+    x0, _ = model(x, np.inf)
+    alpha, beta = map(float, schedule.scales(3.0))
+    sol = ddim_ode.sample(model, x, name, grid=[np.inf, 3.0], seeds=range(4), chart="eps")
+    if name == "ddpm":  # all the noise is fresh
+        x = StepNoise(range(4), x)()
+    torch.testing.assert_close(sol.x, alpha * x0 + beta * x, rtol=1e-12, atol=1e-12)
+
+
+def flow_error_from_infinity(start, name, steps, chart):
+    schedule, prediction = STARTS[start], start[1]
+    model, x = gaussian_2d(schedule, prediction), points(4, 2)
+    # At ᾱ = 0 the marginal is N(0, I): the flow of one Gaussian keeps standardised coordinates.
+    q, spread = torch.as_tensor(model.eigenvectors[0]), torch.as_tensor(model.eigenvalues[0])
+    alpha, beta = map(float, schedule.scales(0.1))
+    gain = torch.sqrt(alpha**2 * spread + beta**2)
+    exact = alpha * torch.as_tensor(model.means[0]) + (x @ q * gain) @ q.T
+    options = dict(steps=steps, final="sigma_min", sigma_min=0.1, chart=chart)
+    return float((ddim_ode.sample(model, x, name, **options).x - exact).abs().max())
+
+
+@pytest.mark.parametrize("name", DETERMINISTIC)
+@pytest.mark.parametrize("start", STARTS, ids="-".join)
+def test_solves_from_infinite_sigma_approach_the_exact_flow(start, name):
+    coarse, fine = (flow_error_from_infinity(start, name, steps, None) for steps in (20, 80))
+    assert fine < 0.3 * coarse < 0.06
+
+
+@pytest.mark.parametrize("name", ONE_STEP)
+@pytest.mark.parametrize("prediction", ["flow", "x0"])
+def test_where_the_clock_is_finite_the_order_holds_from_infinite_sigma(name, prediction):
+    errors = [flow_error_from_infinity(("flow", prediction), name, n, "flow") for n in (40, 80)]
+    # At least: on one Gaussian the midpoint rule gains an order.
+    assert np.log2(errors[0] / errors[1]) > METHODS[name].order - 0.2
+
+
+def relative_error(name, prediction, sigma_max):
+    """Of a float32 run against a float64 run of the same plan."""
+    x, model = points(64, 2, dtype=torch.float32), mixture_2d(COSINE, prediction)
+    narrow, wide = (
+        ddim_ode.sample(model, start, name, steps=12, sigma_max=sigma_max)
+        for start in (x, x.double())
+    )
+    assert narrow.plan is wide.plan
+    return float((narrow.x.double() - wide.x).norm() / wide.x.norm())
+
+
+@pytest.mark.parametrize("name", DETERMINISTIC)
+@pytest.mark.parametrize("prediction", ["eps", "x0", "v", "flow"])
+def test_single_precision_costs_little_from_a_moderate_level(name, prediction):
+    assert relative_error(name, prediction, 10.0) < 1e-5
+
+
+@pytest.mark.parametrize("name", ONE_STEP)
+@pytest.mark.parametrize("prediction", ["x0", "v", "flow"])
+def test_single_precision_costs_little_from_alpha_bar_5e_5(name, prediction):
+    assert COSINE.alpha_bar(1000) == pytest.approx(5e-5, rel=0.02)
+    assert relative_error(name, prediction, None) < 1e-5
+
+
+@pytest.mark.parametrize("name", MULTISTEP)
+@pytest.mark.parametrize("prediction", ["x0", "v", "flow"])
+def test_multistep_in_single_precision_loses_no_more_than_with_an_eps_network(name, prediction):
+    # An ε-network cannot do better there: 1/ᾱ multiplies the rounding of what it returns.
+    assert relative_error(name, prediction, None) < relative_error(name, "eps", None) + 1e-5
+
+
+def test_a_method_is_usable_where_a_name_is():
+    ab2 = Method("mine", 2, past=2, ruler="t")
+    model, x = mixture_2d(COSINE), points(2, 2)
+    sol = ddim_ode.sample(model, x, ab2, grid=GRID)
+    assert sol.method == "mine"
+    plan = ddim_ode.plan(ab2, COSINE, GRID)
+    assert torch.equal(sol.x, ddim_ode.sample(model, x, plan=plan).x)
+
+
+def test_a_plan_runs_the_same_as_the_method_it_came_from():
+    model, x = mixture_2d(COSINE), points(2, 2)
+    plan = ddim_ode.plan("rk4", COSINE, GRID, vector="eps")
+    assert torch.equal(
+        ddim_ode.sample(model, x, plan=plan).x, ddim_ode.sample(model, x, "rk4", grid=GRID).x
+    )
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: ddim_ode.plan("huen", COSINE, GRID), "unknown method 'huen'.*first: heun,"),
+        (lambda: ddim_ode.plan("heun", COSINE, GRID, chart="logs"), "unknown chart 'logs'.*: log,"),
+        (lambda: ddim_ode.plan("heun", COSINE, GRID, vector="x_0"), "unknown vector .x_0..*: x0,"),
+        (lambda: ddim_ode.plan("ab2", COSINE, GRID, vector="x0"), "ab2.* stores 'eps', not vector='x0'"),
+        (lambda: ddim_ode.plan("ddim", schedules.ve(80.0), [3.0, 1.0], chart="exp"), "preserving.*'ve'"),
+        (lambda: ddim_ode.plan("ddim", COSINE, GRID, chart="log", eta=0.5), "'eps', 'data' or 'flow'"),
+        (lambda: ddim_ode.plan(Method("m", 2, past=2, ruler="tau"), COSINE, GRID), "unknown ruler 'tau'"),
+        (lambda: Method("m", 2, tableau=METHODS["heun"].tableau, past=2), "tableau or past=2"),
+    ],
+)  # fmt: skip
+def test_a_plan_that_cannot_be_says_why(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

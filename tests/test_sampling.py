@@ -1,0 +1,250 @@
+"""The front door: conditions, guidance, snapping, what is recorded, and other packages' solvers."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from problems import (
+    COSINE,
+    DDPM,
+    EXPONENTIAL,
+    Counting,
+    gaussian_2d,
+    mixture_1d,
+    mixture_2d,
+    points,
+    zero_snr,
+)
+
+import ddim_ode
+from ddim_ode import Denoiser, Guidance, grids
+from ddim_ode.solvers.methods import METHODS
+
+X = points(3, 2)
+LABELS = torch.tensor([1, 4, 2])
+
+
+def labelled(x, t, y):
+    return torch.tanh(x + 0.3 * y[:, None].to(x.dtype))
+
+
+@pytest.mark.parametrize("name", ["ddim", "heun", "ab2"])
+@pytest.mark.parametrize("scale", [0.0, 2.5, -1.0])
+def test_guidance_is_the_formula_of_two_calls(name, scale):
+    guided = Denoiser(labelled, COSINE, guidance=Guidance(scale, null=dict(y=0)))
+
+    def by_hand(x, t, y):
+        null = labelled(x, t, torch.zeros_like(y))
+        return null + scale * (labelled(x, t, y) - null)
+
+    options = dict(method=name, steps=6, cond=dict(y=LABELS))
+    expected = ddim_ode.sample(Denoiser(by_hand, COSINE), X, **options)
+    sol = ddim_ode.sample(guided, X, **options)
+    torch.testing.assert_close(sol.x, expected.x, rtol=1e-12, atol=1e-13)
+
+
+def test_guidance_is_one_batched_call_and_counts_both_rows():
+    net = Counting(labelled)
+    model = Denoiser(net, COSINE, guidance=Guidance(2.0, null=dict(y=0)))
+    sol = ddim_ode.sample(model, X, steps=5, cond=dict(y=LABELS))
+    assert (net.calls, net.rows) == (5, 30)
+    assert (sol.nfe, sol.net_evals) == (5, 30)
+
+
+def test_guidance_at_scale_one_is_the_network_alone():
+    net = Counting(labelled)
+    model = Denoiser(net, COSINE, guidance=Guidance(1.0))
+    sol = ddim_ode.sample(model, X, steps=5, cond=dict(y=LABELS))
+    assert net.rows == sol.net_evals == 15
+
+
+def test_guidance_drops_only_the_conditions_it_names():
+    seen = []
+
+    def net(x, t, y, z):
+        seen.append((y.tolist(), z.tolist()))
+        return torch.tanh(x)
+
+    model = Denoiser(net, COSINE, guidance=Guidance(2.0, null=dict(y=9)))
+    ddim_ode.sample(model, X, steps=1, cond=dict(y=LABELS, z=LABELS + 10))
+    assert seen == [([1, 4, 2, 9, 9, 9], [11, 14, 12, 11, 14, 12])]
+
+
+def test_a_null_condition_may_be_a_tensor_of_one_sample():
+    def net(x, t, c):
+        return torch.tanh(x + c)
+
+    null = torch.tensor([0.5, -0.5], dtype=torch.float64)
+    model = Denoiser(net, COSINE, guidance=Guidance(0.0, null=dict(c=null)))
+    sol = ddim_ode.sample(model, X, steps=4, cond=dict(c=torch.ones(3, 2).double()))
+    plain = ddim_ode.sample(Denoiser(net, COSINE), X, steps=4, cond=dict(c=null.expand(3, 2)))
+    torch.testing.assert_close(sol.x, plain.x)
+
+
+@pytest.mark.parametrize("method", ["ddim", "rk4", "torchdiffeq:dopri5", "scipy:RK45"])
+def test_each_sample_gets_its_own_condition(method):
+    where = {} if ":" in method else dict(steps=6)
+    options = dict(method=method, shared=dict(gain=0.7), **where)
+    model = Denoiser(lambda x, t, y, gain: gain * labelled(x, t, y), COSINE)
+    together = ddim_ode.sample(model, X, cond=dict(y=LABELS), sigma_max=20.0, **options)
+    alone = ddim_ode.sample(model, X[1:2], cond=dict(y=LABELS[1:2]), sigma_max=20.0, **options)
+    # The adaptive solvers share their steps over the batch.
+    torch.testing.assert_close(together.x[1:2], alone.x, rtol=0, atol=0.02 if ":" in method else 0)
+
+
+def test_snap_moves_sigma_and_time_together():
+    net = Counting()
+    sol = ddim_ode.sample(Denoiser(net, DDPM, snap=True, time_offset=-1.0), X, steps=7)
+    times = torch.stack(net.times)[:, 0].numpy()
+    np.testing.assert_array_equal(times, times.round())
+    np.testing.assert_allclose(sol.sigmas[:-1], DDPM.sigma(times + 1), rtol=1e-13)
+
+
+@pytest.mark.parametrize(("t", "nearest"), [(400.3, 400), (400.7, 401), (0.2, 1)])
+def test_snap_between_levels_answers_for_the_nearest(t, nearest):
+    exact = mixture_2d(DDPM)
+    net = lambda x, t: exact.net(x, torch.as_tensor(DDPM.sigma(t.numpy())))  # noqa: E731
+    between = float(DDPM.sigma(t))
+    x0, eps = Denoiser(net, DDPM, snap=True)(X, between)
+    expected_x0, expected_eps = exact(X, float(DDPM.sigma(nearest)))
+    torch.testing.assert_close(eps, expected_eps, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(x0, expected_x0, rtol=1e-9, atol=1e-10)
+
+
+def test_a_custom_time_sees_schedule_time_and_sigma_of_the_same_level():
+    net = Counting()
+    model = Denoiser(net, COSINE, time=lambda t, sigma: 1000 * t + np.log(sigma))
+    sol = ddim_ode.sample(model, X, steps=5, sigma_max=30.0)
+    levels = sol.sigmas[:-1]
+    expected = 1000 * COSINE.time(levels) + np.log(levels)
+    np.testing.assert_allclose(torch.stack(net.times)[:, 0], expected, rtol=1e-13)
+
+
+@pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
+def test_a_network_in_half_precision_leaves_the_state_in_single(prediction):
+    seen = set()
+
+    def net(x, t):
+        seen.add((x.dtype, t.dtype))
+        return torch.tanh(x)
+
+    half = Denoiser(net, COSINE, prediction, dtype=torch.float16)
+    sol = ddim_ode.sample(half, X.float(), steps=5, sigma_max=20.0)
+    wide = ddim_ode.sample(Denoiser(net, COSINE, prediction), X.float(), steps=5, sigma_max=20.0)
+    assert (torch.float16, torch.float32) in seen
+    assert sol.x.dtype == torch.float32
+    torch.testing.assert_close(sol.x, wide.x, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_record_x_holds_the_state_of_every_level(name):
+    grid = grids.make_grid("time", COSINE, 5, sigma_max=20.0)
+    model, options = mixture_2d(COSINE), dict(seeds=[1, 2, 3])
+    sol = ddim_ode.sample(model, X, name, grid=grid, record="x", **options)
+    assert len(sol.trajectory) == len(sol.sigmas)
+    assert torch.equal(sol.trajectory[0], X)
+    for i in (1, 3, 5):
+        part = ddim_ode.sample(model, X, name, grid=grid[: i + 1], **options)
+        torch.testing.assert_close(sol.trajectory[i], part.x, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
+@pytest.mark.parametrize("name", METHODS)
+def test_record_x0_holds_the_prediction_of_every_level(name, prediction):
+    model = mixture_2d(COSINE, prediction)
+    options = dict(steps=5, sigma_max=20.0, seeds=[1, 2, 3])
+    sol = ddim_ode.sample(model, X, name, record="x0", **options)
+    states = ddim_ode.sample(model, X, name, record="x", **options).trajectory
+    for x0, x, sigma in zip(sol.trajectory, states, sol.sigmas[:-1]):
+        torch.testing.assert_close(x0, model(x, sigma)[0], rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(sol.trajectory[-1], sol.x)
+
+
+def test_record_x0_from_infinite_sigma_starts_with_the_mean():
+    model = gaussian_2d(zero_snr(), "v")
+    sol = ddim_ode.sample(model, X, "heun", steps=4, record="x0")
+    mean = torch.tensor([[0.7, -0.4]], dtype=torch.float64).expand(3, 2)
+    torch.testing.assert_close(sol.trajectory[0], mean)
+
+
+def test_callback_sees_each_step_and_changes_nothing():
+    seen = []
+    options = dict(method="rk4", steps=4, record="x")
+    sol = ddim_ode.sample(mixture_2d(COSINE), X, callback=seen.append, **options)
+    assert [p.step for p in seen] == [1, 2, 3, 4]
+    assert [p.sigma for p in seen] == sol.sigmas[1:].tolist()
+    assert all(torch.equal(p.x, x) for p, x in zip(seen, sol.trajectory[1:]))
+    assert torch.equal(sol.x, ddim_ode.sample(mixture_2d(COSINE), X, "rk4", steps=4).x)
+
+
+def test_the_start_is_not_changed():
+    for method in METHODS:
+        x = X.clone()
+        ddim_ode.sample(mixture_2d(COSINE), x, method, steps=3)
+        assert torch.equal(x, X)
+
+
+@pytest.mark.parametrize("name", [n for n, m in METHODS.items() if m.order is not None])
+def test_sampling_is_differentiable_on_request(name):
+    model = mixture_2d(COSINE)
+
+    def end(x):
+        return ddim_ode.sample(model, x, name, steps=3, sigma_max=8.0, differentiable=True).x
+
+    assert torch.autograd.gradcheck(end, (X.clone().requires_grad_(),))
+    assert not ddim_ode.sample(model, X.clone().requires_grad_(), name, steps=3).x.requires_grad
+
+
+ADAPTIVE = ["torchdiffeq:dopri5", "torchdiffeq:bosh3", "scipy:RK45", "scipy:DOP853", "scipy:LSODA"]
+
+
+@pytest.mark.parametrize("name", ADAPTIVE)
+def test_an_adaptive_solve_follows_the_exact_flow_and_lands(name):
+    model = gaussian_2d(EXPONENTIAL)
+    options = dict(rtol=1e-7, atol=1e-8, max_nfe=10_000, sigma_min=0.02)
+    stopped = ddim_ode.sample(model, X, name, final="sigma_min", **options)
+    exact = model.flow(X, EXPONENTIAL.sigma_max, 0.02)
+    torch.testing.assert_close(stopped.x, exact, rtol=0, atol=2e-5)
+    landed = ddim_ode.sample(model, X, name, **options)
+    assert landed.status.tolist() == ["success"] * 3
+    torch.testing.assert_close(landed.x, model(stopped.x, 0.02)[0])
+
+
+def test_a_fixed_external_solve_steps_on_the_grid_it_is_given():
+    model, x, errors = mixture_1d(EXPONENTIAL), points(5), []
+    for steps in (40, 80):
+        sol = ddim_ode.sample(
+            model, x, "torchdiffeq:midpoint", steps=steps, final="sigma_min", sigma_max=2.0, sigma_min=0.2
+        )  # fmt: skip
+        assert sol.nfe == 2 * steps
+        errors.append(float((sol.x - model.flow(x, 2.0, 0.2)).abs().max()))
+    assert np.log2(errors[0] / errors[1]) == pytest.approx(2, abs=0.15)
+
+
+@pytest.mark.parametrize("name", ["torchdiffeq:dopri5", "scipy:RK45"])
+def test_an_external_solve_counts_what_the_network_saw(name):
+    net = Counting()
+    sol = ddim_ode.sample(Denoiser(net, EXPONENTIAL), X, name)
+    assert sol.nfe == net.calls
+    assert sol.net_evals == net.rows
+    assert sol.sample_nfe.tolist() == [net.calls] * 3
+
+
+@pytest.mark.parametrize("name", ["torchdiffeq:dopri5", "scipy:RK45"])
+def test_an_external_solve_starts_at_infinite_sigma(name):
+    schedule = ddim_ode.schedules.flow()
+    model = gaussian_2d(schedule, "flow")
+    sol = ddim_ode.sample(model, X, name, rtol=1e-7, atol=1e-8, final="sigma_min", max_nfe=10_000)
+    near = ddim_ode.sample(model, X, "rk4", steps=400, final="sigma_min")
+    torch.testing.assert_close(sol.x, near.x, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["heun", "scipy:RK45"])
+def test_a_solution_becomes_a_manifest(name):
+    where = {} if ":" in name else dict(steps=4)
+    sol = ddim_ode.sample(mixture_2d(COSINE), X, name, **where)
+    manifest = json.loads(json.dumps(sol.to_dict()))
+    assert manifest["method"] == name
+    assert manifest["sigmas"] == sol.sigmas.tolist()
+    assert manifest["status"] == ["success"] * 3
