@@ -31,16 +31,21 @@ _NAMES = {
 __all__ = ["__version__", *_MODULES, *_NAMES]
 
 if TYPE_CHECKING:
-    from . import exact, grids, schedules
-    from .denoiser import Denoiser, Guidance
-    from .nets.pretrained import load
-    from .probability_flow import ProbabilityFlow
-    from .sampling import sample
-    from .seeding import noise
-    from .solution import Solution
-    from .solvers.methods import Method, methods
-    from .solvers.plan import Plan, plan
-    from .training import eps_loss
+    from . import exact as exact
+    from . import grids as grids
+    from . import schedules as schedules
+    from .denoiser import Denoiser as Denoiser
+    from .denoiser import Guidance as Guidance
+    from .nets.pretrained import load as load
+    from .probability_flow import ProbabilityFlow as ProbabilityFlow
+    from .sampling import sample as sample
+    from .seeding import noise as noise
+    from .solution import Solution as Solution
+    from .solvers.methods import Method as Method
+    from .solvers.methods import methods as methods
+    from .solvers.plan import Plan as Plan
+    from .solvers.plan import plan as plan
+    from .training import eps_loss as eps_loss
 
 
 def __getattr__(name: str) -> Any:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
-from ._checks import one_of
+from ._checks import count, one_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from .nets.pretrained import PretrainedModel
     from .solution import Solution
 
+_GUIDANCE = 2.0
+_MOST_SEEDS = 100_000
 _METHODS = ("ddim", "heun", "rk4", "scipy:RK45")
 # What a manifest keeps of the command line, to run it again.
 _OPTIONS = (
@@ -35,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         return int(args.run(args))
-    except (ValueError, FileNotFoundError, FloatingPointError, PermissionError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         print(f"ddim-ode {args.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -93,14 +95,19 @@ def _sample_arguments(parser: argparse.ArgumentParser) -> None:
     add("--atol", type=float, default=1e-3, help="of adaptive solvers")
     add("--seeds", default="0-9", help="one picture each: 0-9 or 3,5,8")
     add("--classes", default="all", help="names or numbers, repeated over the seeds: 'sneaker,bag'")
-    add("--guidance", type=float, default=2.0, help="classifier-free guidance; 1 is none")
+    add(
+        "--guidance",
+        type=float,
+        default=None,
+        help=f"classifier-free guidance; 1 is none ({_GUIDANCE:g} for a model with classes)",
+    )
     add("--batch", type=int, default=64, help="samples solved together")
     add("--device", default="cpu", help="cpu, cuda, cuda:1 ...")
     add("--out", type=Path, default=Path("out"), help="directory for the results")
     add("--npz", action="store_true", help="also write the arrays, one .npz a method")
     add("--png", action="store_true", help="also write one PNG a sample")
     add("--manifest", type=Path, default=None, help="run again what this manifest.json says")
-    parser.set_defaults(run=_sample)
+    parser.set_defaults(run=_sample, parser=parser, sha256=None)
 
 
 def _train_arguments(parser: argparse.ArgumentParser) -> None:
@@ -133,6 +140,7 @@ def _train(args: argparse.Namespace) -> int:
     from .pictures import loss_curve, save_figure
 
     one_of("schedule", args.schedule, ("exponential", "ddpm", "cosine"))
+    count("--checkpoint-every", args.checkpoint_every)
     data = load_images(args.data)
     if args.classes:
         data = data._replace(classes=args.classes.split(","))
@@ -173,42 +181,83 @@ def _print_methods() -> int:
 
 
 def _sample(args: argparse.Namespace) -> int:
-    from .nets.pretrained import load
-
-    manifest: dict[str, Any] = {}
     if args.manifest is not None:
-        manifest = json.loads(args.manifest.read_text())
-        for name in _OPTIONS:
-            setattr(args, name, manifest["options"][name])
+        _apply_manifest(args)
     if args.nfe is None and args.steps is None:
         args.nfe = 20
-    model = load(args.model, guidance=args.guidance, device=args.device)
-    if manifest and manifest["model"]["sha256"] != model.sha256:
-        raise ValueError(
-            f"{args.manifest}: was made with weights {manifest['model']['sha256'][:12]}…, and "
-            f"{args.model} now has {model.sha256[:12]}…"
-        )
+    count("--batch", args.batch)
+    _check_methods(args.methods, args.eta)
+    model = _load_model(args)
     seeds = _parse_seeds(args.seeds)
     labels = _parse_classes(args.classes, model, len(seeds))
     args.out.mkdir(parents=True, exist_ok=True)
 
     runs: list[dict[str, Any]] = []
     strips: list[tuple[str, Tensor]] = []
-    interrupted = False
-    for method in args.methods:
-        try:
+    try:
+        for method in args.methods:
             x, run = _run_method(model, method, seeds, labels, args)
-        except KeyboardInterrupt:
-            interrupted = True
-            break
-        runs.append(run)
-        strips.append((f"{method}\nnfe {run['nfe']} · {run['seconds']:.1f} s", x))
-        _write_arrays(args, method, x, seeds, labels)
-    if runs:
-        _report(args, model, runs, strips, labels)
-    if interrupted:
-        print(f"interrupted: {len(runs)} of {len(args.methods)} methods are kept", file=sys.stderr)
-    return 130 if interrupted else 0
+            runs.append(run)
+            strips.append((f"{method}\nnfe {run['nfe']} · {run['seconds']:.1f} s", x))
+            _write_arrays(args, method, x, seeds, labels)
+    finally:  # an error or Ctrl-C keeps what is finished
+        if runs:
+            _report(args, model, runs, strips, labels)
+        if len(runs) < len(args.methods):
+            kept = f"{len(runs)} of {len(args.methods)} methods are kept"
+            print(f"stopped: {kept}", file=sys.stderr)
+    return 0
+
+
+def _apply_manifest(args: argparse.Namespace) -> None:
+    """Take the options of a manifest; ValueError if others are given beside it."""
+    given = [n for n in _OPTIONS if getattr(args, n) != args.parser.get_default(n)]
+    if given:
+        raise ValueError(f"--manifest already says --{given[0].replace('_', '-')}; drop it")
+    try:
+        manifest = json.loads(args.manifest.read_text())
+        options = {name: manifest["options"][name] for name in _OPTIONS}
+        args.sha256 = manifest["model"]["sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{args.manifest}: not a manifest of ddim-ode sample ({error!r})"
+        ) from error
+    vars(args).update(options)
+
+
+def _check_methods(methods: list[str], eta: float | None) -> None:
+    from . import external
+    from .solvers.methods import get_method
+
+    for method in methods:
+        if external.is_external(method):
+            external.is_fixed_step(method)
+        else:
+            get_method(method)
+        if eta is not None and method != "ddim":
+            raise ValueError(f"--eta belongs to ddim, and {method} takes none; run them apart")
+
+
+def _load_model(args: argparse.Namespace) -> PretrainedModel:
+    import torch
+
+    from .nets.pretrained import load
+
+    try:
+        device = torch.device(args.device)
+    except RuntimeError as error:
+        raise ValueError(f"--device {args.device}: {error}") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"--device {args.device}: this torch sees no CUDA device; use cpu")
+    model = load(args.model, device=device)
+    if args.sha256 not in (None, model.sha256):
+        raise ValueError(
+            f"{args.manifest}: was made with weights {args.sha256[:12]}…, and {args.model} now has "
+            f"{model.sha256[:12]}…"
+        )
+    if args.guidance is None:
+        args.guidance = _GUIDANCE if model.num_classes else 1.0
+    return load(args.model, guidance=args.guidance, device=device)
 
 
 def _run_method(
@@ -314,16 +363,19 @@ def _report(
 
 
 def _parse_seeds(text: str) -> list[int]:
-    seeds: list[int] = []
+    ranges: list[range] = []
     try:
         for part in text.split(","):
             first, _, last = part.partition("-")
-            seeds += range(int(first), int(last or first) + 1)
+            ranges.append(range(int(first), int(last or first) + 1))
     except ValueError:
         raise ValueError(f"--seeds {text!r}: write 0-9, or 3,5,8, or a mix of both") from None
-    if not seeds:
-        raise ValueError(f"--seeds {text!r} names no seed")
-    return seeds
+    n = sum(len(r) for r in ranges)
+    if not 0 < n <= _MOST_SEEDS or max(r.stop for r in ranges) > 2**63:
+        raise ValueError(
+            f"--seeds {text!r} names {n} seeds; give 1 to {_MOST_SEEDS:,}, each below 2^63"
+        )
+    return [seed for r in ranges for seed in r]
 
 
 def _parse_classes(text: str, model: PretrainedModel, n: int) -> list[int] | None:

@@ -64,9 +64,10 @@ class ExactModel(Denoiser):
 
     def log_prob(self, x: Tensor, sigma: float) -> Tensor:
         """Log density (B,) of x (B, *), in nats, under the marginal at level σ (0 allowed)."""
-        level = torch.full((x.shape[0],), float(sigma), dtype=x.dtype, device=x.device)
+        level = float(self.schedule.check_sigma(sigma))
+        levels = torch.full((x.shape[0],), level, dtype=x.dtype, device=x.device)
         d = self.means.shape[1]
-        return torch.logsumexp(self._components(x, level)[0], dim=1) - 0.5 * d * np.log(2 * np.pi)
+        return torch.logsumexp(self._components(x, levels)[0], dim=1) - 0.5 * d * np.log(2 * np.pi)
 
     def draw(self, n: int, seed: int = 0) -> Tensor:
         """n samples (n, D) of the data distribution, float64."""
@@ -81,6 +82,9 @@ class ExactModel(Denoiser):
         ValueError for a mixture in more than one dimension, whose flow has no closed form.
         """
         k, d = self.means.shape
+        sigma_from = float(self.schedule.check_sigma(sigma_from, "sigma_from"))
+        sigma_to = float(self.schedule.check_sigma(sigma_to, "sigma_to"))
+        self._check_width(x)
         flat = x.detach().cpu().double().reshape(x.shape[0], -1).numpy()
         if k == 1:
             moved = self._gaussian_flow(flat, sigma_from, sigma_to)
@@ -122,13 +126,20 @@ class ExactModel(Denoiser):
         key = (x.device, x.dtype)
         if key not in self._tensors:
             arrays = (np.log(self.weights), self.means, self.eigenvalues, self.eigenvectors)
-            self._tensors[key] = tuple(torch.as_tensor(a).to(x) for a in arrays)
+            with torch.inference_mode(False):  # kept for later calls, which may want gradients
+                self._tensors[key] = tuple(torch.as_tensor(a).to(x.device, x.dtype) for a in arrays)
         return self._tensors[key]
+
+    def _check_width(self, x: Tensor) -> None:
+        d = self.means.shape[1]
+        if x[:1].numel() not in (0, d):
+            raise ValueError(f"x has shape {tuple(x.shape)}; this model's samples have {d} entries")
 
     def _components(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Log joint densities without (2π)^{−D/2}, (B, K), z/v (B, K, D), and ᾱ, β̄ (B, 1, 1)."""
+        self._check_width(x)
         log_weights, means, eigenvalues, eigenvectors = self._constants(x)
-        sigma = sigma[:, None, None]
+        sigma = sigma.reshape(-1, 1, 1)
         if self.schedule.family == "ve":
             alpha, beta = torch.ones_like(sigma), sigma
         elif self.schedule.family == "flow":

@@ -114,6 +114,13 @@ def from_timesteps(schedule: Schedule, timesteps: npt.ArrayLike, final: str = "z
     sigmas = schedule.sigma(tau)
     if not tau[-1] > 0:
         raise ValueError("timesteps must lie in (0, T]; the landing at 0 is added by final='zero'")
+    rising = np.flatnonzero(np.diff(tau) >= 0)
+    if rising.size:
+        i = int(rising[0])
+        raise ValueError(
+            f"timesteps must all differ and run in one direction, but {tau[i]:g} is followed by "
+            f"{tau[i + 1]:g}"
+        )
     return check_grid(np.append(sigmas, 0.0) if final == "zero" else sigmas, schedule)
 
 

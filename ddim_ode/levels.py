@@ -72,10 +72,10 @@ class Levels:
             sigmas = check_grid(self.grid, schedule)
         return self._snapped(sigmas) if self.model.snap else sigmas
 
-    def asked(self, who: str) -> Array:
+    def asked(self, who: str, remedy: str = "give steps=") -> Array:
         """The grid of ``steps`` steps, or the caller's own; ValueError if neither was given."""
         if self.steps is None and not self.fixed:
-            raise ValueError(f"{who} needs to know where to step: give steps= or nfe=")
+            raise ValueError(f"{who} needs to know where to step: {remedy}")
         return self.sigmas(self.steps or 0)
 
     def _snapped(self, sigmas: Array) -> Array:

@@ -13,8 +13,9 @@ from torch import Tensor
 from .nets.data import to_pixels
 
 _INK = "#222222"
-_CELL = 0.62  # inches a picture
-_LABEL = 1.75  # inches for the names on the left
+_CELL = 0.8  # inches a picture
+_LABEL = 1.25  # inches for the names on the left
+_MARGIN = 1  # blank pixels around a picture
 
 
 def sample_grid(
@@ -31,7 +32,7 @@ def sample_grid(
         raise ValueError("nothing to draw: give at least one strip with at least one image")
     per_row = min(per_row, max(images.shape[0] for _, images in strips))
     rows = [-(-images.shape[0] // per_row) for _, images in strips]
-    top = 0.55 if columns else 0.15
+    top = 0.35 if columns else 0.1
     top += 0.35 if title else 0.0
     gap = 0.12  # inches between strips
     height = top + sum(rows) * _CELL + gap * len(strips) + 0.05
@@ -57,7 +58,7 @@ def sample_grid(
     for i, heading in enumerate(columns[:per_row]):
         x = (_LABEL + (i + 0.5) * _CELL) / width
         where = 1 - (top - 0.06) / height
-        figure.text(x, where, heading, ha="left", va="bottom", size=7.5, rotation=30, color=_INK)
+        figure.text(x, where, heading, ha="center", va="bottom", size=8, color=_INK)
     return figure
 
 
@@ -82,9 +83,9 @@ def _channels_last(images: Tensor) -> np.ndarray:
 
 def _mosaic(images: Tensor, per_row: int, n_rows: int) -> np.ndarray:
     pixels = _channels_last(images)
-    blank = np.zeros_like(pixels[:1]) if pixels.ndim == 3 else np.full_like(pixels[:1], 255)
-    missing = per_row * n_rows - len(pixels)
-    pixels = np.concatenate([pixels, np.repeat(blank, missing, axis=0)])
+    paper = 0 if pixels.ndim == 3 else 255  # grey pictures are drawn dark on light
+    room = [(0, per_row * n_rows - len(pixels)), (_MARGIN, _MARGIN), (_MARGIN, _MARGIN), (0, 0)]
+    pixels = np.pad(pixels, room[: pixels.ndim], constant_values=paper)
     height, width = pixels.shape[1:3]
     grid = pixels.reshape(n_rows, per_row, height, width, *pixels.shape[3:])
     return grid.swapaxes(1, 2).reshape(n_rows * height, per_row * width, *pixels.shape[3:])

@@ -158,7 +158,7 @@ def _compile(
         return compile_plan(spec, model.schedule, sigmas, **options)  # type: ignore[arg-type]
 
     if levels.nfe is None:
-        return build(levels.asked(f"method {spec.name!r}"))
+        return build(levels.asked(f"method {spec.name!r}", "give steps= or nfe="))
     refusal = None
     for n in range(levels.nfe // spec.nfe_per_step + 2, 0, -1):
         try:

@@ -54,17 +54,41 @@ def test_a_manifest_of_other_weights_is_refused(tmp_path, capsys):
     assert "was made with weights 000000000000" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"options": {"model": 1}}'])
+def test_a_file_that_is_no_manifest_is_named(tmp_path, capsys, text):
+    path = tmp_path / "m.json"
+    path.write_text(text)
+    assert main(["sample", "--manifest", str(path), "--out", str(tmp_path)]) == 2
+    assert "m.json: not a manifest" in capsys.readouterr().err
+
+
+def test_options_beside_a_manifest_are_refused(tmp_path, capsys):
+    call = ["sample", "--manifest", str(tmp_path / "m.json"), "--sigma-min", "3"]
+    assert main(call) == 2
+    assert "already says --sigma-min; drop it" in capsys.readouterr().err
+
+
+def test_an_output_folder_that_cannot_be_is_explained(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["sample", *FAST, "--out", str(tmp_path / "file")]) == 2
+    assert str(tmp_path / "file") in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--methods", "dddim"], "unknown method 'dddim'; valid, nearest first: ddim"),
         (["--grid", "kerras"], "unknown grid 'kerras'; valid, nearest first: karras"),
         (["--seeds", "five"], "write 0-9, or 3,5,8"),
-        (["--seeds", "5-2"], "names no seed"),
+        (["--seeds", "5-2"], "names 0 seeds; give 1 to 100,000"),
+        (["--seeds", "0-99999999999"], "names 100000000000 seeds"),
+        (["--batch", "0"], "--batch=0 must be a whole number"),
+        (["--device", "warp"], "--device warp"),
         (["--classes", "hat"], "unknown class 'hat'"),
         (["--model", "none.safetensors"], "none.safetensors: no such weights file"),
         (["--steps", "0"], "steps=0 must be a whole number >= 1"),
         (["--eta", "7"], "eta=7"),
+        (["--methods", "ddim", "heun", "--eta", "1"], "--eta belongs to ddim, and heun"),
     ],
 )
 def test_mistakes_are_explained_on_stderr(tmp_path, capsys, arguments, message):

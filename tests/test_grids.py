@@ -120,7 +120,7 @@ def test_a_bad_grid_is_refused_by_entry_value_and_range(grid, message):
         (lambda: grids.from_timesteps(DDPM, []), "non-empty 1-D sequence"),
         (lambda: grids.from_timesteps(DDPM, [1001, 5]), r"t=1001 is outside .*\[0, 1000\]"),
         (lambda: grids.from_timesteps(DDPM, [500, 0]), r"timesteps must lie in \(0, T\]"),
-        (lambda: grids.from_timesteps(DDPM, [500, 700, 20]), r"grid\[1\].* does not fall"),
+        (lambda: grids.from_timesteps(DDPM, [500, 700, 20]), "500 is followed by 700"),
     ],
 )  # fmt: skip
 def test_a_bad_request_for_a_grid_says_what_to_change(call, message):

@@ -21,6 +21,13 @@ from ddim_ode.nets.unet import UNet
 SCHEDULE = ddim_ode.schedules.exponential()
 TINY = TrainConfig(steps=12, batch=4, channels=(8, 8), warmup=2, dropout=0.1)
 
+CONFIG = dict(
+    shape=[1, 8, 8],
+    schedule=dict(name="exponential", params={}),
+    prediction="eps",
+    time_offset=0.0,
+)
+
 
 @pytest.fixture
 def toy_data() -> Images:
@@ -70,6 +77,21 @@ def test_resuming_with_other_settings_is_refused_by_name(tmp_path, toy_data):
     other = dataclasses.replace(TINY, lr=0.5)
     with pytest.raises(ValueError, match=r"lr=0\.001 \(now 0\.5\)"):
         train(toy_data, SCHEDULE, tmp_path, other, progress=False)
+    cosine = ddim_ode.schedules.cosine()
+    with pytest.raises(
+        ValueError, match=r"schedule='ddim_ode\.schedules\.exponential.*now 'ddim_o"
+    ):
+        train(toy_data, cosine, tmp_path, TINY, progress=False)
+
+
+def test_data_that_cannot_be_trained_on_is_refused(tmp_path, toy_data):
+    for data, message in (
+        (toy_data._replace(labels=toy_data.labels[:4]), "4 labels for 10 images"),
+        (toy_data._replace(pixels=toy_data.pixels[:0]), "holds no images"),
+        (toy_data._replace(classes=["a"]), "1 class names for 3 classes"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train(data, SCHEDULE, tmp_path, TINY, progress=False)
 
 
 def test_labels_are_dropped_at_the_asked_rate(tmp_path, toy_data, monkeypatch):
@@ -123,12 +145,17 @@ def test_a_pickle_is_refused_and_not_run(tmp_path):
 
 def test_weights_that_do_not_fit_their_configuration_are_named(tmp_path):
     net = UNet(1, (8, 8), num_classes=3)
-    config = dict(kind="unet", net=net.config)
+    config = dict(CONFIG, kind="unet", net=net.config)
     path = tmp_path / "model.safetensors"
     weights.write(path, dict(list(net.state_dict().items())[1:]), config)
     with pytest.raises(ValueError, match="do not fit"):
         ddim_ode.load(path)
-    with pytest.raises(ValueError, match="holds a 'unet', not a classifier"):
+    weights.write(path, net.state_dict(), dict(kind="unet", net=net.config))
+    with pytest.raises(
+        ValueError, match=r"its configuration is not one of ddim_ode's \('schedule'\)"
+    ):
+        ddim_ode.load(path)
+    with pytest.raises(ValueError, match="holds a 'unet', not a 'classifier'"):
         load_classifier(path)
 
 
@@ -221,13 +248,5 @@ def test_guidance_one_is_the_conditional_network_alone():
     model = ddim_ode.load("fashion-mnist")
     assert model.rows_per_sample == 1
     unconditional = UNet(1, (8, 8))
-    config = dict(
-        kind="unet",
-        net=unconditional.config,
-        shape=[1, 8, 8],
-        schedule=dict(name="exponential", params={}),
-        prediction="eps",
-        time_offset=0.0,
-    )
     with pytest.raises(ValueError, match="unconditional"):
-        ddim_ode.nets.pretrained.PretrainedModel(unconditional, config, 2.0, "")
+        ddim_ode.nets.pretrained.PretrainedModel(unconditional, CONFIG, "", 2.0)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from .._checks import count
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -21,6 +23,10 @@ class TrainConfig:
     blocks: int = 1
     seed: int = 0
     bf16: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "warmup", "blocks"):
+            count(name, getattr(self, name))
 
     def lr_at(self, step: int) -> float:
         """Linear warm-up, then half a cosine down to zero at ``steps``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,7 +68,11 @@ def _read_idx(path: Path) -> np.ndarray:
 
 
 def _from_npz(path: Path) -> Images:
-    with np.load(path, allow_pickle=False) as data:
+    try:
+        file = np.load(path, allow_pickle=False)
+    except (zipfile.BadZipFile, EOFError, ValueError) as error:
+        raise ValueError(f"{path}: truncated or not an .npz file ({error})") from error
+    with file as data:
         if "images" not in data:
             raise ValueError(f"{path}: has no array 'images' (it has {sorted(data)})")
         images = data["images"]

@@ -23,19 +23,23 @@ class PretrainedModel(Denoiser):
     """A :class:`Denoiser` that knows what it makes: ``shape`` of one sample, ``classes``, ``sha256``."""
 
     def __init__(
-        self, net: UNet, config: dict[str, Any], guidance: float, sha256: str, **options: Any
+        self,
+        net: UNet,
+        config: dict[str, Any],
+        sha256: str,
+        guidance: float = 1.0,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        schedule = getattr(schedules, config["schedule"]["name"])(**config["schedule"]["params"])
         null = {"y": net.num_classes} if net.num_classes else {}
         if guidance != 1 and not null:
             raise ValueError(f"guidance={guidance!r}: this model is unconditional; use guidance=1")
         super().__init__(
             net,
-            schedule,
+            schedules.build(config["schedule"]["name"], config["schedule"]["params"]),
             config["prediction"],
             time_offset=config["time_offset"],
-            guidance=Guidance(guidance, null) if null else None,
-            **options,
+            guidance=Guidance(guidance, null),
+            dtype=dtype,
         )
         self.shape = tuple(config["shape"])
         self.num_classes = net.num_classes
@@ -65,13 +69,16 @@ def load(
     """
     path = _locate(name_or_path, ".safetensors")
     tensors, config = weights.read(path)
-    if config.get("kind") != "unet":
-        raise ValueError(f"{path}: holds a {config.get('kind')!r}, not a U-Net")
-    net = UNet(**config["net"])
-    _fill(net, tensors, path)
+    _check_kind(config, "unet", path)
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    net = net.to(device=device, dtype=dtype)
-    return PretrainedModel(net, config, float(guidance), sha256, dtype=dtype)
+    try:
+        net = UNet(**config["net"])
+        model = PretrainedModel(net, config, sha256, guidance, dtype)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path}: its configuration is not one of ddim_ode's ({error})") from error
+    _fill(net, tensors, path)
+    net.to(device=device, dtype=dtype)
+    return model
 
 
 def load_classifier(
@@ -80,8 +87,7 @@ def load_classifier(
     """The classifier whose features the distribution metrics use."""
     path = _locate(name_or_path, "-classifier.safetensors")
     tensors, config = weights.read(path)
-    if config.get("kind") != "classifier":
-        raise ValueError(f"{path}: holds a {config.get('kind')!r}, not a classifier")
+    _check_kind(config, "classifier", path)
     net = Classifier(**config["net"])
     _fill(net, tensors, path)
     return net.to(device)
@@ -100,3 +106,9 @@ def _fill(net: torch.nn.Module, tensors: dict[str, torch.Tensor], path: Path) ->
     except RuntimeError as error:
         raise ValueError(f"{path}: its tensors do not fit its own configuration") from error
     net.eval().requires_grad_(False)
+
+
+def _check_kind(config: Any, kind: str, path: Path) -> None:
+    found = config.get("kind") if isinstance(config, dict) else None
+    if found != kind:
+        raise ValueError(f"{path}: holds a {found!r}, not a {kind!r}")

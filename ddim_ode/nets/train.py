@@ -45,8 +45,14 @@ def train(
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    pixels, labels, _ = data
+    pixels, labels, classes = data
+    if not len(pixels):
+        raise ValueError("the data set holds no images")
+    if labels is not None and len(labels) != len(pixels):
+        raise ValueError(f"{len(labels)} labels for {len(pixels)} images; they must be as many")
     num_classes = int(labels.max()) + 1 if labels is not None else 0
+    if classes is not None and len(classes) != num_classes:
+        raise ValueError(f"{len(classes)} class names for {num_classes} classes: {classes}")
     torch.manual_seed(config.seed)
     net = UNet(
         pixels.shape[1], config.channels, config.blocks, num_classes, dropout=config.dropout
@@ -55,7 +61,13 @@ def train(
     optimizer = torch.optim.Adam(net.parameters(), lr=config.lr, betas=(0.9, 0.99))
 
     checkpoint = out / "checkpoint.safetensors"
-    step = _resume(checkpoint, net, ema, optimizer, config) if checkpoint.exists() else 0
+    identity = dict(
+        train=asdict(config),
+        schedule=repr(schedule),
+        images=[*pixels.shape],
+        num_classes=num_classes,
+    )
+    step = _resume(checkpoint, net, ema, optimizer, identity) if checkpoint.exists() else 0
     rows = _read_losses(out / "loss.csv", before=step)
 
     def save() -> None:
@@ -64,7 +76,7 @@ def train(
         for i, parameter in enumerate(net.parameters()):
             for key in ("exp_avg", "exp_avg_sq"):
                 state[f"adam.{i}.{key}"] = optimizer.state[parameter][key]
-        weights.write(checkpoint, state, dict(step=step, train=asdict(config)))
+        weights.write(checkpoint, state, dict(step=step, **identity))
         half = {k: v.half() for k, v in ema.items()}
         weights.write(out / "model.safetensors", half, model_config(net, data, schedule))
         with open(out / "loss.csv", "w", newline="") as file:
@@ -113,6 +125,8 @@ def train(
             if step % checkpoint_every == 0 or step == config.steps:
                 save()
     except KeyboardInterrupt:
+        if step == 0:
+            raise
         save()
         tqdm.write(f"stopped at step {step}; {checkpoint} is kept, the same command resumes")
         raise
@@ -151,11 +165,15 @@ def _resume(
     net: UNet,
     ema: dict[str, Tensor],
     optimizer: torch.optim.Optimizer,
-    config: TrainConfig,
+    identity: dict[str, Any],
 ) -> int:
     tensors, meta = weights.read(path)
-    then, now = dict(meta["train"]), asdict(config)
-    differ = [k for k in now if k != "steps" and _plain(then.get(k)) != _plain(now[k])]
+    if "step" not in meta or "train" not in meta:
+        raise ValueError(f"{path}: not a checkpoint of ddim-ode train; give another --out")
+    then = {**meta, **meta["train"]}
+    now: dict[str, Any] = {**identity, **identity["train"]}
+    same = {"steps", "train"}  # a run may go on for longer
+    differ = [k for k in now if k not in same and _plain(then.get(k)) != _plain(now[k])]
     if differ:
         raise ValueError(
             f"{path} was made with "

@@ -133,7 +133,8 @@ def plan(
     """Compile a method on a grid (σ, strictly decreasing).
 
     chart: solve in another chart than the method's own. vector: what the plan stores; by default
-    the chart's own vector. A one-step method can store any (``"eps" | "x0" | "v" | "flow"``), best
+    the chart's own vector. A one-step method can store any (``"eps" | "x0" | "v" | "flow" | "score" |
+    "exp"``, the last being chart exp's), best
     the one its network predicts; a multistep method only its chart's. eta, noise_std: the step
     noise of ``ddim``, as in :func:`ddim_ode.sample`.
 
