@@ -16,6 +16,7 @@ from . import __version__
 from ._checks import count, one_of
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from .nets.pretrained import PretrainedModel
@@ -54,7 +55,8 @@ def _parser() -> argparse.ArgumentParser:
         commands.add_parser(
             "sample",
             help="make pictures with one or more solvers",
-            description="Sample the same seeds with each solver: a picture, a table, a manifest.",
+            description="Sample the same seeds with each solver: a picture, a table, a manifest. "
+            "Stopped on the way, it keeps the methods that are finished.",
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         )
     )
@@ -149,7 +151,7 @@ def _train(args: argparse.Namespace) -> int:
         batch=args.batch_size,
         lr=args.lr,
         label_dropout=args.label_dropout,
-        channels=tuple(int(c) for c in args.channels.split(",")),
+        channels=_parse_channels(args.channels),
         blocks=args.blocks,
         seed=args.seed,
         bf16=args.bf16,
@@ -159,7 +161,7 @@ def _train(args: argparse.Namespace) -> int:
         getattr(schedules, args.schedule)(),
         args.out,
         config,
-        device=args.device,
+        device=str(_device(args.device)),
         checkpoint_every=args.checkpoint_every,
     )
     with open(args.out / "loss.csv", newline="") as file:
@@ -238,17 +240,22 @@ def _check_methods(methods: list[str], eta: float | None) -> None:
             raise ValueError(f"--eta belongs to ddim, and {method} takes none; run them apart")
 
 
-def _load_model(args: argparse.Namespace) -> PretrainedModel:
+def _device(name: str) -> torch.device:
     import torch
 
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"--device {name}: {error}") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"--device {name}: this torch sees no CUDA device; use cpu")
+    return device
+
+
+def _load_model(args: argparse.Namespace) -> PretrainedModel:
     from .nets.pretrained import load
 
-    try:
-        device = torch.device(args.device)
-    except RuntimeError as error:
-        raise ValueError(f"--device {args.device}: {error}") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"--device {args.device}: this torch sees no CUDA device; use cpu")
+    device = _device(args.device)
     model = load(args.model, device=device)
     if args.sha256 not in (None, model.sha256):
         raise ValueError(
@@ -301,7 +308,7 @@ def _run_method(
         nfe=max(solution.nfe for solution in solutions),
         net_evals=sum(solution.net_evals for solution in solutions),
         seconds=round(seconds, 3),
-        sigmas=[float(s) for s in first.sigmas],
+        sigmas=first.to_dict()["sigmas"],
         status={name: status.count(name) for name in sorted(set(status))},
         plan=None if first.plan is None else first.plan.to_dict(),
     )
@@ -360,6 +367,13 @@ def _report(
         row["status"] = ", ".join(f"{n} {name}" for name, n in row["status"].items())
     _table(rows)
     print(f"\n{args.out / 'samples.png'}   {args.out / 'manifest.json'}")
+
+
+def _parse_channels(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(count("--channels", int(part)) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"--channels {text!r}: write whole numbers, such as 32,64,128") from None
 
 
 def _parse_seeds(text: str) -> list[int]:

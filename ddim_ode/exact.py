@@ -188,11 +188,12 @@ def gaussian_mixture(
     covs: npt.ArrayLike,
     schedule: Schedule,
     prediction: str = "eps",
+    **options: Any,
 ) -> ExactModel:
     """The exact denoiser of the mixture Σ_k w_k N(μ_k, Σ_k).
 
     weights (K,), summing to 1. means (K, D). covs (K, D, D), or variances (K, D). prediction: what its
-    "network" returns, as in :class:`Denoiser`. It takes x (B, *) with D entries a sample; it has
+    "network" returns, and options: as in :class:`Denoiser` (``snap=``, ``dtype=``). It takes x (B, *) with D entries a sample; it has
     ``log_prob(x, sigma)``, ``draw(n, seed)`` and, in 1-D, the exact ``flow(x, from, to)``.
 
     >>> import ddim_ode, torch
@@ -202,11 +203,16 @@ def gaussian_mixture(
     >>> float(x0.abs()), float(eps.abs())  # by symmetry
     (0.0, 0.0)
     """
-    return ExactModel(weights, means, covs, schedule, prediction)
+    return ExactModel(weights, means, covs, schedule, prediction, **options)
 
 
 def gaussian(
-    mean: npt.ArrayLike, cov: npt.ArrayLike, schedule: Schedule, prediction: str = "eps"
+    mean: npt.ArrayLike,
+    cov: npt.ArrayLike,
+    schedule: Schedule,
+    prediction: str = "eps",
+    **options: Any,
 ) -> ExactModel:
     """The exact denoiser of N(mean (D,), cov (D, D)), with its exact ``flow`` in any dimension."""
-    return ExactModel([1.0], np.asarray(mean)[None], np.asarray(cov)[None], schedule, prediction)
+    one = np.asarray(mean)[None], np.asarray(cov)[None]
+    return ExactModel([1.0], *one, schedule, prediction, **options)

@@ -8,6 +8,7 @@ to x̂₀ is the same as everywhere.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,7 +19,7 @@ from tqdm import tqdm
 
 from ._checks import count, one_of
 from .denoiser import Denoiser
-from .levels import Levels, exclusive
+from .levels import Levels, exclusive, refuse
 from .probability_flow import ProbabilityFlow
 from .schedules import Array
 from .solution import (
@@ -63,25 +64,33 @@ def sample(
     levels: Levels,
     tolerances: tuple[float | None, float | None],
     max_nfe: int | None,
+    seeds: list[int] | None,
     cond: Mapping[str, Tensor] | None,
     shared: Mapping[str, Any] | None,
     progress: bool,
 ) -> Solution:
     """What :func:`ddim_ode.sample` does for a method of another package; tolerances (rtol, atol)."""
-    rtol, atol = (_tolerance(n, v) for n, v in zip(("rtol", "atol"), tolerances))
-    exclusive(nfe=levels.nfe, max_nfe=max_nfe)
-    limit = DEFAULT_MAX_NFE if max_nfe is None else count("max_nfe", max_nfe)
     if method.startswith("scipy:") and torch.is_grad_enabled():
         raise ValueError(f"{method} has no gradient; use a method of ours, or torchdiffeq:dopri5")
-    if is_fixed_step(method):
-        if levels.nfe is not None:
-            raise ValueError(f"nfe={levels.nfe} cannot be planned for {method}; give steps=")
-        sigmas = levels.asked(method)
-    elif levels.steps is not None or levels.fixed:
-        raise ValueError(f"{method} chooses its own steps: drop steps, timesteps or grid")
+    fixed = is_fixed_step(method)
+    if fixed:
+        refuse(
+            f"{method} steps on a grid (steps=) and has no tolerance, budget or nfe plan",
+            rtol=tolerances[0],
+            atol=tolerances[1],
+            max_nfe=max_nfe,
+            nfe=levels.nfe,
+        )
+        sigmas = levels.required(method)
     else:
-        sigmas = levels.sigmas(2)
-        limit = levels.nfe or limit
+        if levels.steps is not None or levels.grid is not None or levels.timesteps is not None:
+            raise ValueError(f"{method} chooses its own steps: drop steps, timesteps or grid")
+        sigmas = levels.sigmas(1 if levels.final == "sigma_min" else 2)
+    rtol, atol = _tolerance("rtol", tolerances[0]), _tolerance("atol", tolerances[1])
+    if not rtol + atol > 0:
+        raise ValueError("rtol=0 and atol=0 together ask for an exact solve; raise one of them")
+    exclusive(nfe=levels.nfe, max_nfe=max_nfe)
+    limit = levels.nfe or count("max_nfe", DEFAULT_MAX_NFE if max_nfe is None else max_nfe)
     lands = sigmas[-1] == 0
     positive = sigmas[:-1] if lands else sigmas
     ode = ProbabilityFlow(
@@ -96,10 +105,11 @@ def sample(
     end = End(x, None)
     with tqdm(unit="nfe", desc=method, disable=not progress) as bar:
         if len(positive) > 1 and x.shape[0]:
-            end = solve(method, ode, x, positive, rtol, atol, limit - int(lands), bar.update)
-    out, calls = end.x, ode.nfe
+            budget = sys.maxsize if fixed else limit - int(lands)
+            end = solve(method, ode, x, positive, rtol, atol, budget, bar.update)
+    out, calls, accepted = end.x, ode.nfe, end.accepted
     if lands and end.failure is None and x.shape[0]:
-        out, calls = model(out, positive[-1], cond, shared)[0], calls + 1
+        out, calls, accepted = model(out, positive[-1], cond, shared)[0], calls + 1, accepted + 1
     batch = x.shape[0]
     return Solution(
         x=out,
@@ -108,8 +118,9 @@ def sample(
         nfe=calls,
         sample_nfe=per_sample(calls, batch),
         net_evals=calls * batch * model.rows_per_sample,
-        accepted=per_sample(end.accepted, batch),
+        accepted=per_sample(accepted, batch),
         rejected=per_sample(end.rejected, batch),
+        seeds=seeds,
         finite=finite_samples(out),
         failure=end.failure,
     )
@@ -118,8 +129,8 @@ def sample(
 def _tolerance(name: str, value: float | None) -> float:
     if value is None:
         return _DEFAULT_TOLERANCE
-    if not isinstance(value, (int, float)) or not 0 < value < math.inf:
-        raise ValueError(f"{name}={value!r} must be a positive number")
+    if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+        raise ValueError(f"{name}={value!r} must be a number >= 0")
     return float(value)
 
 

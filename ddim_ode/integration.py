@@ -1,7 +1,8 @@
 """The loop: runs any plan on tensors.
 
 The plan's scales go to the device once, before the first step; its other numbers are Python floats, and
-no number is ever read from a tensor. So the loop neither waits for the device nor copies to it.
+no number is ever read from a tensor. So the loop neither waits for the device nor copies to it, apart
+from step noise, which is drawn on the CPU.
 """
 
 from __future__ import annotations

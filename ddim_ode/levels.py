@@ -36,7 +36,7 @@ class Levels:
             one_of("final", self.final, FINALS)
         exclusive(steps=self.steps, nfe=self.nfe, timesteps=self.timesteps)
         exclusive(timesteps=self.timesteps, grid=self.grid)
-        if self.fixed:
+        if self.given:
             source = "timesteps" if self.timesteps is not None else "grid"
             final = None if source == "timesteps" else self.final
             refuse(
@@ -49,7 +49,7 @@ class Levels:
             )
 
     @property
-    def fixed(self) -> bool:
+    def given(self) -> bool:
         """Whether the caller gave the levels themselves, and not how many."""
         named = self.grid is None or isinstance(self.grid, str)
         return self.timesteps is not None or not named
@@ -72,9 +72,9 @@ class Levels:
             sigmas = check_grid(self.grid, schedule)
         return self._snapped(sigmas) if self.model.snap else sigmas
 
-    def asked(self, who: str, remedy: str = "give steps=") -> Array:
+    def required(self, who: str, remedy: str = "give steps=") -> Array:
         """The grid of ``steps`` steps, or the caller's own; ValueError if neither was given."""
-        if self.steps is None and not self.fixed:
+        if self.steps is None and not self.given:
             raise ValueError(f"{who} needs to know where to step: {remedy}")
         return self.sigmas(self.steps or 0)
 

@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from torch import Tensor
 
 from .nets.data import to_pixels
 
 _INK = "#222222"
+_PER_ROW = 10
 _CELL = 0.8  # inches a picture
 _LABEL = 1.25  # inches for the names on the left
 _MARGIN = 1  # blank pixels around a picture
@@ -21,26 +23,21 @@ _MARGIN = 1  # blank pixels around a picture
 def sample_grid(
     strips: Sequence[tuple[str, Tensor]],
     columns: Sequence[str] = (),
-    title: str = "",
-    per_row: int = 10,
 ) -> Figure:
-    """A figure of strips (label, images (N, C, H, W) in [-1, 1]), wrapped at ``per_row`` columns.
+    """A figure of strips (label, images (N, C, H, W) in [-1, 1]), wrapped at ten columns.
 
     columns: headings, one per column. A label's first line is set in bold.
     """
     if not strips or any(images.shape[0] == 0 for _, images in strips):
         raise ValueError("nothing to draw: give at least one strip with at least one image")
-    per_row = min(per_row, max(images.shape[0] for _, images in strips))
+    per_row = min(_PER_ROW, max(images.shape[0] for _, images in strips))
     rows = [-(-images.shape[0] // per_row) for _, images in strips]
     top = 0.35 if columns else 0.1
-    top += 0.35 if title else 0.0
     gap = 0.12  # inches between strips
     height = top + sum(rows) * _CELL + gap * len(strips) + 0.05
     width = _LABEL + per_row * _CELL + 0.1
     figure = Figure(figsize=(width, height), dpi=150, facecolor="white")
     FigureCanvasAgg(figure)
-    if title:
-        figure.text(0.1 / width, 1 - 0.1 / height, title, va="top", size=10, color=_INK)
 
     y = height - top
     for (label, images), n_rows in zip(strips, rows):
@@ -97,6 +94,7 @@ def loss_curve(steps: Sequence[int], losses: Sequence[float]) -> Figure:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.loglog(steps, losses, color="#08519c", lw=1.5)
+    axes.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("{x:g}")
     axes.set_xlabel("optimiser step")

@@ -63,7 +63,8 @@ def sample(
     calls; ``timesteps`` τ in (0, T]; ``grid`` as an array of σ; or a compiled ``plan``. With
     ``steps`` or ``nfe``, ``grid`` names the spacing (default ``"time"``), ``sigma_max`` and ``sigma_min``
     its ends. final: ``"zero"`` lands on x̂₀ with the last call, ``"sigma_min"`` stops there.
-    chart: solve in another chart than the method's own.
+    chart: solve in another chart than the method's own. (A multistep method stores its chart's vector:
+    an x0-network started above σ ≈ 10³ in float32 keeps more digits in ``"data"`` or ``"flow"``.)
 
     eta, noise_std: step noise of ``ddim``: ς = η β̄' √(1 − (σ'/σ)²), or one standard deviation per
     step, 0 ≤ ς ≤ β̄'. seeds: one per sample, for that noise (``ddpm`` too); drawn from
@@ -97,6 +98,7 @@ def sample(
     one_of("record", record, ("none", "x", "x0"))
     one_of("on_nan", on_nan, ("report", "hold"))
     exclusive(plan=plan, method=method)
+    exclusive(nfe=nfe, noise_std=noise_std)
     levels = Levels(model, steps, nfe, grid, timesteps, final, sigma_max, sigma_min)
     with torch.set_grad_enabled(differentiable):
         if external.is_external(method):
@@ -110,7 +112,7 @@ def sample(
                 on_nan=None if on_nan == "report" else on_nan,
             )
             return external.sample(
-                model, x, str(method), levels, (rtol, atol), max_nfe, cond, shared, progress
+                model, x, str(method), levels, (rtol, atol), max_nfe, seeds, cond, shared, progress
             )
         refuse(
             "a fixed plan has no tolerance or budget (torchdiffeq:dopri5 and scipy:RK45 have)",
@@ -158,7 +160,7 @@ def _compile(
         return compile_plan(spec, model.schedule, sigmas, **options)  # type: ignore[arg-type]
 
     if levels.nfe is None:
-        return build(levels.asked(f"method {spec.name!r}", "give steps= or nfe="))
+        return build(levels.required(f"method {spec.name!r}", "give steps= or nfe="))
     refusal = None
     for n in range(levels.nfe // spec.nfe_per_step + 2, 0, -1):
         try:

@@ -137,7 +137,9 @@ class Schedule(ABC):
                 f"schedule {self.name!r} has T={self.T:g} and so no integer levels to snap to; "
                 "use snap=False"
             )
-        return self._sigma(np.arange(1.0, self.T + 1.0))
+        levels = self._sigma(np.arange(1.0, self.T + 1.0))
+        levels.flags.writeable = False  # kept, and shared by all models on this schedule
+        return levels
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -151,8 +153,12 @@ class Schedule(ABC):
         return build, (self.name, self.params)
 
     def __repr__(self) -> str:
-        args = ", ".join(f"{k}={v!r}" for k, v in self.params.items())
+        args = ", ".join(f"{k}={_short(v)}" for k, v in self.params.items())
         return f"ddim_ode.schedules.{self.name}({args})"
+
+
+def _short(value: Any) -> str:
+    return f"[{value[0]:g}, …, {value[-1]:g}]" if isinstance(value, list) else repr(value)
 
 
 def build(name: str, params: dict[str, Any]) -> Schedule:
@@ -242,7 +248,7 @@ def ddpm(T: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Sch
     β rises linearly from ``beta_start`` (t=1) to ``beta_end`` (t=T); between integer times ln ᾱ
     is interpolated linearly. ``ddpm(beta_start=2e-5)`` is α_t = √(1 − 0.02 t/T).
     """
-    _check_T(T)
+    T = _check_T(T)
     if not 0 < beta_start <= beta_end < 1:
         raise ValueError(
             f"beta_start={beta_start!r}, beta_end={beta_end!r}: need 0 < beta_start <= beta_end < 1"
@@ -277,7 +283,7 @@ def cosine(T: int = 1000, s: float = 0.008, max_beta: float = 0.999) -> Schedule
     cosine, so it is smooth, except where a step is clipped (with the defaults only the last
     one, T−1 to T, which ends at ᾱ_T = 4.9e-5): there ln ᾱ is linear in t.
     """
-    _check_T(T)
+    T = _check_T(T)
     _check_positive(s=s)
     if not 0 < max_beta < 1:
         raise ValueError(f"max_beta={max_beta!r}: need 0 < max_beta < 1")
@@ -409,9 +415,10 @@ def flow() -> Schedule:
     return _Flow("flow", 1.0, {}, discrete=False)
 
 
-def _check_T(T: int) -> None:
+def _check_T(T: int) -> int:
     if not isinstance(T, (int, np.integer)) or T < 2:
         raise ValueError(f"T={T!r}: the number of discrete levels must be an integer >= 2")
+    return int(T)
 
 
 def _check_positive(**values: float) -> None:

@@ -49,6 +49,8 @@ def noise(
     if sigma is not None:
         level = float(schedule.check_sigma(sigma))
     scale = 1.0 if schedule.family == "vp" else float(schedule.scales(level)[1])
+    if not isinstance(seeds, Iterable):
+        raise ValueError(f"seeds={seeds!r} must be a sequence, one seed per sample")
     stacked = _draw([generator(seed, _START) for seed in seeds], tuple(shape), dtype)
     return (stacked * scale).to(device)
 

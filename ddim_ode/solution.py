@@ -20,7 +20,8 @@ SUCCESS, MAX_NFE, NON_FINITE, UNDERFLOW = "success", "max_nfe", "non_finite", "s
 class Solution:
     """The end state of every sample, and what it cost.
 
-    x: (B, *), in network space, at ``sigmas[-1]``. nfe: sequential network calls, counted.
+    x: (B, *), in network space, at ``sigmas[-1]``; of a sample whose status is not success, NaN or the
+    last accepted state on the way there. nfe: sequential network calls, counted.
     sample_nfe (B,): the calls each sample took part in. net_evals: rows the network processed,
     guidance included. accepted, rejected (B,): steps. error (B,): error estimate, where the
     method has one. trajectory: (steps+1, B, *) if recorded, at the levels ``sigmas``.
@@ -52,7 +53,7 @@ class Solution:
         """Everything but the tensors, as plain data for a manifest."""
         return dict(
             method=self.method,
-            sigmas=[float(s) for s in self.sigmas],
+            sigmas=[float(s) if np.isfinite(s) else "inf" for s in self.sigmas],
             nfe=self.nfe,
             sample_nfe=self.sample_nfe.tolist(),
             net_evals=self.net_evals,

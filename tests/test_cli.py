@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from ddim_ode.cli import main
+from ddim_ode.solvers.methods import METHODS
 
 FAST = ["--methods", "ddim", "--steps", "2", "--seeds", "0-2", "--guidance", "1"]
 
@@ -130,4 +131,24 @@ def test_train_then_sample(tmp_path, capsys):
 
 def test_methods_lists_the_registry(capsys):
     assert main(["methods"]) == 0
-    assert "rk45" in capsys.readouterr().out
+    first_words = {line.split()[0] for line in capsys.readouterr().out.splitlines() if line}
+    assert set(METHODS) < first_words
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--channels", "8,8,8"], "images are 30×30, and 3 levels of channels need multiples of 4"),
+        (["--channels", "8,x"], "--channels '8,x'"),
+        (["--device", "warp"], "--device warp"),
+        (["--label-dropout", "7"], "label_dropout=7"),
+        (["--steps", "0"], "steps=0"),
+        (["--checkpoint-every", "0"], "--checkpoint-every=0"),
+    ],
+)
+def test_mistakes_in_training_are_explained(tmp_path, capsys, arguments, message):
+    data = tmp_path / "set.npz"
+    np.savez(data, images=np.zeros((8, 30, 30), np.uint8))
+    small = ["--steps", "1", "--batch-size", "2", "--out", str(tmp_path / "run")]
+    assert main(["train", "--data", str(data), *small, *arguments]) == 2
+    assert message in capsys.readouterr().err

@@ -43,7 +43,7 @@ def expect(call, message):
         (sample(MODEL, X, steps=3, rtol=1e-3), "no tolerance .*torchdiffeq:dopri5.*drop rtol=0.001"),
         (sample(MODEL, X, steps=3, max_nfe=9), "a fixed plan has no .*budget.*drop max_nfe=9"),
         (sample(MODEL, X, "scipy:RK45", steps=3), "scipy:RK45 chooses its own steps: drop steps"),
-        (sample(MODEL, X, "torchdiffeq:rk4", nfe=9), "nfe=9 cannot be planned.*give steps="),
+        (sample(MODEL, X, "torchdiffeq:rk4", nfe=9), r"steps on a grid \(steps=\).*drop nfe=9"),
         (sample(MODEL, X, "torchdiffeq:rk4"), "torchdiffeq:rk4 needs to know where to step"),
         (sample(MODEL, X, "scipy:RK45", record="x"), "scipy:RK45 .*drop record='x'"),
         (sample(MODEL, X, steps=3, record="all"), "unknown record 'all'.*valid, nearest first: .*none"),
@@ -292,3 +292,80 @@ def test_a_fixed_grid_is_not_altered():
     sol = ddim_ode.sample(MODEL, X, grid=grid)
     np.testing.assert_array_equal(grid, before)
     np.testing.assert_array_equal(sol.sigmas, before)
+
+
+def test_a_condition_given_twice_is_refused():
+    given = dict(cond={"y": X}, shared={"y": 3.0})
+    model = Denoiser(lambda x, t, y: x, COSINE)
+    expect(sample(model, X, steps=2, **given), "'y' is in cond and in shared; drop one")
+
+
+@pytest.mark.parametrize(
+    "options", [{}, dict(guidance=Guidance(2.0, {"y": 0}))], ids=["plain", "guided"]
+)
+def test_a_network_that_changes_x_in_place_is_refused(options):
+    model = Denoiser(lambda x, t, y: x.mul_(0.5), COSINE, **options)
+    cond = {"y": torch.ones(3, dtype=torch.long)}
+    message = r"in place; use x \* c, not x.mul_"
+    expect(sample(model, X.clone(), "ab2", steps=3, cond=cond), message)
+
+
+@pytest.mark.parametrize(
+    ("null", "message"),
+    [
+        (0.5, r"null\['y'\]=0.5 is a fraction, but cond\['y'\] is torch.int64"),
+        ("cat", r"null\['y'\]='cat' is no value of cond\['y'\]"),
+        (torch.zeros(2, dtype=torch.long), r"whose samples have shape \(\)"),
+    ],
+)
+def test_a_null_that_is_no_value_of_its_condition_is_refused(null, message):
+    model = Denoiser(lambda x, t, y: x, COSINE, guidance=Guidance(2.0, {"y": null}))
+    expect(sample(model, X, steps=2, cond={"y": torch.tensor([1, 4, 2])}), message)
+
+
+@pytest.mark.parametrize(
+    "name", ["torchdiffeq:dopri5", "torchdiffeq:bosh3", "scipy:RK45", "scipy:LSODA"]
+)
+def test_an_adaptive_solve_on_nan_returns_the_last_accepted_state(name):
+    sol = ddim_ode.sample(nan_below(400.0), X, name)
+    assert sol.x.isfinite().all()
+    assert (sol.accepted > 0).all()
+    assert not torch.equal(sol.x, X)
+
+
+def test_a_solver_without_a_gradient_says_so():
+    call = sample(mixture_2d(COSINE), X, "scipy:RK45", differentiable=True)
+    expect(call, "no gradient.*torchdiffeq:dopri5")
+
+
+def test_a_fixed_external_method_takes_no_tolerance():
+    expect(sample(MODEL, X, "torchdiffeq:rk4", steps=3, rtol=1e-9), "drop rtol=1e-09")
+
+
+def test_an_adaptive_method_takes_no_grid_name():
+    expect(sample(MODEL, X, "scipy:RK45", grid="karras"), "chooses its own steps: drop .*grid")
+
+
+def test_a_budget_does_not_look_for_a_grid_that_a_noise_array_fits():
+    noise = [1e-4] * 6 + [0.0]
+    expect(sample(MODEL, X, nfe=10, noise_std=noise), "both nfe and noise_std")
+
+
+@pytest.mark.parametrize("name", ["torchdiffeq:euler", "torchdiffeq:rk4"])
+def test_a_fixed_external_solve_of_many_steps_is_finished(name):
+    sol = ddim_ode.sample(gaussian_2d(COSINE), X, name, steps=600)
+    assert sol.status.tolist() == ["success"] * 3
+    assert sol.accepted.tolist() == [600] * 3
+
+
+def test_the_message_about_another_schedule_is_short():
+    squares = DDPM.alpha_bar(range(1, 1001)) ** 2
+    other = Denoiser(Counting(), schedules.from_alphas_cumprod(squares))
+    with pytest.raises(ValueError, match="compile it again") as caught:
+        ddim_ode.sample(other, X, plan=PLAN)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("method", ["heun", "ddpm", "ab2"])
+def test_only_ddim_takes_free_step_noise(method):
+    expect(sample(MODEL, X, method, steps=3, eta=0.5), f"method '{method}' takes no eta")

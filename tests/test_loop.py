@@ -22,7 +22,7 @@ def land(scale=1.0, weights=(), *, noise=0.0):
 def plan_of(*ops):
     commits = sum(op.commit for op in ops)
     grid = tuple(float(commits - i) for i in range(commits + 1))
-    return Plan("hand", ops, "eps", "eps", grid, "vp", "none", None)
+    return Plan("hand", ops, "eps", "eps", grid, "none")
 
 
 class Stub:

@@ -8,6 +8,7 @@ import torch
 from problems import COSINE, EXPONENTIAL, mixture_1d, points
 
 import ddim_ode
+from ddim_ode import schedules
 from ddim_ode.grids import make_grid
 from ddim_ode.integration import integrate
 from ddim_ode.solvers.chart import CHARTS
@@ -144,3 +145,17 @@ def test_the_stored_vector_does_not_change_a_plan(name, chart):
         ends[vector] = integrate(plan, MODELS["cosine"].bind(plan.nodes, x), x)[0]
     for vector in ("x0", "v", "flow"):
         torch.testing.assert_close(ends[vector], ends["eps"], rtol=1e-10, atol=1e-10)
+
+
+FROM_INFINITY = mixture_1d(schedules.flow(), "flow")
+
+
+@pytest.mark.parametrize("chart", ["flow", "trig"])
+@pytest.mark.parametrize("name", ONE_STEP)
+def test_one_step_method_keeps_its_order_from_infinite_sigma(name, chart):
+    x, errors = torch.linspace(-1.5, 1.7, 6).double()[:, None], []
+    for steps in (40, 80):
+        grid = make_grid("time", FROM_INFINITY.schedule, steps, final="sigma_min", sigma_min=0.5)
+        plan = ddim_ode.plan(name, FROM_INFINITY.schedule, grid, chart=chart, vector="flow")
+        errors.append(error(FROM_INFINITY, x, plan))
+    assert np.log2(errors[0] / errors[1]) == pytest.approx(METHODS[name].order, abs=TOLERANCE)

@@ -248,3 +248,41 @@ def test_a_solution_becomes_a_manifest(name):
     assert manifest["method"] == name
     assert manifest["sigmas"] == sol.sigmas.tolist()
     assert manifest["status"] == ["success"] * 3
+
+
+@pytest.mark.parametrize("name", ["torchdiffeq:dopri5", "torchdiffeq:bosh3", "torchdiffeq:rk4"])
+def test_an_external_solve_is_differentiable_on_request(name):
+    tight = dict(rtol=1e-8, atol=1e-9, max_nfe=10_000)
+    where = dict(steps=100, grid="log_snr") if name.endswith("rk4") else tight
+    ends = dict(sigma_max=4.0, sigma_min=0.3, final="sigma_min")
+    model, x = gaussian_2d(COSINE), X.clone().requires_grad_()
+    sol = ddim_ode.sample(model, x, name, differentiable=True, **where, **ends)
+    (gradient,) = torch.autograd.grad(sol.x[0].sum(), x)
+    # The flow of a Gaussian is affine, so differences of it are derivatives.
+    zero, unit = torch.zeros(2, 2).double(), torch.eye(2).double()
+    expected = (model.flow(unit, 4.0, 0.3) - model.flow(zero, 4.0, 0.3)).sum(1)
+    torch.testing.assert_close(gradient[0], expected, rtol=0, atol=1e-5)
+    assert not gradient[1:].any()  # nothing leaks between samples through the step sizes
+
+
+@pytest.mark.parametrize("name", ["scipy:RK45", "torchdiffeq:dopri5"])
+def test_an_adaptive_solve_reports_only_levels_it_stopped_at(name):
+    sol = ddim_ode.sample(mixture_2d(COSINE), X, name, final="sigma_min")
+    np.testing.assert_allclose(sol.sigmas, [COSINE.sigma_max, COSINE.sigma_min])
+
+
+def test_an_external_solution_reports_its_seeds():
+    sol = ddim_ode.sample(mixture_2d(COSINE), X, "scipy:RK45", seeds=[1, 2, 3])
+    assert sol.seeds == [1, 2, 3]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_guidance_of_a_half_precision_network_is_combined_in_single(dtype):
+    def net(x, t, y):
+        return torch.where(y[:, None] == 0, 0.9, 1.0).to(x.dtype).expand(len(x), 2).contiguous()
+
+    model = Denoiser(net, COSINE, guidance=Guidance(7.3, {"y": 0}), dtype=dtype)
+    _, eps = model(torch.zeros(1, 2), 1.0, cond={"y": torch.tensor([1])})
+    null = float(torch.tensor(0.9, dtype=dtype))
+    expected = torch.full((1, 2), null + 7.3 * (1 - null))
+    torch.testing.assert_close(eps, expected, rtol=1e-6, atol=0)

@@ -1,3 +1,4 @@
+import pickle
 from decimal import Decimal, localcontext
 
 import numpy as np
@@ -6,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from problems import SCHEDULES, zero_snr
 
-from ddim_ode import schedules
+from ddim_ode import grids, schedules
 
 PI = Decimal("3.14159265358979323846264338327950288419716939937510")
 
@@ -264,3 +265,31 @@ def test_fingerprint_follows_the_curve_and_not_the_constructor():
 def test_errors_name_the_value_and_the_range(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_pickled_schedule_is_the_same_schedule(name):
+    schedule, t = SCHEDULES[name], np.linspace(0.1, 1.0, 7) * SCHEDULES[name].T
+    again = pickle.loads(pickle.dumps(schedule))
+    np.testing.assert_array_equal(again.sigma(t), schedule.sigma(t))
+    np.testing.assert_array_equal(again.knots, schedule.knots)
+    assert (again.fingerprint, repr(again)) == (schedule.fingerprint, repr(schedule))
+
+
+@pytest.mark.parametrize("name", ["ddpm", "exponential", "cosine", "vp"])
+def test_a_float32_copy_of_the_last_level_is_the_last_level(name):
+    schedule = SCHEDULES[name]
+    above = np.nextafter(np.float32(schedule.sigma_max), np.float32(np.inf))
+    assert above > schedule.sigma_max
+    assert schedule.time(above) == schedule.time(schedule.sigma_max)
+    assert grids.check_grid([above, 1.0, 0.0], schedule)[0] == schedule.sigma_max
+    with pytest.raises(ValueError, match="outside"):
+        schedule.time(1.00001 * schedule.sigma_max)
+
+
+def test_schedules_that_differ_at_one_level_have_different_fingerprints():
+    squares = schedules.ddpm().alpha_bar(range(1, 1001)) ** 2
+    other = squares.copy()
+    other[5] = (squares[4] + squares[6]) / 2
+    made = [schedules.from_alphas_cumprod(a).fingerprint for a in (squares, other)]
+    assert made[0] != made[1]

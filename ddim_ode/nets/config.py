@@ -27,6 +27,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "warmup", "blocks"):
             count(name, getattr(self, name))
+        for name in ("label_dropout", "dropout", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)!r} must lie in [0, 1)")
 
     def lr_at(self, step: int) -> float:
         """Linear warm-up, then half a cosine down to zero at ``steps``."""

@@ -48,6 +48,12 @@ def train(
     pixels, labels, classes = data
     if not len(pixels):
         raise ValueError("the data set holds no images")
+    multiple = 2 ** (len(config.channels) - 1)
+    if any(side % multiple for side in pixels.shape[2:]):
+        raise ValueError(
+            f"images are {pixels.shape[2]}×{pixels.shape[3]}, and {len(config.channels)} levels of "
+            f"channels need multiples of {multiple}: resize them, or give fewer levels"
+        )
     if labels is not None and len(labels) != len(pixels):
         raise ValueError(f"{len(labels)} labels for {len(pixels)} images; they must be as many")
     num_classes = int(labels.max()) + 1 if labels is not None else 0
@@ -63,7 +69,7 @@ def train(
     checkpoint = out / "checkpoint.safetensors"
     identity = dict(
         train=asdict(config),
-        schedule=repr(schedule),
+        schedule=f"{schedule!r} {schedule.fingerprint}",
         images=[*pixels.shape],
         num_classes=num_classes,
     )
@@ -85,6 +91,8 @@ def train(
     net.train()
     bar = tqdm(total=config.steps, initial=step, unit="step", disable=not progress)
     window: list[Tensor] = []
+    whole = True  # weights, optimiser and EMA all belong to ``step``
+    seen = 0
     clock = time.perf_counter()
     try:
         while step < config.steps:
@@ -102,6 +110,7 @@ def train(
                 loss = eps_loss(net, schedule, x0, generator=generator, **cond)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
+            whole = False
             torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
             optimizer.step()
             step += 1
@@ -109,7 +118,9 @@ def train(
             with torch.no_grad():
                 for key, value in net.state_dict().items():
                     ema[key].lerp_(value, 1 - decay)
+            whole = True
             window.append(loss.detach())
+            seen += len(index)
             bar.update()
             if step % 50 == 0 or step == config.steps:
                 now, mean = time.perf_counter(), torch.stack(window).mean().item()
@@ -117,17 +128,14 @@ def train(
                     raise FloatingPointError(
                         f"the loss is {mean} at step {step}; lower --lr (the last checkpoint is kept)"
                     )
-                rows.append(
-                    (step, f"{mean:.5f}", f"{len(window) * config.batch / (now - clock):.0f}")
-                )
+                rows.append((step, f"{mean:.5f}", f"{seen / (now - clock):.0f}"))
                 bar.set_postfix(loss=f"{mean:.4f}")
-                window, clock = [], now
+                window, seen, clock = [], 0, now
             if step % checkpoint_every == 0 or step == config.steps:
                 save()
     except KeyboardInterrupt:
-        if step == 0:
-            raise
-        save()
+        if whole and step > 0:  # else in the middle of an update: the last checkpoint stands
+            save()
         tqdm.write(f"stopped at step {step}; {checkpoint} is kept, the same command resumes")
         raise
     finally:

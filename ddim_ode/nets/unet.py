@@ -60,7 +60,7 @@ class Attention(nn.Module):
 
     def __init__(self, channels: int, head_dim: int = 32) -> None:
         super().__init__()
-        self.heads = max(1, channels // head_dim)
+        self.heads = math.gcd(channels, max(1, channels // head_dim))
         self.norm = _norm(channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = nn.Conv2d(channels, channels, 1)

@@ -20,8 +20,9 @@ class Method:
     name: shown in tables. order: with exact starting values (None: stochastic). chart: a key of
     ``chart.CHARTS``. tableau: Runge–Kutta stages within a step, for a one-step method. past: how
     many velocities, the current one included, a multistep method interpolates. ruler: the scale it
-    interpolates in, a key of ``chart.SCALES`` (None: the chart's clock). eta: step noise if none is
-    asked for (None: the method takes no step noise). reference: where it comes from.
+    interpolates in, a key of ``chart.SCALES`` (None: the chart's clock). eta: 0.0 if the caller may add
+    step noise (``eta=``, ``noise_std=``), another value if it always has that much, None if it has
+    none. reference: where it comes from.
     """
 
     name: str

@@ -57,8 +57,8 @@ class Plan:
     """A compiled method: ``ops``, and what they were compiled from.
 
     vector: what the history stores (a start at σ = inf stores x̂₀ where this is ε̂). grid: σ,
-    steps+1 entries. family: the schedule family whose ᾱ, β̄ the weights contain. schedule: its
-    fingerprint. nfe: network calls. memory: vectors the longest op reads.
+    steps+1 entries. schedule: the fingerprint of the one whose ᾱ, β̄ the weights contain. nfe:
+    network calls. memory: vectors the longest op reads.
     """
 
     method: str
@@ -66,9 +66,7 @@ class Plan:
     vector: str
     chart: str
     grid: tuple[float, ...]
-    family: str
     schedule: str
-    order: int | None
     nfe: int = field(init=False)
     memory: int = field(init=False)
 
@@ -78,6 +76,7 @@ class Plan:
 
     @property
     def steps(self) -> int:
+        """Intervals of the grid."""
         return len(self.grid) - 1
 
     @property
@@ -87,6 +86,7 @@ class Plan:
 
     @property
     def is_stochastic(self) -> bool:
+        """Whether any step adds noise."""
         return any(op.noise > 0 for op in self.ops)
 
     def describe(self) -> str:
@@ -113,9 +113,8 @@ class Plan:
             method=self.method,
             vector=self.vector,
             chart=self.chart,
-            grid=list(self.grid),
+            grid=[s if math.isfinite(s) else "inf" for s in self.grid],
             nfe=self.nfe,
-            family=self.family,
             schedule=self.schedule,
         )
 
@@ -180,7 +179,7 @@ def _step_noise(
         raise ValueError("both eta and noise_std are given; drop one of them")
     if eta is None and noise_std is None:
         return eta_noise(schedule, sigmas, method.eta) if method.eta else None
-    if method.name != "ddim":
+    if method.eta != 0.0:
         given = "eta" if eta is not None else "noise_std"
         raise ValueError(
             f"method {method.name!r} takes no {given}: free step noise belongs to method='ddim'"
@@ -232,7 +231,10 @@ def _compile(
     first, last = context.interior(n)
     straight_euler = method.tableau is None and method.past == 1 and chart.straight
     if noise is not None and not straight_euler:
-        raise ValueError(f"step noise needs chart 'eps', 'data' or 'flow', not {chart.name!r}")
+        raise ValueError(
+            f"step noise needs Euler in chart 'eps', 'data' or 'flow', not {method.name!r} in chart "
+            f"{chart.name!r}"
+        )
 
     # Ops of a step before its commit, and the commit's own (scale, weights), per step.
     stages: list[list[Op]] = [[] for _ in range(n)]
@@ -264,9 +266,7 @@ def _compile(
         vector,
         chart.name,
         grid,
-        schedule.family,
         schedule.fingerprint,
-        method.order,
     )
 
 
