@@ -39,6 +39,9 @@ class ExactModel(Denoiser):
         self.weights, self.means, covs = (
             np.array(a, dtype=np.float64) for a in (weights, means, covs)
         )
+        if self.means.ndim == 1:
+            self.means = self.means[:, None]
+            covs = covs[:, None] if covs.ndim == 1 else covs
         if self.weights.ndim != 1 or self.means.ndim != 2 or len(self.means) != len(self.weights):
             raise ValueError(
                 f"weights {self.weights.shape} and means {self.means.shape} must be (K,) and (K, D)"
@@ -193,7 +196,8 @@ def gaussian_mixture(
     """The exact denoiser of the mixture Σ_k w_k N(μ_k, Σ_k).
 
     weights (K,), summing to 1. means (K, D). covs (K, D, D), or variances (K, D). prediction: what its
-    "network" returns, and options: as in :class:`Denoiser` (``snap=``, ``dtype=``). It takes x (B, *) with D entries a sample; it has
+    "network" returns, and options: as in :class:`Denoiser` (``snap=``, ``dtype=``). In one dimension
+    means and variances may both be (K,). It takes x (B, *) with D entries a sample; it has
     ``log_prob(x, sigma)``, ``draw(n, seed)`` and, in 1-D, the exact ``flow(x, from, to)``.
 
     >>> import ddim_ode, torch

@@ -205,6 +205,11 @@ def test_every_kind_of_data_set_reads_to_the_same_pixels(tmp_path, kind):
             (tmp_path / f"class{label}").mkdir(exist_ok=True)
             Image.fromarray(picture).save(tmp_path / f"class{label}" / f"{i}.png")
     data = load_images(source)
+    if kind == "idx":  # the images file itself also names the pair
+        again = load_images(tmp_path / "train-images-idx3-ubyte")
+        assert torch.equal(again.pixels, data.pixels)
+        with pytest.raises(FileNotFoundError, match="none for 'test'"):
+            load_images(tmp_path, "test")
     assert np.array_equal(data.pixels[:, 0].numpy(), pictures)
     assert np.array_equal(data.labels, labels)
     assert data.classes == (["class0", "class1", "class2"] if kind == "folder" else None)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+_SPLITS = {"train": ("train",), "test": ("t10k", "test")}
 _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
 
 
@@ -25,25 +26,25 @@ class Images(NamedTuple):
 def load_images(path: str | Path, split: str = "train") -> Images:
     """Read a data set.
 
-    path: a directory holding an IDX pair (``train-images-idx3-ubyte[.gz]`` and its labels,
-    ``t10k-…`` for ``split="test"``), an ``.npz`` with ``images`` (N, H, W[, C]) and optionally
-    ``labels``, or a folder of equally sized pictures, one sub-folder a class if there are any.
+    path: a directory with an IDX pair (``…train-images-idx3-ubyte[.gz]`` and its labels; ``t10k`` or
+    ``test`` in the name for ``split="test"``), or the images file of a pair; an ``.npz`` with
+    ``images`` (N, H, W[, C]) uint8 and optionally ``labels``; or a folder of equally sized pictures,
+    one sub-folder a class if there are any.
     """
     path = Path(path)
+    if split not in _SPLITS:
+        raise ValueError(f"split={split!r}: use 'train' or 'test'")
     if path.suffix == ".npz":
         return _from_npz(path)
+    if path.is_file():
+        return _from_idx(path)
     if not path.is_dir():
-        raise FileNotFoundError(f"{path}: no such directory or .npz file")
-    prefix = {"train": "train", "test": "t10k"}.get(split)
-    if prefix is None:
-        raise ValueError(f"split={split!r}: use 'train' or 'test'")
-    images = sorted(path.glob(f"{prefix}-images-idx3-ubyte*"))
-    if images:
-        labels = sorted(path.glob(f"{prefix}-labels-idx1-ubyte*"))
-        pixels = torch.from_numpy(_read_idx(images[0]))[:, None]
-        y = torch.from_numpy(_read_idx(labels[0]).astype(np.int64)) if labels else None
-        return Images(pixels, y, None)
-    return _from_folder(path)
+        raise FileNotFoundError(f"{path}: no such directory or file")
+    idx = sorted(path.glob("*images*idx3*"))
+    named = [file for file in idx if any(word in file.name for word in _SPLITS[split])]
+    if idx and not named:
+        raise FileNotFoundError(f"{path}: has IDX images ({idx[0].name}), but none for {split!r}")
+    return _from_idx(named[0]) if named else _from_folder(path)
 
 
 def to_unit(pixels: Tensor) -> Tensor:
@@ -54,6 +55,14 @@ def to_unit(pixels: Tensor) -> Tensor:
 def to_pixels(x: Tensor) -> Tensor:
     """[-1, 1] to uint8, clipping what lies outside: for showing pictures, not for solving."""
     return ((x.float() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def _from_idx(path: Path) -> Images:
+    labels = path.with_name(path.name.replace("images", "labels").replace("idx3", "idx1"))
+    y = None
+    if labels != path and labels.exists():
+        y = torch.from_numpy(_read_idx(labels).astype(np.int64))
+    return Images(torch.from_numpy(_read_idx(path))[:, None], y, None)
 
 
 def _read_idx(path: Path) -> np.ndarray:
