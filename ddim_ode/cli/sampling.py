@@ -1,26 +1,24 @@
-"""The command line: ``ddim-ode sample``, ``ddim-ode train``, ``ddim-ode methods``."""
+"""``ddim-ode sample``: the same seeds with each solver; a picture, a table, a manifest."""
 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import platform
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import __version__
-from ._checks import count, one_of
+from .. import __version__
+from .._checks import count, one_of
+from .common import find_device, print_table
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
-    from .nets.pretrained import PretrainedModel
-    from .solution import Solution
+    from ..nets.pretrained import PretrainedModel
+    from ..solution import Solution
 
 _GUIDANCE = 2.0
 _MOST_SEEDS = 100_000
@@ -32,48 +30,7 @@ _OPTIONS = (
 )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit status (2: a mistake in the call, 130: interrupted)."""
-    parser = _parser()
-    args = parser.parse_args(argv)
-    try:
-        return int(args.run(args))
-    except (ValueError, OSError, FloatingPointError) as error:
-        print(f"ddim-ode {args.command}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="ddim-ode", description="Diffusion sampling as an ODE solve."
-    )
-    parser.add_argument("--version", action="version", version=f"ddim-ode {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True)
-    _sample_arguments(
-        commands.add_parser(
-            "sample",
-            help="make pictures with one or more solvers",
-            description="Sample the same seeds with each solver: a picture, a table, a manifest. "
-            "Stopped on the way, it keeps the methods that are finished.",
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        )
-    )
-    _train_arguments(
-        commands.add_parser(
-            "train",
-            help="train a U-Net on your images",
-            description="Train an ε-network; the same command resumes a stopped run.",
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        )
-    )
-    listing = commands.add_parser("methods", help="list the solvers")
-    listing.set_defaults(run=lambda args: _print_methods())
-    return parser
-
-
-def _sample_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", default="fashion-mnist", help="a shipped name or a model.safetensors")
     add(
@@ -110,76 +67,6 @@ def _sample_arguments(parser: argparse.ArgumentParser) -> None:
     add("--png", action="store_true", help="also write one PNG a sample")
     add("--manifest", type=Path, default=None, help="run again what this manifest.json says")
     parser.set_defaults(run=_sample, parser=parser, sha256=None)
-
-
-def _train_arguments(parser: argparse.ArgumentParser) -> None:
-    from .nets.config import TrainConfig
-
-    defaults = TrainConfig()
-    add = parser.add_argument
-    add("--data", type=Path, required=True, help="IDX directory, .npz, or a folder of pictures")
-    add("--out", type=Path, required=True, help="directory of the run; resumed if it holds one")
-    add("--schedule", default="exponential", help="exponential, ddpm or cosine")
-    add("--steps", type=int, default=defaults.steps, help="optimiser steps")
-    add("--batch-size", type=int, default=defaults.batch, help="images a step")
-    add("--lr", type=float, default=defaults.lr, help="peak learning rate")
-    add("--channels", default=",".join(map(str, defaults.channels)), help="features per level")
-    add("--blocks", type=int, default=defaults.blocks, help="residual blocks a level")
-    add("--label-dropout", type=float, default=defaults.label_dropout, help="share without label")
-    add("--seed", type=int, default=defaults.seed, help="of weights, batches and noise")
-    add("--bf16", action="store_true", help="bfloat16 autocast")
-    add("--classes", default=None, help="class names, comma-separated, for the model file")
-    add("--checkpoint-every", type=int, default=200, help="steps")
-    add("--device", default="cpu", help="cpu, cuda ...")
-    parser.set_defaults(run=_train)
-
-
-def _train(args: argparse.Namespace) -> int:
-    from . import schedules
-    from .nets.config import TrainConfig
-    from .nets.data import load_images
-    from .nets.train import train
-    from .pictures import loss_curve, save_figure
-
-    one_of("schedule", args.schedule, ("exponential", "ddpm", "cosine"))
-    count("--checkpoint-every", args.checkpoint_every)
-    data = load_images(args.data)
-    if args.classes:
-        data = data._replace(classes=args.classes.split(","))
-    config = TrainConfig(
-        steps=args.steps,
-        batch=args.batch_size,
-        lr=args.lr,
-        label_dropout=args.label_dropout,
-        channels=_parse_channels(args.channels),
-        blocks=args.blocks,
-        seed=args.seed,
-        bf16=args.bf16,
-    )
-    path = train(
-        data,
-        getattr(schedules, args.schedule)(),
-        args.out,
-        config,
-        device=str(_device(args.device)),
-        checkpoint_every=args.checkpoint_every,
-    )
-    with open(args.out / "loss.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    curve = loss_curve([int(r["step"]) for r in rows], [float(r["loss"]) for r in rows])
-    save_figure(args.out / "loss.png", curve)
-    print(f"wrote {path}; sample it with: ddim-ode sample --model {path}")
-    return 0
-
-
-def _print_methods() -> int:
-    from .solvers.methods import methods
-
-    _table([{k: "–" if v is None else v for k, v in row.items()} for row in methods()])
-    print(
-        "\nadaptive, by their own packages: torchdiffeq:NAME (dopri5, bosh3, ...), scipy:NAME (RK45, ...)"
-    )
-    return 0
 
 
 def _sample(args: argparse.Namespace) -> int:
@@ -228,8 +115,8 @@ def _apply_manifest(args: argparse.Namespace) -> None:
 
 
 def _check_methods(methods: list[str], eta: float | None) -> None:
-    from . import external
-    from .solvers.methods import get_method
+    from .. import external
+    from ..solvers.methods import get_method
 
     for method in methods:
         if external.is_external(method):
@@ -240,22 +127,10 @@ def _check_methods(methods: list[str], eta: float | None) -> None:
             raise ValueError(f"--eta belongs to ddim, and {method} takes none; run them apart")
 
 
-def _device(name: str) -> torch.device:
-    import torch
-
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"--device {name}: {error}") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"--device {name}: this torch sees no CUDA device; use cpu")
-    return device
-
-
 def _load_model(args: argparse.Namespace) -> PretrainedModel:
-    from .nets.pretrained import load
+    from ..nets.pretrained import load
 
-    device = _device(args.device)
+    device = find_device(args.device)
     model = load(args.model, device=device)
     if args.sha256 not in (None, model.sha256):
         raise ValueError(
@@ -276,9 +151,9 @@ def _run_method(
 ) -> tuple[Tensor, dict[str, Any]]:
     import torch
 
-    from . import external
-    from .sampling import sample
-    from .seeding import noise
+    from .. import external
+    from ..sampling import sample
+    from ..seeding import noise
 
     options: dict[str, Any] = dict(
         final=args.final, sigma_max=args.sigma_max, sigma_min=args.sigma_min
@@ -319,7 +194,7 @@ def _write_arrays(
 ) -> None:
     import numpy as np
 
-    from .pictures import save_images
+    from ..pictures import save_images
 
     stem = method.replace(":", "-")
     if args.npz:
@@ -341,7 +216,7 @@ def _report(
     import numpy
     import torch
 
-    from .pictures import sample_grid, save_figure
+    from ..pictures import sample_grid, save_figure
 
     headings: list[str] = []
     if labels is not None and all(a == b for a, b in zip(labels, labels[10:])):
@@ -365,15 +240,8 @@ def _report(
         row["steps"] = "own" if row["steps"] is None else row["steps"]
         row["seconds"] = f"{row['seconds']:.2f}"
         row["status"] = ", ".join(f"{n} {name}" for name, n in row["status"].items())
-    _table(rows)
+    print_table(rows)
     print(f"\n{args.out / 'samples.png'}   {args.out / 'manifest.json'}")
-
-
-def _parse_channels(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(count("--channels", int(part)) for part in text.split(","))
-    except ValueError:
-        raise ValueError(f"--channels {text!r}: write whole numbers, such as 32,64,128") from None
 
 
 def _parse_seeds(text: str) -> list[int]:
@@ -403,18 +271,3 @@ def _parse_classes(text: str, model: PretrainedModel, n: int) -> list[int] | Non
         numbers |= {str(i): i for i in range(model.num_classes)}
         chosen = [numbers[one_of("class", name.strip(), numbers)] for name in text.split(",")]
     return [chosen[i % len(chosen)] for i in range(n)]
-
-
-def _table(rows: list[dict[str, Any]]) -> None:
-    """Aligned columns: text to the left, numbers to the right."""
-    columns = list(rows[0])
-    text = [[str(row[name]) for name in columns] for row in rows]
-    widths = [max(len(name), *(len(line[i]) for line in text)) for i, name in enumerate(columns)]
-    numeric = [all(isinstance(row[name], (int, float)) for row in rows) for name in columns]
-    for line in [columns, *text]:
-        cells = [c.rjust(w) if n else c.ljust(w) for c, w, n in zip(line, widths, numeric)]
-        print("  ".join(cells).rstrip())
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,71 @@
+"""The command line: ``ddim-ode sample``, ``ddim-ode train``, ``ddim-ode methods``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from .. import __version__
+from .common import print_table
+from .sampling import add_arguments as add_sample_arguments
+from .training import add_arguments as add_train_arguments
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the defaults that say something."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        plain = action.default is None or action.default is False
+        return action.help if plain else super()._get_help_string(action)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status (2: a mistake in the call, 130: interrupted)."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    try:
+        return int(args.run(args))
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"ddim-ode {args.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ddim-ode", description="Diffusion sampling as an ODE solve."
+    )
+    parser.add_argument("--version", action="version", version=f"ddim-ode {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True)
+    add_sample_arguments(
+        commands.add_parser(
+            "sample",
+            help="make pictures with one or more solvers",
+            description="Sample the same seeds with each solver: a picture, a table, a manifest. "
+            "Stopped on the way, it keeps the methods that are finished.",
+            formatter_class=_Help,
+        )
+    )
+    add_train_arguments(
+        commands.add_parser(
+            "train",
+            help="train a U-Net on your images",
+            description="Train an ε-network; the same command resumes a stopped run.",
+            formatter_class=_Help,
+        )
+    )
+    listing = commands.add_parser("methods", help="list the solvers")
+    listing.set_defaults(run=lambda args: _print_methods())
+    return parser
+
+
+def _print_methods() -> int:
+    from ..solvers.methods import methods
+
+    print_table([{k: "–" if v is None else v for k, v in row.items()} for row in methods()])
+    print(
+        "\nadaptive, by their own packages: torchdiffeq:NAME (dopri5, bosh3, ...), scipy:NAME (RK45, ...)"
+    )
+    return 0

@@ -1,0 +1,31 @@
+"""What the commands share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+
+def find_device(name: str) -> torch.device:
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"--device {name}: {error}") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"--device {name}: this torch sees no CUDA device; use cpu")
+    return device
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    """Aligned columns: text to the left, numbers to the right."""
+    columns = list(rows[0])
+    text = [[str(row[name]) for name in columns] for row in rows]
+    widths = [max(len(name), *(len(line[i]) for line in text)) for i, name in enumerate(columns)]
+    numeric = [all(isinstance(row[name], (int, float)) for row in rows) for name in columns]
+    for line in [columns, *text]:
+        cells = [c.rjust(w) if n else c.ljust(w) for c, w, n in zip(line, widths, numeric)]
+        print("  ".join(cells).rstrip())
