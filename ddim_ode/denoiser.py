@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ._checks import one_of
-from .schedules import Array, Schedule
+from .schedule import Array, Schedule
 from .solvers.chart import convert
 from .solvers.plan import Node
 

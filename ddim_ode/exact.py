@@ -21,7 +21,7 @@ from scipy.special import ndtr
 from torch import Tensor
 
 from .denoiser import Denoiser
-from .schedules import Array, Schedule
+from .schedule import Array, Schedule
 
 
 class ExactModel(Denoiser):

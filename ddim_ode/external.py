@@ -21,7 +21,7 @@ from ._checks import count, one_of
 from .denoiser import Denoiser
 from .levels import Levels, exclusive, refuse
 from .probability_flow import ProbabilityFlow
-from .schedules import Array
+from .schedule import Array
 from .solution import (
     MAX_NFE,
     NON_FINITE,

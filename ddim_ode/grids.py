@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ._checks import count, one_of
-from .schedules import Array, Schedule
+from .schedule import Array, Schedule
 
 _RHO = 7.0
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from ._checks import count, one_of
 from .denoiser import Denoiser
 from .grids import FINALS, check_grid, from_timesteps, make_grid
-from .schedules import Array
+from .schedule import Array
 
 DEFAULT_GRID = "time"
 

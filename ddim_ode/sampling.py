@@ -17,7 +17,7 @@ from ._checks import one_of
 from .denoiser import Denoiser, check_state
 from .integration import Progress, integrate
 from .levels import Levels, exclusive, refuse
-from .schedules import Array
+from .schedule import Array
 from .seeding import StepNoise, check_seeds
 from .solution import Solution, per_sample
 from .solvers.chart import convert

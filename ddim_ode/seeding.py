@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ._checks import count
-from .schedules import Schedule
+from .schedule import Schedule
 
 _START, _STEP = 0, 1
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .schedules import Schedule
+from .schedule import Schedule
 
 
 def eps_loss(

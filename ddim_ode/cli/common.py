@@ -9,6 +9,7 @@ if TYPE_CHECKING:
 
 
 def find_device(name: str) -> torch.device:
+    """The device of that name; ValueError if it is none, or torch cannot reach it."""
     import torch
 
     try:

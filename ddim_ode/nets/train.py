@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..schedules import Schedule
+from ..schedule import Schedule
 from ..training import eps_loss
 from . import weights
 from .config import TrainConfig

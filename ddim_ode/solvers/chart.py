@@ -29,7 +29,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .._checks import one_of
-from ..schedules import Array, Schedule
+from ..schedule import Array, Schedule
 
 Pair = tuple[Array, Array]
 

@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 from .._checks import one_of
 from ..grids import check_grid
-from ..schedules import Array, Schedule
+from ..schedule import Array, Schedule
 from .chart import SCALES, VECTORS, Chart, Scale, convert, ddim_step, get_chart
 from .methods import Method, get_method
 from .quadrature import step_weights

@@ -17,7 +17,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from ..schedules import Array
+from ..schedule import Array
 from .chart import Scale
 
 _GAUSS = {n: np.polynomial.legendre.leggauss(n) for n in (1, 2, 3, 4, 32)}

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..schedules import Array
+from ..schedule import Array
 
 
 @dataclass(frozen=True)
