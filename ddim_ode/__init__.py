@@ -20,6 +20,7 @@ _NAMES = {
     "Method": "solvers.methods",
     "Plan": "solvers.plan",
     "ProbabilityFlow": "probability_flow",
+    "Progress": "integration",
     "Solution": "solution",
     "eps_loss": "training",
     "load": "nets.pretrained",
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from . import schedules as schedules
     from .denoiser import Denoiser as Denoiser
     from .denoiser import Guidance as Guidance
+    from .integration import Progress as Progress
     from .nets.pretrained import load as load
     from .probability_flow import ProbabilityFlow as ProbabilityFlow
     from .sampling import sample as sample

@@ -57,6 +57,8 @@ class Denoiser:
 
     net: any callable ``net(x (b, *), t (b,), **cond) -> (b, *)``; b may be smaller than the batch. It
     must leave its inputs as they are, and return a new tensor at each call (multistep methods keep it).
+    t arrives as float32 (or wider) and need not be whole: a network that knows only integer times wants
+    ``snap=True`` and its own ``t.round().long()``.
     prediction: what it returns, ``"eps" | "x0" | "v" | "score" | "flow"``.
     time_offset: added to the schedule time t before the call: −1 for a network trained on 0..T−1.
     time: ``callable(t, sigma) -> network time`` (numpy arrays) for anything else.
@@ -64,8 +66,8 @@ class Denoiser:
     before a method is compiled on them; the inner stages of a Runge–Kutta method are evaluated at the
     nearest level too, which limits midpoint, rk4 and rk45 to an error of a few 1e-4 of x at T = 1000.
     guidance: a :class:`Guidance`. learned_variance: ``"split"`` for a network that returns 2C channels,
-    the prediction first. dtype: what x is cast to for the network (the state stays float32 or
-    wider, and so does t).
+    the prediction first. dtype: what x is cast to for the network (the state stays as it is, float32 or
+    wider, and t is never narrower than float32).
 
     ``model(x, sigma)`` gives ``(x0, eps)``. ValueError for an unknown prediction, an output of
     another shape than x, or ε- and score-networks asked for x̂₀ at ᾱ = 0.
@@ -133,6 +135,13 @@ class Denoiser:
             return t + self.time_offset
         return np.broadcast_to(np.asarray(self.time(t, sigma), dtype=np.float64), sigma.shape)
 
+    def _time_dtype(self, x: Tensor) -> torch.dtype:
+        """The network's own precision, but never half: bfloat16 cannot tell t = 999 from 1000."""
+        return _wide(self.dtype or x.dtype)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.prediction}-network, {self.schedule!r})"
+
     def __call__(
         self,
         x: Tensor,
@@ -155,7 +164,7 @@ class Denoiser:
             raise ValueError("sigma must be positive: at σ=0 there is no noise to predict")
         levels = self.snapped(self.schedule.check_sigma(levels))
         call = self.network(x, cond, shared)
-        t = torch.tensor(self.network_time(levels), device=x.device, dtype=_wide(x.dtype))
+        t = torch.tensor(self.network_time(levels), device=x.device, dtype=self._time_dtype(x))
         prediction = call(x, t)
         return (
             self._convert(prediction, x, "x0", levels),
@@ -198,7 +207,7 @@ class Denoiser:
         levels = self.snapped(np.array([node.sigma for node in nodes]))
         host = self.network_time(levels, np.array([node.t for node in nodes]))
         table = torch.as_tensor(np.repeat(host[:, None], like.shape[0], axis=1))
-        times = table.to(device=like.device, dtype=_wide(like.dtype)).unbind(0)
+        times = table.to(device=like.device, dtype=self._time_dtype(like)).unbind(0)
         converted = {node.vector for node in nodes} - {self.prediction}
         if not converted:
             return lambda y, k: call(y, times[k])

@@ -84,7 +84,10 @@ def sample(
         sigmas = levels.required(method)
     else:
         if levels.steps is not None or levels.grid is not None or levels.timesteps is not None:
-            raise ValueError(f"{method} chooses its own steps: drop steps, timesteps or grid")
+            raise ValueError(
+                f"{method} chooses its own steps: drop steps, timesteps or grid (rtol=, atol= and nfe= or "
+                "max_nfe= govern it)"
+            )
         sigmas = levels.sigmas(1 if levels.final == "sigma_min" else 2)
     rtol, atol = _tolerance("rtol", tolerances[0]), _tolerance("atol", tolerances[1])
     if not rtol + atol > 0:

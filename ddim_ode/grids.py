@@ -113,7 +113,10 @@ def from_timesteps(schedule: Schedule, timesteps: npt.ArrayLike, final: str = "z
     tau = tau[::-1] if tau.size > 1 and tau[0] < tau[-1] else tau
     sigmas = schedule.sigma(tau)
     if not tau[-1] > 0:
-        raise ValueError("timesteps must lie in (0, T]; the landing at 0 is added by final='zero'")
+        raise ValueError(
+            f"timesteps={tau[-1]:g} must lie in (0, {schedule.T:g}]: times count from 1 here, also for a "
+            "network on indices 0..T-1 (time_offset=-1), and final='zero' adds the landing at 0"
+        )
     rising = np.flatnonzero(np.diff(tau) >= 0)
     if rising.size:
         i = int(rising[0])

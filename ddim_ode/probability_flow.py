@@ -30,11 +30,13 @@ class ProbabilityFlow:
 
     model: a :class:`Denoiser`. variable: what τ is, ``"s" | "t" | "sigma" | "log_sigma"``, s = (t/T)².
     state: ``"x"`` or ``"x/alpha_bar"``. shape: of ONE sample, needed for scipy's flat states. dtype,
-    device: of the tensors made from numpy states. cond, shared: passed to the network.
+    device: of the tensors made from numpy states (a float32 network wants ``dtype=torch.float32``, here
+    or in its Denoiser). cond, shared: passed to the network.
 
     A tensor state (B, *) gives a tensor and is differentiable (see ``norm``); a flat numpy state of
     B·prod(shape) numbers gives a flat numpy array, without a gradient. ``nfe`` counts the calls.
-    ValueError at σ = 0, where the ODE ends; past the ends of the schedule, where adaptive solvers take
+    ValueError at σ = 0, where the ODE ends (``span`` ends at σ_min, where ``ddim_ode.sample`` by default
+    goes on to x̂₀); past the ends of the schedule, where adaptive solvers take
     trial steps, the field keeps the value it has at σ_min or σ(T).
 
     >>> import ddim_ode, torch

@@ -60,11 +60,12 @@ def sample(
     ``"scipy:NAME"`` (default ``"ddim"``).
 
     Where it steps, one of: ``steps`` intervals; ``nfe``, the largest plan with at most that many network
-    calls; ``timesteps`` τ in (0, T]; ``grid`` as an array of σ; or a compiled ``plan``. With
-    ``steps`` or ``nfe``, ``grid`` names the spacing (default ``"time"``), ``sigma_max`` and ``sigma_min``
-    its ends. final: ``"zero"`` lands on x̂₀ with the last call, ``"sigma_min"`` stops there.
-    chart: solve in another chart than the method's own. (A multistep method stores its chart's vector:
-    an x0-network started above σ ≈ 10³ in float32 keeps more digits in ``"data"`` or ``"flow"``.)
+    calls; ``timesteps`` τ in (0, T], counted from 1 also for a network on indices 0..T−1; ``grid`` as an
+    array of σ; or a compiled ``plan``. With ``steps`` or ``nfe``, ``grid`` names the spacing (default
+    ``"time"``), ``sigma_max`` and ``sigma_min`` its ends. final: ``"zero"`` lands on x̂₀ with the last
+    call, ``"sigma_min"`` stops there. chart: solve in another chart than the method's own. (A multistep
+    method stores its chart's vector: an x0-network started above σ ≈ 10³ in float32 keeps more digits in
+    ``"data"`` or ``"flow"``.)
 
     eta, noise_std: step noise of ``ddim``: ς = η β̄' √(1 − (σ'/σ)²), or one standard deviation per
     step, 0 ≤ ς ≤ β̄'. seeds: one per sample, for that noise (``ddpm`` too); drawn from
@@ -72,10 +73,10 @@ def sample(
 
     rtol, atol, max_nfe: for adaptive external solvers, default 1e-3, 1e-3 and 500.
     cond: conditions {name: tensor (B, ...)}; shared: passed to the network as it is.
-    progress: a bar. callback: called with a :class:`Progress` after each step. record: ``"x"`` keeps the
-    states, ``"x0"`` the x̂₀ of each level's call (the last entry is the end state, or where nothing
-    is called there the last x̂₀ again). on_nan: ``"hold"`` keeps each sample's last
-    finite state, at the cost of a check per step. differentiable: keep the graph.
+    progress: a bar. callback: called with a :class:`ddim_ode.Progress` after each step. record: ``"x"``
+    keeps the states, ``"x0"`` the x̂₀ of each level's call (the last entry is the end state, or where
+    nothing is called there the last x̂₀ again). on_nan: ``"hold"`` keeps each sample's last finite state,
+    at the cost of a check per step. differentiable: keep the graph.
 
     Returns a :class:`Solution`. ValueError says which argument to drop or change.
 

@@ -16,7 +16,7 @@ from .solvers.plan import Plan
 SUCCESS, MAX_NFE, NON_FINITE, UNDERFLOW = "success", "max_nfe", "non_finite", "step_underflow"
 
 
-@dataclass
+@dataclass(repr=False)
 class Solution:
     """The end state of every sample, and what it cost.
 
@@ -41,6 +41,9 @@ class Solution:
     seeds: list[int] | None = None
     finite: Tensor | None = None  # (B,) on the state's device; read when status is
     failure: str | None = None  # a status that all samples of a joint solve share
+
+    def __repr__(self) -> str:
+        return f"Solution({self.method}, x {tuple(self.x.shape)}, nfe {self.nfe})"
 
     @property
     def status(self) -> npt.NDArray[np.str_]:

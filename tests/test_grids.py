@@ -119,7 +119,7 @@ def test_a_bad_grid_is_refused_by_entry_value_and_range(grid, message):
         (lambda: grids.make_grid("karras", schedules.flow(), 5), "cannot start at σ_max=inf; use grid="),
         (lambda: grids.from_timesteps(DDPM, []), "non-empty 1-D sequence"),
         (lambda: grids.from_timesteps(DDPM, [1001, 5]), r"t=1001 is outside .*\[0, 1000\]"),
-        (lambda: grids.from_timesteps(DDPM, [500, 0]), r"timesteps must lie in \(0, T\]"),
+        (lambda: grids.from_timesteps(DDPM, [500, 0]), r"timesteps=0 must lie in \(0, 1000\].*from 1"),
         (lambda: grids.from_timesteps(DDPM, [500, 700, 20]), "500 is followed by 700"),
     ],
 )  # fmt: skip

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from .._checks import count, one_of
+from ..grids import NAMES
 from .common import find_device, print_table
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=list(_METHODS),
         metavar="METHOD",
-        help="see ddim-ode methods",
+        help="names from ddim-ode methods",
     )
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
@@ -75,6 +76,8 @@ def _sample(args: argparse.Namespace) -> int:
     if args.nfe is None and args.steps is None:
         args.nfe = 20
     count("--batch", args.batch)
+    args.methods = [name for given in args.methods for name in given.split(",") if name]
+    one_of("grid", args.grid, NAMES)
     _check_methods(args.methods, args.eta)
     model = _load_model(args)
     seeds = _parse_seeds(args.seeds)
@@ -263,6 +266,8 @@ def _parse_seeds(text: str) -> list[int]:
 def _parse_classes(text: str, model: PretrainedModel, n: int) -> list[int] | None:
     """A class for each of n samples, or None for an unconditional model."""
     if not model.num_classes:
+        if text != "all":
+            raise ValueError(f"--classes {text!r}: this model has no classes; drop it")
         return None
     if text == "all":
         chosen = list(range(model.num_classes))

@@ -99,7 +99,9 @@ def _from_npz(path: Path) -> Images:
 def _from_folder(path: Path) -> Images:
     from PIL import Image
 
-    files = sorted(f for f in path.rglob("*") if f.suffix.lower() in _IMAGE_SUFFIXES)
+    files = sorted(
+        f for f in path.rglob("*") if f.suffix.lower() in _IMAGE_SUFFIXES and f.is_file()
+    )
     if not files:
         raise FileNotFoundError(f"{path}: holds neither an IDX pair nor pictures")
     classes = sorted({f.relative_to(path).parts[0] for f in files if f.parent != path})

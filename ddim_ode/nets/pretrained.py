@@ -57,8 +57,8 @@ def load(
     """A trained ε_θ as a denoiser, ready to sample: a shipped name, or a ``model.safetensors``.
 
     guidance: the scale of classifier-free guidance; 1 is the conditional network alone. Labels go in
-    as ``cond={"y": labels (B,)}``; without them the network is unconditional. dtype: half precision for the
-    network's weights and inputs; the state stays float32.
+    as ``cond={"y": labels (B,)}``; without them (guidance 1 only) the network is unconditional. dtype:
+    half precision for the network's weights and inputs; the state stays float32.
 
     FileNotFoundError or ValueError naming the file when it is missing, truncated or not safetensors.
 
@@ -95,6 +95,8 @@ def load_classifier(
 
 def _locate(name_or_path: str | Path, suffix: str) -> Path:
     path = Path(name_or_path)
+    if path.is_dir():
+        return path / "model.safetensors"
     if path.suffix or path.exists():
         return path
     return ASSETS / f"{one_of('model', str(name_or_path), MODELS)}{suffix}"

@@ -17,12 +17,13 @@ from .tableau import DOPRI5, HEUN, MIDPOINT, RK4, Tableau
 class Method:
     """A fixed-step solver as data; usable everywhere a method name is.
 
-    name: shown in tables. order: with exact starting values (None: stochastic). chart: a key of
-    ``chart.CHARTS``. tableau: Runge–Kutta stages within a step, for a one-step method. past: how
-    many velocities, the current one included, a multistep method interpolates. ruler: the scale it
-    interpolates in, a key of ``chart.SCALES`` (None: the chart's clock). eta: 0.0 if the caller may add
-    step noise (``eta=``, ``noise_std=``), another value if it always has that much, None if it has
-    none. reference: where it comes from.
+    name: shown in tables. order: with exact starting values (None: stochastic). chart: ``"eps" |
+    "data" | "flow" | "log" | "trig" | "exp"``. tableau: Runge–Kutta stages within a step, for a
+    one-step method. past: how many velocities, the current one included, a multistep method
+    interpolates. ruler: the scale it interpolates in, ``"sigma" | "log_sigma" | "t"`` or another key of
+    ``ddim_ode.solvers.chart.SCALES`` (None: the chart's clock). eta: 0.0 if the caller may add step
+    noise (``eta=``, ``noise_std=``), another value if it always has that much, None if it has none.
+    reference: where it comes from.
     """
 
     name: str

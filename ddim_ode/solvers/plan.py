@@ -52,7 +52,7 @@ class Op(NamedTuple):
     noise: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
     """A compiled method: ``ops``, and what they were compiled from.
 
@@ -73,6 +73,9 @@ class Plan:
     def __post_init__(self) -> None:
         object.__setattr__(self, "nfe", len(self.nodes))
         object.__setattr__(self, "memory", max((len(op.weights) for op in self.ops), default=0))
+
+    def __repr__(self) -> str:
+        return f"Plan({self.method}, {self.steps} steps, nfe {self.nfe}, chart {self.chart})"
 
     @property
     def steps(self) -> int:
