@@ -11,9 +11,7 @@ import argparse
 import csv
 from pathlib import Path
 
-import torch
-
-import ddim_ode
+from common import load_problem
 
 METHODS = ("ddim", "heun", "midpoint", "rk4", "ab2", "ab3", "ab4")
 
@@ -27,15 +25,7 @@ def main() -> None:
     parser.add_argument("--csv", type=Path)
     args = parser.parse_args()
 
-    model = ddim_ode.load(args.model)
-    x = ddim_ode.noise(model.shape, model.schedule, seeds=range(args.n))
-    cond = {"y": torch.arange(args.n) % model.num_classes}
-    reference, other = (
-        ddim_ode.sample(model, x, "rk4", steps=n, grid="karras", cond=cond, progress=True).x
-        for n in (120, 60)
-    )
-    print(f"reference: rk4, 120 karras steps; with 60 it moves by {rms(reference - other):.1e}\n")
-
+    problem = load_problem(args.model, args.n)
     heads = [f"{grid} {nfe}" for grid in args.grids for nfe in args.nfe]
     rows = []
     print("| method | " + " | ".join(heads) + " |\n|---|" + "---:|" * len(heads))
@@ -43,8 +33,7 @@ def main() -> None:
         row: dict[str, object] = dict(method=method)
         for grid in args.grids:
             for nfe in args.nfe:
-                sol = ddim_ode.sample(model, x, method, nfe=nfe, grid=grid, cond=cond)
-                row[f"{grid} {nfe}"] = f"{rms(sol.x - reference):.4f}"
+                row[f"{grid} {nfe}"] = f"{problem.error(method, nfe=nfe, grid=grid):.4f}"
         rows.append(row)
         print("| " + " | ".join(str(value) for value in row.values()) + " |", flush=True)
     if args.csv:
@@ -52,10 +41,6 @@ def main() -> None:
             writer = csv.DictWriter(file, rows[0])
             writer.writeheader()
             writer.writerows(rows)
-
-
-def rms(difference: torch.Tensor) -> float:
-    return float(difference.double().square().mean().sqrt())
 
 
 if __name__ == "__main__":
