@@ -9,10 +9,9 @@ grid and number of network calls. Guidance is off.
 from __future__ import annotations
 
 import argparse
-import csv
 from pathlib import Path
 
-from common import load_problem
+from common import load_problem, write_csv
 
 from ddim_ode.solvers.chart import CHARTS
 
@@ -41,10 +40,7 @@ def main() -> None:
                 print(f"{method:10} {chart:6} {nfe:4}  {cells}", flush=True)
                 rows.append(dict(method=method, chart=chart, nfe=nfe, **errors))
     if args.csv:
-        with open(args.csv, "w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
+        write_csv(args.csv, rows)
 
 
 if __name__ == "__main__":

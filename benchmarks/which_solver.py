@@ -8,10 +8,9 @@ RMS error per pixel of the end point against a converged solution of the same no
 from __future__ import annotations
 
 import argparse
-import csv
 from pathlib import Path
 
-from common import load_problem
+from common import load_problem, write_csv
 
 METHODS = ("ddim", "heun", "midpoint", "rk4", "ab2", "ab3", "ab4")
 
@@ -37,10 +36,7 @@ def main() -> None:
         rows.append(row)
         print("| " + " | ".join(str(value) for value in row.values()) + " |", flush=True)
     if args.csv:
-        with open(args.csv, "w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
+        write_csv(args.csv, rows)
 
 
 if __name__ == "__main__":

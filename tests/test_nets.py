@@ -40,25 +40,30 @@ class Killed(Exception):
     pass
 
 
-def test_a_killed_run_resumes_to_the_weights_of_the_unbroken_one(tmp_path, toy_data, monkeypatch):
+@pytest.mark.parametrize(("death", "kept"), [(Killed, 4), (KeyboardInterrupt, 6)])
+def test_a_stopped_run_resumes_to_the_weights_of_the_unbroken_one(
+    tmp_path, toy_data, monkeypatch, capsys, death, kept
+):
     whole = train(toy_data, SCHEDULE, tmp_path / "whole", TINY, progress=False)
-
     module = __import__("ddim_ode.nets.train", fromlist=["eps_loss"])
     calls, loss = [], module.eps_loss
 
     def dies_at_seven(*args, **kwargs):
         calls.append(1)
         if len(calls) == 7:
-            raise Killed
+            raise death
         return loss(*args, **kwargs)
 
     monkeypatch.setattr(module, "eps_loss", dies_at_seven)
     arguments = (toy_data, SCHEDULE, tmp_path / "broken", TINY)
-    with pytest.raises(Killed):
+    with pytest.raises(death):
         train(*arguments, progress=False, checkpoint_every=4)
+    if death is KeyboardInterrupt:  # which leaves time for a last checkpoint, and a word
+        said = "".join(capsys.readouterr())
+        assert "stopped at step 6" in said
+        assert "checkpoint.safetensors is kept, the same command resumes" in said
     resumed = train(*arguments, progress=False, checkpoint_every=4)
-    assert len(calls) == 7 + (12 - 4)  # it went back to the checkpoint at 4, not to 0
-
+    assert len(calls) == 7 + (12 - kept)  # it went on from the checkpoint, not from 0
     for key, value in weights.read(whole)[0].items():
         torch.testing.assert_close(value, weights.read(resumed)[0][key], rtol=0, atol=0)
 
@@ -255,29 +260,3 @@ def test_guidance_one_is_the_conditional_network_alone():
     unconditional = UNet(1, (8, 8))
     with pytest.raises(ValueError, match="unconditional"):
         ddim_ode.nets.pretrained.PretrainedModel(unconditional, CONFIG, "", 2.0)
-
-
-def test_ctrl_c_in_training_names_the_checkpoint_and_the_same_call_resumes(
-    tmp_path, toy_data, monkeypatch, capsys
-):
-    whole = train(toy_data, SCHEDULE, tmp_path / "whole", TINY, progress=False)
-    module = __import__("ddim_ode.nets.train", fromlist=["eps_loss"])
-    calls, loss = [], module.eps_loss
-
-    def interrupted(*args, **kwargs):
-        calls.append(1)
-        if len(calls) == 7:
-            raise KeyboardInterrupt
-        return loss(*args, **kwargs)
-
-    monkeypatch.setattr(module, "eps_loss", interrupted)
-    arguments = (toy_data, SCHEDULE, tmp_path / "broken", TINY)
-    with pytest.raises(KeyboardInterrupt):
-        train(*arguments, progress=False)
-    said = "".join(capsys.readouterr())
-    assert "stopped at step 6" in said
-    assert "checkpoint.safetensors is kept, the same command resumes" in said
-    resumed = train(*arguments, progress=False)
-    assert len(calls) == 7 + (12 - 6)
-    for key, value in weights.read(whole)[0].items():
-        torch.testing.assert_close(value, weights.read(resumed)[0][key], rtol=0, atol=0)
