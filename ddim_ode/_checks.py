@@ -24,3 +24,17 @@ def count(name: str, value: Any, least: int = 1) -> int:
     if isinstance(value, bool) or not hasattr(value, "__index__") or int(value) < least:
         raise ValueError(f"{name}={value!r} must be a whole number >= {least}")
     return int(value)
+
+
+def exclusive(**values: object) -> None:
+    """ValueError naming the argument to drop, if more than one is given."""
+    given = [name for name, value in values.items() if value is not None]
+    if len(given) > 1:
+        raise ValueError(f"both {given[0]} and {given[1]} are given; drop {given[1]}")
+
+
+def refuse(reason: str, **values: object) -> None:
+    """ValueError naming the first of the arguments that is given at all."""
+    for name, value in values.items():
+        if value is not None:
+            raise ValueError(f"{reason}; drop {name}={value!r}")

@@ -236,7 +236,7 @@ class Denoiser:
         extra = {**rows, **(shared or {})}
         guidance = self.guidance
         if guidance is not None:
-            extra = {**_doubled(rows, guidance, like), **(shared or {})}
+            extra = {**_doubled(rows, guidance), **(shared or {})}
         net, dtype, split, prediction = self.net, self.dtype, self.learned_variance, self.prediction
         versioned = not (like.is_inference() or torch.is_inference_mode_enabled())
 
@@ -251,8 +251,7 @@ class Denoiser:
             expected: Sequence[int] = inside.shape
             if split is not None:
                 expected = (expected[0], 2 * expected[1], *expected[2:])
-            if not isinstance(out, Tensor) or out.shape != expected:
-                raise ValueError(_wrong_output(out, inside, expected, prediction))
+            check_output(out, inside, expected, prediction)
             if split is not None:
                 out = out.chunk(2, dim=1)[0]
             if out.dtype != x.dtype:
@@ -291,7 +290,7 @@ def _check_cond(cond: Mapping[str, Tensor] | None, x: Tensor) -> dict[str, Tenso
     return dict(cond or {})
 
 
-def _doubled(rows: dict[str, Tensor], guidance: Guidance, x: Tensor) -> dict[str, Tensor]:
+def _doubled(rows: dict[str, Tensor], guidance: Guidance) -> dict[str, Tensor]:
     missing = [name for name in guidance.null if name not in rows]
     if missing:
         raise ValueError(f"guidance drops {missing[0]!r}, so sampling needs cond[{missing[0]!r}]")
@@ -320,12 +319,15 @@ def _null(name: str, null: Any, value: Tensor) -> Tensor:
     return rows
 
 
-def _wrong_output(out: Any, x: Tensor, expected: Sequence[int], prediction: str) -> str:
+def check_output(out: Any, x: Tensor, expected: Sequence[int], prediction: str) -> None:
+    """ValueError unless a network's answer to x is a tensor of the expected shape."""
     if not isinstance(out, Tensor):
         message = f"the network returned a {type(out).__name__}, not a tensor"
         if hasattr(out, "sample"):
             message += "; wrap it: net = lambda x, t, **cond: unet(x, t, **cond).sample"
-        return message
+        raise ValueError(message)
+    if out.shape == expected:
+        return
     message = (
         f"the network returned shape {tuple(out.shape)} for x of {tuple(x.shape)}; it must return "
         f"{tuple(expected)}, one {prediction} per entry"
@@ -334,4 +336,4 @@ def _wrong_output(out: Any, x: Tensor, expected: Sequence[int], prediction: str)
         message += (
             ". Twice the channels is a learned variance: pass learned_variance='split' to Denoiser"
         )
-    return message
+    raise ValueError(message)

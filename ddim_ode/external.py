@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ._checks import count, one_of
+from ._checks import count, exclusive, one_of, refuse
 from .denoiser import Denoiser
-from .levels import Levels, exclusive, refuse
+from .levels import Levels
 from .probability_flow import ProbabilityFlow
 from .schedule import Array
 from .solution import (

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ._checks import count, one_of
+from ._checks import count, exclusive, one_of, refuse
 from .denoiser import Denoiser
 from .grids import FINALS, check_grid, from_timesteps, make_grid
 from .schedule import Array
@@ -88,17 +88,3 @@ class Levels:
                 "use snap=False"
             )
         return np.append(positive, 0.0) if sigmas[-1] == 0 else positive
-
-
-def exclusive(**values: object) -> None:
-    """ValueError naming the argument to drop, if more than one is given."""
-    given = [name for name, value in values.items() if value is not None]
-    if len(given) > 1:
-        raise ValueError(f"both {given[0]} and {given[1]} are given; drop {given[1]}")
-
-
-def refuse(reason: str, **values: object) -> None:
-    """ValueError naming the first of the arguments that is given at all."""
-    for name, value in values.items():
-        if value is not None:
-            raise ValueError(f"{reason}; drop {name}={value!r}")

@@ -13,10 +13,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from . import external
-from ._checks import one_of
+from ._checks import exclusive, one_of, refuse
 from .denoiser import Denoiser, check_state
 from .integration import Progress, integrate
-from .levels import Levels, exclusive, refuse
+from .levels import Levels
 from .schedule import Array
 from .seeding import StepNoise, check_seeds
 from .solution import Solution, per_sample

@@ -23,9 +23,12 @@ def generator(seed: int, stream: int) -> torch.Generator:
     """The CPU generator of one stream of a seed."""
     count("seed", seed, least=0)
     sequence = np.random.SeedSequence(int(seed), spawn_key=(stream,))
-    return torch.Generator().manual_seed(
-        int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
-    )
+    return torch.Generator().manual_seed(torch_seed(sequence))
+
+
+def torch_seed(sequence: np.random.SeedSequence) -> int:
+    """A seed that torch takes: 63 bits of the sequence."""
+    return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def noise(

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .denoiser import check_output
 from .schedule import Schedule
 
 
@@ -52,11 +53,5 @@ def eps_loss(
     )
     noisy = (alpha * x0 + beta * eps).to(x0.dtype)
     prediction = net(noisy, (t + time_offset).to(x0.device, wide), **cond)
-    if not isinstance(prediction, Tensor):
-        raise ValueError(f"the network returned a {type(prediction).__name__}, not a tensor")
-    if prediction.shape != x0.shape:
-        raise ValueError(
-            f"the network returned shape {tuple(prediction.shape)} for x of {tuple(x0.shape)}; "
-            "it must return one ε per entry"
-        )
+    check_output(prediction, x0, x0.shape, "eps")
     return torch.mean((prediction - eps) ** 2)

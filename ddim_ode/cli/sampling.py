@@ -142,7 +142,8 @@ def _load_model(args: argparse.Namespace) -> PretrainedModel:
         )
     if args.guidance is None:
         args.guidance = _GUIDANCE if model.num_classes else 1.0
-    return load(args.model, guidance=args.guidance, device=device)
+    model.guide(args.guidance)
+    return model
 
 
 def _run_method(

@@ -30,21 +30,24 @@ class PretrainedModel(Denoiser):
         guidance: float = 1.0,
         dtype: torch.dtype | None = None,
     ) -> None:
-        null = {"y": net.num_classes} if net.num_classes else {}
-        if guidance != 1 and not null:
-            raise ValueError(f"guidance={guidance!r}: this model is unconditional; use guidance=1")
         super().__init__(
             net,
             schedules.build(config["schedule"]["name"], config["schedule"]["params"]),
             config["prediction"],
             time_offset=config["time_offset"],
-            guidance=Guidance(guidance, null),
             dtype=dtype,
         )
         self.shape = tuple(config["shape"])
         self.num_classes = net.num_classes
         self.classes: list[str] = config.get("classes") or [str(i) for i in range(net.num_classes)]
         self.sha256 = sha256
+        self.guide(guidance)
+
+    def guide(self, scale: float) -> None:
+        """Set the scale of classifier-free guidance; ValueError for an unconditional model but at 1."""
+        if scale != 1 and not self.num_classes:
+            raise ValueError(f"guidance={scale!r}: this model is unconditional; use guidance=1")
+        self.guidance = Guidance(scale, {"y": self.num_classes}) if scale != 1 else None
 
 
 def load(

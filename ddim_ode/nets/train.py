@@ -21,6 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..schedule import Schedule
+from ..seeding import torch_seed
 from ..training import eps_loss
 from . import weights
 from .config import TrainConfig
@@ -136,7 +137,8 @@ def train(
     except KeyboardInterrupt:
         if whole and step > 0:  # else in the middle of an update: the last checkpoint stands
             save()
-        tqdm.write(f"stopped at step {step}; {checkpoint} is kept, the same command resumes")
+        if checkpoint.exists():
+            tqdm.write(f"stopped at step {step}; {checkpoint} is kept, the same command resumes")
         raise
     finally:
         bar.close()
@@ -157,7 +159,7 @@ def model_config(net: UNet, data: Images, schedule: Schedule) -> dict[str, Any]:
 
 
 def _seed(*parts: int) -> int:
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    return torch_seed(np.random.SeedSequence(parts))
 
 
 def _batch(config: TrainConfig, step: int, n: int) -> Tensor:

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .._checks import one_of
+from .._checks import exclusive, one_of
 from ..grids import check_grid
 from ..schedule import Array, Schedule
 from .chart import SCALES, VECTORS, Chart, Scale, convert, ddim_step, get_chart
@@ -178,8 +178,7 @@ def _step_noise(
     eta: float | None,
     noise_std: npt.ArrayLike | None,
 ) -> Array | None:
-    if eta is not None and noise_std is not None:
-        raise ValueError("both eta and noise_std are given; drop one of them")
+    exclusive(eta=eta, noise_std=noise_std)
     if eta is None and noise_std is None:
         return eta_noise(schedule, sigmas, method.eta) if method.eta else None
     if method.eta != 0.0:
