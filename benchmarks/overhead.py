@@ -43,7 +43,7 @@ from torch import Tensor
 
 import ddim_ode
 from ddim_ode.nets.unet import UNet
-from ddim_ode.solvers.plan import clear_cache
+from ddim_ode.solvers.compilation import clear_cache
 
 SHAPE, STEPS = (4, 3, 8, 8), 100
 BATCH, NET_STEPS = 64, 10

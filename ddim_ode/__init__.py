@@ -26,7 +26,7 @@ _NAMES = {
     "load": "nets.pretrained",
     "methods": "solvers.methods",
     "noise": "seeding",
-    "plan": "solvers.plan",
+    "plan": "solvers.compilation",
     "sample": "sampling",
 }
 __all__ = ["__version__", *_MODULES, *_NAMES]
@@ -43,10 +43,10 @@ if TYPE_CHECKING:
     from .sampling import sample as sample
     from .seeding import noise as noise
     from .solution import Solution as Solution
+    from .solvers.compilation import plan as plan
     from .solvers.methods import Method as Method
     from .solvers.methods import methods as methods
     from .solvers.plan import Plan as Plan
-    from .solvers.plan import plan as plan
     from .training import eps_loss as eps_loss
 
 

@@ -20,6 +20,16 @@ from .solvers.plan import Plan
 Evaluate = Callable[[Tensor, int], Tensor]
 
 
+class Outcome(NamedTuple):
+    """x: the end state. finite (B,): which samples are. calls: made. error: a vector like x, the plan's
+    estimate of its error, where it has one."""
+
+    x: Tensor
+    finite: Tensor
+    calls: int
+    error: Tensor | None
+
+
 class Progress(NamedTuple):
     """Given to a callback after each step: its number (from 1), the level reached, the state."""
 
@@ -35,18 +45,19 @@ def integrate(
     *,
     draw: Callable[[], Tensor] | None = None,
     hold: bool = False,
-    after_call: Callable[[int, Tensor, Tensor, bool], None] | None = None,
+    after_call: Callable[[int, Tensor, Tensor], None] | None = None,
     after_step: Callable[[Progress], None] | None = None,
-) -> tuple[Tensor, Tensor, int]:
-    """Run ``plan`` from x (B, *): the end state, which samples are finite (B,), calls made.
+) -> Outcome:
+    """Run ``plan`` from x (B, *).
 
     evaluate(y, k): what node k of the plan stores, at y. draw(): standard normal step noise like x.
     hold: keep the last finite state of a sample that turns non-finite (a check at every step).
-    after_call(k, y, V, at_level), after_step(progress): observers, no part of the solve; at_level
-    says that y is the state at a level of the grid and not a stage.
+    after_call(k, y, V), after_step(progress): observers, no part of the solve.
     """
     history: deque[Tensor] = deque(maxlen=plan.memory)
     alive = finite_samples(x) if hold else None
+    error_weights = plan.error_weights or [0.0] * plan.nfe
+    error: Tensor | None = None
     calls = steps = 0
     # 0-d tensors: torch wraps a Python float anew at every product, for as long as the product takes.
     scales = torch.tensor([op.scale for op in plan.ops], dtype=x.dtype).to(x.device).unbind(0)
@@ -55,7 +66,8 @@ def integrate(
         if op.weights or op.scale != 1.0:
             y = x * scale
             for weight, vector in zip(op.weights, history):
-                y.add_(vector, alpha=weight)
+                if weight:
+                    y.add_(vector, alpha=weight)
         if op.noise:
             assert draw is not None, "a plan with step noise needs draw()"
             y = torch.add(y, draw(), alpha=op.noise)
@@ -70,7 +82,10 @@ def integrate(
         if op.node is not None:
             vector = evaluate(y, calls)
             if after_call is not None:
-                after_call(calls, y, vector, op.commit or calls == 0)
+                after_call(calls, y, vector)
+            if weight := error_weights[calls]:
+                part = vector.detach()
+                error = part * weight if error is None else error.add_(part, alpha=weight)
             history.appendleft(vector)
             calls += 1
-    return x, finite_samples(x) if alive is None else alive, calls
+    return Outcome(x, finite_samples(x) if alive is None else alive, calls, error)

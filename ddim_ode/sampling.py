@@ -19,11 +19,11 @@ from .integration import Progress, integrate
 from .levels import Levels
 from .schedule import Array
 from .seeding import StepNoise, check_seeds
-from .solution import Solution, per_sample
+from .solution import Solution, norm_per_sample, per_sample
 from .solvers.chart import convert
+from .solvers.compilation import plan as compile_plan
 from .solvers.methods import Method, get_method
 from .solvers.plan import Node, Plan
-from .solvers.plan import plan as compile_plan
 
 
 def sample(
@@ -36,6 +36,8 @@ def sample(
     grid: str | npt.ArrayLike | None = None,
     timesteps: npt.ArrayLike | None = None,
     plan: Plan | None = None,
+    variant: str | None = None,
+    start: str | None = None,
     chart: str | None = None,
     final: str | None = None,
     sigma_max: float | None = None,
@@ -63,7 +65,7 @@ def sample(
     calls; ``timesteps`` τ in (0, T], counted from 1 also for a network on indices 0..T−1; ``grid`` as an
     array of σ; or a compiled ``plan``. With ``steps`` or ``nfe``, ``grid`` names the spacing (default
     ``"time"``), ``sigma_max`` and ``sigma_min`` its ends. final: ``"zero"`` lands on x̂₀ with the last
-    call, ``"sigma_min"`` stops there. chart: solve in another chart than the method's own. (A multistep
+    call, ``"sigma_min"`` stops there. variant, start, chart: as in :func:`ddim_ode.plan`. (A multistep
     method stores its chart's vector: an x0-network started above σ ≈ 10³ in float32 keeps more digits in
     ``"data"`` or ``"flow"``.)
 
@@ -107,6 +109,8 @@ def sample(
                 f"{method} solves the ODE by its own steps",
                 eta=eta,
                 noise_std=noise_std,
+                variant=variant,
+                start=start,
                 chart=chart,
                 callback=callback,
                 record=None if record == "none" else record,
@@ -122,7 +126,8 @@ def sample(
             max_nfe=max_nfe,
         )
         if plan is None:
-            plan = _compile("ddim" if method is None else method, levels, chart, eta, noise_std)
+            spec = get_method("ddim" if method is None else method, variant)
+            plan = _compile(spec, levels, start, chart, eta, noise_std)
         else:
             _check_plan(plan, model)
             refuse(
@@ -134,6 +139,8 @@ def sample(
                 final=final,
                 sigma_max=sigma_max,
                 sigma_min=sigma_min,
+                variant=variant,
+                start=start,
                 chart=chart,
                 eta=eta,
                 noise_std=noise_std,
@@ -144,20 +151,21 @@ def sample(
 
 
 def _compile(
-    method: str | Method,
+    spec: Method,
     levels: Levels,
+    start: str | None,
     chart: str | None,
     eta: float | None,
     noise_std: npt.ArrayLike | None,
 ) -> Plan:
-    spec, model = get_method(method), levels.model
+    model = levels.model
     # A multistep plan stores its chart's vector; a one-step plan whatever the network predicts.
     vector = None
-    if spec.past == 1:
+    if not spec.multistep:
         vector = "eps" if model.prediction == "score" else model.prediction
 
     def build(sigmas: Array) -> Plan:
-        options = dict(chart=chart, vector=vector, eta=eta, noise_std=noise_std)
+        options = dict(start=start, chart=chart, vector=vector, eta=eta, noise_std=noise_std)
         return compile_plan(spec, model.schedule, sigmas, **options)  # type: ignore[arg-type]
 
     if levels.nfe is None:
@@ -203,10 +211,12 @@ def _run_plan(
     trajectory: list[Tensor] = [x] if record == "x" else []
     bar = tqdm(total=plan.nfe, unit="nfe", desc=plan.method) if progress else None
 
-    def after_call(k: int, y: Tensor, vector: Tensor, at_level: bool) -> None:
+    level_calls = set(plan.level_calls()) if record == "x0" else set()
+
+    def after_call(k: int, y: Tensor, vector: Tensor) -> None:
         if bar is not None:
             bar.update()
-        if record == "x0" and at_level:
+        if k in level_calls:
             trajectory.append(_to_x0(model, plan.nodes[k], y, vector))
 
     def after_step(step: Progress) -> None:
@@ -216,7 +226,7 @@ def _run_plan(
             callback(step)
 
     with bar or contextlib.nullcontext():
-        end, finite, calls = integrate(
+        end, finite, calls, error = integrate(
             plan,
             evaluate,
             x,
@@ -237,6 +247,7 @@ def _run_plan(
         accepted=per_sample(plan.steps, batch),
         rejected=per_sample(0, batch),
         plan=plan,
+        error=None if error is None else norm_per_sample(error),
         trajectory=torch.stack(trajectory) if trajectory else None,
         seeds=None if seeds is None else list(seeds),
         finite=finite,

@@ -77,3 +77,8 @@ def per_sample(value: int, batch: int) -> npt.NDArray[np.int64]:
 def finite_samples(x: Tensor) -> Tensor:
     """(B,) whether all entries of a sample are finite; on x's device, without waiting."""
     return torch.isfinite(x).flatten(1).all(dim=1) if x.ndim > 1 else torch.isfinite(x)
+
+
+def norm_per_sample(x: Tensor) -> Tensor:
+    """(B,) the RMS of each sample's entries; on x's device, without waiting."""
+    return x.square().flatten(1).mean(dim=1).sqrt() if x.ndim > 1 else x.abs()

@@ -42,7 +42,7 @@ def ones(batch=1):
 
 def test_calls_are_numbered_in_the_order_of_the_nodes():
     stub = Stub(0.0, 0.0, 0.0)
-    _, _, calls = integrate(
+    _, _, calls, _ = integrate(
         plan_of(call(), call(2.0, [0.0]), call(3.0, [0.0]), land()), stub, ones()
     )
     assert stub.asked == [(0, [1.0]), (1, [2.0]), (2, [3.0])]
@@ -52,20 +52,20 @@ def test_calls_are_numbered_in_the_order_of_the_nodes():
 def test_a_stage_leaves_the_state_and_a_commit_moves_it():
     stub = Stub(0.0, 0.0, 0.0)
     plan = plan_of(call(), call(5.0, [0.0]), call(2.0, [0.0], commit=True), land(10.0, [0.0]))
-    end, _, _ = integrate(plan, stub, ones())
+    end, *_ = integrate(plan, stub, ones())
     assert stub.asked == [(0, [1.0]), (1, [5.0]), (2, [2.0])]
     assert end.item() == 20.0
 
 
 def test_weights_read_the_history_newest_first():
     plan = plan_of(call(), call(1.0, [0.0]), call(1.0, [0.0]), land(0.0, [1.0, 2.0, 3.0]))
-    end, _, _ = integrate(plan, Stub(1.0, 10.0, 100.0), ones())
+    end, *_ = integrate(plan, Stub(1.0, 10.0, 100.0), ones())
     assert end.item() == 1 * 100 + 2 * 10 + 3 * 1
 
 
 def test_a_commit_without_a_node_adds_nothing_to_the_history():
     plan = plan_of(call(), land(1.0, [1.0]), land(0.0, [1.0]))
-    end, _, calls = integrate(plan, Stub(7.0), ones())
+    end, _, calls, _ = integrate(plan, Stub(7.0), ones())
     assert (end.item(), calls) == (7.0, 1)
 
 
@@ -98,13 +98,13 @@ def test_noise_is_drawn_only_where_the_plan_asks():
         call(1.0, [0.0], commit=True),
         land(1.0, [0.0], noise=0.25),
     )
-    end, _, _ = integrate(plan, Stub(0.0, 0.0, 0.0), ones(), draw=draw)
+    end, *_ = integrate(plan, Stub(0.0, 0.0, 0.0), ones(), draw=draw)
     assert draws == [0, 1]
     assert end.item() == 1 + 5 + 2.5
 
 
 def test_a_plan_without_noise_needs_no_source():
-    end, _, _ = integrate(plan_of(call(), land(1.0, [2.0])), Stub(3.0), ones())
+    end, *_ = integrate(plan_of(call(), land(1.0, [2.0])), Stub(3.0), ones())
     assert end.item() == 7.0
 
 
@@ -114,7 +114,7 @@ def test_a_plan_with_noise_without_a_source_is_refused():
 
 
 def test_an_op_without_weights_still_scales_the_state():
-    end, _, _ = integrate(plan_of(call(), land(0.5)), Stub(0.0), ones())
+    end, *_ = integrate(plan_of(call(), land(0.5)), Stub(0.0), ones())
     assert end.item() == 0.5
 
 
@@ -139,7 +139,7 @@ def test_finiteness_is_reported_per_sample():
     def evaluate(y, k):
         return torch.tensor([[1.0], [float("nan")], [float("inf")]]).double()
 
-    _, finite, _ = integrate(plan_of(call(), land(1.0, [1.0])), evaluate, ones(3))
+    _, finite, *_ = integrate(plan_of(call(), land(1.0, [1.0])), evaluate, ones(3))
     assert finite.tolist() == [True, False, False]
 
 
@@ -149,7 +149,7 @@ def test_hold_keeps_the_last_finite_state_of_a_failed_sample_only(hold):
         return torch.tensor([[1.0], [float("nan") if k == 1 else 1.0]]).double()
 
     plan = plan_of(call(), *[call(1.0, [1.0], commit=True) for _ in range(2)], land(1.0, [1.0]))
-    end, finite, calls = integrate(plan, evaluate, ones(2), hold=hold)
+    end, finite, calls, _ = integrate(plan, evaluate, ones(2), hold=hold)
     assert end[0].item() == 4.0
     assert end[1].item() == 2.0 if hold else end[1].isnan()
     assert finite.tolist() == [True, False]
@@ -158,7 +158,7 @@ def test_hold_keeps_the_last_finite_state_of_a_failed_sample_only(hold):
 
 def test_a_sample_that_starts_non_finite_is_held_there():
     start = torch.tensor([[1.0], [float("inf")]], dtype=torch.float64)
-    end, finite, _ = integrate(plan_of(call(), land(0.0, [1.0])), Stub(2.0), start, hold=True)
+    end, finite, *_ = integrate(plan_of(call(), land(0.0, [1.0])), Stub(2.0), start, hold=True)
     assert end.flatten().tolist() == [2.0, float("inf")]
     assert finite.tolist() == [True, False]
 
@@ -175,22 +175,22 @@ def test_observers_see_every_call_and_every_step_in_order():
         plan,
         Stub(7.0, 8.0, 9.0),
         ones(),
-        after_call=lambda k, y, v, at_level: events.append((k, y.item(), v.item(), at_level)),
+        after_call=lambda k, y, v: events.append((k, y.item(), v.item())),
         after_step=lambda p: events.append((p.step, p.sigma, p.x.item())),
     )
     assert events == [
-        (0, 1.0, 7.0, True),
-        (1, 3.0, 8.0, False),
+        (0, 1.0, 7.0),
+        (1, 3.0, 8.0),
         (1, 1.0, 2.0),
-        (2, 2.0, 9.0, True),
+        (2, 2.0, 9.0),
         (2, 0.0, 10.0),
     ]
 
 
 def test_observers_do_not_change_the_solve():
     plan = plan_of(call(), call(1.0, [1.0], commit=True), land(1.0, [0.5, 0.25]))
-    plain, _, _ = integrate(plan, Stub(3.0, 4.0), ones())
-    watched, _, _ = integrate(
+    plain, *_ = integrate(plan, Stub(3.0, 4.0), ones())
+    watched, *_ = integrate(
         plan, Stub(3.0, 4.0), ones(), after_call=lambda *a: None, after_step=lambda p: None
     )
     assert torch.equal(plain, watched)
@@ -199,7 +199,7 @@ def test_observers_do_not_change_the_solve():
 def test_gradients_flow_through_the_loop():
     x = ones().requires_grad_()
     plan = plan_of(call(), call(2.0, [1.0], commit=True), land(3.0, [1.0, 1.0]))
-    end, _, _ = integrate(plan, lambda y, k: y * y, x)
+    end, *_ = integrate(plan, lambda y, k: y * y, x)
     # y1 = 2x + x², end = 3 y1 + y1² + x², at x = 1: y1 = 3, y1' = 4
     (gradient,) = torch.autograd.grad(end, x)
     assert (end.item(), gradient.item()) == (19.0, 3 * 4 + 2 * 3 * 4 + 2)

@@ -19,13 +19,13 @@ import ddim_ode
 from ddim_ode import grids, schedules
 from ddim_ode.seeding import StepNoise
 from ddim_ode.solvers.chart import CHARTS, convert
+from ddim_ode.solvers.compilation import clear_cache
 from ddim_ode.solvers.methods import METHODS, Method
-from ddim_ode.solvers.plan import clear_cache
 
 ALL = list(METHODS)
 DETERMINISTIC = [name for name, m in METHODS.items() if m.order is not None]
-ONE_STEP = [name for name in DETERMINISTIC if METHODS[name].past == 1]
-MULTISTEP = [name for name in DETERMINISTIC if METHODS[name].past > 1]
+ONE_STEP = [name for name in DETERMINISTIC if not METHODS[name].multistep]
+MULTISTEP = [name for name in DETERMINISTIC if METHODS[name].multistep]
 GRID = grids.make_grid("time", COSINE, 5, sigma_max=20.0)
 
 
@@ -81,7 +81,7 @@ def test_a_budget_below_one_step_is_refused_with_its_cost():
 @pytest.mark.parametrize("name", ALL)
 def test_memory_is_the_longest_history_an_op_reads(name):
     plan = ddim_ode.plan(name, COSINE, grids.make_grid("time", COSINE, 9))
-    expected = max(METHODS[name].past, METHODS[name].nfe_per_step)
+    expected = {row["name"]: row["memory"] for row in ddim_ode.methods()}[name]
     assert plan.memory == expected == max(len(op.weights) for op in plan.ops)
 
 
@@ -132,8 +132,17 @@ def test_two_vectors_convert_into_each_other_through_x():
             np.testing.assert_allclose(a * x + b * given, expected, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("chart", CHARTS)
 @pytest.mark.parametrize("name", DETERMINISTIC)
+def test_final_zero_lands_on_the_x0_of_the_last_call(name):
+    # The call of a method with a corrector looked at the state before it was corrected.
+    sol = ddim_ode.sample(
+        mixture_2d(COSINE), points(4, 2), name, grid=GRID, chart="data", record="x0"
+    )
+    torch.testing.assert_close(sol.x, sol.trajectory[-2], rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("chart", CHARTS)
+@pytest.mark.parametrize("name", [name for name in DETERMINISTIC if not METHODS[name].corrector])
 def test_final_zero_lands_on_the_x0_of_the_last_level(name, chart):
     model, x = mixture_2d(COSINE), points(4, 2)
     landed = ddim_ode.sample(model, x, name, grid=GRID, chart=chart)
@@ -241,7 +250,7 @@ def test_a_plan_runs_the_same_as_the_method_it_came_from():
         (lambda: ddim_ode.plan("ddim", schedules.ve(80.0), [3.0, 1.0], chart="exp"), "preserving.*'ve'"),
         (lambda: ddim_ode.plan("ddim", COSINE, GRID, chart="log", eta=0.5), "'eps', 'data' or 'flow'"),
         (lambda: ddim_ode.plan(Method("m", 2, past=2, ruler="tau"), COSINE, GRID), "unknown ruler 'tau'"),
-        (lambda: Method("m", 2, tableau=METHODS["heun"].tableau, past=2), "tableau or past=2"),
+        (lambda: Method("m", 2, stages=METHODS["heun"].stages, past=2), "stages or past=2"),
     ],
 )  # fmt: skip
 def test_a_plan_that_cannot_be_says_why(call, message):

@@ -6,7 +6,7 @@ import pytest
 from ddim_ode.solvers import tableau as t
 from ddim_ode.solvers.methods import METHODS
 
-TABLEAUX = {m.name: m.tableau for m in METHODS.values() if m.tableau is not None}
+TABLEAUX = {m.name: m.stages for m in METHODS.values() if isinstance(m.stages, t.Tableau)}
 NONZERO = [
     (name, part, i, j)
     for name, table in TABLEAUX.items()

@@ -1,16 +1,29 @@
 """Methods: what a solver is, before a grid is known. A method is data.
 
-A one-step method is a chart and a tableau. A multistep method is a chart, a ruler and the number
-of past velocities it interpolates (quadrature.py). The registry below is the whole list.
+A one-step method is a chart and its stages: a tableau, or nodes of the quadrature primitive. A multistep
+method is a chart, a ruler and the number of past velocities it interpolates (quadrature.py), with or
+without a corrector. The registry below is the whole list; VARIANTS are the departures from it
+that are found in published code.
+
+Order counts global error: a method of order p errs by O(hᵖ) over a fixed interval. Multistep methods
+start from fewer velocities than they want. With rising order ("ramp") step j has a local error of
+O(h^{j+1}), one order more with a corrector: order 2 (3) globally. A Runge–Kutta start ("rk") takes the
+first steps until that is enough for the order on the label.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 from .._checks import one_of
 from .chart import CHARTS
-from .tableau import DOPRI5, HEUN, MIDPOINT, RK4, Tableau
+from .quadrature import RULES
+from .tableau import BOSH3, DOPRI5, HALF, HEUN, MIDPOINT, RK4, THIRDS, Singlestep, Tableau
+
+STARTS = ("ramp", "rk")
+RK_START_FROM = 15  # steps; with fewer, the calls of the start are better spent on steps
 
 
 @dataclass(frozen=True)
@@ -18,85 +31,244 @@ class Method:
     """A fixed-step solver as data; usable everywhere a method name is.
 
     name: shown in tables. order: with exact starting values (None: stochastic). chart: ``"eps" |
-    "data" | "flow" | "log" | "trig" | "exp"``. tableau: Runge–Kutta stages within a step, for a
-    one-step method. past: how many velocities, the current one included, a multistep method
-    interpolates. ruler: the scale it interpolates in, ``"sigma" | "log_sigma" | "t"`` or another key of
-    ``ddim_ode.solvers.chart.SCALES`` (None: the chart's clock). eta: 0.0 if the caller may add step
-    noise (``eta=``, ``noise_std=``), another value if it always has that much, None if it has none.
-    reference: where it comes from.
+    "data" | "flow" | "log" | "trig" | "exp"``. stages: within a step, for a one-step method: a
+    :class:`Tableau` or a :class:`Singlestep`. past: how many velocities, the current one included, a
+    multistep method interpolates. corrector: whether each step, once the velocity at its end is known, is
+    taken again through that one too (UniPC; no further call, none in the last step). ruler: the scale
+    interpolated in, ``"sigma" | "log_sigma" | "t"`` or another key of ``ddim_ode.solvers.chart.SCALES``
+    (None: the chart's clock). rules: departures from exact integration, of
+    ``ddim_ode.solvers.quadrature.RULES``. final: ``"lower_order"`` reads at most j velocities j steps
+    before the end, ``"full_order"`` lands on σ = 0 by its own formula and not by DDIM (chart eps). eta: 0.0
+    if the caller may add step noise (``eta=``, ``noise_std=``), another value if it always has that
+    much, None if it has none. reference: where it comes from.
+
+    ValueError for parts that do not go together.
     """
 
     name: str
     order: int | None
     chart: str = "eps"
-    tableau: Tableau | None = None
+    stages: Tableau | Singlestep | None = None
     past: int = 1
     ruler: str | None = None
+    corrector: bool = False
+    rules: tuple[str, ...] = ()
+    final: str | None = None
     eta: float | None = None
     reference: str = ""
 
     def __post_init__(self) -> None:
         one_of("chart", self.chart, CHARTS)
-        if self.tableau is not None and self.past != 1:
+        if self.stages is not None and (self.past != 1 or self.corrector):
             raise ValueError(
-                f"method {self.name!r}: give a tableau or past={self.past} velocities, not both"
+                f"method {self.name!r}: give stages or past={self.past} velocities, not both"
             )
+        for rule in self.rules:
+            one_of("rule", rule, RULES)
+        if self.final is not None:
+            one_of("final", self.final, ("lower_order", "full_order"))
+        if self.final == "full_order" and (self.chart, self.ruler or "sigma") != ("eps", "sigma"):
+            raise ValueError(
+                f"method {self.name!r}: final='full_order' needs chart 'eps' and ruler 'sigma', "
+                "which are finite at σ=0"
+            )
+
+    @property
+    def multistep(self) -> bool:
+        """Whether a step reads velocities from outside itself."""
+        return self.past > 1 or self.corrector
 
     @property
     def nfe_per_step(self) -> int:
         """Network calls in a full step."""
-        return self.tableau.stages if self.tableau is not None else 1
+        return self.stages.stages if self.stages is not None else 1
+
+    @property
+    def order_from_ramp(self) -> int | None:
+        """Global order from rising-order starting steps: at most 2, or 3 with a corrector."""
+        if not self.multistep or self.order is None:
+            return self.order
+        return min(self.order, 3 if self.corrector and self.final is None else 2)
 
     @property
     def order_as_run(self) -> int | None:
-        """Global order from rising-order starting steps: at most 2 for a multistep method."""
-        return self.order if self.past == 1 or self.order is None else min(self.order, 2)
+        """Global order as run by default on many steps: with the start that is the default there."""
+        return self.order if self.rk_steps else self.order_from_ramp
 
+    @property
+    def rk_steps(self) -> int:
+        """How many first steps ``start="rk"`` takes by Runge–Kutta; 0 where it would gain nothing."""
+        if self.order is None or self.order_from_ramp == self.order or self.final == "lower_order":
+            return 0
+        return self.order - 2 - int(self.corrector)
+
+    @property
+    def rk_start(self) -> Method:
+        """The one-step method that ``start="rk"`` uses: of one order less, which suffices."""
+        assert self.order is not None
+        return METHODS[_RK_BY_ORDER[min(self.order - 1, max(_RK_BY_ORDER))]]
+
+
+_RK_BY_ORDER = {1: "midpoint", 2: "midpoint", 3: "bosh3", 4: "rk4", 5: "rk45"}
 
 # Runge–Kutta methods without a published chart of their own run in "flow". On the shipped model, 11 to
 # 41 calls on four grids (benchmarks/charts.py), it stayed within 1.4 × (midpoint) and 1.9 × (rk4) of
 # the best chart everywhere, where "eps" was off by up to 3.4 × and 92 × and "log" by over 1,000 ×. It
 # is also finite at σ = inf.
 _ADAMS = "Adams–Bashforth with exact variable-step weights; Hairer, Nørsett, Wanner I, III.5"
+_DEIS = "Zhang & Chen 2023, arXiv:2204.13902; in ln σ"
+_DPM = "Lu et al. 2022, arXiv:2206.00927"
+_DPMPP = "Lu et al. 2022, arXiv:2211.01095"
+_UNIPC = "Zhao et al. 2023, arXiv:2302.04867; solved exactly, so that B(h) cancels"
+_UNI: dict[str, Any] = dict(chart="data", ruler="log_sigma", corrector=True, reference=_UNIPC)
 
 METHODS: dict[str, Method] = {
     m.name: m
     for m in (
         Method("ddim", 1, eta=0.0, reference="Song, Meng, Ermon 2021, arXiv:2010.02502"),
         Method("ddpm", None, eta=1.0, reference="Ho, Jain, Abbeel 2020, arXiv:2006.11239"),
-        Method("heun", 2, tableau=HEUN, reference="Karras et al. 2022, arXiv:2206.00364, alg. 1"),
+        Method("heun", 2, stages=HEUN, reference="Karras et al. 2022, arXiv:2206.00364, alg. 1"),
         Method("midpoint", 2, "flow", MIDPOINT, reference="Runge 1895"),
+        Method("bosh3", 3, "flow", BOSH3, reference="Bogacki & Shampine 1989"),
         Method("rk4", 4, "flow", RK4, reference="Kutta 1901"),
         Method("rk45", 5, "flow", DOPRI5, reference="Dormand & Prince 1980"),
+        Method("dpm2", 2, stages=HALF, ruler="log_sigma", reference=_DPM),
+        Method("dpm3", 3, stages=THIRDS, ruler="log_sigma", reference=_DPM),
+        Method("dpmpp2s", 2, "data", HALF, ruler="log_sigma", reference=_DPMPP),
         Method("ab2", 2, past=2, ruler="sigma", reference=_ADAMS),
         Method("ab3", 3, past=3, ruler="sigma", reference=_ADAMS),
         Method("ab4", 4, past=4, ruler="sigma", reference=_ADAMS),
+        Method(
+            "ipndm", 2, past=4, rules=("adams",), reference="Zhang & Chen 2023; Liu et al. 2022"
+        ),
+        Method("deis2", 2, past=2, ruler="log_sigma", reference=_DEIS),
+        Method("deis3", 3, past=3, ruler="log_sigma", reference=_DEIS),
+        Method(
+            "dpmpp2m", 2, "data", past=2, ruler="log_sigma", rules=("midpoint",), reference=_DPMPP
+        ),
+        Method("dpmpp3m", 3, "data", past=3, ruler="log_sigma", reference=_DPMPP),
+        Method("unipc2", 3, past=2, **_UNI),
+        Method("unipc3", 4, past=3, **_UNI),
     )
 }
 
 
-def get_method(method: str | Method) -> Method:
-    """The method itself, or the registered one of that name; ValueError listing the names."""
-    return method if isinstance(method, Method) else METHODS[one_of("method", method, METHODS)]
+class Variant(NamedTuple):
+    """A published departure from a method: the fields it changes, in which methods, and its cost."""
+
+    changes: Mapping[str, Any]
+    of: tuple[str, ...]
+    note: str
 
 
-def methods() -> list[dict[str, object]]:
-    """The registry as rows: name, order with exact starts, order as run, nfe per step, chart,
-    past velocities, reference.
+_MULTISTEP = tuple(m.name for m in METHODS.values() if m.multistep)
+_IN_SIGMA = ("ab2", "ab3", "ab4", "ipndm")
+
+VARIANTS: dict[str, Variant] = {
+    "exact": Variant(
+        dict(rules=()), ("dpmpp2m",), "2M integrated exactly: the same order, other constants"
+    ),
+    "t": Variant(
+        dict(ruler="t"),
+        ("deis2", "deis3"),
+        "interpolated in schedule time; order 2 at the kinks of a discrete schedule",
+    ),
+    "half": Variant(
+        dict(rules=("half",), order=2),
+        ("dpmpp3m",),
+        "D'' without its factor 2, as in the official code and the large libraries: order 2, not 3",
+    ),
+    "midpoint": Variant(
+        dict(rules=("midpoint",)),
+        ("dpmpp3m",),
+        "its second step is dpmpp2m's: no change of order",
+    ),
+    "bh1": Variant(
+        dict(rules=("bh1",)),
+        ("unipc2", "unipc3"),
+        "B(h)=h in the predictor of order 2 and the corrector of order 1: no change of order",
+    ),
+    "bh2": Variant(
+        dict(rules=("midpoint",)),
+        ("unipc2", "unipc3"),
+        "B(h)=e^h−1 in those places, the official default: no change of order",
+    ),
+    "lower_order_final": Variant(
+        dict(final="lower_order"),
+        _MULTISTEP,
+        "the last steps fall to order 2 and 1: order 2 globally, steadier at a handful of steps",
+    ),
+    "full_order_final": Variant(
+        dict(final="full_order"),
+        _IN_SIGMA,
+        "lands on σ=0 by its own formula, as LMS and iPNDM codes do, not on x̂₀: extrapolates",
+    ),
+}
+
+
+def get_method(method: str | Method, variant: str | None = None) -> Method:
+    """The method itself, or the registered one of that name; ValueError listing the names.
+
+    variant: a key of VARIANTS, or several joined by "+". ``"dpmpp3m:half"`` is the same as
+    ``"dpmpp3m"`` with ``variant="half"``.
+    """
+    if isinstance(method, str) and ":" in method and variant is None:
+        method, variant = method.split(":", 1)
+    spec = method if isinstance(method, Method) else METHODS[one_of("method", method, METHODS)]
+    if variant is None:
+        return spec
+    if spec.name not in METHODS or METHODS[spec.name] != spec:
+        raise ValueError(
+            f"variant={variant!r} is for registered methods; build yours with dataclasses.replace"
+        )
+    allowed = [name for name, v in VARIANTS.items() if spec.name in v.of]
+    if not allowed:
+        raise ValueError(f"method {spec.name!r} has no variants; drop variant={variant!r}")
+    changes: dict[str, Any] = {}
+    for name in str(variant).split("+"):
+        new = dict(VARIANTS[one_of(f"variant of {spec.name!r}", name, allowed)].changes)
+        if "rules" in new and "rules" in changes:
+            new["rules"] = (*changes["rules"], *new["rules"])
+        changes.update(new)
+    return replace(spec, name=f"{spec.name}:{variant}", **changes)
+
+
+class Table(list[dict[str, object]]):
+    """Rows with the same keys, which print as a table."""
+
+    def __str__(self) -> str:
+        head = list(self[0]) if self else []
+        cells = [head, *([_cell(row[key]) for key in head] for row in self)]
+        widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
+        lines = ("  ".join(c.ljust(w) for c, w in zip(row, widths)).rstrip() for row in cells)
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+def _cell(value: object) -> str:
+    return "–" if value is None else str(value)
+
+
+def methods() -> Table:
+    """The registry as a table, a list of rows: name, order with exact starts, order as run on many
+    steps and from a ramp, nfe per step, memory (vectors a step reads), chart, ruler, reference.
 
     >>> import ddim_ode
-    >>> [row["name"] for row in ddim_ode.methods() if row["order"] == 2]
-    ['heun', 'midpoint', 'ab2']
+    >>> [row["name"] for row in ddim_ode.methods() if row["order"] == 4]
+    ['rk4', 'ab4', 'unipc3']
     """
-    return [
+    return Table(
         dict(
             name=m.name,
             order=m.order,
             order_as_run=m.order_as_run,
+            order_from_ramp=m.order_from_ramp,
             nfe_per_step=m.nfe_per_step,
+            memory=m.past + int(m.corrector) if m.multistep else m.nfe_per_step,
             chart=m.chart,
-            past=m.past,
+            ruler=m.ruler,
             reference=m.reference,
         )
         for m in METHODS.values()
-    ]
+    )

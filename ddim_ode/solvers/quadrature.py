@@ -10,6 +10,14 @@ polynomial ℓ_j itself and ⌈k/2⌉ points are exact; elsewhere du/dr is smoot
 against ln σ) and 32 points reach rounding error. A ruler that flattens
 where the clock is steep (−ln ᾱ under 1/σ near σ = 0) needs short steps for that. Where the ruler is
 schedule time, whose σ(t) may have kinks, the interval is split at them.
+
+Published solvers that integrate the same interpolant p otherwise do it by one of these rules, Δu and
+Δr being the step in clock and ruler:
+
+    adams      constants: p as if the nodes were evenly spaced in the clock
+    midpoint   two nodes:    Δu p(r_mid)                       DPM-Solver++(2M), UniPC's bh2
+    bh1        two nodes:    Δu p(r_s) + Δr u'(r_t) (p(r_mid) − p(r_s))        UniPC's bh1
+    half       three nodes:  ∫ [p − ¼ p'' (r − r_s)²] du       the curvature halved
 """
 
 from __future__ import annotations
@@ -18,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..schedule import Array
-from .chart import Scale
+from .chart import SCALES, Scale
 
 _GAUSS = {n: np.polynomial.legendre.leggauss(n) for n in (1, 2, 3, 4, 32)}
 
@@ -38,6 +46,9 @@ def lagrange(nodes: Array, at: Array) -> Array:
     return basis
 
 
+RULES = ("adams", "midpoint", "bh1", "half")
+
+
 def step_weights(
     clock: Scale,
     ruler: Scale,
@@ -46,29 +57,71 @@ def step_weights(
     start: Array,
     end: Array,
     knots: Array | None = None,
+    rules: tuple[str, ...] = (),
 ) -> Array:
     """w_j (N, k) of ∫ g du over each step start → end (N,), from g at nodes (N, k), all in σ.
 
     known (N, k): False for a node that is not there yet; its weight is 0 and the others do without.
-    knots: ruler values at which the ruler is not smooth; the quadrature is split there.
+    knots: ruler values at which the ruler is not smooth; the quadrature is split there. rules: of
+    RULES, each for the steps that read as many nodes as it is meant for; the rest is exact.
     """
+    if "adams" in rules:
+        return _adams(known, clock.of(end) - clock.of(start))
     r_nodes = np.where(known, ruler.of(nodes), np.nan)
     r_start, r_end = ruler.of(start), ruler.of(end)
     if knots is None or knots.size == 0:
-        return _integrate(clock, ruler, r_nodes, r_start, r_end)
-    total = np.empty_like(nodes)
-    for i in range(len(start)):
+        exact = _integrate(clock, ruler, r_nodes, r_start, r_end)
+    else:
+        exact = _integrate_piecewise(clock, ruler, r_nodes, r_start, r_end, knots)
+    if not rules:
+        return exact
+
+    count = known.sum(axis=1)[:, None]
+    middle = lagrange(r_nodes, 0.5 * (r_start + r_end)[:, None])[:, :, 0]
+    du = (clock.of(end) - clock.of(start))[:, None]
+    if "midpoint" in rules:
+        exact = np.where(count == 2, du * middle, exact)
+    if "bh1" in rules:
+        at_start = lagrange(r_nodes, r_start[:, None])[:, :, 0]
+        slope = ((r_end - r_start) * clock.rate(end) / ruler.rate(end))[:, None]
+        exact = np.where(count == 2, du * at_start + slope * (middle - at_start), exact)
+    if "half" in rules:
+        halved = _integrate(clock, ruler, r_nodes, r_start, r_end, curvature=0.5)
+        exact = np.where(count == 3, halved, exact)
+    return exact
+
+
+def _adams(known: npt.NDArray[np.bool_], du: Array) -> Array:
+    """Adams–Bashforth's constants times du (N,), in as many of the nodes as are known."""
+    past = np.where(known, -np.arange(known.shape[1], dtype=np.float64), np.nan)
+    zero = np.zeros(len(du))
+    unit = SCALES["sigma"]
+    return du[:, None] * _integrate(unit, unit, past, zero, zero + 1)
+
+
+def _integrate_piecewise(
+    clock: Scale, ruler: Scale, r_nodes: Array, r_start: Array, r_end: Array, knots: Array
+) -> Array:
+    total = np.empty_like(r_nodes)
+    for i in range(len(r_start)):
         low, high = sorted((r_start[i], r_end[i]))
         inside = knots[(knots > low) & (knots < high)]
         cuts = np.concatenate(
             [[r_start[i]], inside[:: 1 if r_start[i] < r_end[i] else -1], [r_end[i]]]
         )
-        pieces = np.broadcast_to(r_nodes[i], (len(cuts) - 1, nodes.shape[1]))
+        pieces = np.broadcast_to(r_nodes[i], (len(cuts) - 1, r_nodes.shape[1]))
         total[i] = _integrate(clock, ruler, pieces, cuts[:-1], cuts[1:]).sum(axis=0)
     return total
 
 
-def _integrate(clock: Scale, ruler: Scale, r_nodes: Array, r_start: Array, r_end: Array) -> Array:
+def _integrate(
+    clock: Scale,
+    ruler: Scale,
+    r_nodes: Array,
+    r_start: Array,
+    r_end: Array,
+    curvature: float = 1.0,
+) -> Array:
     exact = (r_nodes.shape[1] + 1) // 2
     points, weights = _GAUSS[exact if clock is ruler and exact in _GAUSS else 32]
     half = 0.5 * (r_end - r_start)
@@ -77,4 +130,9 @@ def _integrate(clock: Scale, ruler: Scale, r_nodes: Array, r_start: Array, r_end
     if clock is not ruler:
         sigma = ruler.inverse(r)
         measure = measure * clock.rate(sigma) / ruler.rate(sigma)
-    return (lagrange(r_nodes, r) @ measure[:, :, None])[:, :, 0]
+    basis = lagrange(r_nodes, r)
+    if curvature != 1.0:  # ½p''(r − r_s)² is the mean of p at r and its mirror image, less p(r_s)
+        mirrored = lagrange(r_nodes, 2 * r_start[:, None] - r)
+        bend = 0.5 * (basis + mirrored) - lagrange(r_nodes, r_start[:, None])
+        basis = basis - (1 - curvature) * bend
+    return (basis @ measure[:, :, None])[:, :, 0]

@@ -1,7 +1,9 @@
-"""Butcher tableaux of explicit Runge–Kutta methods, with the order conditions they satisfy.
+"""Stages within one step: Butcher tableaux, and singlestep methods on the quadrature primitive.
 
-One step of y' = g(u, y) of length h:  Y_i = y + h Σ_j a_ij g(u + c_i h, Y_j),  y⁺ = y + h Σ_i b_i g_i.
-``order_residuals`` evaluates the rooted-tree conditions (Hairer, Nørsett, Wanner I, II.2).
+A tableau is one step of y' = g(u, y) of length h:  Y_i = y + h Σ_j a_ij g(u + c_i h, Y_j),
+y⁺ = y + h Σ_i b_i g_i. ``order_residuals`` evaluates the rooted-tree conditions (Hairer, Nørsett,
+Wanner I, II.2). A :class:`Singlestep` places its stages in a ruler and has the exact integrals of
+Lagrange polynomials for weights (quadrature.py).
 """
 
 from __future__ import annotations
@@ -75,6 +77,38 @@ def order_residuals(tableau: Tableau, order: int, weights: tuple[float, ...] = (
     return np.array([residual for p, residual in conditions if p <= order])
 
 
+@dataclass(frozen=True)
+class Singlestep:
+    """Stages at fractions ``at`` of the step in the ruler (the first is 0, its start).
+
+    Stage i, and last of all the step itself, follows the Lagrange polynomial through the velocities of
+    the stages ``reads[i]``, integrated exactly in the clock: exponential Runge–Kutta where
+    clock and ruler differ (DPM-Solver: σ and ln σ).
+    """
+
+    at: tuple[float, ...]
+    reads: tuple[tuple[int, ...], ...]
+
+    def __post_init__(self) -> None:
+        if self.at[:1] != (0,) or len(self.reads) != len(self.at) + 1 or self.reads[0]:
+            raise ValueError(
+                f"singlestep: at={self.at} must start with 0, and reads={self.reads} needs an empty entry "
+                "for it, one for every other stage, and one for the step"
+            )
+        for i, row in enumerate(self.reads[1:], start=1):
+            if not row or not all(0 <= j < i for j in row) or len(set(row)) < len(row):
+                raise ValueError(
+                    f"singlestep: reads[{i}]={row} must name earlier stages, each once"
+                )
+
+    @property
+    def stages(self) -> int:
+        return len(self.at)
+
+
+HALF = Singlestep((0, 1 / 2), ((), (0,), (1,)))
+THIRDS = Singlestep((0, 1 / 3, 2 / 3), ((), (0,), (0, 1), (0, 2)))
+
 HEUN = Tableau(2, (0, 1), ((), (1,)), (1 / 2, 1 / 2), (-1 / 2, 1 / 2))
 MIDPOINT = Tableau(2, (0, 1 / 2), ((), (1 / 2,)), (0, 1))
 RK4 = Tableau(
@@ -82,6 +116,14 @@ RK4 = Tableau(
     (0, 1 / 2, 1 / 2, 1),
     ((), (1 / 2,), (0, 1 / 2), (0, 0, 1)),
     (1 / 6, 1 / 3, 1 / 3, 1 / 6),
+)
+# Bogacki & Shampine 1989; the fourth stage serves the error estimate (and is the next step's first).
+BOSH3 = Tableau(
+    3,
+    (0, 1 / 2, 3 / 4, 1),
+    ((), (1 / 2,), (0, 3 / 4), (2 / 9, 1 / 3, 4 / 9)),
+    (2 / 9, 1 / 3, 4 / 9, 0),
+    (-5 / 72, 1 / 12, 1 / 9, -1 / 8),
 )
 # Dormand & Prince 1980; the seventh stage serves the error estimate (and is the next step's first).
 DOPRI5 = Tableau(

@@ -1,0 +1,191 @@
+"""Compilation: a method on a grid becomes a plan.
+
+Two kinds of step are DDIM steps in any method: the landing on σ = 0, and a start from σ = inf
+where the chart's clock or gauge is infinite. Both are exact for a constant prediction.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from .._checks import exclusive, one_of
+from ..grids import check_grid
+from ..schedule import Array, Schedule
+from .chart import VECTORS, get_chart
+from .methods import RK_START_FROM, STARTS, Method, get_method
+from .plan import Plan
+from .steps import Steps
+
+
+def plan(
+    method: str | Method,
+    schedule: Schedule,
+    grid: npt.ArrayLike,
+    *,
+    variant: str | None = None,
+    start: str | None = None,
+    chart: str | None = None,
+    vector: str | None = None,
+    eta: float | None = None,
+    noise_std: npt.ArrayLike | None = None,
+) -> Plan:
+    """Compile a method on a grid (σ, strictly decreasing).
+
+    variant: a published departure from the method, a key of ``ddim_ode.solvers.methods.VARIANTS`` or
+    several joined by "+" (``"dpmpp3m:half"`` for the method says the same). start: how ``ab3 ab4 deis3
+    dpmpp3m unipc3`` begin, while there are fewer past velocities than they read. ``"ramp"`` takes as many
+    as there are, which is globally of second order (third with a corrector); ``"rk"`` takes the first
+    steps by Runge–Kutta, which keeps the order and costs 1 (order 3), 2 (unipc3) or 4 (ab4) calls more.
+    Default: ramp below 15 steps, rk from there. chart: solve in another chart than the method's own.
+    vector: what the plan stores; by default the chart's own vector. A one-step method can store any
+    (``"eps" | "x0" | "v" | "flow" | "score" | "exp"``, the last being chart exp's), best the one its network
+    predicts; a multistep method only its chart's. eta, noise_std: the step noise of ``ddim``, as in
+    :func:`ddim_ode.sample`.
+
+    ValueError for an unknown name, a grid outside the schedule, a start where there is no choice, or
+    noise where there is none.
+
+    >>> import ddim_ode
+    >>> schedule = ddim_ode.schedules.exponential()
+    >>> ddim_ode.plan("heun", schedule, [80.0, 1.0, 0.0]).nfe
+    3
+    """
+    sigmas = check_grid(grid, schedule)
+    spec = get_method(method, variant)
+    noise = _step_noise(spec, schedule, sigmas, eta, noise_std)
+    key = None if noise is None else tuple(noise.tolist())
+    levels = tuple(sigmas.tolist())
+    return _compile(spec, schedule, levels, chart or spec.chart, vector, start, key)
+
+
+def clear_cache() -> None:
+    """Forget compiled plans (they are kept, 256 at most, by method, schedule, grid and options)."""
+    _compile.cache_clear()
+
+
+def noise_bound(schedule: Schedule, sigmas: Array) -> Array:
+    """The largest step noise of each step: β̄ of the level it arrives at."""
+    return schedule.scales(sigmas[1:])[1]
+
+
+def eta_noise(schedule: Schedule, sigmas: Array, eta: float) -> Array:
+    """ς of each step for η: η β̄' √(1 − (σ'/σ)²), for VP schedules the usual
+    η (β̄_{t−1}/β̄_t) √(1 − ᾱ_t²/ᾱ_{t−1}²). η = 1 is DDPM with the posterior variance."""
+    ratio = sigmas[1:] / sigmas[:-1]  # 0 from σ = inf
+    return eta * noise_bound(schedule, sigmas) * np.sqrt((1 - ratio) * (1 + ratio))
+
+
+def _step_noise(
+    method: Method,
+    schedule: Schedule,
+    sigmas: Array,
+    eta: float | None,
+    noise_std: npt.ArrayLike | None,
+) -> Array | None:
+    exclusive(eta=eta, noise_std=noise_std)
+    if eta is None and noise_std is None:
+        return eta_noise(schedule, sigmas, method.eta) if method.eta else None
+    if method.eta != 0.0:
+        given = "eta" if eta is not None else "noise_std"
+        raise ValueError(
+            f"method {method.name!r} takes no {given}: free step noise belongs to method='ddim'"
+        )
+    if eta is not None:
+        if not (np.isfinite(eta) and eta >= 0):
+            raise ValueError(f"eta={eta!r} must be finite and >= 0 (0 is DDIM, 1 is DDPM)")
+        if eta == 0:
+            return None
+        noise = eta_noise(schedule, sigmas, float(eta))
+    else:
+        noise = np.array(noise_std, dtype=np.float64)
+        if noise.shape != (sigmas.size - 1,):
+            raise ValueError(
+                f"noise_std has shape {noise.shape}; give one standard deviation per step, "
+                f"({sigmas.size - 1},)"
+            )
+    bound = noise_bound(schedule, sigmas)
+    bad = np.flatnonzero(~((noise >= 0) & (noise <= bound * (1 + 1e-12))))
+    if bad.size:
+        i = int(bad[0])
+        name = f"eta={eta!r} makes noise_std" if eta is not None else "noise_std"
+        raise ValueError(
+            f"{name}[{i}]={noise[i]:g} at σ'={sigmas[i + 1]:g}; allowed is [0, {bound[i]:g}], "
+            "β̄ of the level the step arrives at"
+        )
+    return np.minimum(noise, bound)
+
+
+@functools.lru_cache(maxsize=256)
+def _compile(
+    method: Method,
+    schedule: Schedule,
+    grid: tuple[float, ...],
+    chart_name: str,
+    vector: str | None,
+    start: str | None,
+    noise: tuple[float, ...] | None,
+) -> Plan:
+    chart = get_chart(chart_name, schedule)
+    vector = one_of("vector", vector or chart.vector, VECTORS)
+    if method.multistep and vector != chart.vector:
+        raise ValueError(
+            f"multistep method {method.name!r} in chart {chart.name!r} stores {chart.vector!r}, "
+            f"not vector={vector!r}; drop vector="
+        )
+    euler = method.stages is None and not method.multistep
+    if noise is not None and not (euler and chart.straight):
+        raise ValueError(
+            f"step noise needs Euler in chart 'eps', 'data' or 'flow', not {method.name!r} in chart "
+            f"{chart.name!r}"
+        )
+    n = len(grid) - 1
+    start = _start(method, start, n)
+    steps = Steps(schedule, chart, vector, np.array(grid))
+    first, last = steps.interior(method)
+    if euler and chart.straight:
+        steps.ddim(0, n, noise)
+    else:
+        steps.ddim(0, first)
+        if method.multistep:
+            rk = min(method.rk_steps, last - first) if start == "rk" else 0
+            if rk:
+                rk_start = method.rk_start
+                steps.one_step(rk_start, first, first + rk, get_chart(rk_start.chart, schedule))
+            steps.multistep(method, first, first + rk, last)
+        else:
+            steps.one_step(method, first, last)
+        steps.ddim(last, n)
+    ops = steps.ops
+    if not math.isfinite(sum(op.scale + sum(op.weights) for op in ops)):
+        raise ValueError(
+            f"{method.name!r} in chart {chart.name!r}, storing {vector!r}, has no finite weights on the "
+            f"grid {grid[0]:g} … {grid[-1]:g}; use another chart or a finite sigma_max"
+        )
+    return Plan(
+        method.name,
+        tuple(ops),
+        vector,
+        chart.name,
+        grid,
+        schedule.fingerprint,
+        start,
+        steps.error_weights(),
+    )
+
+
+def _start(method: Method, start: str | None, steps: int) -> str | None:
+    """The start as asked for, or the default where there is a choice."""
+    if not method.rk_steps:
+        if start is not None:
+            raise ValueError(
+                f"method {method.name!r} takes no start={start!r}: it has the order on its label without; "
+                "drop start="
+            )
+        return None
+    if start is not None:
+        return one_of("start", start, STARTS)
+    return "rk" if steps >= RK_START_FROM else "ramp"
