@@ -42,7 +42,7 @@ def plan(
     steps by Runge–Kutta, which keeps the order and costs 1 (order 3), 2 (unipc3) or 4 (ab4) calls more.
     Default: ramp below 15 steps, rk from there. chart: solve in another chart than the method's own.
     vector: what the plan stores; by default the chart's own vector. A one-step method can store any
-    (``"eps" | "x0" | "v" | "flow" | "score" | "exp"``, the last being chart exp's), best the one its network
+    (``"eps" | "x0" | "v" | "flow" | "score" | "exp"``, the last chart exp's own), best the one its network
     predicts; a multistep method only its chart's. eta, noise_std: the step noise of ``ddim``, as in
     :func:`ddim_ode.sample`.
 
