@@ -12,7 +12,10 @@ from pathlib import Path
 
 from common import load_problem, write_csv
 
-METHODS = ("ddim", "heun", "midpoint", "rk4", "ab2", "ab3", "ab4")
+METHODS = (
+    *("ddim", "heun", "midpoint", "dpm3", "dpmpp2s", "ab4", "ipndm", "deis3"),
+    *("dpmpp2m", "dpmpp3m", "unipc2", "unipc3"),
+)
 
 
 def main() -> None:

@@ -44,6 +44,28 @@ _IN_SIGMA = {
 }
 NAMES = (*_IN_TIME, *_IN_SIGMA, "trailing")
 FINALS = ("zero", "sigma_min")
+FEW_STEPS = 15
+
+
+def default_name(
+    schedule: Schedule,
+    steps: int,
+    final: str = "zero",
+    sigma_min: float | None = None,
+    snap: bool = False,
+) -> str:
+    """The named grid that ``sample`` takes where none is asked for.
+
+    ``"karras"`` where t is σ itself (``schedules.ve``). Otherwise ``"trailing"`` below 15 steps, as far as
+    it goes (to σ = 0, no sigma_min given), and ``"quadratic"`` from there: with few steps, what pays most
+    is a last level far from 0 (figures: benchmarks/peers.py). For a model with snap, ``"time"`` from
+    there, whose levels stay apart.
+    """
+    if schedule.family == "ve":
+        return "karras"
+    if steps < FEW_STEPS and final == "zero" and sigma_min is None:
+        return "trailing"
+    return "time" if snap else "quadratic"
 
 
 def make_grid(

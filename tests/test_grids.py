@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 from problems import COSINE, DDPM, EXPONENTIAL, SCHEDULES, zero_snr
 
 import ddim_ode
@@ -126,3 +127,28 @@ def test_a_bad_grid_is_refused_by_entry_value_and_range(grid, message):
 def test_a_bad_request_for_a_grid_says_what_to_change(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_the_default_grid_ends_high_with_few_steps_and_is_quadratic_with_many():
+    model = ddim_ode.Denoiser(lambda x, t: x, SCHEDULES["ddpm"])
+    x = torch.zeros(1, 2)
+    for steps, final, name in (
+        (14, "zero", "trailing"),
+        (15, "zero", "quadratic"),
+        (14, "sigma_min", "quadratic"),
+    ):
+        sol = ddim_ode.sample(model, x, steps=steps, final=final)
+        expected = grids.make_grid(name, SCHEDULES["ddpm"], steps, final=final)
+        np.testing.assert_array_equal(sol.sigmas, expected)
+        assert grids.default_name(SCHEDULES["ddpm"], steps, final) == name
+    assert grids.default_name(SCHEDULES["ve"], 5) == "karras"
+    assert grids.default_name(SCHEDULES["ddpm"], 5, sigma_min=0.1) == "quadratic"
+    assert grids.default_name(SCHEDULES["ddpm"], 50, snap=True) == "time"
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5, 14, 15, 40])
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_default_grid_exists_for_every_schedule(name, steps):
+    schedule = SCHEDULES[name]
+    model = ddim_ode.Denoiser(lambda x, t: x, schedule, "v")
+    assert len(ddim_ode.sample(model, torch.zeros(1, 2), steps=steps).sigmas) == steps + 1

@@ -1,6 +1,7 @@
 """The loop alone: hand-written plans and stub networks, no numerics."""
 
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -203,3 +204,20 @@ def test_gradients_flow_through_the_loop():
     # y1 = 2x + x², end = 3 y1 + y1² + x², at x = 1: y1 = 3, y1' = 4
     (gradient,) = torch.autograd.grad(end, x)
     assert (end.item(), gradient.item()) == (19.0, 3 * 4 + 2 * 3 * 4 + 2)
+
+
+def test_the_error_is_the_plan_s_combination_of_what_was_stored():
+    plan = replace(
+        plan_of(call(), call(1.0, [0.0], commit=True), land()), error_weights=(2.0, -0.5)
+    )
+    outcome = integrate(plan, Stub(3.0, 4.0), ones())
+    assert outcome.error.item() == 2 * 3 - 0.5 * 4
+    assert integrate(plan_of(call(), land()), Stub(3.0), ones()).error is None
+
+
+def test_a_vector_with_weight_zero_is_not_read():
+    def evaluate(y, k):
+        return torch.full_like(y, float("nan") if k == 0 else 1.0)
+
+    plan = plan_of(call(), call(1.0, [0.0], commit=True), land(1.0, [2.0, 0.0]))
+    assert integrate(plan, evaluate, ones()).x.item() == 3.0

@@ -14,7 +14,7 @@ from ddim_ode.integration import integrate
 from ddim_ode.solvers.chart import CHARTS
 from ddim_ode.solvers.methods import METHODS, get_method
 from ddim_ode.solvers.plan import Op
-from ddim_ode.solvers.tableau import Tableau
+from ddim_ode.solvers.tableau import Singlestep, Tableau
 
 TOLERANCE = 0.15
 MODELS = {"cosine": mixture_1d(COSINE), "exponential": mixture_1d(EXPONENTIAL)}
@@ -168,3 +168,32 @@ def test_one_step_method_keeps_its_order_from_infinite_sigma(name, chart):
         plan = ddim_ode.plan(name, FROM_INFINITY.schedule, grid, chart=chart, vector="flow")
         errors.append(error(FROM_INFINITY, x, plan))
     assert np.log2(errors[0] / errors[1]) == pytest.approx(METHODS[name].order, abs=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("name", "stages", "order"),
+    [
+        ("dpm2", Singlestep((0, 0.45), ((), (0,), (1,))), 1),
+        ("dpmpp2s", Singlestep((0, 0.45), ((), (0,), (1,))), 1),
+        ("dpm3", Singlestep((0, 1 / 3, 0.6), ((), (0,), (0, 1), (0, 2))), 2),
+        ("dpm3", Singlestep((0, 1 / 3, 2 / 3), ((), (0,), (0,), (0, 2))), 2),
+    ],
+)
+def test_a_wrong_stage_of_a_singlestep_method_is_seen(name, stages, order):
+    measured = slope(MODELS["exponential"], replace(METHODS[name], stages=stages), 64)
+    assert measured == pytest.approx(order, abs=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("at", "reads"),
+    [
+        ((0.1, 0.5), ((), (0,), (1,))),
+        ((0, 0.5), ((), (0,))),
+        ((0, 0.5), ((), (1,), (1,))),
+        ((0, 0.5), ((), (), (1,))),
+        ((0, 0.5), ((), (0,), (0, 0))),
+    ],
+)
+def test_a_singlestep_that_makes_no_sense_is_refused(at, reads):
+    with pytest.raises(ValueError, match="singlestep: "):
+        Singlestep(at, reads)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _GUIDANCE = 2.0
 _MOST_SEEDS = 100_000
-_METHODS = ("ddim", "heun", "rk4", "scipy:RK45")
+_METHODS = ("ddim", "heun", "dpmpp3m", "rk45")
 # What a manifest keeps of the command line, to run it again.
 _OPTIONS = (
     *("model", "methods", "steps", "nfe", "grid", "final", "sigma_max", "sigma_min", "eta"),
@@ -43,10 +43,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
-        "--nfe", type=int, default=None, help="most network calls (20 without --steps)"
+        "--nfe",
+        type=int,
+        default=None,
+        help="most network calls (20 without --steps); adaptive solvers go by --rtol and --atol",
     )
-    where.add_argument("--steps", type=int, default=None, help="intervals of the grid")
-    add("--grid", default="karras", help="time, quadratic, log_snr, karras or trailing")
+    where.add_argument(
+        "--steps", type=int, default=None, help="intervals of the grid, also of rk45 and bosh3"
+    )
+    add(
+        "--grid",
+        default=None,
+        help="time, quadratic, log_snr, karras or trailing (default: by the number of steps)",
+    )
     add("--final", default=None, help="zero (land on x̂₀) or sigma_min")
     add("--sigma-max", type=float, default=None, help="first noise level")
     add("--sigma-min", type=float, default=None, help="last positive noise level")
@@ -77,7 +86,8 @@ def _sample(args: argparse.Namespace) -> int:
         args.nfe = 20
     count("--batch", args.batch)
     args.methods = [name for given in args.methods for name in given.split(",") if name]
-    one_of("grid", args.grid, NAMES)
+    if args.grid is not None:
+        one_of("grid", args.grid, NAMES)
     _check_methods(args.methods, args.eta)
     model = _load_model(args)
     seeds = _parse_seeds(args.seeds)
@@ -162,7 +172,11 @@ def _run_method(
     options: dict[str, Any] = dict(
         final=args.final, sigma_max=args.sigma_max, sigma_min=args.sigma_min
     )
-    if external.is_external(method) and not external.is_fixed_step(method):
+    if external.is_external(method):
+        adaptive = not external.is_fixed_step(method)
+    else:
+        adaptive = method in ("rk45", "bosh3") and args.steps is None
+    if adaptive:
         options |= dict(rtol=args.rtol, atol=args.atol)
     else:
         options |= dict(steps=args.steps, nfe=args.nfe, grid=args.grid)
