@@ -31,7 +31,7 @@ Network = Callable[[Tensor, Any], Tensor]
 Loop = Callable[[Network, Tensor], Tensor]
 
 _LINEAR = 1e-4  # float32 samplers agree with their own table to about 1e-6
-_ROUNDING = 1e-6  # entries of a row that are this small beside its largest come from rounding
+_ROUNDING = 1e-6  # a weight this small beside its own column of the table comes from rounding
 
 
 def trace(
@@ -91,7 +91,11 @@ def trace(
         sigmas = schedule.sigma(times)
     nodes = [Node(s, t, prediction) for s, t in zip(sigmas.tolist(), times.tolist())]
     rows = torch.stack([*run.shown, run.end]).reshape(n + 1, n + 1).double().numpy()
-    levels = _levels(sigmas)
+    levels = _levels(sigmas, float(sigma_end))
+    if not levels:
+        raise ValueError(
+            f"sigma_end={sigma_end:g} is not below σ={sigmas.max():g}, the highest level the sampler asked at"
+        )
     plan = Plan(
         name,
         _ops(rows, nodes, levels),
@@ -113,7 +117,7 @@ class _Run:
 
         def net(y: Tensor, t: Any) -> Tensor:
             k = len(self.times)
-            self.times.append(float(torch.as_tensor(t).flatten()[0]))
+            self.times.append(float(torch.as_tensor(t, dtype=torch.float64).flatten()[0]))
             self.shown.append(y.detach().clone().reshape(x.shape))
             if answers is None:
                 return torch.zeros_like(y)
@@ -128,12 +132,13 @@ class _Run:
             self.end = loop(net, x.clone()).detach().reshape(x.shape)
 
 
-def _levels(sigmas: Array) -> list[int]:
-    """The calls whose σ form the grid: each above all later ones."""
+def _levels(sigmas: Array, lowest: float) -> list[int]:
+    """The calls whose σ form the grid: each above all later ones and the end."""
     levels: list[int] = []
     for k in range(len(sigmas) - 1, -1, -1):
-        if not levels or sigmas[k] > sigmas[levels[-1]]:
+        if sigmas[k] > lowest * (1 + 1e-6):
             levels.append(k)
+            lowest = sigmas[k]
     return levels[::-1]
 
 
@@ -144,7 +149,7 @@ def _ops(rows: Array, nodes: Sequence[Node], levels: Sequence[int]) -> tuple[Op,
     for k, (row, node) in enumerate(zip(rows, [*nodes, None])):
         scale = row[0] / base[0] if base[0] else 0.0
         rest = (row - scale * base)[k:0:-1]  # newest first; V_k and later do not exist yet
-        large = _ROUNDING * max(abs(row).max(), abs(scale * base).max())
+        large = _ROUNDING * np.maximum(abs(row), abs(scale * base))[k:0:-1]
         used = np.flatnonzero(abs(rest) > large)
         weights = tuple(rest[: used[-1] + 1].tolist()) if used.size else ()
         commit = node is None or (k in levels and k > levels[0])
