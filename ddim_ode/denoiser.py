@@ -25,6 +25,7 @@ from .schedule import Array, Schedule
 from .solvers.chart import convert
 from .solvers.plan import Node
 
+_IN_PLACE = "the network changes its x in place; use x * c, not x.mul_(c)"
 PREDICTIONS = ("eps", "x0", "v", "score", "flow")
 Net = Callable[..., Tensor]
 
@@ -240,6 +241,18 @@ class Denoiser:
         net, dtype, split, prediction = self.net, self.dtype, self.learned_variance, self.prediction
         versioned = not (like.is_inference() or torch.is_inference_mode_enabled())
 
+        def plain(x: Tensor, t: Tensor) -> Tensor:  # the usual case, short: it runs at every call
+            version = x._version if versioned else 0
+            out = net(x, t, **extra)
+            if versioned and x._version != version:
+                raise ValueError(_IN_PLACE)
+            if type(out) is not Tensor or out.shape != x.shape:
+                check_output(out, x, x.shape, prediction)
+            return out if out.dtype == x.dtype else out.to(x.dtype)
+
+        if dtype is None and guidance is None and split is None:
+            return plain
+
         def call(x: Tensor, t: Tensor) -> Tensor:
             inside = x if dtype is None else x.to(dtype)
             if guidance is not None:
@@ -247,7 +260,7 @@ class Denoiser:
             version = inside._version if versioned else 0
             out = net(inside, t, **extra)
             if versioned and inside._version != version:
-                raise ValueError("the network changes its x in place; use x * c, not x.mul_(c)")
+                raise ValueError(_IN_PLACE)
             expected: Sequence[int] = inside.shape
             if split is not None:
                 expected = (expected[0], 2 * expected[1], *expected[2:])

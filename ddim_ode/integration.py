@@ -61,17 +61,17 @@ def integrate(
     calls = steps = 0
     # 0-d tensors: torch wraps a Python float anew at every product, for as long as the product takes.
     scales = torch.tensor([op.scale for op in plan.ops], dtype=x.dtype).to(x.device).unbind(0)
-    for op, scale in zip(plan.ops, scales):
+    for (factor, weights, node, commit, noise), scale in zip(plan.ops, scales):
         y = x
-        if op.weights or op.scale != 1.0:
+        if weights or factor != 1.0:
             y = x * scale
-            for weight, vector in zip(op.weights, history):
+            for weight, vector in zip(weights, history):
                 if weight:
                     y.add_(vector, alpha=weight)
-        if op.noise:
+        if noise:
             assert draw is not None, "a plan with step noise needs draw()"
-            y = torch.add(y, draw(), alpha=op.noise)
-        if op.commit:
+            y = torch.add(y, draw(), alpha=noise)
+        if commit:
             if alive is not None:
                 alive = alive & finite_samples(y)
                 y = torch.where(alive.reshape(-1, *[1] * (x.ndim - 1)), y, x)
@@ -79,7 +79,7 @@ def integrate(
             steps += 1
             if after_step is not None:
                 after_step(Progress(steps, plan.grid[steps], x))
-        if op.node is not None:
+        if node is not None:
             vector = evaluate(y, calls)
             if after_call is not None:
                 after_call(calls, y, vector)

@@ -110,7 +110,7 @@ def test_option_leaves_the_device_alone(options):
 def mutated(line):
     """``integrate`` with a line put in front of every commit after the first network call."""
     source = inspect.getsource(integration.integrate)
-    anchor = re.compile(r"^( +)if op\.commit:\n", re.MULTILINE)
+    anchor = re.compile(r"^( +)if commit:\n", re.MULTILINE)
     assert len(anchor.findall(source)) == 1
     namespace = dict(vars(integration))
     exec(anchor.sub(rf"\g<1>if calls: {line}\n\g<0>", source), namespace)

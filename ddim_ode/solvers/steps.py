@@ -12,7 +12,7 @@ last positive level is one fixed combination of the stored vectors: ``error_weig
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -83,15 +83,18 @@ class Steps:
         self,
         scale: float,
         weights: Sequence[float],
-        calls: Iterable[int],
+        calls: Sequence[int],
         node: Node | None,
         commit: bool,
         noise: float = 0.0,
     ) -> None:
-        places = [self._calls - 1 - call for call in calls]
-        row = [0.0] * (max(places) + 1)
-        for place, weight in zip(places, weights):
-            row[place] = weight
+        """Append an op that reads these calls, newest first."""
+        newest, oldest = self._calls - 1, min(calls)
+        row = list(weights)
+        if newest - oldest >= len(row):  # other calls were made in between
+            row = [0.0] * (newest - oldest + 1)
+            for call, weight in zip(calls, weights):
+                row[newest - call] = weight
         self.ops.append(Op(scale, tuple(row), node, commit, noise))
         self._calls += node is not None
 
@@ -100,7 +103,7 @@ class Steps:
         step: int,
         scale: float,
         weights: Sequence[float],
-        calls: Iterable[int],
+        calls: Sequence[int],
         noise: float = 0.0,
     ) -> None:
         self._op(scale, weights, calls, self._nodes[step + 1], True, noise)
@@ -159,10 +162,10 @@ class Steps:
             for i in range(1, m):
                 scale, *row_k = tables[i][k]
                 node = Node(float(levels[i][k]), times[i][k], self.vector)
-                self._op(scale, row_k[:i], calls, node, False)
-                calls.append(self._calls - 1)
+                self._op(scale, row_k[i - 1 :: -1], calls, node, False)
+                calls = [self._calls - 1, *calls]
             scale, *row_k = tables[m][k]
-            self._commit(step, scale, row_k, calls)
+            self._commit(step, scale, row_k[::-1], calls)
 
     def _stages(
         self, method: Method, clock: Scale, start: Array, end: Array
