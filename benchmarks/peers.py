@@ -3,8 +3,8 @@
     python benchmarks/peers.py [--problem digits|fashion-mnist] [--nfe 5 8 10 15 20] [--csv PATH]
 
 Every sampler runs as its own package runs it by default, on that package's own levels, from the same
-noises. RMS error of the end point against a converged solution of the ODE, which ends by the jump from
-σ(1) to x̂₀. Ours: every registered method on every named grid, all else default.
+noises; ours are every registered fixed-step method. RMS error of the end point against a converged
+solution of the ODE, which ends by the jump from σ(1) to x̂₀.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from common import Problem, load_problem, rms, write_csv
 from torch import Tensor
 
 import ddim_ode
-from ddim_ode import grids
 
 Run = Callable[[int], Tensor | None]  # the end state within so many calls; None: no such number
 
@@ -42,20 +41,18 @@ class Counted:
 def ours(problem: Problem) -> Iterator[tuple[str, Run]]:
     for row in ddim_ode.methods():
         method = str(row["name"])
-        if row["order"] is None or method in ("rk45", "bosh3"):
+        if row["order"] is None or method in ("rk45", "bosh3"):  # stochastic, adaptive
             continue
-        for grid in grids.NAMES:
 
-            def run(nfe: int, method: str = method, grid: str = grid) -> Tensor | None:
-                try:
-                    sol = ddim_ode.sample(
-                        problem.model, problem.x, method, nfe=nfe, grid=grid, cond=problem.cond
-                    )
-                except ValueError:  # fewer calls than one step takes
-                    return None
-                return sol.x
+        def run(nfe: int, method: str = method) -> Tensor | None:
+            try:
+                return ddim_ode.sample(
+                    problem.model, problem.x, method, nfe=nfe, cond=problem.cond
+                ).x
+            except ValueError:  # fewer calls than one step takes
+                return None
 
-            yield f"{method} {grid}", run
+        yield method, run
 
 
 def diffusers_samplers(problem: Problem) -> Iterator[tuple[str, Run]]:
@@ -128,14 +125,12 @@ def k_diffusion_samplers(problem: Problem) -> Iterator[tuple[str, Run]]:
 
             def run(nfe: int, sampler=sampler, quiet=quiet, kind=kind) -> Tensor | None:
                 for steps in range(nfe, 0, -1):
-                    sigmas = levels(kind, steps).to(problem.x.dtype) if steps > 1 else None
-                    if sigmas is None:
+                    if steps == 1:
                         return None
+                    sigmas = levels(kind, steps).to(problem.x.dtype)
                     sigmas[0] = min(float(sigmas[0]), first)
                     denoise.calls = 0  # type: ignore[attr-defined]
-                    x = sampler(
-                        denoise, problem.x * sigmas.max(), sigmas, disable=True, **quiet
-                    )
+                    x = sampler(denoise, problem.x * sigmas.max(), sigmas, disable=True, **quiet)
                     if denoise.calls <= nfe:  # type: ignore[attr-defined]
                         return x
                 return None
@@ -176,7 +171,9 @@ def main() -> None:
     rows: list[dict[str, object]] = []
     for package, samplers in PACKAGES.items():
         try:
-            version = ddim_ode.__version__ if package == "ours" else importlib.metadata.version(package)
+            version = (
+                ddim_ode.__version__ if package == "ours" else importlib.metadata.version(package)
+            )
         except ImportError:
             print(f"{package} is not installed: left out")
             continue
@@ -187,7 +184,13 @@ def main() -> None:
                 if end is not None:
                     error = rms(end - problem.reference)
                     rows.append(
-                        dict(package=package, version=version, sampler=name, nfe=nfe, error=f"{error:.5g}")
+                        dict(
+                            package=package,
+                            version=version,
+                            sampler=name,
+                            nfe=nfe,
+                            error=f"{error:.5g}",
+                        )
                     )
     for nfe in args.nfe:
         print(f"\n{nfe} calls")

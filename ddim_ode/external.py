@@ -18,25 +18,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ._checks import count, exclusive, one_of, refuse
+from .adaptive import DEFAULT_MAX_NFE, tolerance
 from .denoiser import Denoiser
 from .levels import Levels
 from .probability_flow import ProbabilityFlow
 from .schedule import Array
-from .solution import (
-    MAX_NFE,
-    NON_FINITE,
-    UNDERFLOW,
-    Solution,
-    finite_samples,
-    per_sample,
-)
+from .solution import Solution, finite_samples, per_sample
+from .solvers.controller import MAX_NFE, NON_FINITE, UNDERFLOW
 
 if TYPE_CHECKING:
     from scipy.integrate import OdeSolver
 
 PREFIXES = ("torchdiffeq:", "scipy:")
-DEFAULT_MAX_NFE = 500
-_DEFAULT_TOLERANCE = 1e-3
 _SCIPY = ("RK23", "RK45", "DOP853", "Radau", "BDF", "LSODA")
 
 
@@ -88,8 +81,8 @@ def sample(
                 f"{method} chooses its own steps: drop steps, timesteps or grid (rtol=, atol= and nfe= or "
                 "max_nfe= govern it)"
             )
-        sigmas = levels.sigmas(1 if levels.final == "sigma_min" else 2)
-    rtol, atol = _tolerance("rtol", tolerances[0]), _tolerance("atol", tolerances[1])
+        sigmas = levels.ends()
+    rtol, atol = tolerance("rtol", tolerances[0]), tolerance("atol", tolerances[1])
     if not rtol + atol > 0:
         raise ValueError("rtol=0 and atol=0 together ask for an exact solve; raise one of them")
     exclusive(nfe=levels.nfe, max_nfe=max_nfe)
@@ -127,14 +120,6 @@ def sample(
         finite=finite_samples(out),
         failure=end.failure,
     )
-
-
-def _tolerance(name: str, value: float | None) -> float:
-    if value is None:
-        return _DEFAULT_TOLERANCE
-    if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-        raise ValueError(f"{name}={value!r} must be a number >= 0")
-    return float(value)
 
 
 def solve(

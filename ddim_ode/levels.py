@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from ._checks import count, exclusive, one_of, refuse
 from .denoiser import Denoiser
-from .grids import FINALS, check_grid, from_timesteps, make_grid
+from .grids import FINALS, check_grid, default_name, from_timesteps, make_grid
 from .schedule import Array
-
-DEFAULT_GRID = "time"
 
 
 @dataclass(frozen=True)
@@ -54,23 +52,32 @@ class Levels:
         named = self.grid is None or isinstance(self.grid, str)
         return self.timesteps is not None or not named
 
+    @property
+    def placed(self) -> bool:
+        """Whether the caller said where to step, and not only how far."""
+        return self.given or self.steps is not None or self.grid is not None
+
     def sigmas(self, steps: int) -> Array:
         """The grid of that many steps (or the caller's own), on trained levels if the model snaps."""
-        schedule = self.model.schedule
+        schedule, final = self.model.schedule, self.final or "zero"
         if self.timesteps is not None:
-            sigmas = from_timesteps(schedule, self.timesteps, self.final or "zero")
+            sigmas = from_timesteps(schedule, self.timesteps, final)
         elif self.grid is None or isinstance(self.grid, str):
             sigmas = make_grid(
-                self.grid or DEFAULT_GRID,
+                self.grid or default_name(schedule, steps, final, self.sigma_min, self.model.snap),
                 schedule,
                 steps,
-                final=self.final or "zero",
+                final=final,
                 sigma_max=self.sigma_max,
                 sigma_min=self.sigma_min,
             )
         else:
             sigmas = check_grid(self.grid, schedule)
         return self._snapped(sigmas) if self.model.snap else sigmas
+
+    def ends(self) -> Array:
+        """Where a solver that steps by itself begins and stops: σ_max, σ_min, and 0 if it lands there."""
+        return replace(self, grid="time", nfe=None).sigmas(1 if self.final == "sigma_min" else 2)
 
     def required(self, who: str, remedy: str = "give steps=") -> Array:
         """The grid of ``steps`` steps, or the caller's own; ValueError if neither was given."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from . import external
+from . import adaptive, external
 from ._checks import exclusive, one_of, refuse
 from .denoiser import Denoiser, check_state
 from .integration import Progress, integrate
@@ -22,6 +22,7 @@ from .seeding import StepNoise, check_seeds
 from .solution import Solution, norm_per_sample, per_sample
 from .solvers.chart import convert
 from .solvers.compilation import plan as compile_plan
+from .solvers.embedded import adaptive_names
 from .solvers.methods import Method, get_method
 from .solvers.plan import Node, Plan
 
@@ -47,6 +48,8 @@ def sample(
     rtol: float | None = None,
     atol: float | None = None,
     max_nfe: int | None = None,
+    error_norm: str | None = None,
+    dense: bool | None = None,
     seeds: Sequence[int] | None = None,
     cond: Mapping[str, Tensor] | None = None,
     shared: Mapping[str, Any] | None = None,
@@ -63,17 +66,22 @@ def sample(
 
     Where it steps, one of: ``steps`` intervals; ``nfe``, the largest plan with at most that many network
     calls; ``timesteps`` τ in (0, T], counted from 1 also for a network on indices 0..T−1; ``grid`` as an
-    array of σ; or a compiled ``plan``. With ``steps`` or ``nfe``, ``grid`` names the spacing (default
-    ``"time"``), ``sigma_max`` and ``sigma_min`` its ends. final: ``"zero"`` lands on x̂₀ with the last
-    call, ``"sigma_min"`` stops there. variant, start, chart: as in :func:`ddim_ode.plan`. (A multistep
-    method stores its chart's vector: an x0-network started above σ ≈ 10³ in float32 keeps more digits in
-    ``"data"`` or ``"flow"``.)
+    array of σ; or a compiled ``plan``. With ``steps`` or ``nfe``, ``grid`` names the spacing (default:
+    :func:`ddim_ode.grids.default_name`), ``sigma_max`` and ``sigma_min`` its ends. final: ``"zero"``
+    lands on x̂₀ with the last call, ``"sigma_min"`` stops there. variant, start, chart: as in
+    :func:`ddim_ode.plan`. (A multistep method stores its chart's vector: an x0-network started above
+    σ ≈ 10³ in float32 keeps more digits in ``"data"`` or ``"flow"``.)
 
     eta, noise_std: step noise of ``ddim``: ς = η β̄' √(1 − (σ'/σ)²), or one standard deviation per
     step, 0 ≤ ς ≤ β̄'. seeds: one per sample, for that noise (``ddpm`` too); drawn from
     torch's global generator when not given. At ς = 0 nothing is drawn.
 
-    rtol, atol, max_nfe: for adaptive external solvers, default 1e-3, 1e-3 and 500.
+    rtol, atol, max_nfe: solve adaptively, each sample with its own steps (default 1e-3, 1e-3 and at most
+    500 calls a sample); for rk45, bosh3 and heun, and for external solvers. rk45 and bosh3 do so as well
+    where no steps, grid or timesteps are given; then ``nfe`` is a budget in which every sample arrives,
+    if need be above tolerance (``sol.status``). error_norm: ``"sample"``, or ``"batch"``: one error and
+    one step for the whole batch, as ODE packages have it. dense: False drops what ``sol.at`` needs, three
+    states a step.
     cond: conditions {name: tensor (B, ...)}; shared: passed to the network as it is.
     progress: a bar. callback: called with a :class:`ddim_ode.Progress` after each step. record: ``"x"``
     keeps the states, ``"x0"`` the x̂₀ of each level's call (the last entry is the end state, or where
@@ -115,18 +123,44 @@ def sample(
                 callback=callback,
                 record=None if record == "none" else record,
                 on_nan=None if on_nan == "report" else on_nan,
+                error_norm=error_norm,
+                dense=dense,
             )
             return external.sample(
                 model, x, str(method), levels, (rtol, atol), max_nfe, seeds, cond, shared, progress
             )
+        spec = get_method("ddim" if method is None else method, variant)
+        asked = plan is None and (rtol, atol, max_nfe) != (None, None, None)
+        if plan is None and adaptive.is_adaptive(spec, asked, levels.placed):
+            refuse(
+                f"{spec.name} solves adaptively, in its own chart and without noise (steps= makes it a "
+                "fixed plan)",
+                eta=eta,
+                noise_std=noise_std,
+                start=start,
+                chart=chart,
+                callback=callback,
+            )
+            exclusive(nfe=nfe, max_nfe=max_nfe)
+            options = adaptive.Options(
+                adaptive.tolerance("rtol", rtol),
+                adaptive.tolerance("atol", atol),
+                max_nfe,
+                one_of("error_norm", error_norm or "sample", adaptive.ERROR_NORMS),
+                record,
+                dense is not False,
+            )
+            return adaptive.solve(model, x, spec, levels, options, seeds, cond, shared, progress)
         refuse(
-            "a fixed plan has no tolerance or budget (torchdiffeq:dopri5 and scipy:RK45 have)",
+            "a fixed plan has no tolerance or budget of calls (adaptive are "
+            f"{', '.join(adaptive_names())}, torchdiffeq:dopri5 and scipy:RK45)",
             rtol=rtol,
             atol=atol,
             max_nfe=max_nfe,
+            error_norm=error_norm,
+            dense=dense,
         )
         if plan is None:
-            spec = get_method("ddim" if method is None else method, variant)
             plan = _compile(spec, levels, start, chart, eta, noise_std)
         else:
             _check_plan(plan, model)

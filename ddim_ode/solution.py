@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from .schedule import Array
+from .solvers.controller import NON_FINITE, SUCCESS
 from .solvers.plan import Plan
 
-SUCCESS, MAX_NFE, NON_FINITE, UNDERFLOW = "success", "max_nfe", "non_finite", "step_underflow"
+if TYPE_CHECKING:
+    from .dense import Path
 
 
 @dataclass(repr=False)
@@ -23,13 +25,19 @@ class Solution:
     x: (B, *), in network space, at ``sigmas[-1]``; of a sample whose status is not success, NaN or the
     last accepted state on the way there. nfe: sequential network calls, counted.
     sample_nfe (B,): the calls each sample took part in. net_evals: rows the network processed,
-    guidance included. accepted, rejected (B,): steps. error (B,): error estimate, where the
-    method has one. trajectory: (steps+1, B, *) if recorded, at the levels ``sigmas``.
+    guidance included. accepted, rejected (B,): steps, the last jump included. error (B,): estimate of
+    the global error, RMS over the entries of x, where the method has one. trajectory: (steps+1, B, *)
+    if recorded, at the levels ``sigmas``.
+
+    Of an adaptive solve, ``sigmas`` and ``trajectory`` are lists, an entry per sample: the levels it
+    accepted (n+1,), and what is recorded there (n+1, *); and ``at(sigma)`` is its state anywhere
+    between. A sample with status "max_nfe" is at its own ``sigmas[i][-1]``: on the way if the budget
+    was ``max_nfe=``, at the end but above tolerance if it was ``nfe=``.
     """
 
     x: Tensor
     method: str
-    sigmas: Array
+    sigmas: Array | list[Array]
     nfe: int
     sample_nfe: npt.NDArray[np.int64]
     net_evals: int
@@ -41,6 +49,8 @@ class Solution:
     seeds: list[int] | None = None
     finite: Tensor | None = None  # (B,) on the state's device; read when status is
     failure: str | None = None  # a status that all samples of a joint solve share
+    outcome: npt.NDArray[np.str_] | None = None  # the status (B,), where each sample has its own
+    path: Path | None = None  # dense output
 
     def __repr__(self) -> str:
         return f"Solution({self.method}, x {tuple(self.x.shape)}, nfe {self.nfe})"
@@ -48,15 +58,31 @@ class Solution:
     @property
     def status(self) -> npt.NDArray[np.str_]:
         """(B,) of "success", "max_nfe", "non_finite" or "step_underflow" (waits for the device)."""
+        if self.outcome is not None:
+            return self.outcome
         finite = torch.ones(self.x.shape[0]) if self.finite is None else self.finite
         good = finite.bool().cpu().numpy()
         return np.where(good, self.failure or SUCCESS, NON_FINITE)
+
+    def at(self, sigma: npt.ArrayLike) -> Tensor:
+        """x (B, *) of an adaptive solve at noise level σ, one for all samples or one each (B,).
+
+        By the method's free interpolant: local error O(h⁵) for rk45, O(h⁴) for bosh3 and heun, h the
+        step in ``ddim_ode.solvers.clock``'s u. ValueError outside [σ_min, σ_max], beyond the level at
+        which a sample stopped, with ``dense=False``, and for a fixed plan.
+        """
+        if self.path is None:
+            raise ValueError(
+                "this solution has no dense output: solve adaptively (rk45, bosh3, or heun with rtol=) "
+                "and without dense=False; a fixed plan has record='x' at its own levels"
+            )
+        return self.path.at(sigma)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the tensors, as plain data for a manifest."""
         return dict(
             method=self.method,
-            sigmas=[float(s) if np.isfinite(s) else "inf" for s in self.sigmas],
+            sigmas=[_plain(s) for s in self.sigmas],
             nfe=self.nfe,
             sample_nfe=self.sample_nfe.tolist(),
             net_evals=self.net_evals,
@@ -67,6 +93,13 @@ class Solution:
             seeds=self.seeds,
             plan=None if self.plan is None else self.plan.to_dict(),
         )
+
+
+def _plain(sigma: Any) -> Any:
+    """A level as JSON has it, or a list of them."""
+    if np.ndim(sigma):
+        return [_plain(s) for s in sigma]
+    return float(sigma) if np.isfinite(sigma) else "inf"
 
 
 def per_sample(value: int, batch: int) -> npt.NDArray[np.int64]:

@@ -19,6 +19,8 @@ from ..schedule import Array
 class Tableau:
     """An explicit tableau. ``a`` holds the rows below the diagonal, ``b_error`` = b − b̂.
 
+    b_middle: weights of the state at half the step, for dense output.
+
     ValueError when the rows do not sum to c, b to 1 or b_error to 0.
     """
 
@@ -27,6 +29,7 @@ class Tableau:
     a: tuple[tuple[float, ...], ...]
     b: tuple[float, ...]
     b_error: tuple[float, ...] = ()
+    b_middle: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if [len(row) for row in self.a] != list(range(len(self.c))) or len(self.b) != len(self.c):
@@ -140,4 +143,14 @@ DOPRI5 = Tableau(
     ),
     (35 / 384, 0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84, 0),
     (71 / 57600, 0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40),
+    # Shampine 1986, Math. Comp. 46: fifth order at the mid-point.
+    (
+        6025192743 / 60171106304,
+        0,
+        51252292925 / 130801643196,
+        -2691868925 / 90256659456,
+        187940372067 / 3189068634112,
+        -1776094331 / 39487288512,
+        11237099 / 470086768,
+    ),
 )

@@ -1,0 +1,143 @@
+"""Adaptive solves behind :func:`ddim_ode.sample`: when a method is adaptive, how, and what comes out.
+
+The solve itself: active_set.py (tensors), solvers/controller.py and solvers/clock.py (numbers).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ._checks import count
+from .active_set import Field, Released, Solver
+from .denoiser import Denoiser
+from .levels import Levels
+from .solution import Solution
+from .solvers.clock import clock
+from .solvers.controller import SUCCESS, Controller
+from .solvers.embedded import adaptive_by_itself, has_estimate, scheme_of
+from .solvers.methods import Method
+from .solvers.tableau import Tableau
+
+DEFAULT_TOLERANCE, DEFAULT_MAX_NFE = 1e-3, 500
+ERROR_NORMS = ("sample", "batch")
+
+
+class Options(NamedTuple):
+    """How an adaptive solve is controlled; the arguments of :func:`ddim_ode.sample` of those names."""
+
+    rtol: float = DEFAULT_TOLERANCE
+    atol: float = DEFAULT_TOLERANCE
+    max_nfe: int | None = None
+    error_norm: str = "sample"
+    record: str = "none"
+    dense: bool = True
+
+
+def is_adaptive(method: Method, asked: bool, placed: bool) -> bool:
+    """Whether to solve adaptively: ``asked`` for a tolerance or budget, or steps not ``placed``.
+
+    heun only if asked. ValueError for both.
+    """
+    if asked and placed and has_estimate(method):
+        raise ValueError(
+            f"{method.name} with rtol=, atol= or max_nfe= chooses its own steps: drop steps, grid and "
+            "timesteps, or drop rtol, atol and max_nfe for a fixed plan"
+        )
+    return has_estimate(method) and (asked or (adaptive_by_itself(method) and not placed))
+
+
+def solve(
+    model: Denoiser,
+    x: Tensor,
+    method: Method,
+    levels: Levels,
+    options: Options,
+    seeds: list[int] | None,
+    cond: Mapping[str, Tensor] | None,
+    shared: Mapping[str, Any] | None,
+    progress: bool,
+) -> Solution:
+    """What :func:`ddim_ode.sample` does adaptively; x (B, *) in network space at σ_max.
+
+    ValueError for a tolerance below 0 or an unknown error norm.
+    """
+    sigmas = levels.ends()
+    top, bottom = float(sigmas[0]), float(sigmas[1])
+    limit = DEFAULT_MAX_NFE if options.max_nfe is None else count("max_nfe", options.max_nfe)
+    assert isinstance(method.stages, Tableau)
+    scheme = scheme_of(method.stages)
+    ends = clock(np.array([top, bottom]))
+    batch = x.shape[0]
+    control = Controller(
+        batch,
+        ends[0] - ends[1],
+        error_order=scheme.error_order,
+        cost=scheme.cost,
+        limit=limit if levels.nfe is None else levels.nfe,
+        stretch=levels.nfe is not None,
+        joint=options.error_norm == "batch",
+        resolution=4 * float(np.spacing(abs(ends).max())),
+    )
+    z = x / float(np.hypot(*model.schedule.scales(top)))
+    solver = Solver(
+        Field(model, (top, bottom)),
+        z,
+        scheme,
+        control,
+        (options.rtol, options.atol),
+        options.dense or options.record != "none",
+        bool(sigmas[-1] == 0),
+        cond,
+        shared,
+    )
+    if not x.numel():  # nothing to ask the network
+        control.status[:] = SUCCESS
+    else:
+        with tqdm(unit="nfe", desc=method.name, disable=not progress) as bar:
+            solver.run(bar.update)
+    end, error = _gathered(solver.released, x)
+    trajectory = None
+    if options.record != "none" and solver.path is not None:
+        trajectory = solver.path.trajectory(options.record, end, solver.sigmas)
+    return Solution(
+        x=end,
+        method=method.name,
+        sigmas=[np.array(passed) for passed in solver.sigmas],
+        nfe=solver.nfe,
+        sample_nfe=control.calls,
+        net_evals=solver.rows * model.rows_per_sample,
+        accepted=control.accepted,
+        rejected=control.rejected,
+        error=error,
+        trajectory=trajectory,
+        seeds=seeds,
+        outcome=control.status,
+        path=solver.path if options.dense else None,
+    )
+
+
+def tolerance(name: str, value: float | None) -> float:
+    """A tolerance, its default if not given; ValueError unless it is a number >= 0."""
+    if value is None:
+        return DEFAULT_TOLERANCE
+    if not isinstance(value, (int, float)) or not 0 <= value < np.inf:
+        raise ValueError(f"{name}={value!r} must be a number >= 0")
+    return float(value)
+
+
+def _gathered(released: Sequence[Released], x: Tensor) -> tuple[Tensor, Tensor]:
+    """End states (B, *) and errors (B,) in the order of the batch."""
+    if not released:
+        return x, x.new_zeros(x.shape[0])
+    order = np.argsort(np.concatenate([part.samples for part in released]))
+    rows = torch.as_tensor(order, device=x.device)
+    ends, errors = (
+        torch.cat([getattr(part, name) for part in released]) for name in ("x", "error")
+    )
+    return ends[rows], errors[rows]
