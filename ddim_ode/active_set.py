@@ -8,7 +8,8 @@ s = u(σ_max) − u the solver goes forward,
 where P is what the network predicts. All samples take their trial steps together, in one batch, but each
 from its own s, with its own h, at its own network times: the numbers of a step (times, scales,
 conversions, h) are computed on the host in float64 and sent in one piece, and one small table of error
-ratios comes back. A sample that is done or given up leaves the batch, and its conditions with it.
+ratios comes back; after a rejection a mask goes, too. A sample that is done or given up leaves the batch,
+and its conditions with it.
 
 The last stage of a step is the velocity at its end (heun is given one), so the next step has its
 first for nothing, and so has the last jump to x̂₀ = cos θ z − sin θ dz/dθ.
@@ -23,7 +24,7 @@ sample less than a tenth of it; bosh3's and heun's are 6 and up to 100 times too
 embedded solution is that much less accurate than the one they go on with.
 
 The estimate supposes that the field is smooth over a step. A network that is rough in t errs more than
-it says: on the shipped one, with rk45 below a tolerance of 1e-3, by a factor of 20 and more.
+it says: ROUGH
 """
 
 from __future__ import annotations
@@ -121,18 +122,19 @@ class Solver:
         self.end = float(clock(np.array(field.bottom)))
         self.error, self.rate = np.zeros(batch), np.full(batch, np.nan)
         self.sigmas: list[list[float]] = [[field.top] for _ in range(batch)]
-        self.path = Path(batch, field.model.schedule) if keep else None
+        self.path = Path(batch, field.model.schedule, (field.top, field.bottom)) if keep else None
         self.released: list[Released] = []
         self.nfe = self.rows = 0
 
     def run(self, observe: Callable[[int], object]) -> None:
-        """Solve; observe(calls) after each trial step."""
+        """Solve; observe(calls) after the first call and after each trial step."""
         control = self.control
         self.field.bind(self.z, self.cond, self.shared)
         start = self._position()
         (columns,) = self._send(self.field.coefficients(start)[:, None]).unbind(1)
         self.velocity = self._evaluate(self.z, columns)
         control.charge(1)
+        observe(1)
         control.fail(~(finite_samples(self.z) & finite_samples(self.velocity)).cpu().numpy())
         self._arrive(np.ones(len(start), dtype=bool), start, None)
         while True:
@@ -165,7 +167,10 @@ class Solver:
         table = self.field.coefficients(self._position() - c * h)
         sent = self._send(np.concatenate([table, np.broadcast_to(h, (1, *table.shape[1:]))]))
         step = _column(sent[4, 0].to(z.dtype), z)
-        states, velocities = [z], [self.velocity]
+        # A rejected trial must leave no trace in a gradient: 0 · NaN is NaN.
+        self._rejected = np.zeros(len(h), dtype=bool)
+        z, velocity = self._masked(z), self._masked(self.velocity)
+        states, velocities = [z], [velocity]
         for stage, row in enumerate(tableau.a[1:]):
             states.append(z + step * _combined(row, velocities))
             velocities.append(self._evaluate(states[-1], sent[:4, stage]))
@@ -174,12 +179,25 @@ class Solver:
         if tableau.b_middle and self.path is not None:
             middle = z + step * _combined(tableau.b_middle, velocities)
         with torch.no_grad():
-            measured = self._measure(step, states, velocities).double().cpu().numpy()
+            measured = self._measure(step, states, velocities).cpu().double().numpy()
         ratio, local, rate, finite = measured
         return Trial(end, velocities[-1], middle, h, ratio, local, rate, finite > 0)
 
+    def _masked(self, x: Tensor) -> Tensor:
+        """x, whose gradient skips the samples that are rejected by the time it is taken."""
+        if not (x.requires_grad and torch.is_grad_enabled()):
+            return x
+        rejected, passed = self._rejected, x * 1.0
+
+        def skip(gradient: Tensor) -> Tensor:
+            rows = _column(torch.as_tensor(rejected, device=gradient.device), gradient)
+            return torch.where(rows, torch.zeros_like(gradient), gradient)
+
+        passed.register_hook(skip)
+        return passed
+
     def _measure(self, step: Tensor, states: list[Tensor], velocities: list[Tensor]) -> Tensor:
-        """(4, n): error ratio, RMS error, growth rate λ (NaN: not to be seen), whether all is finite."""
+        """(4, n): error ratio, RMS of the local error, growth λ (NaN: not seen), whether all is finite."""
         z, end = states[0], states[-1]
         tiny = torch.finfo(z.dtype).tiny
         error = step * _combined(self.scheme.tableau.b_error, velocities)
@@ -200,10 +218,14 @@ class Solver:
         # Below this the states differ by rounding, and so would the quotient.
         seen = squared > (64 * torch.finfo(z.dtype).eps) ** 2 * _total(end * end)
         rate = torch.where(seen, _total(moved * change) / squared, torch.nan)
-        return torch.stack([_rms(ratio), _rms(error), rate, finite.to(z.dtype)])
+        local = _rms(error) + torch.finfo(z.dtype).eps * _rms(
+            end
+        )  # no step is better than rounding
+        return torch.stack([_rms(ratio), local, rate, finite.to(z.dtype)])
 
     def _commit(self, trial: Trial, accepted: Mask) -> None:
         """Move the accepted samples; the others keep their state and their first velocity."""
+        self._rejected[:] = ~accepted
         if accepted.all():
             self.z, self.velocity = trial.z, trial.velocity
         elif accepted.any():

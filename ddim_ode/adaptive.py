@@ -6,6 +6,7 @@ The solve itself: active_set.py (tensors), solvers/controller.py and solvers/clo
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -65,7 +66,7 @@ def solve(
 ) -> Solution:
     """What :func:`ddim_ode.sample` does adaptively; x (B, *) in network space at σ_max.
 
-    ValueError for a tolerance below 0 or an unknown error norm.
+    ValueError for a budget that is no whole number >= 1.
     """
     sigmas = levels.ends()
     top, bottom = float(sigmas[0]), float(sigmas[1])
@@ -126,8 +127,8 @@ def tolerance(name: str, value: float | None) -> float:
     """A tolerance, its default if not given; ValueError unless it is a number >= 0."""
     if value is None:
         return DEFAULT_TOLERANCE
-    if not isinstance(value, (int, float)) or not 0 <= value < np.inf:
-        raise ValueError(f"{name}={value!r} must be a number >= 0")
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value < np.inf:
+        raise ValueError(f"{name}={value!r} must be a finite number >= 0")
     return float(value)
 
 

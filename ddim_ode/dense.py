@@ -3,7 +3,7 @@
 On an accepted step from u₀ to u₁ = u₀ − h, with ξ = (u₀ − u)/h ∈ [0, 1] and velocities k = dz/dξ, the
 state is the cubic of Hermite through (z₀, k₀) and (z₁, k₁), local error O(h⁴), or where the tableau has
 mid-point weights the quartic that also goes through z(½), local error O(h⁵) (Shampine 1986, Math.
-Comp. 46: the fifth-order pair of Dormand and Prince has a mid-point of that order for free).
+Comp. 46: the pair of Dormand and Prince has such a mid-point for free).
 
 Kept per accepted step: the state, the velocity and, for the quartic, the mid-point; so a sample costs
 three times its own size a step.
@@ -11,6 +11,7 @@ three times its own size a step.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -22,6 +23,8 @@ from torch import Tensor
 from .schedule import Array, Schedule
 from .solvers.clock import angle, angle_rate, clock, level
 from .solvers.controller import Index
+
+_SLACK = 1e-9  # of u: rounding between a level and its clock
 
 
 class Arrival(NamedTuple):
@@ -40,15 +43,20 @@ class Arrival(NamedTuple):
 
 @dataclass
 class Path:
-    """Where every sample has been: its accepted states in order, the start included."""
+    """Where every sample has been: its accepted states in order, the start included.
+
+    ends: (σ_max, σ_min) of the solve.
+    """
 
     batch: int
     schedule: Schedule
+    ends: tuple[float, float]
     arrivals: list[Arrival] = field(default_factory=list)
 
     def add(self, arrival: Arrival) -> None:
         self.arrivals.append(arrival)
 
+    @functools.cached_property
     def visits(self) -> list[list[tuple[int, int]]]:
         """For every sample, (arrival, row in it) of its accepted states in order."""
         found: list[list[tuple[int, int]]] = [[] for _ in range(self.batch)]
@@ -58,49 +66,53 @@ class Path:
         return found
 
     def at(self, sigma: npt.ArrayLike) -> Tensor:
-        """x (B, *) at one level, or one per sample. ValueError outside what a sample has covered."""
+        """x (B, *) at one level, or one per sample; NaN below the level at which a sample was given up.
+
+        ValueError outside the ends.
+        """
         sigma = np.asarray(sigma, dtype=np.float64)
         if sigma.ndim > 1 or sigma.size not in (1, self.batch) or not np.all(sigma > 0):
             raise ValueError(
                 f"sigma={sigma} must be one level > 0, or one per sample ({self.batch})"
             )
-        sigma = np.broadcast_to(sigma, (self.batch,))
-        z = self._at(clock(sigma), sigma)
+        top, bottom = self.ends
+        outside = sigma[(sigma > top * (1 + 1e-6)) | (sigma < bottom * (1 - 1e-6))]
+        if outside.size:
+            raise ValueError(
+                f"sigma={outside.flat[0]:g} is outside [{bottom:g}, {top:g}], where this was solved"
+            )
+        sigma = np.broadcast_to(sigma.clip(bottom, top), (self.batch,))
+        if not self.arrivals or not self.batch:
+            raise ValueError("nothing was solved: the batch is empty")
+        z = self._at(clock(sigma))
         return z * _column(np.hypot(*self.schedule.scales(sigma)), z)
 
-    def _at(self, u: Array, sigma: Array) -> Tensor:
-        left, right = self._brackets(u, sigma)
+    def _at(self, u: Array) -> Tensor:
+        left, right = self._brackets(u)
         pick = self._pick
         u0, u1 = (np.array([self.arrivals[n].u[row] for n, row in side]) for side in (left, right))
         z0, z1 = pick(left, "z"), pick(right, "z")
         h = _column(u0 - u1, z0)
         with np.errstate(divide="ignore", invalid="ignore"):
             share = np.where(u0 > u1, (u0 - u) / (u0 - u1), 0.0)
+            share[u < u1 - _SLACK * (1 + abs(u1))] = np.nan  # the sample never came here
         xi = _column(share, z0)
         k0, k1 = h * pick(left, "velocity"), h * pick(right, "velocity")
         # z = z₀ + ξ(k₀ + ξ(...)): cubic, and a quartic bump that moves the middle where it belongs.
         rise = z1 - z0
         cubic = z0 + xi * (k0 + xi * (3 * rise - 2 * k0 - k1 + xi * (k0 + k1 - 2 * rise)))
+        cubic = torch.where(xi == 0, z0, cubic)  # also where its velocity is not finite
         if self.arrivals[-1].middle is None:
             return cubic
         middle = 0.5 * (z0 + z1) + 0.125 * (k0 - k1)
         bump = (4 * xi * (1 - xi)) ** 2
-        return cubic + bump * (pick(right, "middle") - middle)
+        return torch.where(xi == 0, z0, cubic + bump * (pick(right, "middle") - middle))
 
-    def _brackets(
-        self, u: Array, sigma: Array
-    ) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-        """The accepted states before and after u, for every sample."""
+    def _brackets(self, u: Array) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+        """The accepted states before and after u, for every sample (the last two beyond them)."""
         left, right = [], []
-        for sample, visited in enumerate(self.visits()):
+        for sample, visited in enumerate(self.visits):
             known = np.array([self.arrivals[n].u[row] for n, row in visited])
-            slack = 1e-12 * (1 + abs(known[0]))
-            if not known[-1] - slack <= u[sample] <= known[0] + slack:
-                top, bottom = self._level(known[[0, -1]])
-                raise ValueError(
-                    f"sigma={sigma[sample]:g} is outside what sample {sample} was solved on, "
-                    f"[{bottom:g}, {top:g}]"
-                )
             step = int(np.clip(np.searchsorted(-known, -u[sample]), 1, max(len(known) - 1, 1)))
             left.append(visited[step - 1])
             right.append(visited[min(step, len(known) - 1)])

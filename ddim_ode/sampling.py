@@ -26,6 +26,11 @@ from .solvers.embedded import adaptive_names
 from .solvers.methods import Method, get_method
 from .solvers.plan import Node, Plan
 
+_NOT_ADAPTIVE = (
+    "a fixed plan has no tolerance or budget of calls (adaptive are "
+    f"{', '.join(adaptive_names())}, torchdiffeq:dopri5 and scipy:RK45)"
+)
+
 
 def sample(
     model: Denoiser,
@@ -79,14 +84,15 @@ def sample(
     rtol, atol, max_nfe: solve adaptively, each sample with its own steps (default 1e-3, 1e-3 and at most
     500 calls a sample); for rk45, bosh3 and heun, and for external solvers. rk45 and bosh3 do so as well
     where no steps, grid or timesteps are given; then ``nfe`` is a budget in which every sample arrives,
-    if need be above tolerance (``sol.status``). error_norm: ``"sample"``, or ``"batch"``: one error and
+    if need be above tolerance (``sol.status``); calls are spent in whole steps (6 of rk45, 3 of bosh3, 2 of
+    heun), so for a handful of them take a fixed method. error_norm: ``"sample"``, or ``"batch"``: one error and
     one step for the whole batch, as ODE packages have it. dense: False drops what ``sol.at`` needs, three
     states a step.
     cond: conditions {name: tensor (B, ...)}; shared: passed to the network as it is.
     progress: a bar. callback: called with a :class:`ddim_ode.Progress` after each step. record: ``"x"``
     keeps the states, ``"x0"`` the x̂₀ of each level's call (the last entry is the end state, or where
     nothing is called there the last x̂₀ again). on_nan: ``"hold"`` keeps each sample's last finite state,
-    at the cost of a check per step. differentiable: keep the graph.
+    at the cost of a check per step (adaptive solves always do). differentiable: keep the graph.
 
     Returns a :class:`Solution`. ValueError says which argument to drop or change.
 
@@ -129,9 +135,36 @@ def sample(
             return external.sample(
                 model, x, str(method), levels, (rtol, atol), max_nfe, seeds, cond, shared, progress
             )
+        run = (seeds, cond, shared, progress, callback, record, on_nan == "hold")
+        if plan is not None:
+            _check_plan(plan, model)
+            refuse(
+                "plan= already fixes how and where to step",
+                steps=steps,
+                nfe=nfe,
+                grid=grid,
+                timesteps=timesteps,
+                final=final,
+                sigma_max=sigma_max,
+                sigma_min=sigma_min,
+                variant=variant,
+                start=start,
+                chart=chart,
+                eta=eta,
+                noise_std=noise_std,
+            )
+            refuse(
+                _NOT_ADAPTIVE,
+                rtol=rtol,
+                atol=atol,
+                max_nfe=max_nfe,
+                error_norm=error_norm,
+                dense=dense,
+            )
+            return _run_plan(model, x, plan, *run)
         spec = get_method("ddim" if method is None else method, variant)
-        asked = plan is None and (rtol, atol, max_nfe) != (None, None, None)
-        if plan is None and adaptive.is_adaptive(spec, asked, levels.placed):
+        asked = (rtol, atol, max_nfe) != (None, None, None)
+        if adaptive.is_adaptive(spec, asked, levels.placed):
             refuse(
                 f"{spec.name} solves adaptively, in its own chart and without noise (steps= makes it a "
                 "fixed plan)",
@@ -152,36 +185,10 @@ def sample(
             )
             return adaptive.solve(model, x, spec, levels, options, seeds, cond, shared, progress)
         refuse(
-            "a fixed plan has no tolerance or budget of calls (adaptive are "
-            f"{', '.join(adaptive_names())}, torchdiffeq:dopri5 and scipy:RK45)",
-            rtol=rtol,
-            atol=atol,
-            max_nfe=max_nfe,
-            error_norm=error_norm,
-            dense=dense,
+            _NOT_ADAPTIVE, rtol=rtol, atol=atol, max_nfe=max_nfe, error_norm=error_norm, dense=dense
         )
-        if plan is None:
-            plan = _compile(spec, levels, start, chart, eta, noise_std)
-        else:
-            _check_plan(plan, model)
-            refuse(
-                "plan= already fixes how and where to step",
-                steps=steps,
-                nfe=nfe,
-                grid=grid,
-                timesteps=timesteps,
-                final=final,
-                sigma_max=sigma_max,
-                sigma_min=sigma_min,
-                variant=variant,
-                start=start,
-                chart=chart,
-                eta=eta,
-                noise_std=noise_std,
-            )
-        return _run_plan(
-            model, x, plan, seeds, cond, shared, progress, callback, record, on_nan == "hold"
-        )
+        plan = _compile(spec, levels, start, chart, eta, noise_std)
+        return _run_plan(model, x, plan, *run)
 
 
 def _compile(
@@ -198,16 +205,28 @@ def _compile(
     if not spec.multistep:
         vector = "eps" if model.prediction == "score" else model.prediction
 
-    def build(sigmas: Array) -> Plan:
+    def build(sigmas: Array, start: str | None) -> Plan:
         options = dict(start=start, chart=chart, vector=vector, eta=eta, noise_std=noise_std)
         return compile_plan(spec, model.schedule, sigmas, **options)  # type: ignore[arg-type]
 
     if levels.nfe is None:
-        return build(levels.required(f"method {spec.name!r}", "give steps= or nfe="))
-    refusal = None
+        return build(levels.required(f"method {spec.name!r}", "give steps= or nfe="), start)
+    plan = _largest(build, levels, spec, start)
+    if start is None and spec.rk_steps and plan.nfe < levels.nfe:
+        # The default start changes at a number of steps, and its calls may overshoot there.
+        plan = max(plan, _largest(build, levels, spec, "ramp"), key=lambda p: p.nfe)
+    return plan
+
+
+def _largest(
+    build: Callable[[Array, str | None], Plan], levels: Levels, spec: Method, start: str | None
+) -> Plan:
+    """The plan of most steps with at most ``levels.nfe`` calls; ValueError if one step costs more."""
+    assert levels.nfe is not None
+    refusal = ValueError()
     for n in range(levels.nfe // spec.nfe_per_step + 2, 0, -1):
         try:
-            candidate = build(levels.sigmas(n))
+            candidate = build(levels.sigmas(n), start)
         except ValueError as error:  # this many steps may not fit where fewer do (snap)
             refusal = error
             continue
@@ -216,7 +235,6 @@ def _compile(
         refusal = ValueError(
             f"nfe={levels.nfe} is less than one step of {spec.name!r} costs ({candidate.nfe}); raise nfe"
         )
-    assert refusal is not None
     raise refusal
 
 

@@ -7,13 +7,15 @@ fixed table of numbers: every state it shows the network, and the one it returns
 
 So it is run once, elementwise as samplers are, on a state whose entries are the coordinates of that
 space: x_T = e_0, and the network answers its call k with e_{k+1}. What the network is shown, and what
-comes back, are then the rows of the table. Each row is rewritten as a multiple of the row before it and
-a few recent V, which is a plan. A last run on random numbers tells a sampler that is not linear
+comes back, are then the rows of the table. Each row is rewritten as a multiple of the last row that is a
+level and as many of the newest V as it takes (all of them where the sampler combines another vector than
+it is asked for), which is a plan. A last run on random numbers tells a sampler that is not linear
 (clipping, thresholding) or not deterministic.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,9 +24,9 @@ import torch
 from torch import Tensor
 
 from ._checks import one_of
+from .denoiser import PREDICTIONS
 from .integration import integrate
 from .schedule import Array, Schedule
-from .solvers.chart import VECTORS
 from .solvers.plan import Node, Op, Plan
 
 Network = Callable[[Tensor, Any], Tensor]
@@ -70,8 +72,14 @@ def trace(
     >>> max(abs(a.weights[0] - b.weights[0]) for a, b in zip(traced.ops[1:], ours.ops[1:])) < 1e-15
     True
     """
+    if not callable(loop) or not isinstance(schedule, Schedule):
+        raise ValueError("trace takes a callable loop(net, x) and a schedule of ddim_ode.schedules")
+    if not sigma_end >= 0:
+        raise ValueError(f"sigma_end={sigma_end!r} must be >= 0, the level that the loop ends at")
     one_of("time", time, ("t", "sigma"))
-    one_of("prediction", prediction, VECTORS)
+    one_of("prediction", prediction, PREDICTIONS)
+    if time == "sigma" and time_offset:
+        raise ValueError(f"time='sigma' has no offset; drop time_offset={time_offset:g}")
     probe = _Run(loop, torch.ones(1, 1, 1, 1, dtype=dtype), None)
     n = len(probe.times)
     if n == 0:
@@ -94,7 +102,7 @@ def trace(
     levels = _levels(sigmas, float(sigma_end))
     if not levels:
         raise ValueError(
-            f"sigma_end={sigma_end:g} is not below σ={sigmas.max():g}, the highest level the sampler asked at"
+            f"sigma_end={sigma_end:g} is not below σ={sigmas.max():g}, the highest level of a call"
         )
     plan = Plan(
         name,
@@ -117,8 +125,11 @@ class _Run:
 
         def net(y: Tensor, t: Any) -> Tensor:
             k = len(self.times)
-            self.times.append(float(torch.as_tensor(t, dtype=torch.float64).flatten()[0]))
-            self.shown.append(y.detach().clone().reshape(x.shape))
+            time = float(torch.as_tensor(t, dtype=torch.float64).flatten()[0])
+            if math.isnan(time):
+                raise ValueError(f"the sampler passed the time NaN in its call {k}")
+            self.times.append(time)
+            self.shown.append(_like(y, x, "showed the network").clone())
             if answers is None:
                 return torch.zeros_like(y)
             if k == len(answers):
@@ -129,7 +140,18 @@ class _Run:
             return answers[k].to(y.dtype).reshape(y.shape).clone()
 
         with torch.no_grad():
-            self.end = loop(net, x.clone()).detach().reshape(x.shape)
+            self.end = _like(loop(net, x.clone()), x, "returned")
+
+
+def _like(y: Any, x: Tensor, did: str) -> Tensor:
+    """y without its graph; ValueError unless it is a tensor as large as x."""
+    if not isinstance(y, Tensor) or y.numel() != x.numel():
+        got = f"a tensor {tuple(y.shape)}" if isinstance(y, Tensor) else f"a {type(y).__name__}"
+        raise ValueError(
+            f"the sampler {did} {got} for x of {tuple(x.shape)}; it must be one state in, one state out "
+            "(guidance belongs into the Denoiser)"
+        )
+    return y.detach().reshape(x.shape)
 
 
 def _levels(sigmas: Array, lowest: float) -> list[int]:
@@ -147,6 +169,11 @@ def _ops(rows: Array, nodes: Sequence[Node], levels: Sequence[int]) -> tuple[Op,
     ops = []
     base = np.eye(1, rows.shape[1])[0]
     for k, (row, node) in enumerate(zip(rows, [*nodes, None])):
+        if not base[0] and row[0]:
+            raise ValueError(
+                f"the sampler comes back to its start x after call {k - 1}, whose state had lost it: "
+                "a plan keeps one state and cannot say that"
+            )
         scale = row[0] / base[0] if base[0] else 0.0
         rest = (row - scale * base)[k:0:-1]  # newest first; V_k and later do not exist yet
         large = _ROUNDING * np.maximum(abs(row), abs(scale * base))[k:0:-1]

@@ -10,7 +10,7 @@ import pytest
 from ddim_ode.solvers import clock
 from ddim_ode.solvers.controller import Controller, Gains
 
-GAINS = Gains(first=1.0, longest=np.inf, strict=1.0)
+GAINS = Gains(first=1.0, longest=np.inf, share=1.0)
 
 
 def controller(batch=1, span=10.0, *, order=5, cost=6, limit=1000, gains=GAINS, **options):
@@ -61,7 +61,7 @@ def test_a_rejected_step_shrinks_and_the_next_does_not_grow():
 
 def test_the_counts_of_a_scripted_solve():
     """Rejected, accepted, accepted..., each costing the same calls."""
-    control = controller(span=3.0, gains=Gains(first=0.1, longest=1.0, strict=1.0, grow=1.0))
+    control = controller(span=3.0, gains=Gains(first=0.1, longest=1.0, share=1.0, grow=1.0))
     control.charge(1)
     script = [5.0, *[0.1] * 1000]
     tried = drive(control, lambda trial, h: script[trial])
@@ -141,8 +141,18 @@ def test_one_non_finite_trial_is_a_rejection_like_another():
 
 def test_a_joint_solve_goes_on_without_its_non_finite_sample():
     control = controller(3, joint=True)
-    drive(control, lambda trial, h: np.where(control.active == 1, np.nan, 0.1))
+    drive(control, lambda trial, h: np.where(control.active == 1, np.nan, 0.1 * h**5))
     assert control.status.tolist() == ["success", "non_finite", "success"]
+
+
+def test_a_joint_solve_stays_joint_after_one_sample_failed_once():
+    control = controller(3, joint=True)
+    tried = drive(
+        control,
+        lambda trial, h: np.where((control.active == 1) & (trial == 1), np.nan, 0.1 * h**5),
+    )
+    assert control.status.tolist() == ["success"] * 3
+    assert all(len(set(steps)) == 1 for steps, _ in tried)
 
 
 def test_a_step_that_cannot_move_the_clock_is_an_underflow():

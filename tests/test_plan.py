@@ -66,9 +66,12 @@ def test_a_landing_costs_one_call_and_a_full_step_nfe_per_step(name):
 @pytest.mark.parametrize("name", ALL)
 def test_a_budget_gives_the_largest_plan_that_fits(name, final):
     model, x = ddim_ode.Denoiser(Counting(), COSINE), points(1, 2)
-    for budget in range(METHODS[name].nfe_per_step, 15):
+    for budget in range(METHODS[name].nfe_per_step, 27):
         # a named grid: rk45 and bosh3 are adaptive without one
         sol = ddim_ode.sample(model, x, name, nfe=budget, grid="time", final=final)
+        if METHODS[name].rk_steps:  # with a ramp, a call a step: any budget can be met
+            assert sol.nfe == budget
+            continue
         larger = ddim_ode.sample(model, x, name, steps=sol.plan.steps + 1, grid="time", final=final)
         assert sol.nfe <= budget < larger.nfe
 

@@ -9,7 +9,7 @@ from peers import deviation, our_table
 from problems import COSINE, DDPM, EXPONENTIAL, mixture_2d, points
 
 import ddim_ode
-from ddim_ode import Plan
+from ddim_ode import Plan, schedules
 from ddim_ode.grids import make_grid
 from ddim_ode.integration import integrate
 from ddim_ode.solvers.chart import convert
@@ -213,3 +213,26 @@ def test_wrong_options_are_refused(options, message):
 
     with pytest.raises(ValueError, match=message):
         Plan.trace(loop, COSINE, **options)
+
+
+def restarting(net, x):
+    z = net(x, 5.0)
+    z = x + net(z, 1.0)
+    return z - net(z, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("loop", "options", "message"),
+    [
+        (restarting, {}, "comes back to its start x after call 1"),
+        (lambda net, x: (net(x, 1.0),), {}, "returned a tuple"),
+        (lambda net, x: net(torch.cat([x, x]), 1.0)[:1], {}, "showed the network a tensor"),
+        (lambda net, x: net(x, float("nan")), {}, "passed the time NaN in its call 0"),
+        (lambda net, x: net(x, 1.0), dict(sigma_end=-1.0), "sigma_end=-1.0 must be >= 0"),
+        (lambda net, x: net(x, 1.0), dict(time_offset=-1.0), "drop time_offset=-1"),
+        (None, {}, "takes a callable"),
+    ],
+)
+def test_a_loop_that_is_no_sampler_says_why(loop, options, message):
+    with pytest.raises(ValueError, match=message):
+        ddim_ode.Plan.trace(loop, schedules.cosine(), time="sigma", **options)

@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--nfe",
         type=int,
         default=None,
-        help="most network calls (20 without --steps); adaptive solvers go by --rtol and --atol",
+        help="most network calls of a fixed plan (20 without --steps)",
     )
     where.add_argument(
         "--steps", type=int, default=None, help="intervals of the grid, also of rk45 and bosh3"
@@ -54,14 +54,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--grid",
         default=None,
-        help="time, quadratic, log_snr, karras or trailing (default: by the number of steps)",
+        help="time, quadratic, log_snr, karras or trailing (default: by the number of steps); makes rk45 "
+        "and bosh3 fixed plans",
     )
     add("--final", default=None, help="zero (land on x̂₀) or sigma_min")
     add("--sigma-max", type=float, default=None, help="first noise level")
     add("--sigma-min", type=float, default=None, help="last positive noise level")
     add("--eta", type=float, default=None, help="step noise of ddim: 0 is DDIM, 1 is DDPM")
-    add("--rtol", type=float, default=1e-3, help="of adaptive solvers")
-    add("--atol", type=float, default=1e-3, help="of adaptive solvers")
+    add(
+        "--rtol",
+        type=float,
+        default=1e-3,
+        help="of rk45, bosh3 and other packages' adaptive solvers",
+    )
+    add("--atol", type=float, default=1e-3, help="of the same")
     add("--seeds", default="0-9", help="one picture each: 0-9 or 3,5,8")
     add("--classes", default="all", help="names or numbers, repeated over the seeds: 'sneaker,bag'")
     add(
@@ -86,6 +92,8 @@ def _sample(args: argparse.Namespace) -> int:
         args.nfe = 20
     count("--batch", args.batch)
     args.methods = [name for given in args.methods for name in given.split(",") if name]
+    if not args.methods:
+        raise ValueError("--methods is empty: give names from ddim-ode methods")
     if args.grid is not None:
         one_of("grid", args.grid, NAMES)
     _check_methods(args.methods, args.eta)
@@ -168,6 +176,8 @@ def _run_method(
     from .. import external
     from ..sampling import sample
     from ..seeding import noise
+    from ..solvers.embedded import adaptive_by_itself
+    from ..solvers.methods import get_method
 
     options: dict[str, Any] = dict(
         final=args.final, sigma_max=args.sigma_max, sigma_min=args.sigma_min
@@ -175,7 +185,10 @@ def _run_method(
     if external.is_external(method):
         adaptive = not external.is_fixed_step(method)
     else:
-        adaptive = method in ("rk45", "bosh3") and args.steps is None
+        placed = args.steps is not None or args.grid is not None
+        adaptive = adaptive_by_itself(get_method(method)) and not placed
+        if adaptive:
+            options["dense"] = False
     if adaptive:
         options |= dict(rtol=args.rtol, atol=args.atol)
     else:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -56,10 +57,14 @@ def plan(
     """
     sigmas = check_grid(grid, schedule)
     spec = get_method(method, variant)
+    if start is not None:
+        one_of("start", start, STARTS)
+    if chart is not None:
+        spec = replace(spec, chart=chart)  # checked like any method
     noise = _step_noise(spec, schedule, sigmas, eta, noise_std)
     key = None if noise is None else tuple(noise.tolist())
     levels = tuple(sigmas.tolist())
-    return _compile(spec, schedule, levels, chart or spec.chart, vector, start, key)
+    return _compile(spec, schedule, levels, vector, start, key)
 
 
 def clear_cache() -> None:
@@ -88,8 +93,8 @@ def _step_noise(
 ) -> Array | None:
     exclusive(eta=eta, noise_std=noise_std)
     if eta is None and noise_std is None:
-        return eta_noise(schedule, sigmas, method.eta) if method.eta else None
-    if method.eta != 0.0:
+        eta = method.eta or 0.0
+    elif method.eta != 0.0:
         given = "eta" if eta is not None else "noise_std"
         raise ValueError(
             f"method {method.name!r} takes no {given}: free step noise belongs to method='ddim'"
@@ -124,12 +129,11 @@ def _compile(
     method: Method,
     schedule: Schedule,
     grid: tuple[float, ...],
-    chart_name: str,
     vector: str | None,
     start: str | None,
     noise: tuple[float, ...] | None,
 ) -> Plan:
-    chart = get_chart(chart_name, schedule)
+    chart = get_chart(method.chart, schedule)
     vector = one_of("vector", vector or chart.vector, VECTORS)
     if method.multistep and vector != chart.vector:
         raise ValueError(
@@ -186,6 +190,4 @@ def _start(method: Method, start: str | None, steps: int) -> str | None:
                 "drop start="
             )
         return None
-    if start is not None:
-        return one_of("start", start, STARTS)
-    return "rk" if steps >= RK_START_FROM else "ramp"
+    return start or ("rk" if steps >= RK_START_FROM else "ramp")

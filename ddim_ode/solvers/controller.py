@@ -46,24 +46,24 @@ Index = npt.NDArray[np.int64]
 class Gains:
     """The controller's constants.
 
-    strict: share of the tolerance that a step may spend. target: the ratio aimed at, well below 1 so that
+    share: of the tolerance that a step may spend. target: the ratio aimed at, well below 1 so that
     few steps are rejected. integral, proportional: α, β. grow, shrink: what h may change by in one go;
-    again: at most, after a rejection. non_finite_shrink: after a non-finite trial; so many of those in
+    after_rejection: at most, then. non_finite_shrink: after a non-finite trial; so many of those in
     a row (non_finite_run) or in all (non_finite_total) end a sample. first, longest: steps, in units of
     the clock.
     """
 
-    strict: float = 0.2
+    share: float = 0.2
     target: float = 0.1
     integral: float = 0.6
     proportional: float = 0.3
     grow: float = 10.0
     shrink: float = 0.2
-    again: float = 0.8
+    after_rejection: float = 0.8
     non_finite_shrink: float = 0.1
     non_finite_run: int = 4
     non_finite_total: int = 10
-    first: float = 0.3
+    first: float = 0.6
     longest: float = 1.0
 
 
@@ -103,7 +103,7 @@ class Controller:
         self.calls, self.accepted, self.rejected = np.zeros((3, batch), dtype=np.int64)
         self.status = np.full(batch, "", dtype="<U16")
         self.missed = np.zeros(batch, dtype=bool)  # took a step above tolerance
-        self._before = np.ones(batch)  # error ratio of the last accepted step
+        self._before = np.full(batch, self.gains.target)  # error ratio of the last accepted step
         self._just_rejected = np.zeros(batch, dtype=bool)
         self._bad_run, self._bad = np.zeros((2, batch), dtype=np.int64)  # non-finite trials
 
@@ -143,15 +143,15 @@ class Controller:
         i, gains = self.active, self.gains
         self.calls[i] += self.cost
         step, remaining = self.step[i], self.remaining[i]
-        ratio = np.where(finite, ratio / gains.strict, 1.0)
+        ratio = np.where(finite, ratio / gains.share, 1.0)
+        whole = finite
         if self.joint:
             ratio = np.full_like(ratio, np.sqrt(np.mean(ratio**2)))
-            good = np.full_like(finite, finite.all()) & (ratio <= 1)
-        else:
-            good = finite & (ratio <= 1)
+            whole = np.full_like(finite, finite.all())  # what one sample does, all do
+        good = whole & (ratio <= 1)
         forced = np.zeros_like(good)
         if self.stretch:  # rejected, it would have to be repeated no shorter
-            forced = finite & ~good & (remaining >= step * self._steps_left() * (1 - 1e-9))
+            forced = whole & ~good & (remaining >= step * self._steps_left() * (1 - 1e-9))
         accepted = good | forced
 
         self._bad[i] += ~finite
@@ -161,11 +161,13 @@ class Controller:
         self.fail(hopeless | (~finite & self.stretch & (self._steps_left() <= 0)))
 
         self.remaining[i] = np.where(accepted, remaining - step, remaining)
-        self.step[i] = step * self._factor(ratio, finite, accepted)
+        self.step[i] = step * self._factor(ratio, whole, accepted)
         self.missed[i] |= forced
         self.accepted[i] += accepted
         self.rejected[i] += ~accepted
-        self._before[i] = np.where(accepted, np.maximum(ratio, 1e-4), self._before[i])
+        # An error of almost nothing says little of the next one: it counts as a thousandth of the target.
+        least = 1e-3 * gains.target
+        self._before[i] = np.where(accepted, np.maximum(ratio, least), self._before[i])
         self._just_rejected[i] = ~accepted
         return accepted
 
@@ -182,13 +184,17 @@ class Controller:
             self._just_rejected[i], 1.0, gains.grow
         )  # no growth right after a rejection
         onward = np.clip(onward, gains.shrink, most)
-        again = np.clip(off ** (-1 / k), gains.shrink, gains.again)
+        again = np.clip(off ** (-1 / k), gains.shrink, gains.after_rejection)
         again = np.where(finite, again, gains.non_finite_shrink)
         return np.where(accepted, onward, again)
 
 
 def amplified(error: Array, step: Array, rates: tuple[Array, Array], local: Array) -> Array:
-    """E' = E·exp ∫λ du + local error: λ by the trapezoid of its values at the step's ends."""
+    """E' = E·exp ∫λ du + local error: λ by the trapezoid of its values at the step's ends.
+
+    A step's growth counts up to e⁵: a flow that grows faster is not one the step has followed, and the
+    difference quotient behind λ can be of two states that happen to be close.
+    """
     with np.errstate(over="ignore", invalid="ignore"):  # a network that returns 1e30
-        growth = np.exp(np.clip(0.5 * step * (rates[0] + rates[1]), -100.0, 100.0))
+        growth = np.exp(np.clip(0.5 * step * (rates[0] + rates[1]), -100.0, 5.0))
         return error * growth + local

@@ -33,7 +33,7 @@ class Scheme(NamedTuple):
 
 def scheme_of(tableau: Tableau) -> Scheme:
     """The tableau with a stage at its end, if it has none yet."""
-    if tableau.stages == len(tableau.c):
+    if tableau.c[-1] != 1 or (*tableau.a[-1], 0) != tableau.b:
         tableau = replace(
             tableau,
             c=(*tableau.c, 1),

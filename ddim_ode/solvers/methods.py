@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from .._checks import one_of
+from .._checks import count, exclusive, one_of
 from .chart import CHARTS
 from .quadrature import RULES
 from .tableau import BOSH3, DOPRI5, HALF, HEUN, MIDPOINT, RK4, THIRDS, Singlestep, Tableau
@@ -30,16 +30,16 @@ RK_START_FROM = 15  # steps; with fewer, the calls of the start are better spent
 class Method:
     """A fixed-step solver as data; usable everywhere a method name is.
 
-    name: shown in tables. order: with exact starting values (None: stochastic). chart: ``"eps" |
-    "data" | "flow" | "log" | "trig" | "exp"``. stages: within a step, for a one-step method: a
-    :class:`Tableau` or a :class:`Singlestep`. past: how many velocities, the current one included, a
-    multistep method interpolates. corrector: whether each step, once the velocity at its end is known, is
-    taken again through that one too (UniPC; no further call, none in the last step). ruler: the scale
-    interpolated in, ``"sigma" | "log_sigma" | "t"`` or another key of ``ddim_ode.solvers.chart.SCALES``
-    (None: the chart's clock). rules: departures from exact integration, of
-    ``ddim_ode.solvers.quadrature.RULES``. final: ``"lower_order"`` reads at most j velocities j steps
-    before the end, ``"full_order"`` lands on σ = 0 by its own formula and not by DDIM (chart eps). eta: 0.0
-    if the caller may add step noise (``eta=``, ``noise_std=``), another value if it always has that
+    name: shown in tables. order: with exact starting values (None: stochastic). chart: ``"eps" | "data" |
+    "flow" | "log" | "trig" | "exp"``, of the fixed plan (adaptive solves have their own). stages: within
+    a step, for a one-step method: a :class:`Tableau` or a :class:`Singlestep`. past: how many velocities,
+    the current one included, a multistep method interpolates. corrector: whether each step, once the
+    velocity at its end is known, is taken again through that one too (UniPC; no further call, none in the
+    last step). ruler: the scale interpolated in, ``"sigma" | "log_sigma" | "t"`` or another key of
+    ``ddim_ode.solvers.chart.SCALES`` (None: the chart's clock). rules: departures from exact integration,
+    of ``ddim_ode.solvers.quadrature.RULES``. final: ``"lower_order"`` reads at most j velocities j steps
+    before the end, ``"full_order"`` lands on σ = 0 by its own formula and not by DDIM (chart eps). eta:
+    0.0 if the caller may add step noise (``eta=``, ``noise_std=``), another value if it always has that
     much, None if it has none. reference: where it comes from.
 
     ValueError for parts that do not go together.
@@ -59,14 +59,39 @@ class Method:
 
     def __post_init__(self) -> None:
         one_of("chart", self.chart, CHARTS)
+        if self.order is not None:
+            count("order", self.order)
+        for field, kinds in (("stages", (Tableau, Singlestep)), ("rules", (tuple,))):
+            value = getattr(self, field)
+            if (value is not None and not isinstance(value, kinds)) or (field, value) == (
+                "rules",
+                None,
+            ):
+                wanted = " or ".join(kind.__name__ for kind in kinds)
+                raise ValueError(f"method {self.name!r}: {field}={value!r} must be a {wanted}")
         if self.stages is not None and (self.past != 1 or self.corrector):
             raise ValueError(
                 f"method {self.name!r}: give stages or past={self.past} velocities, not both"
             )
+        count("past", self.past)
         for rule in self.rules:
             one_of("rule", rule, RULES)
+        if len(self.rules) > 1 and ("adams" in self.rules or {"midpoint", "bh1"} <= {*self.rules}):
+            raise ValueError(
+                f"method {self.name!r}: rules={self.rules} exclude each other; drop one"
+            )
         if self.final is not None:
             one_of("final", self.final, ("lower_order", "full_order"))
+        unread: dict[str, object] = dict(final=self.final)
+        if isinstance(self.stages, Tableau):
+            unread |= dict(rules=self.rules, ruler=self.ruler)
+        for name, value in unread.items() if not self.multistep else ():
+            if value:
+                raise ValueError(
+                    f"method {self.name!r} reads no {name}={value!r}: only multistep methods do"
+                    + ("" if name == "final" else ", and singlestep ones")
+                    + f"; drop {name}"
+                )
         if self.final == "full_order" and (self.chart, self.ruler or "sigma") != ("eps", "sigma"):
             raise ValueError(
                 f"method {self.name!r}: final='full_order' needs chart 'eps' and ruler 'sigma', "
@@ -105,11 +130,16 @@ class Method:
     @property
     def rk_start(self) -> Method:
         """The one-step method that ``start="rk"`` uses: of one order less, which suffices."""
-        assert self.order is not None
-        return METHODS[_RK_BY_ORDER[min(self.order - 1, max(_RK_BY_ORDER))]]
+        order = self.order or 1
+        if order - 1 not in _RK_BY_ORDER:
+            raise ValueError(
+                f"method {self.name!r}: there is no Runge–Kutta start for order {order}, only up to "
+                f"{max(_RK_BY_ORDER) + 1}; use start='ramp'"
+            )
+        return METHODS[_RK_BY_ORDER[order - 1]]
 
 
-_RK_BY_ORDER = {1: "midpoint", 2: "midpoint", 3: "bosh3", 4: "rk4", 5: "rk45"}
+_RK_BY_ORDER = {2: "midpoint", 3: "bosh3", 4: "rk4", 5: "rk45"}
 
 # Runge–Kutta methods without a published chart of their own run in "flow". On the shipped model, 11 to
 # 41 calls on four grids (benchmarks/charts.py), it stayed within 1.4 × (midpoint) and 1.9 × (rk4) of
@@ -194,7 +224,7 @@ VARIANTS: dict[str, Variant] = {
         "B(h)=e^h−1 in those places, the official default: no change of order",
     ),
     "lower_order_final": Variant(
-        dict(final="lower_order"),
+        dict(final="lower_order", order=2),
         _MULTISTEP,
         "the last steps fall to order 2 and 1: order 2 globally, steadier at a handful of steps",
     ),
@@ -212,7 +242,8 @@ def get_method(method: str | Method, variant: str | None = None) -> Method:
     variant: a key of VARIANTS, or several joined by "+". ``"dpmpp3m:half"`` is the same as
     ``"dpmpp3m"`` with ``variant="half"``.
     """
-    if isinstance(method, str) and ":" in method and variant is None:
+    if isinstance(method, str) and ":" in method:
+        exclusive(**{f"{method!r}": method, "variant=": variant})
         method, variant = method.split(":", 1)
     spec = method if isinstance(method, Method) else METHODS[one_of("method", method, METHODS)]
     if variant is None:
@@ -229,6 +260,10 @@ def get_method(method: str | Method, variant: str | None = None) -> Method:
         new = dict(VARIANTS[one_of(f"variant of {spec.name!r}", name, allowed)].changes)
         if "rules" in new and "rules" in changes:
             new["rules"] = (*changes["rules"], *new["rules"])
+        elif clash := {key for key in {*new} & {*changes} if new[key] != changes[key]}:
+            raise ValueError(
+                f"variant={variant!r}: two of its parts change {min(clash)!r}; drop one"
+            )
         changes.update(new)
     return replace(spec, name=f"{spec.name}:{variant}", **changes)
 

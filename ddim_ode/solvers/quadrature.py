@@ -58,37 +58,43 @@ def step_weights(
     end: Array,
     knots: Array | None = None,
     rules: tuple[str, ...] = (),
+    along: Scale | None = None,
 ) -> Array:
     """w_j (N, k) of ∫ g du over each step start → end (N,), from g at nodes (N, k), all in σ.
 
     known (N, k): False for a node that is not there yet; its weight is 0 and the others do without.
     knots: ruler values at which the ruler is not smooth; the quadrature is split there. rules: of
-    RULES, each for the steps that read as many nodes as it is meant for; the rest is exact.
+    RULES, each for the steps that read as many nodes as it is meant for; the rest is exact. along: the
+    variable of integration (the ruler); another helps where the ruler is flat and the clock steep.
     """
     if "adams" in rules:
         return _adams(known, clock.of(end) - clock.of(start))
     r_nodes = np.where(known, ruler.of(nodes), np.nan)
+    if along is not None:
+        return _integrate_along(along, clock, ruler, r_nodes, start, end)
     r_start, r_end = ruler.of(start), ruler.of(end)
-    if knots is None or knots.size == 0:
-        exact = _integrate(clock, ruler, r_nodes, r_start, r_end)
-    else:
-        exact = _integrate_piecewise(clock, ruler, r_nodes, r_start, r_end, knots)
+
+    def integrate(bend: float = 1.0) -> Array:
+        if knots is None or knots.size == 0:
+            return _integrate(clock, ruler, r_nodes, r_start, r_end, r_start, bend)
+        return _integrate_piecewise(clock, ruler, r_nodes, r_start, r_end, knots, bend)
+
+    weights = integrate()
     if not rules:
-        return exact
+        return weights
 
     count = known.sum(axis=1)[:, None]
     middle = lagrange(r_nodes, 0.5 * (r_start + r_end)[:, None])[:, :, 0]
     du = (clock.of(end) - clock.of(start))[:, None]
     if "midpoint" in rules:
-        exact = np.where(count == 2, du * middle, exact)
+        weights = np.where(count == 2, du * middle, weights)
     if "bh1" in rules:
         at_start = lagrange(r_nodes, r_start[:, None])[:, :, 0]
         slope = ((r_end - r_start) * clock.rate(end) / ruler.rate(end))[:, None]
-        exact = np.where(count == 2, du * at_start + slope * (middle - at_start), exact)
+        weights = np.where(count == 2, du * at_start + slope * (middle - at_start), weights)
     if "half" in rules:
-        halved = _integrate(clock, ruler, r_nodes, r_start, r_end, curvature=0.5)
-        exact = np.where(count == 3, halved, exact)
-    return exact
+        weights = np.where(count == 3, integrate(bend=0.5), weights)
+    return weights
 
 
 def _adams(known: npt.NDArray[np.bool_], du: Array) -> Array:
@@ -96,11 +102,28 @@ def _adams(known: npt.NDArray[np.bool_], du: Array) -> Array:
     past = np.where(known, -np.arange(known.shape[1], dtype=np.float64), np.nan)
     zero = np.zeros(len(du))
     unit = SCALES["sigma"]
-    return du[:, None] * _integrate(unit, unit, past, zero, zero + 1)
+    return du[:, None] * _integrate(unit, unit, past, zero, zero + 1, zero)
+
+
+def _integrate_along(
+    along: Scale, clock: Scale, ruler: Scale, r_nodes: Array, start: Array, end: Array
+) -> Array:
+    points, weights = _GAUSS[32]
+    v = along.of(start)[:, None]
+    half = 0.5 * (along.of(end)[:, None] - v)
+    sigma = along.inverse(v + half * (1 + points))
+    measure = half * weights * clock.rate(sigma) / along.rate(sigma)
+    return (lagrange(r_nodes, ruler.of(sigma)) @ measure[:, :, None])[:, :, 0]
 
 
 def _integrate_piecewise(
-    clock: Scale, ruler: Scale, r_nodes: Array, r_start: Array, r_end: Array, knots: Array
+    clock: Scale,
+    ruler: Scale,
+    r_nodes: Array,
+    r_start: Array,
+    r_end: Array,
+    knots: Array,
+    bend: float,
 ) -> Array:
     total = np.empty_like(r_nodes)
     for i in range(len(r_start)):
@@ -110,7 +133,8 @@ def _integrate_piecewise(
             [[r_start[i]], inside[:: 1 if r_start[i] < r_end[i] else -1], [r_end[i]]]
         )
         pieces = np.broadcast_to(r_nodes[i], (len(cuts) - 1, r_nodes.shape[1]))
-        total[i] = _integrate(clock, ruler, pieces, cuts[:-1], cuts[1:]).sum(axis=0)
+        origin = np.full(len(cuts) - 1, r_start[i])
+        total[i] = _integrate(clock, ruler, pieces, cuts[:-1], cuts[1:], origin, bend).sum(axis=0)
     return total
 
 
@@ -120,8 +144,10 @@ def _integrate(
     r_nodes: Array,
     r_start: Array,
     r_end: Array,
-    curvature: float = 1.0,
+    origin: Array,
+    bend: float = 1.0,
 ) -> Array:
+    """∫ p du from r_start to r_end (N,), p's curvature about ``origin`` taken ``bend`` times."""
     exact = (r_nodes.shape[1] + 1) // 2
     points, weights = _GAUSS[exact if clock is ruler and exact in _GAUSS else 32]
     half = 0.5 * (r_end - r_start)
@@ -131,8 +157,8 @@ def _integrate(
         sigma = ruler.inverse(r)
         measure = measure * clock.rate(sigma) / ruler.rate(sigma)
     basis = lagrange(r_nodes, r)
-    if curvature != 1.0:  # ½p''(r − r_s)² is the mean of p at r and its mirror image, less p(r_s)
-        mirrored = lagrange(r_nodes, 2 * r_start[:, None] - r)
-        bend = 0.5 * (basis + mirrored) - lagrange(r_nodes, r_start[:, None])
-        basis = basis - (1 - curvature) * bend
+    if bend != 1.0:  # ½p''(r − r_s)² is the mean of p at r and its mirror image, less p(r_s)
+        mirrored = lagrange(r_nodes, 2 * origin[:, None] - r)
+        curved = 0.5 * (basis + mirrored) - lagrange(r_nodes, origin[:, None])
+        basis = basis - (1 - bend) * curved
     return (basis @ measure[:, :, None])[:, :, 0]

@@ -214,15 +214,23 @@ class Steps:
         level = np.maximum(level, oldest)
         start, end = self.sigmas[steps], self.sigmas[steps + 1]
 
-        def table(level: _Levels, known: _Known, rules: tuple[str, ...]) -> Array:
-            w = step_weights(self.clock, ruler, self.sigmas[level], known, start, end, knots, rules)
+        def table(level: _Levels, known: _Known, estimate: bool = False) -> Array:
+            at = self.sigmas[level]
+            if estimate:  # in a ruler that is not long where σ is large
+                fraction, log_sigma = SCALES["fraction"], SCALES["log_sigma"]
+                w = step_weights(self.clock, fraction, at, known, start, end, along=log_sigma)
+            else:
+                w = step_weights(self.clock, ruler, at, known, start, end, knots, method.rules)
             return gauge[steps + 1, None] * np.where(known, factor[level] * w, 0.0)
 
-        predicted = table(level, known, method.rules)
+        predicted = table(level, known)
         # Once more through the velocity at the step's end, where there will be one.
         level = np.column_stack([steps + 1, level])
         known = np.column_stack([steps + 1 < n, known])
-        corrected = table(level, known, method.rules if method.corrector else ())
+        with np.errstate(
+            divide="ignore", invalid="ignore"
+        ):  # ln 0 in a last step that has no estimate
+            corrected = table(level, known, estimate=not method.corrector)
         self._estimate(steps, level, corrected, predicted)
 
         scale = (gauge[steps + 1] / gauge[steps]).tolist()

@@ -39,6 +39,11 @@ class Tableau:
                 raise ValueError(f"tableau: row {i} of a sums to {sum(row)}, not c={self.c[i]}")
         if abs(sum(self.b) - 1) > 1e-14 or abs(sum(self.b_error)) > 1e-14:
             raise ValueError("tableau: b must sum to 1 and b_error to 0")
+        for name, row in (("b_error", self.b_error), ("b_middle", self.b_middle)):
+            if row and len(row) != len(self.c):
+                raise ValueError(f"tableau: {name} has {len(row)} entries for {len(self.c)} stages")
+        if self.b_middle and abs(sum(self.b_middle) - 1 / 2) > 1e-14:
+            raise ValueError("tableau: b_middle must sum to 1/2")
 
     @property
     def stages(self) -> int:
@@ -143,7 +148,7 @@ DOPRI5 = Tableau(
     ),
     (35 / 384, 0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84, 0),
     (71 / 57600, 0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40),
-    # Shampine 1986, Math. Comp. 46: fifth order at the mid-point.
+    # Shampine 1986, Math. Comp. 46: of fourth order at the mid-point, local error O(h⁵).
     (
         6025192743 / 60171106304,
         0,
