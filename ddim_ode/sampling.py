@@ -85,9 +85,9 @@ def sample(
     500 calls a sample); for rk45, bosh3 and heun, and for external solvers. rk45 and bosh3 do so as well
     where no steps, grid or timesteps are given; then ``nfe`` is a budget in which every sample arrives,
     if need be above tolerance (``sol.status``); calls are spent in whole steps (6 of rk45, 3 of bosh3, 2 of
-    heun), so for a handful of them take a fixed method. error_norm: ``"sample"``, or ``"batch"``: one error and
-    one step for the whole batch, as ODE packages have it. dense: False drops what ``sol.at`` needs, three
-    states a step.
+    heun), so for a handful of them take a fixed method. error_norm: ``"sample"``, or ``"batch"``: one
+    error and one step for the whole batch, as ODE packages have it. dense: False drops what ``sol.at``
+    needs, three states a step.
     cond: conditions {name: tensor (B, ...)}; shared: passed to the network as it is.
     progress: a bar. callback: called with a :class:`ddim_ode.Progress` after each step. record: ``"x"``
     keeps the states, ``"x0"`` the x̂₀ of each level's call (the last entry is the end state, or where

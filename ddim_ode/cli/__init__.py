@@ -66,6 +66,7 @@ def _print_methods() -> int:
 
     print_table([{k: "–" if v is None else v for k, v in row.items()} for row in methods()])
     print(
-        "\nadaptive without --steps or --grid: rk45, bosh3; by their own packages: torchdiffeq:NAME (dopri5, bosh3, ...), scipy:NAME (RK45, ...)"
+        "\nadaptive without --steps or --grid: rk45, bosh3"
+        "\nadaptive, by their own packages: torchdiffeq:NAME (dopri5, bosh3, ...), scipy:NAME (RK45, ...)"
     )
     return 0

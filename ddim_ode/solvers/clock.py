@@ -20,8 +20,8 @@ that error; above the line with a plain controller, below it with the one in use
     atan σ                    25 / 43 /  84       asinh(σ/0.1)               35 / 54 / 104
     asinh(atan σ/0.3)         25 / 34 /  82       u with b=1, a=0.4          25 / 35 /  79
     ------------------------------------------------------------------------------------------
-    u with a=0.3, b=0.3       31 / 37 /  70       u with a=0.3, b=0.05       37 / 44 /  82
-    u with a=0.3, b=0.1       37 / 43 /  85       u with a=0.3, b=0.03       43 / 50 /  88
+    u with a=0.3, b=0.3       27 / 37 /  74       u with a=0.3, b=0.05       37 / 44 /  80
+    u with a=0.3, b=0.1       31 / 43 /  78       u with a=0.3, b=0.03       37 / 46 /  84
 
 So that mixture asks for few steps at large σ. A trained network asks for the opposite: the shipped one, at
 fixed x, changes its ε̂ by 3e-4 to 8e-4 RMS over half a unit of t, and a clock that is short where σ is
