@@ -1,1 +1,12 @@
-"""Measures of what a sampler made; each importable alone."""
+"""Measures of what a sampler made; each importable alone.
+
+    frechet    frechet_distance, frechet_from_moments
+    kernel     kernel_distance (KID), mmd, median_bandwidth
+    sliced     sliced_wasserstein
+    energy     energy_distance
+    features   Features: images to rows; of the shipped classifier, of Inception, of the samples themselves
+    statistics FeatureStatistics: what real data look like in some features, on disk
+    metrics    all of these names, and measure(): several metrics at once, as one row
+
+The first four take rows (N, D), numpy or torch, compute in float64, and never import torch.
+"""

@@ -1,0 +1,118 @@
+"""What real data look like in some features: the half of every metric that is computed once, and kept."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from .._checks import count
+from ..nets import weights
+from .features import Features, content_sha256
+from .frechet import moments
+from .rows import Floats, as_rows
+
+_ARRAYS = ("mean", "cov", "rows")
+_SCALARS = ("n", "features", "features_sha256", "data_sha256", "seed")
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureStatistics:
+    """The statistics of n rows of features, and some of the rows.
+
+    mean (D,), cov (D, D): float64, over all n rows, for the Fréchet distance. rows (K, D): K ≤ n of
+    them, drawn once with ``seed``, for the metrics that need samples. features, features_sha256:
+    what the rows are. data_sha256: of the data themselves (type, shape and bytes).
+    """
+
+    mean: Floats
+    cov: Floats
+    rows: npt.NDArray[Any]
+    n: int
+    features: str
+    features_sha256: str
+    data_sha256: str
+    seed: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        images: Tensor | npt.NDArray[Any],
+        features: Features,
+        *,
+        keep: int = 10_000,
+        seed: int = 0,
+    ) -> FeatureStatistics:
+        """From real images (N, C, H, W) in network space; keep=0 leaves only the Fréchet distance.
+
+        >>> from ddim_ode.evaluate.features import IDENTITY
+        >>> real = np.random.default_rng(0).standard_normal((1000, 2))
+        >>> FeatureStatistics.of(real, IDENTITY, keep=500).rows.shape
+        (500, 2)
+        """
+        rng = np.random.default_rng(count("seed", seed, 0))
+        rows = features(images)
+        mean, cov = moments(as_rows("the reference's features", rows))
+        if count("keep", keep, 0) < len(rows):
+            kept = rows[np.sort(rng.choice(len(rows), keep, replace=False))]
+        else:
+            kept = rows
+        data = content_sha256({"data": torch.as_tensor(images)}, "data")
+        return cls(mean, cov, kept, len(rows), features.name, features.sha256, data, seed)
+
+    @property
+    def sha256(self) -> str:
+        """Which reference this is: data, features, n and the draw of the rows, not the last bits."""
+        parts = (self.data_sha256, self.features_sha256, self.n, len(self.rows), self.seed)
+        return hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()
+
+    def check(self, features: Features) -> None:
+        """ValueError unless these are the features it was computed in."""
+        if features.sha256 != self.features_sha256:
+            raise ValueError(
+                f"the reference was computed in {self.features!r} ({self.features_sha256[:12]}), and "
+                f"these are {features.name!r} ({features.sha256[:12]}): distances across the two mean "
+                "nothing; pass the reference's features, or compute it again with "
+                "FeatureStatistics.of(images, features)"
+            )
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file, atomically; nothing in it is pickled."""
+        tensors = self._tensors()
+        scalars = {name: getattr(self, name) for name in _SCALARS}
+        contents = content_sha256(tensors, "")
+        weights.write(path, tensors, dict(kind="reference", contents_sha256=contents, **scalars))
+
+    @classmethod
+    def load(cls, path: str | Path, features: Features | None = None) -> FeatureStatistics:
+        """Read what :meth:`save` wrote, and check it against ``features`` when they are given.
+
+        FileNotFoundError or ValueError naming the file when it is missing, truncated, damaged, or
+        something else.
+        """
+        tensors, config = weights.read(path)
+        found = config.get("kind") if isinstance(config, dict) else None
+        if found != "reference":
+            raise ValueError(f"{path}: holds a {found!r}, not a 'reference'")
+        try:
+            contents = config["contents_sha256"]
+            fields: dict[str, Any] = {name: tensors[name].numpy() for name in _ARRAYS}
+            reference = cls(**fields, **{name: config[name] for name in _SCALARS})
+        except KeyError as error:
+            raise ValueError(f"{path}: a reference without {error}; compute it again") from error
+        if content_sha256(tensors, "") != contents:
+            raise ValueError(f"{path}: damaged, its numbers are not those saved; compute it again")
+        if features is not None:
+            reference.check(features)
+        return reference
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {
+            name: torch.from_numpy(np.ascontiguousarray(getattr(self, name))) for name in _ARRAYS
+        }
