@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 
 _MODULES = ("schedules", "grids", "exact")
 _NAMES = {
+    "Comparison": "results",
     "Denoiser": "denoiser",
     "Guidance": "denoiser",
     "Method": "solvers.methods",
@@ -22,6 +23,7 @@ _NAMES = {
     "ProbabilityFlow": "probability_flow",
     "Progress": "integration",
     "Solution": "solution",
+    "compare": "comparison",
     "eps_loss": "training",
     "load": "nets.pretrained",
     "methods": "solvers.methods",
@@ -35,11 +37,13 @@ if TYPE_CHECKING:
     from . import exact as exact
     from . import grids as grids
     from . import schedules as schedules
+    from .comparison import compare as compare
     from .denoiser import Denoiser as Denoiser
     from .denoiser import Guidance as Guidance
     from .integration import Progress as Progress
     from .nets.pretrained import load as load
     from .probability_flow import ProbabilityFlow as ProbabilityFlow
+    from .results import Comparison as Comparison
     from .sampling import sample as sample
     from .seeding import noise as noise
     from .solution import Solution as Solution

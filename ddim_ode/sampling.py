@@ -137,7 +137,7 @@ def sample(
             )
         run = (seeds, cond, shared, progress, callback, record, on_nan == "hold")
         if plan is not None:
-            _check_plan(plan, model)
+            check_plan(plan, model)
             refuse(
                 "plan= already fixes how and where to step",
                 steps=steps,
@@ -187,11 +187,11 @@ def sample(
         refuse(
             _NOT_ADAPTIVE, rtol=rtol, atol=atol, max_nfe=max_nfe, error_norm=error_norm, dense=dense
         )
-        plan = _compile(spec, levels, start, chart, eta, noise_std)
+        plan = compile_for(spec, levels, start, chart, eta, noise_std)
         return _run_plan(model, x, plan, *run)
 
 
-def _compile(
+def compile_for(
     spec: Method,
     levels: Levels,
     start: str | None,
@@ -312,7 +312,7 @@ def _to_x0(model: Denoiser, node: Node, y: Tensor, vector: Tensor) -> Tensor:
     return y * float(a[0]) + vector * float(b[0])
 
 
-def _check_plan(plan: Plan, model: Denoiser) -> None:
+def check_plan(plan: Plan, model: Denoiser) -> None:
     if not isinstance(plan, Plan):
         raise ValueError(f"plan must be a Plan, got {plan!r}; a name goes into method=")
     schedule = model.schedule
@@ -321,7 +321,7 @@ def _check_plan(plan: Plan, model: Denoiser) -> None:
             f"the plan was made for schedule {plan.schedule} and the model has {schedule.fingerprint} "
             f"({schedule!r}); compile it again for this one"
         )
-    levels = np.array([sigma for sigma in plan.grid if sigma > 0])
+    levels = np.array([sigma for sigma in plan.grid if 0 < sigma < np.inf])
     off = np.flatnonzero(np.abs(model.snapped(levels) - levels) > 1e-9 * levels)
     if off.size:
         raise ValueError(

@@ -1,0 +1,389 @@
+"""Which solver, how many steps: solvers side by side on the same noises, against a converged solution.
+
+What is measured is the error of the solver alone. For noise i, eᵢ is the root mean square over the
+entries of x̂ᵢ − x̂ᵢ*, where x̂ᵢ* is where the ODE takes that very noise (reference.py). A row's ``error``
+is the mean of eᵢ over the samples, with a bootstrap interval (evaluate/bootstrap.py), and two rows are
+compared sample by sample. No label, no data set and no feature network enters.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from . import __version__, candidates
+from ._checks import count
+from .candidates import Job
+from .content import Store, digest, model_key
+from .denoiser import Denoiser
+from .evaluate.bootstrap import check_confidence
+from .reference import STEPS, Reference, given, joined, solve
+from .results import Comparison, Interrupted
+from .sampling import sample
+from .seeding import noise
+from .solution import norm_per_sample
+from .solvers.controller import SUCCESS
+
+Cond = Mapping[str, Tensor] | Callable[[Tensor], Mapping[str, Tensor]]
+SEARCH = 32  # noises, at most, that grid="best" is decided on
+_NEEDS = ("errors", "nfe", "status", "seconds", "net_evals", "steps", "sigma_min")
+
+
+def compare(
+    model: Denoiser,
+    methods: Any = None,
+    nfe: int | Sequence[int] = (5, 8, 10, 20),
+    *,
+    shape: Sequence[int] | None = None,
+    n: int = 256,
+    seed: int = 0,
+    cond: Cond | None = None,
+    shared: Mapping[str, Any] | None = None,
+    grid: str | Sequence[str] | None = None,
+    sigma_min: float | Sequence[float] | None = None,
+    batch: int = 64,
+    reference: float | Tensor | None = None,
+    cache: str | Path | None = None,
+    key: str | None = None,
+    keep: int = 0,
+    confidence: float = 0.95,
+    progress: bool = True,
+    device: str | torch.device | None = None,
+) -> Comparison:
+    """Every method at every budget of network calls, from the same n noises; a :class:`Comparison`.
+
+    methods: names (``"dpmpp3m:half"``, ``"torchdiffeq:euler"``), :class:`Method` and compiled :class:`Plan`
+    objects; ``{label: method}`` names them, also ``{label: {nfe: Plan}}``; None: a selection of nine. A
+    fixed-step method gets the largest plan within each budget; ``torchdiffeq:dopri5`` and its kind run at
+    their default tolerances with the budget as limit, and fail where it is not enough. nfe: the budgets.
+    shape: of ONE sample (default: the model's own, where it has one). n: noises, of the seeds
+    seed..seed+n−1, so that runs with other n agree on the samples they share.
+    cond: conditions {name: tensor (n, ...)}, or f(indices (n,)) that gives them; shared: passed to the
+    network as it is.
+    grid: a name, several (an axis of the table), or None, what ``sample`` takes by itself. ``"best"``
+    tries trailing, and time, quadratic, log_snr and karras down to σ at the times 1, 2, 3, 5, 10 and 20
+    (of 1000), for each method and budget; it decides on the first min(n/2, 32) noises and all rows report
+    on the others only, so that the choice does not flatter them. sigma_min: the last positive level, or
+    several. batch: noises solved together.
+    reference: the largest RMS difference of two refinements to accept (default 1.5e-4 of the
+    solutions' RMS, 1e-6 for exact mixtures), or known solutions (n, *shape).
+    cache: a folder in which solved batches are kept, under a hash of all that decides them; the same call
+    takes them from there. A network that is neither an exact mixture nor a ``torch.nn.Module`` needs
+    key=, a name that you change whenever the network changes; without it nothing is kept, and a warning
+    says so. keep: how many end states of each row to keep, in ``samples``. confidence: of all intervals.
+    progress: a bar. device: where to solve (default: the network's own).
+
+    The network evaluations made are those in the result: ``net_evals`` for the methods, the search
+    included, and ``reference.net_evals``. ValueError, before any of them, for an unknown or stochastic
+    method, an unknown grid, no budgets, or conditions of another length. A budget too small for a method,
+    and samples that fail, are said in their rows. Ctrl-C raises ``ddim_ode.results.Interrupted``, a
+    KeyboardInterrupt that holds the finished rows as ``partial``.
+
+    >>> import ddim_ode
+    >>> schedule = ddim_ode.schedules.cosine()
+    >>> model = ddim_ode.exact.gaussian_mixture([0.5, 0.5], [-1.0, 1.0], [0.2, 0.2], schedule)
+    >>> r = ddim_ode.compare(model, ["ddim", "unipc2"], nfe=[5, 10], n=64, progress=False)
+    >>> [row["method"] for row in r.ranking(nfe=10)], r.ranking(nfe=10)[1]["tie"]
+    (['unipc2', 'ddim'], False)
+    >>> r.recommend(target_error=0.04)["nfe"]
+    10
+    """
+    if not isinstance(model, Denoiser):
+        raise ValueError(
+            f"model must be a Denoiser, got {type(model).__name__}: wrap the network once as "
+            "ddim_ode.Denoiser(net, schedule)"
+        )
+    n, seed = count("n", n), count("seed", seed, least=0)
+    count("batch", batch), count("keep", keep, least=0)
+    check_confidence(confidence)
+    entries = candidates.entries(methods, model)
+    wanted = candidates.budgets(nfe)
+    ends = candidates.cuts(sigma_min, model)
+    names = candidates.grid_names(grid, ends)
+    todo = [row for entry in entries for row in candidates.jobs(entry, wanted, names, ends, model)]
+    searched = min(n // 2, SEARCH) if "best" in names else 0
+    if "best" in names and not searched:
+        raise ValueError(
+            f"grid='best' decides on some noises and reports on others; n={n} is too few"
+        )
+    shape = _shape(model, shape)
+    place = _device(model, device)
+    noises = noise(shape, model.schedule, range(seed, seed + n), device=place)
+    work = _Work(
+        model,
+        noises,
+        _conditions(cond, n, place),
+        shared,
+        batch,
+        keep,
+        _goal(reference),
+        *_storage(model, cache, key, shared),
+    )
+    if isinstance(reference, Tensor):
+        work.known = given(reference, n, shape)
+    result = Comparison(
+        budgets=wanted,
+        confidence=confidence,
+        seeds=list(range(seed + searched, seed + n)),
+        searched=searched,
+        model=f"{type(model).__name__}({model.prediction}-network)",
+        schedule=repr(model.schedule),
+        fingerprints=dict(
+            model=work.key or "unknown", schedule=model.schedule.fingerprint, version=__version__
+        ),
+    )
+    try:
+        with tqdm(disable=not progress, unit="eval", unit_scale=True) as bar:
+            _run(work, todo, result, bar)
+    except KeyboardInterrupt:
+        kept = f"kept in {work.store.folder}" if work.store.folder else "in .partial (give cache=)"
+        raise Interrupted(
+            f"stopped: {len(result.rows)} of {len(todo)} rows are finished and {kept}; the same call "
+            + ("goes on from there" if work.store.folder else "starts again"),
+            result,
+        ) from None
+    return result
+
+
+@dataclass
+class _Work:
+    """What all solves of a comparison share. noises (n, *shape); cond: rows like them."""
+
+    model: Denoiser
+    noises: Tensor
+    cond: dict[str, Tensor] | None
+    shared: Mapping[str, Any] | None
+    batch: int
+    keep: int
+    goal: float | None
+    store: Store
+    key: str | None
+    known: Reference | None = None
+
+    def parts(self, first: int, last: int) -> Iterator[slice]:
+        """Batches of the samples first..last−1."""
+        for start in range(first, last, self.batch):
+            yield slice(start, min(start + self.batch, last))
+
+    def rows_of(self, part: slice) -> dict[str, Tensor] | None:
+        return None if self.cond is None else {k: v[part] for k, v in self.cond.items()}
+
+
+def _run(work: _Work, todo: list[list[Job]], result: Comparison, bar: Any) -> None:
+    n, searched = len(work.noises), result.searched
+    rate = work.model.rows_per_sample
+    search = searched * sum(job.cost for row in todo if len(row) > 1 for job in row)
+    report = (n - searched) * sum(max(job.cost for job in row) for row in todo)
+    bar.total = rate * (search + report)
+    if work.known is None:
+        bar.total += n * rate * sum(STEPS[:2])
+    bar.set_description("reference")
+    exact = work.known or _reference(work, searched, bar)
+    result.reference = _part(exact, slice(searched, n))
+    for row in todo:
+        first = row[0].entry.label
+        bar.set_description(f"{first} at {row[0].budget}")
+        job, tried, evals = row[0], None, 0
+        if len(row) > 1:
+            found = [(job, _solved(work, job, exact, 0, searched, bar)) for job in row]
+            job = min(found, key=lambda pair: _merit(pair[1]))[0]
+            tried, evals = len(row), sum(cell.net_evals for _, cell in found)
+            result.search += [
+                dict(
+                    method=first, budget=j.budget, grid=j.grid, sigma_min=c.sigma_min, error=c.error
+                )
+                for j, c in found
+            ]
+        cell = None if job.refusal else _solved(work, job, exact, searched, n, bar)
+        result.add(job, cell, tried, evals)
+    bar.total = bar.n
+    bar.refresh()
+
+
+@dataclass
+class Cell:
+    """One job on some samples. errors (m,): NaN where a sample has none; samples: the kept end states."""
+
+    errors: np.ndarray[Any, np.dtype[np.float64]]
+    status: list[str]
+    nfe: float
+    net_evals: int
+    seconds: float
+    steps: int | None
+    sigma_min: float
+    samples: Tensor | None
+
+    @property
+    def error(self) -> float:
+        finite = self.errors[np.isfinite(self.errors)]
+        return float(finite.mean()) if finite.size else float("nan")
+
+
+def _merit(cell: Cell) -> tuple[int, float]:
+    """Fewest samples without an error, then the smallest error."""
+    return int(np.isnan(cell.errors).sum()), np.nan_to_num(cell.error, nan=np.inf)
+
+
+def _reference(work: _Work, searched: int, bar: Any) -> Reference:
+    found = []
+    n = len(work.noises)
+    for part in [*work.parts(0, searched), *work.parts(searched, n)]:
+        found.append(
+            solve(
+                work.model,
+                work.noises[part],
+                work.rows_of(part),
+                work.shared,
+                goal=work.goal,
+                store=work.store,
+                key=work.key,
+                observe=bar.update,
+            )
+        )
+    return joined(found)
+
+
+def _part(whole: Reference, part: slice) -> Reference:
+    return replace(whole, x=whole.x[part], gap=whole.gap[part])
+
+
+def _solved(work: _Work, job: Job, exact: Reference, first: int, last: int, bar: Any) -> Cell:
+    """A job on the samples first..last−1, a batch at a time, from the store where it is there."""
+    cells = [_batch(work, job, exact, part, first, bar) for part in work.parts(first, last)]
+    kept = [cell.samples for cell in cells if cell.samples is not None]
+    return Cell(
+        np.concatenate([cell.errors for cell in cells]),
+        [status for cell in cells for status in cell.status],
+        float(np.average([cell.nfe for cell in cells], weights=[len(c.status) for c in cells])),
+        sum(cell.net_evals for cell in cells),
+        sum(cell.seconds for cell in cells),
+        cells[0].steps,
+        cells[0].sigma_min,
+        torch.cat(kept) if kept else None,
+    )
+
+
+def _batch(work: _Work, job: Job, exact: Reference, part: slice, first: int, bar: Any) -> Cell:
+    x, cond = work.noises[part], work.rows_of(part)
+    keep = min(max(work.keep - (part.start - first), 0), len(x))
+    name = ""
+    if work.store.folder is not None:
+        of = [work.key, job.content(), x, cond, work.shared, keep, exact.x[part], str(x.device)]
+        name = f"cell-{digest('cell', __version__, *of)}"
+        if found := work.store.get(name, [*_NEEDS, *(["samples"] if keep else [])]):
+            tensors, config = found
+            bar.total -= config["net_evals"]
+            return Cell(
+                errors=tensors["errors"].double().numpy(), samples=tensors.get("samples"), **config
+            )
+    started = time.perf_counter()
+    with torch.no_grad(), np.errstate(invalid="ignore"):
+        if job.plan is not None:
+            sol = sample(work.model, x, plan=job.plan, cond=cond, shared=work.shared)
+        else:
+            solver = str(job.entry.solver)
+            sol = sample(work.model, x, solver, cond=cond, shared=work.shared, **dict(job.options))
+        end = sol.x.cpu()  # waits for the device
+    seconds = time.perf_counter() - started
+    errors = norm_per_sample(end.double() - exact.x[part]).numpy()
+    status = sol.status.tolist()
+    known = np.isfinite(exact.gap[part])
+    status = [s if s != SUCCESS or has else "no_reference" for s, has in zip(status, known)]
+    errors = np.where(np.array(status) == SUCCESS, errors, np.nan)
+    config = dict(
+        status=status,
+        nfe=float(sol.sample_nfe.mean()),
+        net_evals=sol.net_evals,
+        seconds=seconds,
+        steps=len(sol.sigmas) - 1 if job.cost and (job.plan or "steps" in job.options) else None,
+        sigma_min=float(np.array(sol.sigmas)[-2]),
+    )
+    samples = end[:keep].clone() if keep else None
+    tensors = {"errors": torch.from_numpy(errors)}
+    if samples is not None:
+        tensors["samples"] = samples
+    work.store.put(name, tensors, config)
+    bar.update(sol.net_evals)
+    return Cell(errors=errors, samples=samples, **config)
+
+
+def _shape(model: Denoiser, shape: Sequence[int] | None) -> tuple[int, ...]:
+    if shape is None:
+        shape = getattr(model, "shape", None)
+    if shape is None and hasattr(model, "means"):
+        shape = (model.means.shape[1],)
+    if shape is None:
+        raise ValueError("give shape=, of ONE sample, such as (3, 32, 32)")
+    return tuple(count("shape", size) for size in shape)
+
+
+def _device(model: Denoiser, device: str | torch.device | None) -> torch.device:
+    if device is not None:
+        return torch.device(device)
+    if isinstance(model.net, torch.nn.Module):
+        return next((p.device for p in model.net.parameters()), torch.device("cpu"))
+    return torch.device("cpu")
+
+
+def _goal(reference: float | Tensor | None) -> float | None:
+    if reference is None or isinstance(reference, Tensor):
+        return None
+    if not isinstance(reference, (int, float)) or not 0 < reference < np.inf:
+        raise ValueError(
+            f"reference={reference!r} must be a positive RMS difference to converge to, or the "
+            "solutions (n, *shape)"
+        )
+    return float(reference)
+
+
+def _conditions(cond: Cond | None, n: int, device: torch.device) -> dict[str, Tensor] | None:
+    if callable(cond):
+        cond = cond(torch.arange(n))
+    if cond is None:
+        return None
+    if not isinstance(cond, Mapping):
+        raise ValueError(f"cond must be {{name: tensor (n, ...)}}, got {type(cond).__name__}")
+    for name, value in cond.items():
+        if not isinstance(value, Tensor) or not value.ndim or len(value) != n:
+            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(
+                f"cond[{name!r}] must be a tensor with one row per noise ({n}), got {got}; what all "
+                "share goes into shared="
+            )
+    return {name: value.to(device) for name, value in cond.items()}
+
+
+def _storage(
+    model: Denoiser, cache: str | Path | None, key: str | None, shared: Any
+) -> tuple[Store, str | None]:
+    """Where results are kept, and the model's key; nowhere, with a warning, if it has none."""
+    if key is not None:
+        settings = [model.schedule.fingerprint, model.prediction, model.snap, model.dtype]
+        found: str | None = digest("given", str(key), *settings)
+    else:
+        found = model_key(model)
+    if cache is None:
+        return Store(None), found
+    reason = "the network is neither an exact mixture nor a torch.nn.Module" if not found else ""
+    if found:
+        try:
+            digest(shared)
+        except TypeError as error:
+            reason = f"shared= cannot be hashed ({error})"
+    if reason:
+        warnings.warn(
+            f"nothing is kept in {cache}: {reason}; give key=, a name to change whenever it changes",
+            UserWarning,
+            stacklevel=3,
+        )
+        return Store(None), found
+    return Store(cache), found

@@ -1,0 +1,344 @@
+"""What a comparison found: rows, and the answers that can be read off them with their uncertainty."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import json
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from .evaluate.bootstrap import Decision, mean_interval, paired_decision
+from .reference import Reference
+from .schedule import Array
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from .candidates import Job
+    from .comparison import Cell
+
+Row = dict[str, Any]
+FLOOR = 100  # times the reference's own error: below that, a row's error is not known
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C during a comparison; ``partial`` holds what was finished."""
+
+    def __init__(self, message: str, partial: Comparison) -> None:
+        super().__init__(message)
+        self.partial = partial
+
+
+class Answer(dict[str, Any]):
+    """A row of a comparison, or nothing (falsy); printed, it says which and why."""
+
+    def __init__(self, text: str, row: Row | None = None) -> None:
+        super().__init__(row or {})
+        self.text = text
+
+    def __str__(self) -> str:
+        return self.text
+
+    __repr__ = __str__
+
+
+@dataclass(repr=False)
+class Comparison:
+    """Solvers on the same noises: ``rows``, and what follows from them.
+
+    A row is a dict: method; budget (asked) and nfe (measured, mean over samples); grid and sigma_min,
+    where its positive levels end; steps; error, the mean over samples of the per-sample RMS to the
+    reference, with error_low and error_high (None for a single sample) and error_median; seconds, of all
+    its batches;
+    net_evals, rows the network processed; n, samples reported; failed, those of them without an error,
+    which are left out of it; status, how many of each; at_floor, whether the error is below ``floor``
+    and so not resolved by the reference; note, why a row has no error.
+
+    errors: (n,) per row, NaN for failed samples; samples: the kept end states, or None. seeds: of the
+    reported noises. search: what ``grid="best"`` tried, on the ``searched`` noises before those.
+    """
+
+    budgets: list[int]
+    confidence: float
+    seeds: list[int]
+    searched: int
+    model: str
+    schedule: str
+    fingerprints: dict[str, str]
+    reference: Reference | None = None
+    rows: list[Row] = field(default_factory=list)
+    errors: list[Array] = field(default_factory=list)
+    samples: list[Tensor | None] = field(default_factory=list)
+    search: list[Row] = field(default_factory=list)
+
+    # -- filling ------------------------------------------------------------------------------
+    def add(self, job: Job, cell: Cell | None, tried: int | None, search_evals: int) -> None:
+        """Append the row of a job; cell None: it could not run."""
+        n = len(self.seeds)
+        row: Row = dict(
+            row=len(self.rows),
+            method=job.entry.label,
+            budget=job.budget,
+            nfe=None,
+            grid=job.grid,
+            sigma_min=None,
+            steps=None,
+            error=None,
+            error_low=None,
+            error_high=None,
+            error_median=None,
+            at_floor=False,
+            reference_error=self.reference_error,
+            seconds=0.0,
+            net_evals=0,
+            search_net_evals=search_evals,
+            grids_tried=tried,
+            n=n,
+            failed=n,
+            status={},
+            group=job.group,
+            seed=self.seeds[0] if self.seeds else None,
+            note=job.refusal or "",
+            model=self.fingerprints["model"],
+            schedule=self.fingerprints["schedule"],
+        )
+        errors = np.full(n, np.nan)
+        if cell is not None:
+            errors = cell.errors
+            finite = errors[~np.isnan(errors)]
+            row |= dict(nfe=_tidy(cell.nfe), sigma_min=cell.sigma_min, steps=cell.steps)
+            row |= dict(seconds=round(cell.seconds, 4), net_evals=cell.net_evals)
+            row |= dict(failed=n - finite.size, status=dict(sorted(Counter(cell.status).items())))
+            if finite.size:
+                low, high = mean_interval(finite, self.confidence)
+                error = float(finite.mean())
+                row |= dict(error=error, error_low=low, error_high=high)
+                row |= dict(error_median=float(np.median(finite)), at_floor=error < self.floor)
+            if row["failed"]:
+                why = ", ".join(f"{k} {s}" for s, k in row["status"].items() if s != "success")
+                row["note"] = f"{row['failed']} of {n} failed: {why}"
+        self.rows.append(row)
+        self.errors.append(errors)
+        self.samples.append(None if cell is None else cell.samples)
+
+    # -- costs and limits ---------------------------------------------------------------------
+    @property
+    def reference_error(self) -> float:
+        """The reference's own error, from refinement."""
+        return float("nan") if self.reference is None else self.reference.error
+
+    @property
+    def floor(self) -> float:
+        """Errors below this are not resolved: 100 × the reference's own error."""
+        error = self.reference_error
+        return FLOOR * error if math.isfinite(error) else 0.0
+
+    @property
+    def net_evals(self) -> int:
+        """Network rows processed for the methods, the search for grids included."""
+        return sum(row["net_evals"] + row["search_net_evals"] for row in self.rows)
+
+    @property
+    def reference_net_evals(self) -> int:
+        """Network rows processed for the reference."""
+        return 0 if self.reference is None else self.reference.net_evals
+
+    # -- answers ------------------------------------------------------------------------------
+    def ranking(self, nfe: int | None = None) -> list[Row]:
+        """The rows at one budget, best first, with rank, ratio, ratio_low, ratio_high and tie.
+
+        ratio: the error over that of the best row, on the samples that both have, with its paired
+        bootstrap interval; tie: whether that contains 1. The intervals hold for all rows at once
+        (confidence 1 − (1 − c)/k for k comparisons, Bonferroni). Rows at the floor come first,
+        unranked; rows with more failed samples than others come last, unranked.
+        """
+        found = self._at(nfe)
+        best = self._ranked(found)
+        level = 1 - (1 - self.confidence) / max(len(best) - 1, 1)
+        out = [self._placed(row, None, None) for row in found if row["at_floor"]]
+        for rank, row in enumerate(best, start=1):
+            decision = None
+            if self._common(row, best[0]) >= 2:
+                decision = self.decide(row, best[0], level)
+            out.append(self._placed(row, rank, decision))
+        seen = {row["row"] for row in out}
+        return out + [self._placed(row, None, None) for row in found if row["row"] not in seen]
+
+    def decide(self, a: int | Row, b: int | Row, confidence: float | None = None) -> Decision:
+        """The ratio of the errors of two rows (numbers or dicts), sample by sample, and whether they tie.
+
+        ValueError where fewer than two samples are finished in both.
+        """
+        i, j = (row if isinstance(row, int) else row["row"] for row in (a, b))
+        return paired_decision(self.errors[i], self.errors[j], confidence or self.confidence)
+
+    def best(self, nfe: int | None = None) -> Answer:
+        """The row of the smallest error at a budget (None: the only one), and what it ties with.
+
+        Empty, and printing why, where no row has an error, or rows are at the floor: those are better
+        than all others, and the reference cannot tell them apart.
+        """
+        found = self.ranking(nfe)
+        budget = found[0]["budget"]
+        floored = [row for row in found if row["at_floor"]]
+        if floored:
+            who = ", ".join(f"{row['method']} ({row['grid']})" for row in floored)
+            return Answer(
+                f"nfe={budget}: at the floor, and not to be ranked: {who}. Their errors are below "
+                f"{self.floor:.1e}, 100 × the reference's own; reference={self.reference_error / 10:.0e} "
+                "converges further"
+            )
+        ranked = [row for row in found if row["rank"]]
+        if not ranked:
+            return Answer(f"nfe={budget}: no method has an error; the notes of the rows say why")
+        first = ranked[0]
+        tied = [row["method"] for row in ranked[1:] if row["tie"]]
+        also = f"; not to be told apart from it: {', '.join(dict.fromkeys(tied))}" if tied else ""
+        return Answer(f"{_describe(first)}{also}", self.rows[first["row"]])
+
+    def recommend(self, target_error: float) -> Answer:
+        """The cheapest row whose error, up to its upper bound, meets the target.
+
+        The bound is error_high, and for a row at the floor no less than the floor. Empty, and printing
+        what came closest, if none does.
+        """
+        if not isinstance(target_error, (int, float)) or not 0 < target_error < math.inf:
+            raise ValueError(f"target_error={target_error!r} must be a positive RMS error")
+        least = min((row["failed"] for row in self.rows if row["error"] is not None), default=0)
+        bounds = []
+        for row in self.rows:
+            if row["error_high"] is not None and row["failed"] == least:
+                high = max(row["error_high"], self.floor) if row["at_floor"] else row["error_high"]
+                bounds.append((high, row))
+        meets = [row for high, row in bounds if high <= target_error]
+        if meets:
+            row = min(meets, key=lambda row: (row["nfe"], row["error"]))
+            return Answer(f"{_describe(row)}: meets {target_error:g}", row)
+        text = f"none of these meets an error of {target_error:g} with {self.confidence:.0%} confidence"
+        if not bounds:
+            return Answer(f"{text}: no row has an interval (n={len(self.seeds)}; take n >= 2)")
+        high, row = min(bounds, key=lambda pair: pair[0])
+        return Answer(f"{text}; the closest is {_describe(row)}, up to {high:.3g}: raise nfe")
+
+    def _at(self, nfe: int | None) -> list[Row]:
+        """The rows of one budget; ValueError if it is none of this comparison's."""
+        there = sorted({row["budget"] for row in self.rows})
+        if nfe is None and len(there) == 1:
+            nfe = there[0]
+        if nfe not in there:
+            raise ValueError(f"nfe={nfe!r} is no budget of this comparison; give one of {there}")
+        return [row for row in self.rows if row["budget"] == nfe]
+
+    def _ranked(self, found: list[Row]) -> list[Row]:
+        with_error = [row for row in found if row["error"] is not None]
+        least = min((row["failed"] for row in with_error), default=0)
+        fair = [row for row in with_error if row["failed"] == least and not row["at_floor"]]
+        return sorted(fair, key=lambda row: row["error"])
+
+    def _common(self, a: Row, b: Row) -> int:
+        """How many samples are finished in both."""
+        return int(np.isfinite(self.errors[a["row"]] + self.errors[b["row"]]).sum())
+
+    @staticmethod
+    def _placed(row: Row, rank: int | None, decision: Decision | None) -> Row:
+        ratio, low, high, tie = decision if decision is not None else (None, None, None, None)
+        return dict(row, rank=rank, ratio=ratio, ratio_low=low, ratio_high=high, tie=tie)
+
+    # -- for other tools ----------------------------------------------------------------------
+    def to_dicts(self) -> list[Row]:
+        """The rows as plain dicts."""
+        return [dict(row, status=dict(row["status"])) for row in self.rows]
+
+    def to_csv(self, path: str | Path) -> None:
+        """One line a row, the keys as header."""
+        rows = [dict(row, status=json.dumps(row["status"])) for row in self.rows]
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(rows[0]) if rows else [])
+            writer.writeheader()
+            writer.writerows(rows)
+
+    def to_json(self, path: str | Path) -> None:
+        """Everything but the end states: rows, per-sample errors, reference, seeds, search."""
+        made = self.reference
+        whole = dict(
+            rows=self.rows,
+            errors=[errors.tolist() for errors in self.errors],
+            seeds=self.seeds,
+            confidence=self.confidence,
+            model=self.model,
+            schedule=self.schedule,
+            fingerprints=self.fingerprints,
+            search=self.search,
+            reference=made
+            and dict(
+                solver=made.solver,
+                error=made.error,
+                gap=made.gap.tolist(),
+                net_evals=made.net_evals,
+                seconds=made.seconds,
+            ),
+        )
+        text = json.dumps(_plain(whole), indent=1, ensure_ascii=False, allow_nan=False)
+        Path(path).write_text(text, encoding="utf-8")
+
+    def to_pandas(self) -> Any:
+        """The rows as a DataFrame; ValueError without pandas."""
+        try:
+            pandas = importlib.import_module("pandas")
+        except ImportError:
+            raise ValueError(
+                "to_pandas needs pandas: pip install pandas; to_dicts() and to_csv() do without"
+            ) from None
+        return pandas.DataFrame(self.to_dicts())
+
+    def table(self) -> str:
+        """All rows as text, budget by budget, best first."""
+        from .tables import text
+
+        return text(self)
+
+    def plot(self) -> Figure:
+        """Error against measured network calls on log axes, with interval bands and the floor."""
+        from .plots import errors_plot
+
+        return errors_plot(self)
+
+    def __str__(self) -> str:
+        return self.table()
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        from .tables import html
+
+        return html(self)
+
+
+def _describe(row: Row) -> str:
+    cut = f" to σ={row['sigma_min']:.3g}"
+    interval = ""
+    if row["error_low"] is not None:
+        interval = f" ({row['error_low']:.3g} to {row['error_high']:.3g})"
+    return f"{row['method']} on {row['grid']}{cut}, nfe {row['nfe']:g}: error {row['error']:.3g}{interval}"
+
+
+def _tidy(value: float) -> float | int:
+    return int(value) if value == int(value) else value
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it: NaN and infinities are null."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

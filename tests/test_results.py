@@ -1,0 +1,123 @@
+"""What can be read off a comparison: answers, tables, files, pictures."""
+
+import csv
+import json
+import sys
+
+import pytest
+from problems import DDPM, mixture_2d
+
+import ddim_ode
+from ddim_ode import plots, reference
+
+
+def compare(*args, **options):
+    return ddim_ode.compare(*args, progress=False, **options)
+
+
+def test_best_ranking_and_recommendation():
+    r = compare(mixture_2d(DDPM), ["ddim", "dpmpp2m", "unipc3"], [5, 8, 10], n=64)
+    order = [row["method"] for row in r.ranking(5)]
+    errors = [row["error"] for row in r.ranking(5)]
+    assert errors == sorted(errors)
+    assert r.best(5)["method"] == order[0] == "unipc3"
+    assert not r.ranking(5)[-1]["tie"]
+    assert r.decide(r.ranking(5)[-1], r.ranking(5)[0]).low > 1
+    assert str(r.best(5)).startswith("unipc3 on trailing")
+
+    cheap = r.best(8)
+    target = cheap["error_high"] * 1.001
+    found = r.recommend(target)
+    assert found["error_high"] <= target
+    assert not [row for row in r.rows if row["error_high"] <= target and row["nfe"] < found["nfe"]]
+    nothing = r.recommend(1e-9)
+    assert not nothing
+    assert "none of these" in str(nothing)
+    with pytest.raises(ValueError, match=r"give one of \[5, 8, 10\]"):
+        r.best(7)
+    with pytest.raises(ValueError, match="target_error"):
+        r.recommend(-1.0)
+
+
+def test_a_method_against_itself_is_a_tie():
+    plan = ddim_ode.plan("ddim", DDPM, ddim_ode.grids.make_grid("trailing", DDPM, 5))
+    r = compare(mixture_2d(DDPM), {"a": "ddim", "b": plan, "c": "unipc3"}, [5], n=16)
+    a, b = (row for row in r.rows if row["method"] in "ab")
+    assert r.decide(a, b) == (1.0, 1.0, 1.0, True)
+
+
+def test_rows_at_the_floor_are_never_best(monkeypatch):
+    monkeypatch.setattr(reference, "STEPS", (60, 120))
+    r = compare(mixture_2d(DDPM), ["ddim", "unipc3"], [10, 100], n=16)
+    row = next(row for row in r.rows if (row["method"], row["budget"]) == ("unipc3", 100))
+    assert row["at_floor"]
+    assert row["error"] < r.floor == 100 * r.reference_error
+    assert not r.best(100)
+    assert "at the floor" in str(r.best(100))
+    assert r.best(10)["method"] == "unipc3"
+    assert [entry["rank"] for entry in r.ranking(100)] == [None, 1]
+    assert "at floor" in r.table()
+    assert not r.recommend(r.floor / 2)
+    assert r.recommend(r.floor * 1.01)["method"] == "unipc3"
+
+
+@pytest.fixture(scope="module")
+def result():
+    model = mixture_2d(DDPM)
+    return compare(model, ["ddim", "unipc3", "rk45"], [5, 10, 100], n=16, grid=["trailing", "time"])
+
+
+def test_tables_and_files_say_the_same(result, tmp_path):
+    result.to_csv(tmp_path / "rows.csv")
+    result.to_json(tmp_path / "rows.json")
+    with open(tmp_path / "rows.csv", newline="") as file:
+        read = list(csv.DictReader(file))
+    whole = json.loads((tmp_path / "rows.json").read_text())
+    assert len(read) == len(whole["rows"]) == len(result.rows) == 3 * 3 * 2
+    for row, line, plain in zip(result.rows, read, whole["rows"]):
+        assert plain["error"] == row["error"]
+        assert line["error"] == ("" if row["error"] is None else str(row["error"]))
+        assert json.loads(line["status"]) == row["status"]
+    assert whole["errors"][0] == pytest.approx(result.errors[0])
+    text, html = result.table(), result._repr_html_()
+    assert str(result) == repr(result) == text
+    for word in ("unipc3", "one step of 'rk45'", "reference: UniPC-4", "10 network calls"):
+        assert word in text
+    assert html.count("<tr") == 1 + 3 + len(result.rows)
+    assert "one step of &#x27;rk45&#x27;" in html
+
+
+def test_pandas_is_optional(result, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ValueError, match="pip install pandas"):
+        result.to_pandas()
+
+
+def test_plot_is_labelled_and_draws_every_row(result):
+    figure = result.plot()
+    first, second = figure.axes
+    assert "network calls" in first.get_xlabel()
+    assert "RMS error" in first.get_ylabel()
+    assert (first.get_xscale(), first.get_yscale()) == ("log", "log")
+    assert (first.get_title(), second.get_title()) == ("trailing", "time")
+    named = {text.get_text() for text in first.texts}
+    assert {"ddim", "unipc3", "rk45"} <= named
+    for line in first.lines:
+        if line.get_label() in ("ddim", "unipc3"):
+            rows = [
+                row
+                for row in result.rows
+                if (row["method"], row["grid"]) == (line.get_label(), "trailing")
+            ]
+            assert list(line.get_ydata()) == [row["error"] for row in rows]
+            assert list(line.get_xdata()) == [row["nfe"] for row in rows]
+    floors = [line for line in first.lines if list(line.get_ydata()) == [result.floor] * 2]
+    assert len(floors) == 1
+    figure.canvas.draw()
+
+
+def test_a_method_looks_the_same_everywhere():
+    assert plots.look("ddim") == plots.look("ddim")
+    looks = [tuple(map(str, plots.look(m["name"]).values())) for m in ddim_ode.methods()]
+    assert len(set(looks)) == len(looks)
+    assert plots.look("mine") == plots.look("mine")
