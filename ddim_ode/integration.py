@@ -84,7 +84,7 @@ def integrate(
             if after_call is not None:
                 after_call(calls, y, vector)
             if weight := error_weights[calls]:
-                part = vector.detach()
+                part = vector.detach() if vector.requires_grad else vector
                 error = part * weight if error is None else error.add_(part, alpha=weight)
             history.appendleft(vector)
             calls += 1
