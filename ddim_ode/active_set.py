@@ -39,7 +39,7 @@ from torch import Tensor
 from .denoiser import Denoiser
 from .dense import Arrival, Path
 from .schedule import Array
-from .solution import finite_samples
+from .solution import finite_samples, norm_per_sample
 from .solvers.clock import angle, angle_rate, clock, level
 from .solvers.controller import MAX_NFE, Controller, Index, Mask, amplified
 from .solvers.embedded import Scheme
@@ -218,10 +218,10 @@ class Solver:
         # Below this the states differ by rounding, and so would the quotient.
         seen = squared > (64 * torch.finfo(z.dtype).eps) ** 2 * _total(end * end)
         rate = torch.where(seen, _total(moved * change) / squared, torch.nan)
-        local = _rms(error) + torch.finfo(z.dtype).eps * _rms(
+        local = norm_per_sample(error) + torch.finfo(z.dtype).eps * norm_per_sample(
             end
         )  # no step is better than rounding
-        return torch.stack([_rms(ratio), local, rate, finite.to(z.dtype)])
+        return torch.stack([norm_per_sample(ratio), local, rate, finite.to(z.dtype)])
 
     def _commit(self, trial: Trial, accepted: Mask) -> None:
         """Move the accepted samples; the others keep their state and their first velocity."""
@@ -288,7 +288,7 @@ class Solver:
             moved = ends + _column(table[1], z) * self.velocity[rows]
             ends = torch.where(_column(torch.as_tensor(jumps).to(z.device), z), moved, ends)
         with torch.no_grad():  # a cut-off sample is as uncertain as its jump is long
-            jump = _rms(ends - _column(table[3], z) * z)
+            jump = norm_per_sample(ends - _column(table[3], z) * z)
             error = table[2] + torch.where(table[3] > 0, jump, 0.0)
         self.released.append(Released(samples, ends, error))
         for sample in samples[jumps].tolist():
@@ -326,7 +326,3 @@ def _column(values: Tensor, like: Tensor) -> Tensor:
 
 def _total(values: Tensor) -> Tensor:
     return values.reshape(values.shape[0], -1).sum(dim=1)
-
-
-def _rms(values: Tensor) -> Tensor:
-    return values.reshape(values.shape[0], -1).square().mean(dim=1).sqrt()

@@ -375,29 +375,3 @@ def test_a_pair_whose_last_stage_is_not_the_end_is_given_one():
     assert set(sol.status) == {"success"}
     assert float((sol.x - exact).abs().max()) < 1e-5
     assert sol.nfe < 400
-
-
-def test_a_rejected_trial_leaves_no_trace_in_a_gradient():
-    """The fourth call is NaN, value and slope, for the first sample, which is rejected and goes on."""
-
-    def end(x):
-        calls = 0
-
-        def net(y, sigma):
-            nonlocal calls
-            calls += 1
-            bad = torch.zeros_like(y)
-            bad[0] = float(calls == 4)
-            return MIXTURE.net(y, sigma) + 0 * torch.sqrt(1 - 2 * bad * (1 + y * y))
-
-        model = Denoiser(net, COSINE, time=lambda t, sigma: sigma)
-        return ddim_ode.sample(model, x, "rk45", rtol=1e-2, atol=1e-2, differentiable=True)
-
-    joint, alone = X.clone().requires_grad_(), X[:1].clone().requires_grad_()
-    together, solo = end(joint), end(alone)
-    assert set(together.status) == {"success"}
-    assert solo.rejected[0] == together.rejected[0] > 0
-    (gradient,) = torch.autograd.grad(together.x[0].sum(), joint)
-    (expected,) = torch.autograd.grad(solo.x.sum(), alone)
-    torch.testing.assert_close(gradient[:1], expected)
-    assert not gradient[1:].any()
