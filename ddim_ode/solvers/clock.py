@@ -25,8 +25,9 @@ that error; above the line with a plain controller, below it with the one in use
 
 So that mixture asks for few steps at large σ. A trained network asks for the opposite: the shipped one, at
 fixed x, changes its ε̂ by 3e-4 to 8e-4 RMS over half a unit of t, and a clock that is short where σ is
-large steps over what it says there, unseen by any error estimate. With rk45, a first step of 0.3 and about 70 calls its
-end error (16 samples) is .021 for b = 0.2, .016 for 0.1, and .009 for 0.05 and 0.03: b = 0.05 is in use.
+large steps over what it says there, unseen by any error estimate. With rk45, a first step of 0.3 and
+about 70 calls its end error (16 samples) is .021 for b = 0.2, .016 for 0.1, and .009 for 0.05 and 0.03:
+b = 0.05 is in use.
 Below 5e-3 that network converges like noise in any clock, and no order of a method shows.
 """
 
