@@ -21,9 +21,8 @@ from .levels import Levels
 from .solution import Solution
 from .solvers.clock import clock
 from .solvers.controller import SUCCESS, Controller
-from .solvers.embedded import adaptive_by_itself, has_estimate, scheme_of
+from .solvers.embedded import adaptive_by_itself, embedded_pair, scheme_of
 from .solvers.methods import Method
-from .solvers.tableau import Tableau
 
 DEFAULT_TOLERANCE, DEFAULT_MAX_NFE = 1e-3, 500
 ERROR_NORMS = ("sample", "batch")
@@ -45,12 +44,13 @@ def is_adaptive(method: Method, asked: bool, placed: bool) -> bool:
 
     heun only if asked. ValueError for both.
     """
-    if asked and placed and has_estimate(method):
+    able = embedded_pair(method) is not None
+    if asked and placed and able:
         raise ValueError(
             f"{method.name} with rtol=, atol= or max_nfe= chooses its own steps: drop steps, grid and "
             "timesteps, or drop rtol, atol and max_nfe for a fixed plan"
         )
-    return has_estimate(method) and (asked or (adaptive_by_itself(method) and not placed))
+    return able and (asked or (adaptive_by_itself(method) and not placed))
 
 
 def solve(
@@ -71,8 +71,9 @@ def solve(
     sigmas = levels.ends()
     top, bottom = float(sigmas[0]), float(sigmas[1])
     limit = DEFAULT_MAX_NFE if options.max_nfe is None else count("max_nfe", options.max_nfe)
-    assert isinstance(method.stages, Tableau)
-    scheme = scheme_of(method.stages)
+    pair = embedded_pair(method)
+    assert pair is not None  # is_adaptive said so
+    scheme = scheme_of(pair)
     ends = clock(np.array([top, bottom]))
     batch = x.shape[0]
     control = Controller(

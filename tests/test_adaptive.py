@@ -1,6 +1,7 @@
 """Adaptive solves: each sample by itself, honest about its error, and never without an end."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from problems import (
 import ddim_ode
 from ddim_ode import Denoiser, Guidance, exact, schedules
 from ddim_ode.solvers.clock import clock, level
+from ddim_ode.solvers.embedded import scheme_of
 from ddim_ode.solvers.tableau import Tableau
 
 METHODS = {"rk45": 6, "bosh3": 3, "heun": 2}  # calls per step
@@ -375,3 +377,10 @@ def test_a_pair_whose_last_stage_is_not_the_end_is_given_one():
     assert set(sol.status) == {"success"}
     assert float((sol.x - exact).abs().max()) < 1e-5
     assert sol.nfe < 400
+
+
+def test_the_stage_a_pair_is_given_has_no_part_in_its_mid_point():
+    pair = replace(FEHLBERG, b_middle=(0.25, 0, 0.25, 0, 0, 0))
+    table = scheme_of(pair).tableau
+    assert table.b_middle == (*pair.b_middle, 0)
+    assert (table.c[-1], table.a[-1]) == (1, pair.b)

@@ -40,6 +40,7 @@ def scheme_of(tableau: Tableau) -> Scheme:
             a=(*tableau.a, tableau.b),
             b=(*tableau.b, 0),
             b_error=(*tableau.b_error, 0),
+            b_middle=tableau.b_middle and (*tableau.b_middle, 0),
         )
     last = len(tableau.c) - 1
     return Scheme(tableau, (last, last - 1) if tableau.c[last - 1] == 1 else None)
@@ -47,14 +48,16 @@ def scheme_of(tableau: Tableau) -> Scheme:
 
 def adaptive_names() -> list[str]:
     """The registered methods that can choose their own steps: those with an error estimate."""
-    return [name for name, method in METHODS.items() if has_estimate(method)]
+    return [name for name, method in METHODS.items() if embedded_pair(method)]
 
 
-def has_estimate(method: Method) -> bool:
-    return isinstance(method.stages, Tableau) and bool(method.stages.b_error)
+def embedded_pair(method: Method) -> Tableau | None:
+    """The method's tableau if it estimates its own error, which is what an adaptive solve needs."""
+    table = method.stages
+    return table if isinstance(table, Tableau) and table.b_error else None
 
 
 def adaptive_by_itself(method: Method) -> bool:
     """Whether its tableau has a stage for the error estimate alone (rk45, bosh3; not heun)."""
-    table = method.stages
-    return has_estimate(method) and isinstance(table, Tableau) and table.stages < len(table.c)
+    pair = embedded_pair(method)
+    return pair is not None and pair.stages < len(pair.c)
