@@ -1,27 +1,57 @@
-"""The problems that several benchmarks solve: a model, fixed noises, and where the ODE takes them."""
+"""What the benchmarks share: problems, command lines, records of where a figure comes from, and style.
+
+A benchmark writes NAME.csv (what was measured), NAME.png (the picture of it) and NAME.json (the command,
+its settings, the machine and all versions). ``--full`` writes them to benchmarks/results, ``--quick`` to
+out/benchmarks, which git ignores: a quick run never replaces a figure that is quoted somewhere.
+"""
 
 from __future__ import annotations
 
+import argparse
 import csv
-from collections.abc import Mapping, Sequence
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 from torch import Tensor
+from tqdm import tqdm
 
 import ddim_ode
+from ddim_ode import plots
+from ddim_ode.nets.pretrained import PretrainedModel
+
+RESULTS = Path(__file__).parent / "results"
+QUICK_RESULTS = Path("out/benchmarks")
+SEED = 0
+
+Row = Mapping[str, Any]
 
 
+# -- problems ---------------------------------------------------------------------------------
 class Problem(NamedTuple):
     """x: start noises (n, *). cond: one class after another. reference: where the ODE takes x."""
 
+    name: str
     model: ddim_ode.Denoiser
     x: Tensor
     cond: dict[str, Tensor] | None
     reference: Tensor
 
-    def error(self, method: str, **options: object) -> float:
+    def error(self, method: str | ddim_ode.Method, **options: Any) -> float:
         """RMS error per pixel of ``sample(model, x, method, ...)``."""
         sol = ddim_ode.sample(self.model, self.x, method, cond=self.cond, **options)
         return rms(sol.x - self.reference)
@@ -36,14 +66,19 @@ def load_problem(name: str, n: int) -> Problem:
     else:
         trained = model = ddim_ode.load(name)
         x = ddim_ode.noise(trained.shape, model.schedule, seeds=range(n))
-        cond, fine, coarse = {"y": torch.arange(n) % trained.num_classes}, 120, 60
+        cond, fine, coarse = labels(trained, range(n)), 120, 60
     ends = [
         ddim_ode.sample(model, x, "rk4", steps=steps, grid="karras", cond=cond, progress=True).x
         for steps in (fine, coarse)
     ]
     gap = rms(ends[0] - ends[1])
     print(f"{name}: reference is rk4, {fine} karras steps; with {coarse} it moves by {gap:.1e}\n")
-    return Problem(model, x, cond, ends[0])
+    return Problem(name, model, x, cond, ends[0])
+
+
+def labels(model: PretrainedModel, seeds: Iterable[int]) -> dict[str, Tensor]:
+    """The condition of each seed's sample: one class after another."""
+    return {"y": torch.tensor([seed % model.num_classes for seed in seeds])}
 
 
 def digits() -> ddim_ode.exact.ExactModel:
@@ -58,13 +93,275 @@ def digits() -> ddim_ode.exact.ExactModel:
     )
 
 
+def end_states(
+    model: PretrainedModel,
+    method: str,
+    seeds: Sequence[int],
+    cache: Path,
+    batch: int = 25,
+    **options: Any,
+) -> Tensor:
+    """Samples (n, *shape) of those seeds, ``labels`` as conditions; options as in ``sample``.
+
+    Finished batches are kept under ``cache`` by all that decides them (the model's weights and guidance,
+    every number of the plan), so an interrupted run goes on where it was.
+    """
+    none = ddim_ode.noise(model.shape, model.schedule, seeds=[])
+    plan = ddim_ode.sample(model, none, method, cond=labels(model, []), **options).plan
+    assert plan is not None, f"{method} is not a fixed plan"
+    guidance = model.guidance.scale if model.guidance else 1.0
+    content = json.dumps([model.sha256, guidance, plan.to_dict()], default=str)
+    key = hashlib.sha256(content.encode()).hexdigest()[:16]
+    cache.mkdir(parents=True, exist_ok=True)
+    parts = []
+    for first in tqdm(range(0, len(seeds), batch), desc=f"{method}, {plan.nfe} calls", leave=False):
+        part = seeds[first : first + batch]
+        file = cache / f"{key}-{part[0]}-{len(part)}.npy"
+        if not file.exists():
+            x = ddim_ode.noise(model.shape, model.schedule, part)
+            x = ddim_ode.sample(model, x, plan=plan, cond=labels(model, part)).x
+            with open(unfinished := file.with_suffix(".part"), "wb") as out:
+                np.save(out, x.numpy())
+            unfinished.replace(file)
+        parts.append(torch.from_numpy(np.load(file)))
+    return torch.cat(parts)
+
+
 def rms(difference: Tensor) -> float:
     return float(difference.double().square().mean().sqrt())
 
 
-def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    """Rows with the same keys, the keys as header."""
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
+# -- command lines ----------------------------------------------------------------------------
+def arguments(doc: str | None, quick: str, full: str) -> argparse.ArgumentParser:
+    """A parser with ``--quick`` (the default) or ``--full``, and ``--out``."""
+    parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_true", help=f"{quick} (the default)")
+    size.add_argument("--full", action="store_true", help=full)
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="folder for the CSV, picture and record (default: benchmarks/results for --full, "
+        f"{QUICK_RESULTS} for --quick)",
+    )
+    return parser
+
+
+def installed(package: str) -> bool:
+    """Whether a peer can be imported; if not, says so."""
+    if importlib.util.find_spec(package.replace("-", "_")) is not None:
+        return True
+    how = f"pip install {'--no-deps ' if package == 'k-diffusion' else ''}{package}"
+    print(f"{package} is not installed: left out ({how})")
+    return False
+
+
+class Run:
+    """One run of a benchmark: seeds torch, prints where it runs, and writes what it found."""
+
+    def __init__(self, name: str, args: argparse.Namespace, packages: Sequence[str] = ()) -> None:
+        """packages: whose versions matter besides ddim_ode, torch and numpy."""
+        self.name, self.packages = name, packages
+        self.out: Path = args.out or (RESULTS if args.full else QUICK_RESULTS)
+        self.started = time.perf_counter()
+        self.machine = machine()  # now: the load before the benchmark's own
+        torch.manual_seed(SEED)
+        self.about = ", ".join(
+            f"{key} {value}" for key, value in {**self.machine, **versions(packages)}.items()
+        )
+        print(f"{self.about}\n")
+
+    def path(self, suffix: str) -> Path:
+        return self.out / f"{self.name}{suffix}"
+
+    def save(
+        self,
+        rows: Sequence[Row],
+        figure: Figure | None = None,
+        text: str | None = None,
+        **settings: Any,
+    ) -> None:
+        """Write NAME.csv, NAME.json, and NAME.png and NAME.txt where there is something for them."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        write_csv(self.path(".csv"), rows)
+        if figure is not None:
+            figure.savefig(self.path(".png"))
+        if text is not None:
+            self.path(".txt").write_text(text + "\n", encoding="utf-8")
+        record = dict(
+            command=command(),
+            seed=SEED,
+            settings=settings,
+            seconds=round(time.perf_counter() - self.started, 1),
+            machine=self.machine,
+            versions=versions(self.packages),
+        )
+        text = json.dumps(record, indent=1, ensure_ascii=False, default=str)
+        self.path(".json").write_text(text + "\n", encoding="utf-8")
+        print(f"\nwritten: {', '.join(sorted(str(p) for p in self.out.glob(f'{self.name}.*')))}")
+
+
+def command(argv: Sequence[str] | None = None) -> str:
+    """The command line that was given, with DIR for folders and files: where they lie says nothing."""
+    script, *rest = sys.argv if argv is None else argv
+    shown = ["DIR" if os.sep in word or Path(word).exists() else word for word in rest]
+    return " ".join(["python", f"benchmarks/{Path(script).name}", *shown])
+
+
+# -- where a figure comes from ----------------------------------------------------------------
+def machine() -> dict[str, Any]:
+    """CPU model, cores, threads that torch uses, load average, and the GPU where there is one."""
+    cpu = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        names = [s for s in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in s]
+        cpu = names[0].split(":", 1)[1].strip() if names else cpu
+    about: dict[str, Any] = dict(cpu=cpu, cores=os.cpu_count(), threads=torch.get_num_threads())
+    if hasattr(os, "getloadavg"):
+        about["load"] = round(os.getloadavg()[0], 1)
+    if torch.cuda.is_available():
+        about["device"] = torch.cuda.get_device_name()
+    return about
+
+
+def versions(packages: Sequence[str] = ()) -> dict[str, str]:
+    """Versions of Python, ddim_ode, torch, numpy and those packages; "not installed" for the others."""
+    found = {"python": platform.python_version(), "ddim_ode": ddim_ode.__version__}
+    for name in ("torch", "numpy", *packages):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+# -- tables -----------------------------------------------------------------------------------
+def write_csv(path: Path, rows: Sequence[Row]) -> None:
+    """The rows, under a header of all their keys; what a row lacks is empty."""
+    header = list(dict.fromkeys(key for row in rows for key in row))
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, header)
         writer.writeheader()
         writer.writerows(rows)
+
+
+def read_csv(path: Path) -> list[dict[str, Any]]:
+    """What ``write_csv`` wrote: numbers as floats, what was empty left out."""
+    with open(path, newline="", encoding="utf-8") as file:
+        return [
+            {k: _number(v) for k, v in row.items() if v not in ("", None)}
+            for row in csv.DictReader(file)
+        ]
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+# -- pictures ---------------------------------------------------------------------------------
+INK, GREY = "#222222", "#6b6b6b"
+# Other packages: greys and black, so that colour always means one of our methods.
+PACKAGES: dict[str, dict[str, Any]] = {
+    "ddim_ode": dict(color="#332288", marker="o", linestyle="-"),
+    "ddim_ode, any grid": dict(color="#332288", marker="^", linestyle=(0, (1.5, 1.2))),
+    "diffusers": dict(color="#000000", marker="s", linestyle=(0, (5, 1.5))),
+    "k-diffusion": dict(color="#777777", marker="D", linestyle=(0, (5, 1.5))),
+    "torchdiffeq": dict(color="#000000", marker="v", linestyle=(0, (1.5, 1.2))),
+    "torchode": dict(color="#777777", marker="x", linestyle=(0, (1.5, 1.2))),
+    "scipy": dict(color="#aaaaaa", marker="+", linestyle=(0, (3, 1, 1, 1))),
+}
+
+
+def look(name: str) -> dict[str, Any]:
+    """Colour, marker and line of a package ("torchdiffeq dopri5" too), or of one of our methods."""
+    package, _, method = name.partition(" ")
+    if package == "ddim_ode" and method:
+        return plots.look(method)
+    return PACKAGES.get(name) or PACKAGES.get(package) or plots.look(name)
+
+
+def panels(
+    columns: int, width: float = 10.0, height: float = 4.6, **options: Any
+) -> tuple[Figure, list[Axes]]:
+    """A figure and its axes side by side, sized to be read at the width of a README (850 pixels)."""
+    figure = Figure(figsize=(width, height), dpi=170, facecolor="white", layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = list(figure.subplots(1, columns, squeeze=False, **options)[0])
+    for axis in axes:
+        axis.grid(True, color="#e5e5e5", lw=0.7)
+        axis.set_axisbelow(True)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.tick_params(labelsize=10, colors=INK, which="both")
+    return figure, axes
+
+
+def label(axis: Axes, title: str, x: str, y: str) -> None:
+    axis.set_title(title, fontsize=11.5, loc="left", color=INK)
+    axis.set_xlabel(x, fontsize=10.5, color=INK)
+    axis.set_ylabel(y, fontsize=10.5, color=INK)
+
+
+def plain(value: float, _: int = 0) -> str:
+    return f"{value:g}"
+
+
+def log_scales(axis: Axes, x_ticks: Sequence[float], fine: bool = True) -> None:
+    """Log axes; x is marked at what was measured, y at 1 2 5 in plain numbers if fine, else at powers."""
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+    axis.set_xticks(list(x_ticks))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.xaxis.set_major_formatter(FuncFormatter(plain))
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if fine else (1,), numticks=12))
+    if fine:
+        axis.yaxis.set_major_formatter(FuncFormatter(plain))
+        axis.yaxis.set_minor_formatter(NullFormatter())
+
+
+def cap(axis: Axes, points: Sequence[tuple[str, float, float]], top: float) -> None:
+    """End the (already logarithmic) y axis at ``top``, and write down the highest that each name has
+    beyond it; points: (name, x, y)."""
+    axis.set_ylim(top=top)
+    beyond = [point for point in points if point[2] > top]
+    for name in dict.fromkeys(point[0] for point in beyond):
+        _, x, y = max((point for point in beyond if point[0] == name), key=lambda point: point[2])
+        axis.annotate(
+            f"{name}: {y:.2g} ↑" if y < 100 else f"{name}: {y:.0f} ↑",
+            (x, top),
+            xytext=(3, -13),
+            textcoords="offset points",
+            fontsize=9.5,
+            color=look(name)["color"],
+        )
+
+
+def curve(
+    axis: Axes,
+    name: str,
+    x: Sequence[float],
+    y: Sequence[float],
+    band: tuple[Sequence[float], Sequence[float]] | None = None,
+    mark_every: int = 1,
+) -> None:
+    """One solver's line in its own colour and marker; band: (low, high)."""
+    style = look(name)
+    axis.plot(x, y, **style, ms=5, lw=1.6, label=name, markevery=mark_every)
+    if band is not None:
+        axis.fill_between(x, *band, color=style["color"], alpha=0.13, lw=0)
+
+
+def legend_below(figure: Figure, axes: Sequence[Axes], columns: int) -> None:
+    """One legend for all panels, under them."""
+    found = {t: h for axis in axes for h, t in zip(*axis.get_legend_handles_labels())}
+    figure.legend(
+        found.values(),
+        found.keys(),
+        loc="outside lower center",
+        ncols=columns,
+        frameon=False,
+        fontsize=10.5,
+        handlelength=2.6,
+        columnspacing=1.6,
+    )

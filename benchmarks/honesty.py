@@ -1,6 +1,7 @@
 """Honesty of the adaptive solves: end errors and reported errors where the exact flow is known.
 
-    python benchmarks/honesty.py [--methods rk45 bosh3] [--seeds 2000] [--csv PATH]
+    python benchmarks/honesty.py --quick        # 100 seeds
+    python benchmarks/honesty.py --full         # 2,000 seeds
 
 Two modes at ±2 of standard deviation 0.02 to 0.5, from σ = 80 to 10⁻³, rtol = atol = 10⁻² to 10⁻⁵. Per
 problem: how many end errors lie within 10 × tolerance, how many of the others are *silent* (status
@@ -10,14 +11,12 @@ calls per sample. Between the modes runs a separatrix, where the flow itself amp
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from common import write_csv
+from common import Run, arguments
 
 import ddim_ode
 from ddim_ode import exact, schedules
@@ -31,16 +30,16 @@ TOP, BOTTOM = 80.0, 1e-3
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = arguments(__doc__, "100 seeds", "2,000 seeds")
     parser.add_argument("--methods", nargs="+", default=["rk45", "bosh3"])
-    parser.add_argument("--seeds", type=int, default=2000)
-    parser.add_argument("--csv", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
+    run = Run("honesty", args)
+    seeds = 2000 if args.full else 100
     rows = []
     print("method schedule     std   tolerance  within 10 tol  silent  reported/true   calls")
     for method in args.methods:
-        for row in measure(method, args.seeds):
+        for row in measure(method, seeds):
             rows.append(row)
             print(
                 f"{method:6} {row['schedule']:11} {row['std']:4.2f}  {row['tolerance']:8.0e}  "
@@ -51,8 +50,7 @@ def main() -> None:
         mine = [row for row in rows if row["method"] == method]
         silent, least = sum(row["silent"] for row in mine), min(row["within"] for row in mine)
         print(f"{method}: silent in all {silent}; least within 10 × tolerance {least:.2%}\n")
-    if args.csv:
-        write_csv(args.csv, rows)
+    run.save(rows, methods=args.methods, seeds=seeds)
 
 
 def measure(method: str, seeds: int) -> Iterator[dict[str, Any]]:

@@ -1,5 +1,8 @@
 """What a sampler costs beside its network: microseconds per network call, side by side in one run.
 
+    python benchmarks/overhead.py --quick       # 30 and 3 rounds
+    python benchmarks/overhead.py --full        # 100 and 9, on an idle machine
+
 Part 1 runs every sampler on a (4, 3, 8, 8) float32 tensor for 100 steps with a network that returns a
 ready tensor, on one core. From each wall time the cost of that network is subtracted (the same for
 all), and the rest is divided by the number of calls. Everything a user pays for each run is inside
@@ -22,23 +25,20 @@ progress bar.
 
 from __future__ import annotations
 
-import argparse
-import csv
 import gc
 import importlib
-import importlib.metadata
-import os
-import platform
 import random
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from common import INK, Row, Run, arguments, look, panels, plain
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from torch import Tensor
 
 import ddim_ode
@@ -53,7 +53,6 @@ REFERENCES = (EULER, EULER_END, DDIM, UNIPC)
 DDIM_TARGETS = {EULER: 0.5, DDIM: 0.2}
 MEMORY_4_TARGETS = {EULER: 0.75, UNIPC: 0.1}
 NET_TARGET = 1.05
-PACKAGES = ("ddim-ode", "torch", "numpy", "torchdiffeq", "diffusers")
 COLUMNS = ("sampler", "plan cache", "calls", "us/call", "quartiles")
 
 
@@ -310,65 +309,69 @@ def table(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> str:
     return "\n".join([lines[0], "-" * sum(widths, 2 * (len(widths) - 1)), *lines[1:]])
 
 
-def header() -> str:
-    cpu = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        names = [s for s in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in s]
-        cpu = names[0].split(":", 1)[1].strip() if names else cpu
-    versions = []
-    for package in PACKAGES:
-        try:
-            versions.append(f"{package} {importlib.metadata.version(package)}")
-        except importlib.metadata.PackageNotFoundError:
-            versions.append(f"{package} not installed")
-    load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
-    return (
-        f"{cpu}, {os.cpu_count()} cores, 1 used{load}\n"
-        f"Python {platform.python_version()}, {', '.join(versions)}"
+def flat(rows: list[dict[str, Any]]) -> list[Row]:
+    """One row a ratio, or a row without one."""
+    found: list[Row] = []
+    for row in rows:
+        start = {column: row.get(column, "") for column in COLUMNS}
+        pairs = {key: value for key, value in row.items() if isinstance(value, tuple)}
+        for key, (pair, target) in pairs.items():
+            medians = dict(zip(("ratio_of_medians", "median_of_ratios"), pair))
+            found.append(
+                dict(start, reference=key, **medians, target=target, verdict=verdict(pair, target))
+            )
+        if not pairs:
+            found.append(start)
+    return found
+
+
+def draw(rows: list[dict[str, Any]]) -> Figure:
+    """Part 1 as bars, slowest at the top; a line from the lower to the upper quartile."""
+    shown = [row for row in rows[1:] if row.get("quartiles")]
+    shown.sort(key=lambda row: float(row["us/call"]))
+    figure, (axis,) = panels(1, width=8.5, height=0.3 * len(shown) + 1.2)
+    for i, row in enumerate(shown):
+        cached = {"on": ", plan cached", "off": ", plan compiled in every run"}
+        own = row["plan cache"] in cached
+        package = "ddim_ode" if own else row["sampler"].split()[0]
+        middle = float(row["us/call"])
+        low, high = map(float, row["quartiles"].split("-", 1))
+        axis.barh(i, middle, color=look(package)["color"], alpha=1 if own else 0.55, height=0.7)
+        axis.plot([low, high], [i, i], color=INK, lw=1.2)
+        axis.text(high * 1.06, i, f"{middle:.1f}", va="center", fontsize=9, color=INK)
+    names = [("ddim_ode " if r["plan cache"] else "") + r["sampler"] for r in shown]
+    names = [n + cached.get(r["plan cache"], "") for n, r in zip(names, shown)]
+    axis.set_yticks(range(len(shown)), names, fontsize=9)
+    axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter(FuncFormatter(plain))
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.set_xlabel(
+        "µs per network call beside the network (log scale), lower is better", fontsize=10
     )
-
-
-def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    """One line a ratio (or a row without one)."""
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        ratios = ("reference", "ratio_of_medians", "median_of_ratios", "target", "verdict")
-        writer.writerow([*COLUMNS, *ratios])
-        for row in rows:
-            start = [row.get(c, "") for c in COLUMNS]
-            pairs = {key: value for key, value in row.items() if isinstance(value, tuple)}
-            for key, (pair, target) in pairs.items():
-                numbers = [f"{p:.5f}" for p in pair]
-                writer.writerow([*start, key, *numbers, target, verdict(pair, target)])
-            if not pairs:
-                writer.writerow(start)
+    axis.grid(False, axis="y")
+    return figure
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--quick", action="store_true", help="fewer rounds: 30 and 3, not 100 and 9"
-    )
-    parser.add_argument("--csv", type=Path, metavar="PATH", help="also write the figures here")
-    args = parser.parse_args()
+    args = arguments(__doc__, "30 and 3 rounds", "100 and 9 rounds").parse_args()
     torch.set_num_threads(1)
-    rounds, net_rounds = (30, 3) if args.quick else (100, 9)
-
-    print(header())
-    print(
-        f"\n{SHAPE} float32, {STEPS} steps, {rounds} interleaved rounds; us/call without the network; "
-        ""
-        "under a peer's name the ratio to it: of the medians (median of the rounds' ratios)\n"
-    )
+    run = Run("overhead", args, ["torchdiffeq", "diffusers"])
+    rounds, net_rounds = (100, 9) if args.full else (30, 3)
     stub = stub_rows(rounds)
-    print(table(stub, (*COLUMNS, *REFERENCES)))
-
     real, what = net_rows(net_rounds)
-    print(f"\n{what}, batch {BATCH}, {NET_STEPS} steps, {net_rounds} interleaved rounds\n")
-    print(table(real, (*COLUMNS, "bare us/call", "wall ratio")))
-    if args.csv:
-        write_csv(args.csv, stub + real)
-        print(f"\nwritten: {args.csv}")
+    text = "\n".join(
+        [
+            f"{run.about}\n",
+            f"{SHAPE} float32, {STEPS} steps, {rounds} interleaved rounds; us/call without the network;",
+            "under a peer's name the ratio to it: of the medians (median of the rounds' ratios)\n",
+            table(stub, (*COLUMNS, *REFERENCES)),
+            f"\n{what}, batch {BATCH}, {NET_STEPS} steps, {net_rounds} interleaved rounds\n",
+            table(real, (*COLUMNS, "bare us/call", "wall ratio")),
+        ]
+    )
+    print(text.removeprefix(run.about).strip())
+    run.save(flat(stub + real), draw(stub), text, rounds=rounds, net_rounds=net_rounds)
 
 
 if __name__ == "__main__":

@@ -1,29 +1,67 @@
-"""The best of ours against the best of diffusers and of k-diffusion, at the same number of calls.
+"""The best sampler of each package at the same number of network calls: ours, diffusers', k-diffusion's,
+torchdiffeq's and torchode's.
 
-    python benchmarks/peers.py [--problem digits|fashion-mnist] [--nfe 5 8 10 15 20] [--csv PATH]
+    python benchmarks/peers.py --quick        # the digits mixture, 64 noises, 5 and 10 calls
+    python benchmarks/peers.py --full         # 256 noises, and the shipped model, 5 to 20 calls
 
-Every sampler runs as its own package runs it by default, on that package's own levels, from the same
-noises; ours are every registered fixed-step method. RMS error of the end point against a converged
-solution of the ODE, which ends by the jump from σ(1) to x̂₀.
+All in one process, from the same noises to σ = 0, where the RMS error to a converged solution is taken;
+calls are counted. Samplers of diffusion packages run as their own package runs them by default, on that
+package's own levels; ours are every registered fixed-step method. The ODE packages have no levels of their
+own: they get steps equal in t, ln σ or atan σ (torchdiffeq's fixed methods) or choose them (dopri5, the
+tightest of a ladder of tolerances that fits into the calls on average), for the state x and for x/ᾱ, and
+end by the jump from σ_min to x̂₀. That is a choice of levels that the others do not have, so a second line
+of ours has one too: nine methods on four grids. The table takes the best of each; the CSV has them all.
 """
 
 from __future__ import annotations
 
-import argparse
-import importlib.metadata
+import contextlib
+import functools
+import importlib
+import importlib.util
+import io
+import logging
 import sys
 import types
-from collections.abc import Callable, Iterator
-from pathlib import Path
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from common import Problem, load_problem, rms, write_csv
+from common import (
+    Problem,
+    Row,
+    Run,
+    arguments,
+    curve,
+    installed,
+    label,
+    legend_below,
+    load_problem,
+    log_scales,
+    panels,
+    rms,
+)
+from matplotlib.figure import Figure
+from ode_peers import (
+    STATES,
+    PeerField,
+    TooManyCalls,
+    ladder,
+    torchdiffeq_dopri5,
+    torchdiffeq_fixed,
+    torchode_dopri5,
+)
 from torch import Tensor
 
 import ddim_ode
+from ddim_ode.candidates import DEFAULT_METHODS
 
-Run = Callable[[int], Tensor | None]  # the end state within so many calls; None: no such number
+Sampler = Callable[[int], Tensor | None]  # the end state within so many calls; None: no such number
+ANY_GRID = "ddim_ode, any grid"
+GRIDS = ("trailing", "quadratic", "log_snr", "karras")
+TOLERANCES = tuple(10 ** (1 - k / 4) for k in range(17))
+MOST = 40  # calls of a batch, after which a tolerance is too tight for these budgets
 
 
 class Counted:
@@ -38,24 +76,32 @@ class Counted:
         return self.problem.model(x, level, self.problem.cond)[1]
 
 
-def ours(problem: Problem) -> Iterator[tuple[str, Run]]:
+def ours(problem: Problem) -> Iterator[tuple[str, Sampler]]:
+    """Every registered fixed-step method as ``sample`` runs it when told the calls alone."""
     for row in ddim_ode.methods():
-        method = str(row["name"])
-        if row["order"] is None or method in ("rk45", "bosh3"):  # stochastic, adaptive
-            continue
-
-        def run(nfe: int, method: str = method) -> Tensor | None:
-            try:
-                return ddim_ode.sample(
-                    problem.model, problem.x, method, nfe=nfe, cond=problem.cond
-                ).x
-            except ValueError:  # fewer calls than one step takes
-                return None
-
-        yield method, run
+        # neither stochastic nor, with a budget of calls, adaptive
+        if row["order"] is not None and row["name"] not in ("rk45", "bosh3"):
+            yield str(row["name"]), functools.partial(solved, problem, str(row["name"]))
 
 
-def diffusers_samplers(problem: Problem) -> Iterator[tuple[str, Run]]:
+def ours_on_grids(problem: Problem) -> Iterator[tuple[str, Sampler]]:
+    """What a user who tries the named grids as well has, as the ODE packages' users try variables."""
+    for method in DEFAULT_METHODS:
+        for grid in GRIDS:
+            run = functools.partial(solved, problem, method, grid=grid)
+            yield f"{method} on {grid}", run
+
+
+def solved(problem: Problem, method: str, nfe: int, grid: str | None = None) -> Tensor | None:
+    try:
+        return ddim_ode.sample(
+            problem.model, problem.x, method, nfe=nfe, grid=grid, cond=problem.cond
+        ).x
+    except ValueError:  # fewer calls than one step takes
+        return None
+
+
+def diffusers_samplers(problem: Problem) -> Iterator[tuple[str, Sampler]]:
     import diffusers
 
     betas = dict(num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02, beta_schedule="linear")
@@ -95,10 +141,13 @@ def diffusers_samplers(problem: Problem) -> Iterator[tuple[str, Run]]:
                 return x.to(problem.x.dtype) if net.calls <= nfe else None
             return None
 
-        yield " ".join([name.removesuffix("Scheduler"), *map(str, options)]), run
+        yield (
+            " ".join([name.removesuffix("Scheduler"), *(f"{k}={v}" for k, v in options.items())]),
+            run,
+        )
 
 
-def k_diffusion_samplers(problem: Problem) -> Iterator[tuple[str, Run]]:
+def k_diffusion_samplers(problem: Problem) -> Iterator[tuple[str, Sampler]]:
     sampling = load_k_diffusion_sampling()
     schedule = problem.model.schedule
     first, last = schedule.sigma_max, schedule.sigma_min
@@ -138,69 +187,162 @@ def k_diffusion_samplers(problem: Problem) -> Iterator[tuple[str, Run]]:
             yield f"{name} {kind}", run
 
 
+@functools.cache
 def load_k_diffusion_sampling() -> types.ModuleType:
-    """Its sampling module alone: the package's own __init__ imports a training stack."""
-    import importlib
+    """Its sampling module alone: the package's own __init__ imports a training stack.
 
+    Imported under stand-ins for the package, its utils and torchsde, which leave sys.modules again.
+    """
     spec = importlib.util.find_spec("k_diffusion")
     if spec is None:
         raise ImportError("k_diffusion")
-    package = types.ModuleType("k_diffusion")
+    package, utils = types.ModuleType("k_diffusion"), types.ModuleType("k_diffusion.utils")
     package.__path__ = list(spec.submodule_search_locations or [])
-    utils = types.ModuleType("k_diffusion.utils")
     utils.append_dims = lambda x, n: x[(...,) + (None,) * (n - x.ndim)]  # type: ignore[attr-defined]
     package.utils = utils  # type: ignore[attr-defined]
-    sys.modules.update({"k_diffusion": package, "k_diffusion.utils": utils})
-    sys.modules.setdefault("torchsde", types.ModuleType("torchsde"))
-    return importlib.import_module("k_diffusion.sampling")
+    stand_ins = {m.__name__: m for m in (package, utils, types.ModuleType("torchsde"))}
+    before = {name: sys.modules.get(name) for name in (*stand_ins, "k_diffusion.sampling")}
+    sys.modules.update(stand_ins)
+    try:
+        return importlib.import_module("k_diffusion.sampling")
+    finally:
+        for name, module in before.items():
+            if module is None:
+                sys.modules.pop(name, None)
+            else:
+                sys.modules[name] = module
 
 
-PACKAGES = {"ours": ours, "diffusers": diffusers_samplers, "k-diffusion": k_diffusion_samplers}
+def torchdiffeq_samplers(problem: Problem) -> Iterator[tuple[str, Sampler]]:
+    for method, per_step in dict(euler=1, midpoint=2, rk4=4, explicit_adams=1).items():
+        for clock in ("t", "ln sigma", "atan sigma"):
+            for state in STATES:
+
+                def run(
+                    nfe: int,
+                    method: str = method,
+                    per_step: int = per_step,
+                    clock: str = clock,
+                    state: str = state,
+                ) -> Tensor | None:
+                    for steps in range((nfe - 1) // per_step, 0, -1):
+                        field = PeerField(problem, clock, state, nfe - 1)
+                        with contextlib.suppress(TooManyCalls):  # Adams starts by Runge–Kutta
+                            return torchdiffeq_fixed(field, method, steps)[0]
+                    return None
+
+                yield f"{method} in {clock}, {state}", run
+    yield from adaptive(problem, torchdiffeq_dopri5)
+
+
+def torchode_samplers(problem: Problem) -> Iterator[tuple[str, Sampler]]:
+    yield from adaptive(problem, torchode_dopri5)
+
+
+def adaptive(problem: Problem, solve: Any) -> Iterator[tuple[str, Sampler]]:
+    """dopri5 at the tightest of TOLERANCES whose mean calls are within the budget."""
+    for clock in ("t", "ln sigma", "atan sigma"):
+        for state in STATES:
+            rungs = functools.cache(
+                functools.partial(ladder, problem, solve, clock, state, TOLERANCES, MOST)
+            )
+
+            def run(nfe: int, rungs: Any = rungs) -> Tensor | None:
+                within = [rung for rung in rungs() if rung[1] <= nfe]
+                return within[-1][2] if within else None
+
+            yield f"dopri5 in {clock}, {state}", run
+
+
+PEERS: dict[str, Callable[[Problem], Iterator[tuple[str, Sampler]]]] = {
+    "ddim_ode": ours,
+    ANY_GRID: ours_on_grids,
+    "diffusers": diffusers_samplers,
+    "k-diffusion": k_diffusion_samplers,
+    "torchdiffeq": torchdiffeq_samplers,
+    "torchode": torchode_samplers,
+}
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """The peers warn, log and print."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+def measure(problem: Problem, budgets: Sequence[int]) -> Iterator[Row]:
+    """A row per sampler and budget it can be run at; packages that are not installed are left out."""
+    for package, samplers in PEERS.items():
+        if not installed(package.partition(",")[0]):
+            continue
+        with quiet():
+            found = list(samplers(problem))
+        for name, run in found:
+            for nfe in budgets:
+                with quiet(), torch.no_grad():
+                    end = run(nfe)
+                if end is not None and torch.isfinite(end).all():
+                    error = rms(end - problem.reference)
+                    yield dict(package=package, sampler=name, nfe=nfe, error=error)
+
+
+def winners(rows: Sequence[Row]) -> dict[str, dict[int, Row]]:
+    """{package: {budget: its best row}}; empty where it is not installed, or wants more calls."""
+    best: dict[str, dict[int, Row]] = {}
+    for row in sorted(rows, key=lambda row: row["error"]):
+        best.setdefault(row["package"], {}).setdefault(row["nfe"], row)
+    return {package: best.get(package, {}) for package in PEERS}
+
+
+def report(problem: str, rows: Sequence[Row], budgets: Sequence[int]) -> None:
+    """A Markdown table, two lines a package: the error, and by which sampler."""
+    print(f"\n| RMS error, {problem} | " + " | ".join(f"{nfe} calls" for nfe in budgets) + " |")
+    print("|---|" + "---:|" * len(budgets))
+    for package, best in winners(rows).items():
+        cells = [f"{best[nfe]['error']:.3g}" if nfe in best else "–" for nfe in budgets]
+        names = [best[nfe]["sampler"] if nfe in best else "" for nfe in budgets]
+        print(f"| {package} | {' | '.join(cells)} |\n| which is | {' | '.join(names)} |")
+
+
+def draw(rows: Sequence[Row], budgets: Sequence[int]) -> Figure:
+    problems = list(dict.fromkeys(row["problem"] for row in rows))
+    figure, axes = panels(len(problems), width=5.2 * len(problems))
+    for axis, problem in zip(axes, problems):
+        here = [row for row in rows if row["problem"] == problem]
+        for package, best in winners(here).items():
+            nfe = sorted(best)
+            curve(axis, package, nfe, [best[n]["error"] for n in nfe])
+        log_scales(axis, budgets)
+        label(
+            axis,
+            f"{problem}: the best sampler of each package",
+            "network calls per sample",
+            "RMS error to the converged end, per entry",
+        )
+    legend_below(figure, axes, 3)
+    return figure
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--problem", default="digits")
-    parser.add_argument("--nfe", type=int, nargs="+", default=[5, 8, 10, 15, 20])
-    parser.add_argument("--n", type=int, help="samples")
-    parser.add_argument("--top", type=int, default=3, help="how many of each package to print")
-    parser.add_argument("--csv", type=Path)
+    parser = arguments(__doc__, "digits, 64 noises", "digits, 256 noises; shipped model, 20")
+    parser.add_argument("--nfe", type=int, nargs="+", help="budgets of network calls")
     args = parser.parse_args()
-
-    problem = load_problem(args.problem, args.n or (256 if args.problem == "digits" else 20))
-    rows: list[dict[str, object]] = []
-    for package, samplers in PACKAGES.items():
-        try:
-            version = (
-                ddim_ode.__version__ if package == "ours" else importlib.metadata.version(package)
-            )
-        except ImportError:
-            print(f"{package} is not installed: left out")
-            continue
-        for name, run in samplers(problem):
-            for nfe in args.nfe:
-                with torch.no_grad():
-                    end = run(nfe)
-                if end is not None:
-                    error = rms(end - problem.reference)
-                    rows.append(
-                        dict(
-                            package=package,
-                            version=version,
-                            sampler=name,
-                            nfe=nfe,
-                            error=f"{error:.5g}",
-                        )
-                    )
-    for nfe in args.nfe:
-        print(f"\n{nfe} calls")
-        for package in PACKAGES:
-            found = [row for row in rows if (row["package"], row["nfe"]) == (package, nfe)]
-            found.sort(key=lambda row: float(str(row["error"])))
-            for row in found[: args.top]:
-                print(f"  {package:12} {row['sampler']:40} {float(str(row['error'])):.5f}")
-    if args.csv:
-        write_csv(args.csv, rows)
+    run = Run("peers", args, [*list(PEERS)[2:], "scikit-learn"])
+    budgets = args.nfe or ([5, 8, 10, 15, 20] if args.full else [5, 10])
+    sizes = {"digits": 256, "fashion-mnist": 20} if args.full else {"digits": 64}
+    rows: list[Row] = []
+    for name, n in sizes.items():
+        found = list(measure(load_problem(name, n), budgets))
+        rows += [dict(problem=name, n=n, **row) for row in found]
+        report(name, found, budgets)
+    run.save(rows, draw(rows, budgets), nfe=budgets, tolerances=TOLERANCES)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What a scheduler's plan costs in our loop beside its own loop: microseconds per network call.
 
-    python benchmarks/tracing.py [--rounds 60] [--csv PATH]
+    python benchmarks/tracing.py --quick        # 5 rounds
+    python benchmarks/tracing.py --full         # 60 rounds, on an idle machine
 
 Every diffusers scheduler runs 20 steps on a (4, 3, 8, 8) float32 tensor on one core, with a network that
 returns a ready tensor: ``scheduler.step`` in a plain loop, as a pipeline drives it, and ``sample`` with the
@@ -12,21 +13,19 @@ brackets, the median of the rounds' own. ``memory`` is how many vectors a step o
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import logging
 import random
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Any
 
 import torch
-from common import write_csv
-from overhead import SHAPE, header
+from common import Run, arguments, installed
+from overhead import SHAPE
 from torch import Tensor
 
 import ddim_ode
@@ -119,21 +118,19 @@ def measure(name: str, options: dict[str, Any], rounds: int) -> dict[str, object
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=60)
-    parser.add_argument("--csv", type=Path, default=Path(__file__).parent / "results/tracing.csv")
-    args = parser.parse_args()
+    args = arguments(__doc__, "5 rounds", "60 rounds").parse_args()
     torch.set_num_threads(1)
+    run = Run("tracing", args, ["diffusers"])
+    if not installed("diffusers"):
+        return
+    rounds = 60 if args.full else 5
     logging.disable(logging.WARNING)
-    about = header()
-    print(about)
-    print(f"\n{SHAPE} float32, {STEPS} steps, {args.rounds} interleaved rounds\n")
+    print(f"{SHAPE} float32, {STEPS} steps, {rounds} interleaved rounds\n")
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
-        rows = [measure(name, options, args.rounds) for name, options in SCHEDULERS]
+        rows = [measure(name, options, rounds) for name, options in SCHEDULERS]
     print(ddim_ode.solvers.methods.Table(rows))
-    write_csv(args.csv, [{**row, "machine": " ".join(about.split())} for row in rows])
-    print(f"\nwritten: {args.csv}")
+    run.save(rows, rounds=rounds)
 
 
 if __name__ == "__main__":

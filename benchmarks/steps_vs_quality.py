@@ -1,0 +1,227 @@
+"""Quality against network calls on the trained model that ships: which solver, how many steps?
+
+    python benchmarks/steps_vs_quality.py --quick
+    python benchmarks/steps_vs_quality.py --full --data DIR      # DIR: Fashion-MNIST's IDX files
+    python benchmarks/steps_vs_quality.py --full --data DIR --redraw
+
+Two questions, kept apart. (a) Does the solver solve the ODE? The RMS error of its end points to the
+converged solutions of the same noises, with 95 % bootstrap intervals (``ddim_ode.compare``). (b) Are the
+images good? Distribution metrics in the shipped classifier's features (``ddim_ode.evaluate.metrics``)
+against the real test images, or without --data against converged samples from other noises; the rows say
+which. Two rows frame them: as many real training images, and a solve with many calls, which is all that
+a solver can get out of this model. The Fréchet distance is biased upwards by a finite n, the same in all
+rows, so only rows of one run compare. All rows resample the same images, and a method's band is ±1.96
+standard errors of its *difference* to the converged row; what the choice of images adds to all of them
+alike is the band of that row.
+
+Every solver runs as ``sample`` runs it by default at that budget of calls, guidance off. What is solved is
+kept under --cache, and a run that was interrupted goes on from there.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from common import (
+    GREY,
+    SEED,
+    Row,
+    Run,
+    arguments,
+    cap,
+    curve,
+    end_states,
+    label,
+    labels,
+    legend_below,
+    log_scales,
+    panels,
+    read_csv,
+)
+from matplotlib.figure import Figure
+from torch import Tensor
+
+import ddim_ode
+from ddim_ode.evaluate import metrics
+from ddim_ode.nets.data import load_images, to_unit
+
+METHODS = ("ddim", "heun", "dpmpp2m", "dpmpp3m", "unipc2", "unipc3", "ipndm", "deis3")
+# ipndm at 60 calls is within 0.004 RMS of the converged solutions, a third of the best of METHODS at 20.
+CONVERGED = ("ipndm", 60)
+BATCH = 25
+RESAMPLES = 100
+
+
+class Size(NamedTuple):
+    """nfe: budgets. solved: noises of (a). made: images of (b). goal: of compare's reference."""
+
+    nfe: tuple[int, ...]
+    solved: int
+    made: int
+    goal: float | None
+
+
+FULL = Size((5, 8, 12, 20), 64, 400, None)
+QUICK = Size((5, 10), 4, 12, 0.01)  # too few to believe: it shows that everything runs
+
+
+def errors(model: Any, size: Size, cache: Path) -> tuple[list[Row], str]:
+    """(a): a row per method and budget; and how the reference was made."""
+    found = ddim_ode.compare(
+        model,
+        METHODS,
+        nfe=size.nfe,
+        n=size.solved,
+        seed=SEED,
+        cond=lambda indices: labels(model, indices.tolist()),
+        batch=min(BATCH, size.solved),
+        reference=size.goal,
+        cache=cache,
+    )
+    keys = ("method", "budget", "nfe", "grid", "error", "error_low", "error_high", "n", "note")
+    rows = [dict(what="error", **{key: row[key] for key in keys}) for row in found.rows]
+    print(found.table())
+    assert found.reference is not None
+    return rows, f"{found.reference.solver}, own error {found.reference_error:.1e}"
+
+
+def qualities(model: Any, size: Size, cache: Path, data: Path | None) -> list[Row]:
+    """(b): a row per method and budget, and the rows that frame them."""
+    features = metrics.classifier_features()
+    seeds = range(SEED, SEED + size.made)
+
+    def made(method: str, nfe: int, seeds: range = seeds) -> Tensor:
+        return end_states(model, method, seeds, cache, BATCH, nfe=nfe)
+
+    if data is not None:
+        against = "Fashion-MNIST test images"
+        target = to_unit(load_images(data, "test").pixels)
+    else:
+        against = "converged samples from other noises"
+        target = made(*CONVERGED, range(seeds.stop, seeds.stop + size.made))
+    reference = metrics.FeatureStatistics.of(target, features, keep=2000, seed=SEED)
+
+    method, nfe = CONVERGED
+    converged = made(method, nfe)
+    base = resampled_frechet(features(converged), reference)
+
+    def row(what: str, images: Tensor, **about: Any) -> Row:
+        found = metrics.measure(images, reference, features, seed=SEED)
+        spread = resampled_frechet(features(images), reference)
+        if what == "quality":
+            spread = spread - base
+        error = 1.96 * float(np.std(spread, ddof=1))
+        middle = float(found["frechet_distance"])
+        band = dict(frechet_low=max(middle - error, 0.0), frechet_high=middle + error)
+        print(
+            f"{what:10} {' '.join(map(str, about.values())):14} Fréchet {middle:6.2f} ± {error:.2f}"
+        )
+        return dict(what=what, against=against, **about, **found, **band)
+
+    rows = []
+    if data is not None:
+        real = to_unit(load_images(data, "train").pixels[: size.made])
+        rows.append(row("real", real))
+    rows.append(row("converged", converged, method=method, nfe=nfe))
+    for method in METHODS:
+        for budget in size.nfe:
+            images = made(method, budget)
+            calls = ddim_ode.sample(
+                model, images[:0], method, nfe=budget, cond=labels(model, [])
+            ).plan
+            assert calls is not None
+            rows.append(row("quality", images, method=method, budget=budget, nfe=calls.nfe))
+    return rows
+
+
+def resampled_frechet(rows: np.ndarray, reference: metrics.FeatureStatistics) -> np.ndarray:
+    """(RESAMPLES,), the same images drawn whatever the rows. Resampling repeats images, which shifts the
+    distance: the spread is what is taken from it, not the place."""
+    draw = np.random.default_rng(SEED)
+    found = []
+    for _ in range(RESAMPLES):
+        some = rows[draw.integers(len(rows), size=len(rows))].astype(np.float64)
+        moments = metrics.moments(some)
+        found.append(metrics.frechet_from_moments(*moments, reference.mean, reference.cov))
+    return np.array(found)
+
+
+def draw(rows: list[Row]) -> Figure:
+    """Two panels over the same network calls: the ODE, and the images."""
+    figure, (left, right) = panels(2, height=5.0)
+    budgets = sorted({int(row["budget"]) for row in rows if row["what"] == "error"})
+    for what, axis, y, low, high in (
+        ("error", left, "error", "error_low", "error_high"),
+        ("quality", right, "frechet_distance", "frechet_low", "frechet_high"),
+    ):
+        log_scales(axis, budgets)
+        shown = [row for row in rows if row["what"] == what and row.get(y) is not None]
+        for method in METHODS:
+            mine = [row for row in shown if row["method"] == method]
+            bands = [[row[key] for row in mine] for key in (low, high)]
+            curve(axis, method, [r["nfe"] for r in mine], [r[y] for r in mine], tuple(bands))
+        # a method that is lost at few calls is off the picture rather than all others in a corner of it
+        first = [row[y] for row in shown if row["budget"] == budgets[0]]
+        top = min(1.3 * max(row[y] for row in shown), 3 * float(np.median(first)))
+        axis.set_ylim(bottom=min(row[y] for row in shown) / 1.4)
+        cap(axis, [(row["method"], row["nfe"], row[y]) for row in shown], top)
+    quality = next(row for row in rows if row["what"] == "quality")
+    solved = next(int(row["n"]) for row in rows if row["what"] == "error")
+    calls = "network calls per image"
+    label(
+        left,
+        "Does it solve the ODE?",
+        calls,
+        f"RMS error per pixel (range −1 to 1)\nto the converged end of {solved} noises",
+    )
+    label(
+        right,
+        "Are the images good?",
+        calls,
+        f"Fréchet distance of {int(quality['n'])} images\nto {quality['against']}",
+    )
+    for what, text, above in (
+        ("converged", "this model, converged", True),
+        ("real", "real images", False),
+    ):
+        for row in (row for row in rows if row["what"] == what):
+            y = row["frechet_distance"]
+            right.axhline(y, color=GREY, lw=1.2, ls=(0, (4, 2)) if above else (0, (1, 1.5)))
+            right.annotate(
+                text,
+                (0.0, y),
+                xycoords=("axes fraction", "data"),
+                xytext=(4, 4 if above else -4),
+                textcoords="offset points",
+                va="bottom" if above else "top",
+                fontsize=9.5,
+                color=GREY,
+            )
+    legend_below(figure, (left, right), 8)
+    return figure
+
+
+def main() -> None:
+    parser = arguments(__doc__, "4 noises, 12 images", "64 noises, 400 images")
+    parser.add_argument("--data", type=Path, help="folder with Fashion-MNIST's IDX files")
+    parser.add_argument("--cache", type=Path, default=Path("out/steps_vs_quality"))
+    parser.add_argument("--redraw", action="store_true", help="only draw, from the CSV in --out")
+    args = parser.parse_args()
+    run = Run("steps_vs_quality", args, ["scipy", "matplotlib"])
+    if args.redraw:
+        draw(read_csv(run.path(".csv"))).savefig(run.path(".png"))
+        return
+    size = FULL if args.full else QUICK
+    model = ddim_ode.load("fashion-mnist")
+    with torch.no_grad():
+        solved, reference = errors(model, size, args.cache)
+        rows = [*solved, *qualities(model, size, args.cache, args.data)]
+    settings = dict(size._asdict(), reference=reference, converged=CONVERGED)
+    run.save(rows, draw(rows), **settings)
+
+
+if __name__ == "__main__":
+    main()
