@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator
 from torch import Tensor
 
@@ -59,9 +61,49 @@ def sample_grid(
     return figure
 
 
-def save_figure(path: str | Path, figure: Figure) -> None:
-    """Write the figure as it is laid out."""
-    figure.savefig(path, facecolor="white")
+def solver_grid(
+    lines: Sequence[tuple[str, str, Sequence[Tensor | None]]], columns: Sequence[str]
+) -> Figure:
+    """The same seeds in every cell: a row for each solver, a column for each budget.
+
+    lines: label, its colour, and the pictures (k, C, H, W) in [-1, 1] of each column, None where there are
+    none. Failed pictures (NaN) are left blank.
+    """
+    k = max(len(cell) for _, _, cells in lines for cell in cells if cell is not None)
+    cell, gap, left, top = 0.5, 0.14, 1.2, 0.32
+    width = left + len(columns) * (k * cell + gap)
+    height = top + len(lines) * (cell + 0.06) + 0.06
+    figure = Figure(figsize=(width, height), dpi=150, facecolor="white")
+    FigureCanvasAgg(figure)
+    for i, (label, colour, cells) in enumerate(lines):
+        y = height - top - (i + 1) * (cell + 0.06) + 0.06
+        middle = (y + cell / 2) / height
+        mark = Line2D([0.1 / width], [middle], marker="o", ms=4, color=colour)
+        figure.add_artist(mark)
+        figure.text(0.2 / width, middle, label, va="center", size=8.5, weight="bold", color=_INK)
+        for j, pictures in enumerate(cells):
+            x = left + j * (k * cell + gap)
+            if pictures is None:
+                figure.text((x + k * cell / 2) / width, middle, "not run", ha="center", size=8)
+                continue
+            box = (x / width, y / height, len(pictures) * cell / width, cell / height)
+            axes = figure.add_axes(box)
+            axes.set_axis_off()
+            blank = -1.0 if pictures.shape[1] == 1 else 1.0  # the paper's colour
+            shown = _mosaic(pictures.nan_to_num(nan=blank), len(pictures), 1)
+            axes.imshow(
+                shown, cmap="gray_r", vmin=0, vmax=255, interpolation="nearest", aspect="auto"
+            )
+    for j, heading in enumerate(columns):
+        x = left + j * (k * cell + gap) + k * cell / 2
+        where = 1 - (top - 0.08) / height
+        figure.text(x / width, where, heading, ha="center", va="bottom", size=8.5, color=_INK)
+    return figure
+
+
+def save_figure(path: str | Path | IO[bytes], figure: Figure, dpi: float | None = None) -> None:
+    """Write the figure as it is laid out; dpi: other than its own."""
+    figure.savefig(path, facecolor="white", dpi=dpi or "figure")
 
 
 def save_images(folder: Path, images: Tensor, names: Sequence[str]) -> None:

@@ -15,6 +15,8 @@ from .candidates import DEFAULT_METHODS
 from .solvers.methods import METHODS
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from .results import Comparison, Row
 
 _INK, _RULE = "#222222", "#e5e5e5"
@@ -47,6 +49,104 @@ def errors_plot(result: Comparison) -> Figure:
     rows = [row for row in result.rows if row["error"] and row["nfe"]]
     if not rows:
         raise ValueError("nothing to draw: no row has an error; the notes of the rows say why")
+    figure, panels = _panels(rows, "error", "RMS error to the converged solution")
+    for axis, shown in panels:
+        _bands(axis, shown)
+        if result.floor > 0:
+            axis.axhline(result.floor, color="#888888", lw=0.8)
+            axis.axhspan(0, result.floor, color="#888888", alpha=0.12, lw=0)
+    first = panels[0][0]
+    _calls_axis(first, rows)
+    _error_axis(first, rows, result)
+    for axis, shown in panels:
+        _name_lines(figure, axis, shown, "error")
+    return figure
+
+
+def metric_plot(
+    result: Comparison, metric: str, label: str = "", converged: float | None = None
+) -> Figure:
+    """A metric of the rows against measured network calls, as :func:`errors_plot` has the error.
+
+    label: of the axis. converged: what the converged solution itself scores, a dashed line; a method may
+    come out better than that by its errors. ValueError if no row has that metric.
+    """
+    rows = [row for row in result.rows if row.get(metric) is not None and row["nfe"]]
+    if not rows:
+        raise ValueError(f"nothing to draw: no row has {metric!r}")
+    figure, panels = _panels(rows, metric, label or metric)
+    values = np.array([row[metric] for row in rows] + ([] if converged is None else [converged]))
+    for axis, _ in panels:
+        if converged is not None:
+            axis.axhline(converged, color=_INK, lw=1, ls=(0, (4, 3)), zorder=1)
+            axis.annotate(
+                "the converged solution itself",
+                (0.01, converged),
+                xycoords=("axes fraction", "data"),
+                xytext=(0, 3),
+                textcoords="offset points",
+                fontsize=7.5,
+                color=_INK,
+                bbox=dict(facecolor="white", alpha=0.8, lw=0, pad=0.5),
+            )
+    first = panels[0][0]
+    _calls_axis(first, rows)
+    if (values > 0).all():  # unbiased estimates of small distances may be negative
+        first.set_yscale("log")
+        top = min(values.max(), 30 * float(np.median(values)))
+        first.set_ylim(values.min() / 1.3, top * 1.3)
+        _plain_numbers(first, top / values.min())
+    for axis, shown in panels:
+        _name_lines(figure, axis, shown, metric)
+    return figure
+
+
+def ends_plot(
+    lines: Sequence[tuple[str, Sequence[Tensor | None]]], columns: Sequence[str], reference: Tensor
+) -> Figure:
+    """Where each solver takes 2-D noises: a row of panels (method, ends (n, 2) per column).
+
+    Grey dots are the converged solutions (n, 2), and a thin line joins each end to its own.
+    """
+    size, left, top = 1.45, 1.05, 0.35
+    width, height = left + size * len(columns) + 0.1, top + size * len(lines) + 0.1
+    figure = Figure(figsize=(width, height), dpi=130, facecolor="white")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(lines), len(columns), squeeze=False)
+    figure.subplots_adjust(
+        left=left / width,
+        right=1 - 0.1 / width,
+        top=1 - top / height,
+        bottom=0.1 / height,
+        wspace=0.06,
+        hspace=0.06,
+    )
+    goal = reference.double().numpy()
+    low, high = np.nanmin(goal, axis=0), np.nanmax(goal, axis=0)
+    middle, half = (low + high) / 2, 0.6 * float((high - low).max()) + 1e-9
+    for i, (method, cells) in enumerate(lines):
+        for j, ends in enumerate(cells):
+            axis = axes[i, j]
+            axis.set(xlim=middle[0] + np.array([-half, half]), xticks=[], yticks=[])
+            axis.set(ylim=middle[1] + np.array([-half, half]))
+            axis.spines[:].set_color("#cccccc")
+            axis.plot(*goal.T, ".", color="#999999", ms=2.5)
+            if ends is None:
+                axis.text(0.5, 0.5, "not run", transform=axis.transAxes, ha="center", fontsize=7)
+            else:
+                made, colour = ends.double().numpy(), look(method)["color"]
+                axis.plot(*np.stack([goal, made]).transpose(2, 0, 1), color=colour, lw=0.4)
+                axis.plot(*made.T, ".", color=colour, ms=2.5)
+            if i == 0:
+                axis.set_title(columns[j], fontsize=8.5)
+        axes[i, 0].set_ylabel(method, rotation=0, ha="right", va="center", fontsize=8.5)
+    return figure
+
+
+def _panels(
+    rows: Sequence[Row], key: str, label: str
+) -> tuple[Figure, list[tuple[Any, list[Row]]]]:
+    """A figure with a panel per grid asked for, lines drawn; the panels with their rows."""
     plans = [row for row in rows if row["group"] == "plan"]
     groups = list(dict.fromkeys(row["group"] for row in rows if row["group"] != "plan")) or ["plan"]
     columns = min(len(groups), _PER_ROW)
@@ -57,89 +157,102 @@ def errors_plot(result: Comparison) -> Figure:
     figure.subplots_adjust(
         left=0.85 / (6.2 * columns),
         right=1 - 1.1 / (6.2 * columns),
-        top=0.9,
+        top=0.97 if groups in (["default"], ["plan"]) else 0.9,
         bottom=0.14,
         wspace=0.4,
     )
+    panels = []
     for axis, group in zip(axes.flat, groups):
         # plans bring their own grids: in every panel
         shown = [row for row in rows if row["group"] == group]
-        _panel(axis, shown + (plans if group != "plan" else []), result)
+        shown += plans if group != "plan" else []
+        for method in dict.fromkeys(row["method"] for row in shown):
+            mine = _of(shown, method)
+            points = [row["nfe"] for row in mine], [row[key] for row in mine]
+            axis.plot(*points, **look(method), ms=4.5, lw=1.5, label=method)
+        axis.set_xlabel("network calls per sample")
+        axis.set_ylabel(label)
+        axis.grid(True, color=_RULE, lw=0.6)
+        axis.spines[["top", "right"]].set_visible(False)
         if group not in ("default", "plan"):
             axis.set_title("best grid of each" if group == "best" else group, fontsize=10)
+        panels.append((axis, shown))
     for axis in list(axes.flat)[len(groups) :]:
         axis.set_axis_off()
-    _scales(axes.flat[0], rows, result)
-    for axis, group in zip(axes.flat, groups):
-        _name_lines(figure, axis, [row for row in rows if row["group"] in (group, "plan")])
-    return figure
+    return figure, panels
 
 
-def _panel(axis: Any, rows: Sequence[Row], result: Comparison) -> None:
+def _of(rows: Sequence[Row], method: str) -> list[Row]:
+    return sorted((row for row in rows if row["method"] == method), key=lambda row: row["nfe"])
+
+
+def _bands(axis: Any, rows: Sequence[Row]) -> None:
     for method in dict.fromkeys(row["method"] for row in rows):
-        mine = sorted((row for row in rows if row["method"] == method), key=lambda row: row["nfe"])
-        nfe = [row["nfe"] for row in mine]
-        style = look(method)
-        axis.plot(nfe, [row["error"] for row in mine], **style, ms=4.5, lw=1.5, label=method)
+        mine = _of(rows, method)
         if all(row["error_low"] is not None for row in mine):
             low, high = ([row[key] for row in mine] for key in ("error_low", "error_high"))
-            axis.fill_between(nfe, low, high, color=style["color"], alpha=0.15, lw=0)
-    if result.floor > 0:
-        axis.axhline(result.floor, color="#888888", lw=0.8)
-        axis.axhspan(0, result.floor, color="#888888", alpha=0.12, lw=0)
-    axis.set_xlabel("network calls per sample")
-    axis.set_ylabel("RMS error to the converged solution")
-    axis.grid(True, color=_RULE, lw=0.6)
-    axis.spines[["top", "right"]].set_visible(False)
+            nfe = [row["nfe"] for row in mine]
+            axis.fill_between(nfe, low, high, color=look(method)["color"], alpha=0.15, lw=0)
 
 
-def _scales(axis: Any, rows: Sequence[Row], result: Comparison) -> None:
-    """Log axes that hold all rows, with numbers to read; for all panels, which share them."""
-    errors = np.array([row["error"] for row in rows])
+def _calls_axis(axis: Any, rows: Sequence[Row]) -> None:
     nfe = sorted({row["nfe"] for row in rows})
     axis.set_xscale("log")
+    axis.set_xlim(nfe[0] / 1.08, nfe[-1] * 1.08)
+    axis.set_xticks(_apart(nfe))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.xaxis.set_minor_locator(NullLocator())
+
+
+def _error_axis(axis: Any, rows: Sequence[Row], result: Comparison) -> None:
+    """A log axis that holds all rows, with numbers to read; for all panels, which share it."""
+    errors = np.array([row["error"] for row in rows])
     axis.set_yscale("log")
     # a method that is lost is off the picture rather than all others in a corner of it
     upper = max(row["error_high"] or row["error"] for row in rows)
     top = min(upper, 30 * float(np.median(errors)))
     bottom = min(row["error_low"] or row["error"] for row in rows)
-    if result.floor > 0:
-        bottom = min(bottom, max(result.floor, bottom / 30))
-        if result.floor > bottom / 2:
-            axis.annotate(
-                "floor: 100 × the reference's own error",
-                (0.01, result.floor),
-                xycoords=("axes fraction", "data"),
-                xytext=(0, -3),
-                textcoords="offset points",
-                va="top",
-                fontsize=7.5,
-                color="#666666",
-            )
+    if (
+        result.floor > 0 and result.floor > bottom / 5
+    ):  # a floor far below is no part of the picture
+        bottom = min(bottom, result.floor / 1.5)
+        axis.annotate(
+            "floor: 100 × the reference's own error",
+            (0.01, result.floor),
+            xycoords=("axes fraction", "data"),
+            xytext=(0, -3),
+            textcoords="offset points",
+            va="top",
+            fontsize=7.5,
+            color="#666666",
+        )
     axis.set_ylim(bottom / 1.6, top * 1.4)
-    axis.set_xlim(nfe[0] / 1.08, nfe[-1] * 1.08)
-    axis.set_xticks(_apart(nfe))
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.xaxis.set_minor_locator(NullLocator())
-    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if top / bottom < 300 else (1,)))
+    _plain_numbers(axis, top / bottom)
+
+
+def _plain_numbers(axis: Any, span: float) -> None:
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if span < 300 else (1,)))
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _apart(values: Sequence[float]) -> list[float]:
     """Those of the rising values that leave room for the number before, the largest kept."""
+    least = max(
+        1.12, (values[-1] / values[0]) ** (1 / 18)
+    )  # a number takes a twentieth of the axis
     kept: list[float] = []
     for value in reversed(values):
-        if not kept or kept[-1] / value > 1.12:
+        if not kept or kept[-1] / value > least:
             kept.append(value)
     return kept[::-1]
 
 
-def _name_lines(figure: Figure, axis: Any, rows: Sequence[Row]) -> None:
+def _name_lines(figure: Figure, axis: Any, rows: Sequence[Row], key: str) -> None:
     """Each method's name at the right end of its line, moved apart where they would overlap."""
     ends = {}
     for row in sorted(rows, key=lambda row: row["nfe"]):
-        ends[row["method"]] = (row["nfe"], row["error"])
+        ends[row["method"]] = (row["nfe"], row[key])
     points = 72 / figure.dpi
     bottom, top = axis.get_window_extent().y0 * points, axis.get_window_extent().y1 * points
     placed: list[tuple[str, tuple[float, float], float]] = []
@@ -157,11 +270,13 @@ def _name_lines(figure: Figure, axis: Any, rows: Sequence[Row]) -> None:
         axis.annotate(
             method,
             end,
-            xytext=((right + 8) / points, height / points),
-            textcoords="figure pixels",
+            xytext=(right + 8, height),  # in points, which are the same at any resolution
+            textcoords="figure points",
             va="center",
             fontsize=8.5,
-            color=look(method)["color"],
-            arrowprops=dict(arrowstyle="-", lw=0.5, color=look(method)["color"], alpha=0.5),
+            color=_INK,  # the lighter colours do not read as text
+            arrowprops=dict(
+                arrowstyle="-", lw=1, color=look(method)["color"], relpos=(0, 0.5), shrinkA=1
+            ),
             annotation_clip=False,
         )

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .._checks import one_of
+
+# Of a model with classes, where samples are made to be looked at.
+GUIDANCE = 2.0
+
 if TYPE_CHECKING:
     import torch
+
+    from ..denoiser import Denoiser
 
 
 def find_device(name: str) -> torch.device:
@@ -30,3 +37,19 @@ def print_table(rows: list[dict[str, Any]]) -> None:
     for line in [columns, *text]:
         cells = [c.rjust(w) if n else c.ljust(w) for c, w, n in zip(line, widths, numeric)]
         print("  ".join(cells).rstrip())
+
+
+def parse_classes(text: str, model: Denoiser, n: int) -> list[int] | None:
+    """A class for each of n samples, or None for an unconditional model."""
+    if not getattr(model, "num_classes", 0):
+        if text != "all":
+            raise ValueError(f"--classes {text!r}: this model has no classes; drop it")
+        return None
+    names: list[str] = model.classes  # type: ignore[attr-defined]
+    if text == "all":
+        chosen = list(range(len(names)))
+    else:
+        numbers = {name: i for i, name in enumerate(names)}
+        numbers |= {str(i): i for i in range(len(names))}
+        chosen = [numbers[one_of("class", name.strip(), numbers)] for name in text.split(",")]
+    return [chosen[i % len(chosen)] for i in range(n)]

@@ -1,0 +1,377 @@
+"""``ddim-ode compare``: solvers side by side on a model; a table, pictures, and a report to keep."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .._checks import count
+from .common import find_device, parse_classes
+from .models import HELP, Loaded, load_model
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from ..evaluate.features import Features
+    from ..evaluate.measured import Measured
+    from ..evaluate.statistics import FeatureStatistics
+    from ..report import Samples
+    from ..results import Comparison
+
+_N, _QUICK_N = 64, 20
+_NFE = (5, 8, 10, 20)
+_PICTURES = 4  # of the same seeds, in every cell of the strip
+_MOST_DOTS = 300  # of a 2-D model's end points
+_LEAST = 4  # samples that a metric takes
+_DRAWS = 10_000  # of an exact mixture, to measure against
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", default="fashion-mnist", help=HELP)
+    add(
+        "--methods",
+        nargs="+",
+        default=None,
+        metavar="METHOD",
+        help="names from ddim-ode methods; a selection of nine without",
+    )
+    add(
+        "--plan",
+        nargs="+",
+        default=[],
+        metavar="PATH",
+        help="also plans that Plan.save wrote, such as calibrated ones",
+    )
+    add("--nfe", nargs="+", type=int, default=list(_NFE), help="budgets of network calls")
+    add(
+        "--grid",
+        nargs="+",
+        default=None,
+        help="time, quadratic, log_snr, karras, trailing; or best",
+    )
+    add("--sigma-min", nargs="+", type=float, default=None, help="last positive noise level")
+    add(
+        "--n",
+        type=int,
+        default=None,
+        help=f"noises to solve from ({_N}, and {_QUICK_N} if --quick)",
+    )
+    add("--quick", action="store_true", help="a first answer in minutes: fewer noises")
+    add("--seed", type=int, default=0, help="of the first noise")
+    add("--classes", default="all", help="names or numbers, in turn over the noises: 'sneaker,bag'")
+    add(
+        "--guidance",
+        type=float,
+        default=None,
+        help="classifier-free guidance, as you sample with; 1 (the default) is none, others cost twice",
+    )
+    add(
+        "--target", nargs="+", type=float, default=[], help="errors to find the cheapest solver for"
+    )
+    add(
+        "--metrics",
+        nargs="*",
+        default=None,
+        metavar="METRIC",
+        help="also distances between distributions: frechet_distance kernel_distance ...; against --data, "
+        "a mixture's own draws, or else the converged solutions of the same noises",
+    )
+    add("--data", type=Path, default=None, help="real images for --metrics, as for ddim-ode train")
+    add(
+        "--features",
+        default=None,
+        help="for --metrics: a classifier.safetensors, inception, or identity (the samples themselves)",
+    )
+    add("--reference", type=float, default=None, help="RMS to which the reference is converged")
+    add("--confidence", type=float, default=0.95, help="of all intervals")
+    add("--batch", type=int, default=32, help="samples solved together")
+    add("--device", default="cpu", help="cpu, cuda, cuda:1 ...")
+    add("--cache", type=Path, default=None, help="where solved batches are kept (OUT/cache)")
+    add("--out", type=Path, default=Path("out/compare"), help="directory for the results")
+    parser.set_defaults(run=_compare)
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from ..comparison import compare
+    from ..results import Interrupted
+
+    loaded = load_model(args.model, args.guidance, find_device(args.device))
+    n = count("--n", (_QUICK_N if args.quick else _N) if args.n is None else args.n)
+    count("--seed", args.seed, least=0)
+    for target in args.target:
+        if not 0 < target < float("inf"):
+            raise ValueError(f"--target {target:g} must be a positive RMS error")
+    measure = _Measuring(args, loaded, n)
+    cond = _conditions(args, loaded, n)
+    _check_network(loaded, cond, args)
+    args.out.mkdir(parents=True, exist_ok=True)
+    stopped = ""
+    try:
+        result = compare(
+            loaded.denoiser,
+            _solvers(args),
+            args.nfe,
+            shape=loaded.shape,
+            n=n,
+            seed=args.seed,
+            cond=cond,
+            grid=_one_or_many(args.grid),
+            sigma_min=_one_or_many(args.sigma_min),
+            batch=args.batch,
+            reference=args.reference,
+            cache=args.cache or args.out / "cache",
+            keep=_kept(args, loaded, n),
+            confidence=args.confidence,
+            device=args.device,
+        )
+    except Interrupted as error:
+        result, stopped = error.partial, str(error).replace("the same call", "the same command")
+    if not any(row["error"] for row in result.rows):
+        if stopped:
+            print(stopped, file=sys.stderr)
+            return 130
+        notes = dict.fromkeys(row["note"] for row in result.rows)
+        raise ValueError(f"no solver has an error: {'; '.join(notes)}")
+    measured, failure = None, None
+    try:
+        measured = None if stopped else measure(result)
+    except ValueError as error:  # said below the results, which are worth having without
+        failure = error
+    _write(args, loaded, result, measured, stopped)
+    if failure:
+        raise failure
+    if stopped:
+        print(stopped, file=sys.stderr)
+    return 130 if stopped else 0
+
+
+def _solvers(args: argparse.Namespace) -> Any:
+    """The methods asked for, and plans under their own names, or their files' where a method has that."""
+    from ..candidates import DEFAULT_METHODS
+    from ..solvers.plan import Plan
+
+    methods: dict[str, Any] = {name: name for name in args.methods or DEFAULT_METHODS}
+    plans: dict[str, dict[str, Plan]] = {}
+    for path in args.plan:
+        plan = Plan.load(path)
+        label = Path(path).stem if plan.method in methods else plan.method
+        plans.setdefault(label, {})[path] = plan
+    return methods | plans
+
+
+def _conditions(args: argparse.Namespace, loaded: Loaded, n: int) -> dict[str, Tensor] | None:
+    """Classes in turn over the seeds, so that a seed has its class whatever n is."""
+    import torch
+
+    labels = parse_classes(args.classes, loaded.denoiser, args.seed + n)
+    return None if labels is None else {"y": torch.tensor(labels[args.seed :])}
+
+
+def _check_network(
+    loaded: Loaded, cond: dict[str, Tensor] | None, args: argparse.Namespace
+) -> None:
+    """Two calls, before the long run: a network that gives NaN or the wrong shape is said at once."""
+    from ..sampling import sample
+    from ..seeding import noise
+
+    model = loaded.denoiser
+    x = noise(loaded.shape, model.schedule, [args.seed], device=args.device)
+    first = (
+        None if cond is None else {name: rows[:1].to(args.device) for name, rows in cond.items()}
+    )
+    if sample(model, x, "ddim", steps=2, cond=first).status[0] != "success":
+        raise ValueError(
+            f"--model {args.model}: its network gives NaN or inf on noise (seed {args.seed}, two steps of "
+            "ddim); look at its weights, and at the scale of its inputs"
+        )
+
+
+def _kept(args: argparse.Namespace, loaded: Loaded, n: int) -> int:
+    """How many end states the pictures and metrics need."""
+    if args.metrics is not None:
+        return n
+    return min(n, _PICTURES if len(loaded.shape) == 3 else _MOST_DOTS)
+
+
+def _one_or_many(values: list[Any] | None) -> Any:
+    return values[0] if values and len(values) == 1 else values
+
+
+class _Measuring:
+    """The metrics asked for, checked before the long run; called with the comparison after it."""
+
+    def __init__(self, args: argparse.Namespace, loaded: Loaded, n: int) -> None:
+        from ..comparison import SEARCH
+        from ..evaluate.measured import check_metrics
+
+        self.names: tuple[str, ...] = ()
+        if args.metrics is None:
+            for option in ("data", "features"):
+                if getattr(args, option) is not None:
+                    raise ValueError(f"--{option} belongs to --metrics; give both, or drop it")
+            return
+        reported = n - (min(n // 2, SEARCH) if "best" in (args.grid or ()) else 0)
+        if reported < _LEAST:
+            raise ValueError(
+                f"--metrics needs at least {_LEAST} samples, and {reported} are reported; raise --n"
+            )
+        drawn = hasattr(loaded.denoiser, "draw")
+        self.names = check_metrics(args.metrics, args.data is not None or drawn)
+        self.features = _features(args.features, loaded, args.device)
+        self.data, self.against = _real(args, loaded, self.features)
+
+    def __call__(self, result: Comparison) -> Measured | None:
+        from ..evaluate.measured import measure_rows
+
+        if not self.names:
+            return None
+        return measure_rows(result, self.features, self.data, self.against, self.names)
+
+
+def _features(name: str | None, loaded: Loaded, device: str) -> Features:
+    from ..evaluate import features
+
+    if name == "identity" or (name is None and len(loaded.shape) == 1):
+        return features.IDENTITY
+    if name == "inception":
+        return features.inception_features(device=device)
+    if name is not None:
+        return features.classifier_features(name, device)
+    try:
+        return features.default_features(loaded.denoiser)
+    except ValueError:
+        raise ValueError(
+            "--metrics: no default features for this model; give --features a classifier.safetensors, "
+            "inception, or identity"
+        ) from None
+
+
+def _real(
+    args: argparse.Namespace, loaded: Loaded, features: Features
+) -> tuple[FeatureStatistics | None, str]:
+    """What samples are held against, and what it is called; None: the converged solutions."""
+    from ..evaluate.statistics import FeatureStatistics
+
+    if args.data is not None:
+        from ..nets.data import load_images, to_unit
+
+        pixels = load_images(args.data, "test").pixels
+        if tuple(pixels.shape[1:]) != loaded.shape:
+            raise ValueError(
+                f"--data {args.data}: images are {tuple(pixels.shape[1:])}, and the model makes "
+                f"{loaded.shape}"
+            )
+        return FeatureStatistics.of(to_unit(pixels), features), f"{len(pixels):,} real images"
+    draw = getattr(loaded.denoiser, "draw", None)
+    if draw is None:
+        return None, ""
+    return FeatureStatistics.of(draw(_DRAWS), features), f"{_DRAWS:,} draws of the mixture itself"
+
+
+def _write(
+    args: argparse.Namespace,
+    loaded: Loaded,
+    result: Comparison,
+    measured: Measured | None,
+    stopped: str,
+) -> None:
+    """Everything under --out, and the short of it on the terminal."""
+    from .. import report
+
+    context = report.Context(
+        title=loaded.title,
+        setup={**loaded.facts, "device": args.device},
+        command=shlex.join(["ddim-ode", *args.command_line]),
+        targets=args.target,
+        stopped=stopped,
+        samples=draw_samples(result),
+        measured=measured,
+    )
+    files = report.write(args.out, result, context)
+    result.to_csv(args.out / "compare.csv")
+    result.to_json(args.out / "compare.json")
+    print(_terminal(loaded, result, context))
+    print(
+        "\n" + "   ".join(map(str, [*files, args.out / "compare.csv", args.out / "compare.json"]))
+    )
+
+
+def _terminal(loaded: Loaded, result: Comparison, context: Any) -> str:
+    from .. import report, tables
+
+    def listed(lines: Sequence[tuple[str, str]]) -> list[str]:
+        width = max((len(term) for term, _ in lines), default=0)
+        return [f"  {term.rjust(width)}  {said}" for term, said in lines]
+
+    out = [f"{loaded.title}: {report.summary(result)}", ""]
+    if context.stopped:
+        out += ["Incomplete: what is best here is so among the rows that are finished.", ""]
+    out.append("Best at each budget")
+    out += listed(report.best_lines(result))
+    if targets := report.target_lines(result, context.targets):
+        out += ["", "Cheapest whose whole interval meets an error", *listed(targets)]
+    out += ["", "RMS error to the converged solution", tables.overview_text(result)]
+    measured = context.measured
+    for name in measured.names if measured else ():
+        own = report.converged_cells(result, measured.converged.get(name))
+        out += ["", measured.label(name), tables.overview_text(result, name, own)]
+    noted = dict.fromkeys(
+        f"  {row['method']} at {row['budget']}: {row['note']}" for row in result.rows if row["note"]
+    )
+    return "\n".join([*out, *(["", *noted] if noted else [])])
+
+
+def draw_samples(result: Comparison) -> Samples:
+    """The same noises in every cell, solvers by budgets: pictures, or dots for 2-D; else why nothing."""
+    from ..pictures import solver_grid
+    from ..plots import ends_plot, look
+    from ..report import Samples
+
+    exact = result.reference
+    shape = () if exact is None else tuple(exact.x.shape[1:])
+    pictures = len(shape) == 3 and shape[0] in (1, 3)
+    if exact is None or not (pictures or shape == (2,)):
+        return Samples(
+            f"Samples have shape {shape}: only pictures and points of a plane are drawn here."
+        )
+    budgets = sorted({row["budget"] for row in result.rows})
+    group = result.rows[0]["group"]
+    lines: dict[str, list[Tensor | None]] = {}
+    for row, x in zip(result.rows, result.samples):
+        if row["group"] in (group, "plan"):
+            cells = lines.setdefault(row["method"], [None] * len(budgets))
+            cells[budgets.index(row["budget"])] = x if x is None else x[: _most(pictures)]
+    columns = [f"{budget} calls" for budget in budgets]
+    goal = exact.x[: _most(pictures)].float()
+    on = "" if group == "default" else f" Grid: {group}."
+    if pictures:
+        top: list[Tensor | None] = [goal] * len(budgets)
+        strips = [("converged", "#222222", top)]
+        strips += [(name, look(name)["color"], cells) for name, cells in lines.items()]
+        caption = (
+            f"Seeds {_span(result.seeds[: len(goal)])} in every cell; the top row is where the ODE "
+        )
+        return Samples(
+            f"{caption}takes them, which is what a solver without error would draw.{on}",
+            solver_grid(strips, columns),
+            f"Samples of {len(lines)} solvers at {len(budgets)} budgets, below the converged solutions.",
+        )
+    return Samples(
+        f"Ends of {len(goal)} noises; grey: where the ODE takes them, joined to where the solver did.{on}",
+        ends_plot(list(lines.items()), columns, goal),
+        f"End points of {len(lines)} solvers at {len(budgets)} budgets beside the converged solutions.",
+    )
+
+
+def _most(pictures: bool) -> int:
+    return _PICTURES if pictures else _MOST_DOTS
+
+
+def _span(seeds: list[int]) -> str:
+    return f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else str(seeds[0])

@@ -1,0 +1,115 @@
+"""What ``--model`` names: a shipped model, one of ``ddim-ode train``, or an exact mixture."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from ..denoiser import Denoiser
+    from ..schedule import Schedule
+
+MIXTURE = "mixture"
+HELP = (
+    "a shipped name, a model.safetensors, an exact mixture (.json or .npz with weights, means, covs and "
+    f"schedule), or {MIXTURE}, a small one to try"
+)
+_NEEDS = ("weights", "means", "covs")
+# Three components of different width and direction: enough to tell solvers apart, and seen at a glance.
+_DEMO: dict[str, Any] = dict(
+    weights=[0.4, 0.35, 0.25],
+    means=[[-1.2, 0.4], [1.0, 0.9], [0.3, -1.1]],
+    covs=[[[0.15, 0.08], [0.08, 0.1]], [[0.05, -0.03], [-0.03, 0.12]], [[0.3, 0.0], [0.0, 0.02]]],
+    schedule="ddpm",
+)
+
+
+class Loaded(NamedTuple):
+    """A denoiser ready to sample, the shape of one sample, and what a report says of it."""
+
+    denoiser: Denoiser
+    shape: tuple[int, ...]
+    title: str
+    facts: dict[str, str]
+
+
+def load_model(name: str, guidance: float | None = None, device: Any = "cpu") -> Loaded:
+    """The model of that name or file; ValueError or FileNotFoundError that say what is wrong with it."""
+    if name == MIXTURE:
+        return _mixture(_DEMO, MIXTURE, guidance, "built in")
+    if Path(name).suffix in (".json", ".npz"):
+        path = Path(name)
+        return _mixture(_read(path), path.stem, guidance, str(path))
+    return _trained(name, guidance, device)
+
+
+def _trained(name: str, guidance: float | None, device: Any) -> Loaded:
+    from ..nets.pretrained import load
+
+    scale = 1.0 if guidance is None else guidance
+    model = load(name, guidance=scale, device=device)
+    guided = f"{scale:g}" + (", off: the conditional network alone" if scale == 1 else "")
+    facts = dict(model=f"{name}, sha256 {model.sha256[:12]}…", prediction=model.prediction)
+    if model.num_classes:
+        facts["guidance"] = guided
+    path = Path(name)
+    title = path.parent.name if path.stem == "model" and path.parent.name else path.stem
+    return Loaded(model, model.shape, title, facts)
+
+
+def _mixture(data: dict[str, Any], title: str, guidance: float | None, source: str) -> Loaded:
+    from ..exact import gaussian_mixture
+
+    if guidance not in (None, 1.0):
+        raise ValueError(f"--guidance {guidance:g}: an exact mixture has no classes; drop it")
+    try:
+        schedule = _schedule(data)
+        model = gaussian_mixture(data["weights"], data["means"], data["covs"], schedule)
+    except (KeyError, TypeError, ValueError) as error:
+        missing = [key for key in (*_NEEDS, "schedule") if key not in data]
+        if missing == ["schedule"] and "alphas_cumprod" in data:
+            missing = []
+        reason = f"it has no {missing[0]!r}" if missing else str(error)
+        raise ValueError(
+            f"{source}: not a mixture ({reason}); it needs weights (K,), means (K, D), covs (K, D, D) or "
+            'variances (K, D), and schedule: a name, {"name": ..., "params": {...}}, or alphas_cumprod'
+        ) from None
+    k, d = model.means.shape
+    facts = dict(
+        model=f"Gaussian mixture, {k} components in {d} dimensions, closed-form ε ({source})"
+    )
+    return Loaded(model, (d,), title, facts)
+
+
+def _schedule(data: dict[str, Any]) -> Schedule:
+    from .. import schedules
+
+    if "alphas_cumprod" in data:
+        return schedules.from_alphas_cumprod(data["alphas_cumprod"])
+    given = data["schedule"]
+    if isinstance(given, str):
+        return schedules.build(given, {})
+    return schedules.build(given["name"], given.get("params", {}))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The fields of a mixture's file; nothing is unpickled."""
+    import numpy as np
+
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        if path.suffix == ".json":
+            data = json.loads(path.read_text(encoding="utf-8"))
+        else:
+            with np.load(path, allow_pickle=False) as file:
+                data = {key: file[key] for key in file.files}
+            if "schedule" in data:
+                data["schedule"] = str(data["schedule"])
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path}: truncated, or not {path.suffix[1:]} ({error})") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"{path}: holds a {type(data).__name__}, not weights, means and covs")
+    return data

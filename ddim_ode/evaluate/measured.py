@@ -1,0 +1,103 @@
+"""Distribution metrics of what a comparison made: its kept end states, row by row.
+
+Held against real data, or against the converged solutions of the very same noises. The second says what
+the solver alone does to the distribution, and nothing of the model: it is zero for a solver without
+error. The two samples are then pairs, so the metrics that suppose independent ones are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .._checks import one_of
+from .features import Features
+from .metrics import METRICS, measure
+from .statistics import FeatureStatistics
+
+if TYPE_CHECKING:
+    from ..results import Comparison
+
+INDEPENDENT = ("kernel_distance", "mmd")  # estimated without bias from independent samples only
+TITLES = dict(
+    frechet_distance="Fréchet distance",
+    kernel_distance="kernel distance (KID)",
+    sliced_wasserstein="sliced Wasserstein distance",
+    energy_distance="energy distance",
+    mmd="MMD²",
+)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """names: the metrics, whose values are now in the rows. against, features: in words.
+
+    converged: the metrics of the converged solutions themselves, empty where they are what the rows are
+    held against. n: samples of each.
+    """
+
+    names: tuple[str, ...]
+    against: str
+    features: str
+    converged: dict[str, float]
+    n: int
+
+    def label(self, name: str) -> str:
+        """The metric, what it sees, and what it is held against."""
+        return f"{TITLES[name]} of {self.n} samples in {self.features} to {self.against}"
+
+
+def default_metrics(independent: bool) -> tuple[str, ...]:
+    """Fréchet and KID against data; against the same noises, where KID has no meaning, Wasserstein."""
+    return METRICS[:2] if independent else ("frechet_distance", "sliced_wasserstein")
+
+
+def check_metrics(names: Sequence[str], independent: bool) -> tuple[str, ...]:
+    """The names, or the default for none; ValueError for one that is unknown, or has no meaning here."""
+    for name in names:
+        one_of("metric", name, METRICS)
+        if name in INDEPENDENT and not independent:
+            raise ValueError(
+                f"{name} supposes independent samples, and without data the samples are held against the "
+                "converged solutions of their own noises; give data, or take frechet_distance, "
+                "sliced_wasserstein or energy_distance"
+            )
+    return tuple(dict.fromkeys(names)) or default_metrics(independent)
+
+
+def measure_rows(
+    result: Comparison,
+    features: Features,
+    data: FeatureStatistics | None = None,
+    against: str = "data",
+    metrics: Sequence[str] = (),
+) -> Measured:
+    """Put the metrics of every row into ``result.rows``; None where not all n samples are there.
+
+    The comparison must have kept all end states (``keep=n``). data: what to hold them against, said as
+    ``against``; None: the converged solutions of the same noises.
+    """
+    names = check_metrics(metrics, data is not None)
+    n, exact = len(result.seeds), result.reference
+    x = None if exact is None or not torch.isfinite(exact.x).all() else exact.x.float()
+    if data is None:
+        if x is None:
+            raise ValueError("not all noises have a converged solution to hold samples against")
+        data, against = FeatureStatistics.of(x, features), "the converged solutions of their noises"
+        x = None
+
+    def values(samples: Tensor) -> dict[str, float]:
+        found = measure(samples, data, features, metrics=names)
+        return {name: float(found[name]) for name in names}
+
+    for row, samples in zip(result.rows, result.samples):
+        row.update(dict.fromkeys(names))
+        if samples is not None and len(samples) == n and not row["failed"]:
+            row.update(values(samples))
+    return Measured(
+        names, against, f"{features.name} features", values(x) if x is not None else {}, n
+    )
