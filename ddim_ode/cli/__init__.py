@@ -1,4 +1,4 @@
-"""The command line: ``ddim-ode sample``, ``ddim-ode train``, ``ddim-ode methods``."""
+"""The command line: ``ddim-ode sample``, ``compare``, ``calibrate``, ``train``, ``methods``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import sys
 from collections.abc import Sequence
 
 from .. import __version__
+from .calibration import add_arguments as add_calibrate_arguments
 from .common import print_table
+from .comparison import add_arguments as add_compare_arguments
 from .sampling import add_arguments as add_sample_arguments
 from .training import add_arguments as add_train_arguments
 
@@ -24,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status (2: a mistake in the call, 130: interrupted)."""
     parser = _parser()
     args = parser.parse_args(argv)
+    args.command_line = list(sys.argv[1:] if argv is None else argv)
     try:
         return int(args.run(args))
     except (ValueError, OSError, FloatingPointError) as error:
@@ -45,6 +48,26 @@ def _parser() -> argparse.ArgumentParser:
             help="make pictures with one or more solvers",
             description="Sample the same seeds with each solver: a picture, a table, a manifest. "
             "Stopped on the way, it keeps the methods that are finished.",
+            formatter_class=_Help,
+        )
+    )
+    add_compare_arguments(
+        commands.add_parser(
+            "compare",
+            help="which solver, how many steps, for a model",
+            description="Solve the same noises with each solver and to convergence: the error at each "
+            "number of network calls, as a table, pictures and a report. Stopped on the way, it keeps "
+            "what is finished, and the same command goes on from there.",
+            formatter_class=_Help,
+        )
+    )
+    add_calibrate_arguments(
+        commands.add_parser(
+            "calibrate",
+            help="fit plans of few network calls to a model",
+            description="Fit a plan for each number of network calls to where the ODE takes the model's "
+            "own noises, from the best textbook sampler on: files for ddim-ode sample --plan, what each "
+            "gains on noises held out, and pictures.",
             formatter_class=_Help,
         )
     )

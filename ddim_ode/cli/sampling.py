@@ -3,31 +3,34 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import platform
+import re
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
-from .._checks import count, one_of
+from .._checks import count, one_of, refuse
 from ..grids import NAMES
-from .common import find_device, print_table
+from .common import GUIDANCE, find_device, parse_classes, print_table
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ..nets.pretrained import PretrainedModel
     from ..solution import Solution
+    from ..solvers.plan import Plan
 
-_GUIDANCE = 2.0
 _MOST_SEEDS = 100_000
+_PLACED = ("steps", "nfe", "grid", "final", "sigma_max", "sigma_min", "eta")
 _METHODS = ("ddim", "heun", "dpmpp3m", "rk45")
 # What a manifest keeps of the command line, to run it again.
 _OPTIONS = (
     *("model", "methods", "steps", "nfe", "grid", "final", "sigma_max", "sigma_min", "eta"),
-    *("rtol", "atol", "seeds", "classes", "guidance", "batch"),
+    *("rtol", "atol", "seeds", "classes", "guidance", "batch", "plan"),
 )
 
 
@@ -37,9 +40,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--methods",
         nargs="+",
-        default=list(_METHODS),
+        default=None,
         metavar="METHOD",
-        help="names from ddim-ode methods",
+        help=f"names from ddim-ode methods ({' '.join(_METHODS)}; none beside --plan)",
+    )
+    add(
+        "--plan",
+        nargs="+",
+        default=None,
+        metavar="FILE",
+        help="plans, of ddim-ode calibrate or Plan.save; what follows on steps and levels is for --methods",
     )
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
@@ -74,7 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--guidance",
         type=float,
         default=None,
-        help=f"classifier-free guidance; 1 is none ({_GUIDANCE:g} for a model with classes)",
+        help=f"classifier-free guidance; 1 is none ({GUIDANCE:g} for a model with classes)",
     )
     add("--batch", type=int, default=64, help="samples solved together")
     add("--device", default="cpu", help="cpu, cuda, cuda:1 ...")
@@ -82,39 +92,47 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--npz", action="store_true", help="also write the arrays, one .npz a method")
     add("--png", action="store_true", help="also write one PNG a sample")
     add("--manifest", type=Path, default=None, help="run again what this manifest.json says")
-    parser.set_defaults(run=_sample, parser=parser, sha256=None)
+    parser.set_defaults(run=_sample, parser=parser, sha256=None, plan_sha256=None)
 
 
 def _sample(args: argparse.Namespace) -> int:
     if args.manifest is not None:
         _apply_manifest(args)
-    if args.nfe is None and args.steps is None:
+    if args.methods is None:
+        args.methods = [] if args.plan else list(_METHODS)
+    args.methods = [name for given in args.methods for name in given.split(",") if name]
+    plans = _load_plans(args)
+    if not args.methods:
+        if not plans:
+            raise ValueError("--methods is empty: give names from ddim-ode methods")
+        given = {f"--{name.replace('_', '-')}": getattr(args, name) for name in _PLACED}
+        refuse("a plan has its own steps, and no --methods are given to apply it to", **given)
+    elif args.nfe is None and args.steps is None:
         args.nfe = 20
     count("--batch", args.batch)
-    args.methods = [name for given in args.methods for name in given.split(",") if name]
-    if not args.methods:
-        raise ValueError("--methods is empty: give names from ddim-ode methods")
     if args.grid is not None:
         one_of("grid", args.grid, NAMES)
     _check_methods(args.methods, args.eta)
     model = _load_model(args)
+    _check_plans(plans, model, args.guidance)
+    solvers: dict[str, str | Plan] = {**{name: name for name in args.methods}, **plans}
     seeds = _parse_seeds(args.seeds)
-    labels = _parse_classes(args.classes, model, len(seeds))
+    labels = parse_classes(args.classes, model, len(seeds))
     args.out.mkdir(parents=True, exist_ok=True)
 
     runs: list[dict[str, Any]] = []
     strips: list[tuple[str, Tensor]] = []
     try:
-        for method in args.methods:
-            x, run = _run_method(model, method, seeds, labels, args)
+        for label, solver in solvers.items():
+            x, run = _run_solver(model, label, solver, seeds, labels, args)
             runs.append(run)
-            strips.append((f"{method}\nnfe {run['nfe']} · {run['seconds']:.1f} s", x))
-            _write_arrays(args, method, x, seeds, labels)
+            strips.append((f"{label}\nnfe {run['nfe']} · {run['seconds']:.1f} s", x))
+            _write_arrays(args, label, x, seeds, labels)
     finally:  # an error or Ctrl-C keeps what is finished
         if runs:
             _report(args, model, runs, strips, labels)
-        if len(runs) < len(args.methods):
-            kept = f"{len(runs)} of {len(args.methods)} methods are kept"
+        if len(runs) < len(solvers):
+            kept = f"{len(runs)} of {len(solvers)} methods are kept"
             print(f"stopped: {kept}", file=sys.stderr)
     return 0
 
@@ -126,13 +144,55 @@ def _apply_manifest(args: argparse.Namespace) -> None:
         raise ValueError(f"--manifest already says --{given[0].replace('_', '-')}; drop it")
     try:
         manifest = json.loads(args.manifest.read_text())
-        options = {name: manifest["options"][name] for name in _OPTIONS}
+        written = {"plan": None, **manifest["options"]}  # the first manifests had no plans
+        options = {name: written[name] for name in _OPTIONS}
         args.sha256 = manifest["model"]["sha256"]
+        if options["plan"]:
+            args.plan_sha256 = [row["sha256"] for row in manifest["plans"]]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{args.manifest}: not a manifest of ddim-ode sample ({error!r})"
         ) from error
     vars(args).update(options)
+
+
+def _load_plans(args: argparse.Namespace) -> dict[str, Plan]:
+    """The plans by the names of their rows; ValueError if one is not what the manifest was made with."""
+    from ..solvers.plan_file import content, loads
+
+    plans: dict[str, Plan] = {}
+    hashes = []
+    for path in args.plan or ():
+        data = content(path)
+        plan = loads(data, path)
+        hashes.append(hashlib.sha256(data).hexdigest())
+        label = plan.method
+        if label in plans or label in args.methods:
+            label = f"{label} ({path})"
+        if label in plans:
+            raise ValueError(f"--plan {path}: given twice; drop one")
+        plans[label] = plan
+    if args.plan_sha256 not in (None, hashes):
+        raise ValueError(
+            f"{args.manifest}: was made with other content of --plan {' '.join(args.plan)}"
+        )
+    args.plan_sha256 = hashes
+    return plans
+
+
+def _check_plans(plans: dict[str, Plan], model: PretrainedModel, guidance: float) -> None:
+    """ValueError for a plan of another schedule; a word on stderr for one of other guidance."""
+    from ..sampling import check_plan
+
+    for label, plan in plans.items():
+        check_plan(plan, model)
+        fitted = (plan.fit or {}).get("guidance", guidance)
+        if (1.0 if fitted is None else fitted) != guidance:
+            print(
+                f"{label} was calibrated at guidance {fitted or 1:g}, and runs at {guidance:g}; --guidance "
+                f"{fitted or 1:g} is what it was measured for",
+                file=sys.stderr,
+            )
 
 
 def _check_methods(methods: list[str], eta: float | None) -> None:
@@ -159,57 +219,44 @@ def _load_model(args: argparse.Namespace) -> PretrainedModel:
             f"{model.sha256[:12]}…"
         )
     if args.guidance is None:
-        args.guidance = _GUIDANCE if model.num_classes else 1.0
+        args.guidance = GUIDANCE if model.num_classes else 1.0
     model.guide(args.guidance)
     return model
 
 
-def _run_method(
+def _run_solver(
     model: PretrainedModel,
-    method: str,
+    label: str,
+    solver: str | Plan,
     seeds: list[int],
     labels: list[int] | None,
     args: argparse.Namespace,
 ) -> tuple[Tensor, dict[str, Any]]:
     import torch
 
-    from .. import external
     from ..sampling import sample
     from ..seeding import noise
-    from ..solvers.embedded import adaptive_by_itself
-    from ..solvers.methods import get_method
 
-    options: dict[str, Any] = dict(
-        final=args.final, sigma_max=args.sigma_max, sigma_min=args.sigma_min
-    )
-    if external.is_external(method):
-        adaptive = not external.is_fixed_step(method)
+    options: dict[str, Any] = dict(plan=solver)
+    if isinstance(solver, str):
+        options, top = _options(solver, args), args.sigma_max
     else:
-        placed = args.steps is not None or args.grid is not None
-        adaptive = adaptive_by_itself(get_method(method)) and not placed
-        if adaptive:
-            options["dense"] = False
-    if adaptive:
-        options |= dict(rtol=args.rtol, atol=args.atol)
-    else:
-        options |= dict(steps=args.steps, nfe=args.nfe, grid=args.grid)
-        if method == "ddim":
-            options["eta"] = args.eta
+        top = solver.grid[0]
     solutions: list[Solution] = []
     started = time.perf_counter()
     for i in range(0, len(seeds), args.batch):
         part = seeds[i : i + args.batch]
-        x = noise(model.shape, model.schedule, part, sigma=args.sigma_max, device=args.device)
+        x = noise(model.shape, model.schedule, part, sigma=top, device=args.device)
         cond = None
         if labels is not None:
             cond = {"y": torch.tensor(labels[i : i + args.batch], device=args.device)}
-        solutions.append(sample(model, x, method, seeds=part, cond=cond, progress=True, **options))
+        solutions.append(sample(model, x, seeds=part, cond=cond, progress=True, **options))
     end = torch.cat([solution.x for solution in solutions]).cpu()  # waits for the device
     seconds = time.perf_counter() - started
     first = solutions[0]
     status = [s for solution in solutions for s in solution.status.tolist()]
     return end, dict(
-        method=method,
+        method=label,
         steps=len(first.sigmas) - 1 if first.plan is not None else None,
         nfe=max(solution.nfe for solution in solutions),
         net_evals=sum(solution.net_evals for solution in solutions),
@@ -220,14 +267,38 @@ def _run_method(
     )
 
 
+def _options(method: str, args: argparse.Namespace) -> dict[str, Any]:
+    """What of the command line is this method's."""
+    from .. import external
+    from ..solvers.embedded import adaptive_by_itself
+    from ..solvers.methods import get_method
+
+    options: dict[str, Any] = dict(
+        method=method, final=args.final, sigma_max=args.sigma_max, sigma_min=args.sigma_min
+    )
+    if external.is_external(method):
+        adaptive = not external.is_fixed_step(method)
+    else:
+        placed = args.steps is not None or args.grid is not None
+        adaptive = adaptive_by_itself(get_method(method)) and not placed
+        if adaptive:
+            options["dense"] = False
+    if adaptive:
+        return options | dict(rtol=args.rtol, atol=args.atol)
+    if method == "ddim":
+        options["eta"] = args.eta
+    return options | dict(steps=args.steps, nfe=args.nfe, grid=args.grid)
+
+
 def _write_arrays(
-    args: argparse.Namespace, method: str, x: Tensor, seeds: list[int], labels: list[int] | None
+    args: argparse.Namespace, label: str, x: Tensor, seeds: list[int], labels: list[int] | None
 ) -> None:
     import numpy as np
 
     from ..pictures import save_images
 
-    stem = method.replace(":", "-")
+    # A plan's name is whatever its file says: it becomes a file name, never a path.
+    stem = re.sub(r"[^\w.+-]+", "-", label).strip("-.") or "plan"
     if args.npz:
         arrays: dict[str, Any] = dict(x=x.numpy(), seeds=seeds)
         if labels is not None:
@@ -258,6 +329,7 @@ def _report(
         ddim_ode=__version__,
         options={name: getattr(args, name) for name in _OPTIONS},
         model=dict(name=str(args.model), sha256=model.sha256, schedule=repr(model.schedule)),
+        plans=[dict(file=f, sha256=h) for f, h in zip(args.plan or (), args.plan_sha256)],
         runs=runs,
         device=args.device,
         versions=dict(
@@ -289,18 +361,3 @@ def _parse_seeds(text: str) -> list[int]:
             f"--seeds {text!r} names {n} seeds; give 1 to {_MOST_SEEDS:,}, each below 2^63"
         )
     return [seed for r in ranges for seed in r]
-
-
-def _parse_classes(text: str, model: PretrainedModel, n: int) -> list[int] | None:
-    """A class for each of n samples, or None for an unconditional model."""
-    if not model.num_classes:
-        if text != "all":
-            raise ValueError(f"--classes {text!r}: this model has no classes; drop it")
-        return None
-    if text == "all":
-        chosen = list(range(model.num_classes))
-    else:
-        numbers = {name: i for i, name in enumerate(model.classes)}
-        numbers |= {str(i): i for i in range(model.num_classes)}
-        chosen = [numbers[one_of("class", name.strip(), numbers)] for name in text.split(",")]
-    return [chosen[i % len(chosen)] for i in range(n)]

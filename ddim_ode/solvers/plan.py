@@ -11,17 +11,20 @@ denoiser. Runge–Kutta stages are ops without commit; a corrector is a commit w
 weights absorb the chart: where the chart's velocity is not V itself but a·x + b·V, the x of a stage is
 expanded within its step, which is exact and costs nothing at run time.
 
-How a method becomes ops: compilation.py.
+How a method becomes ops: compilation.py. On disk: plan_file.py. How near to a textbook: nearest.py.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from matplotlib.figure import Figure
     from torch import Tensor
 
     from ..schedule import Schedule
@@ -53,7 +56,9 @@ class Plan:
     steps+1 entries. schedule: the fingerprint of the one whose ᾱ, β̄ the weights contain. start:
     ``"rk"`` or ``"ramp"`` where a multistep method had the choice. error_weights: one per network call (or
     none): Σ_k error_weights[k]·V_k estimates the error of x at the last positive level, see
-    compilation.py. nfe: network calls. memory: vectors the longest op reads.
+    compilation.py. fit: how a calibrated plan was fitted and what it was measured to gain, plain data of
+    :func:`ddim_ode.calibrate`; no part of what the plan computes, nor of ``==``. nfe: network calls.
+    memory: vectors the longest op reads.
     """
 
     method: str
@@ -64,6 +69,7 @@ class Plan:
     schedule: str
     start: str | None = None
     error_weights: tuple[float, ...] = field(default=(), repr=False)
+    fit: Mapping[str, Any] | None = field(default=None, repr=False, compare=False)
     nfe: int = field(init=False)
     memory: int = field(init=False)
 
@@ -89,17 +95,27 @@ class Plan:
         """Whether any step adds noise."""
         return any(op.noise > 0 for op in self.ops)
 
-    def describe(self) -> str:
-        """A table of the ops, one a line."""
+    def describe(self, schedule: Schedule | None = None) -> str:
+        """A table of the ops, one a line; above it, of a calibrated plan, what it was fitted to and gained.
+
+        schedule: the plan's own (``model.schedule``) adds a line that names the nearest textbook method,
+        see :func:`ddim_ode.solvers.nearest.nearest`.
+        """
         start = f", start {self.start}" if self.start else ""
         head = (
             f"{self.method}: {self.steps} steps, nfe {self.nfe}, chart {self.chart}{start}, "
             f"stores {self.vector}, memory {self.memory}"
         )
-        lines = [
-            head,
-            f"{'op':>4} {'call at σ':>12} {'t':>10}  {'scale':>12}  weights, newest first",
-        ]
+        lines = [head]
+        if self.fit is not None:
+            from .fit_text import fit_lines
+
+            lines += fit_lines(self.fit)
+        if schedule is not None:
+            from .nearest import nearest_line
+
+            lines.append(nearest_line(self, schedule))
+        lines.append(f"{'op':>4} {'call at σ':>12} {'t':>10}  {'scale':>12}  weights, newest first")
         for i, op in enumerate(self.ops):
             at = f"{op.node.sigma:12.5g} {op.node.t:10.3f}" if op.node else f"{'–':>12} {'–':>10}"
             weights = " ".join(f"{w:+.6g}" for w in op.weights)
@@ -128,6 +144,29 @@ class Plan:
         """
         last = {node.sigma: k for k, node in enumerate(self.nodes)}
         return [last.get(sigma) for sigma in self.grid[:-1]]
+
+    def plot(self, schedule: Schedule | None = None) -> Figure:
+        """The levels of the calls, and the weights as a heat map; see :mod:`ddim_ode.plan_plots`."""
+        from ..plan_plots import plan_plot
+
+        return plan_plot(self, schedule)
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan as JSON, whole or not at all; ValueError for one that ``load`` would refuse."""
+        from .plan_file import write
+
+        write(self, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        """The plan of a file that :meth:`save` wrote, equal to the saved one to the last bit.
+
+        FileNotFoundError without the file; ValueError that names the file and the field for anything
+        else than a whole plan. Nothing in a file is run.
+        """
+        from .plan_file import read
+
+        return read(path)
 
     @classmethod
     def trace(

@@ -1,0 +1,202 @@
+"""``ddim-ode calibrate``: plans of few calls, fitted to a model; what they gain, and how they look."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .._checks import count
+from .common import GUIDANCE, find_device, parse_classes, print_table
+from .models import HELP, Loaded, load_model
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..denoiser import Denoiser
+    from ..schedule import Schedule
+    from ..solvers.plan import Plan
+
+_PICTURES = 4  # of the same seeds, in every cell of the strip
+_DOTS = 200  # end points of a 2-D model
+_STEPS = 100  # of unipc3, converged as far as the eye can tell
+_INK = dict(default="#117733", incumbent="#332288", calibrated="#CC6677")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", default="fashion-mnist", help=HELP)
+    add("--nfe", nargs="+", type=int, default=[6], help="network calls, a plan for each")
+    add("--n", type=int, default=128, help="noises, a quarter of them held out to judge by")
+    add("--seed", type=int, default=0, help="of the first noise")
+    add("--budget", default="fast", help="fast, or thorough: several times the network calls")
+    add("--classes", default="all", help="names or numbers, in turn over the noises: 'sneaker,bag'")
+    add(
+        "--guidance",
+        type=float,
+        default=None,
+        help="classifier-free guidance, as you will sample with: a plan is fitted to it; 1 is none "
+        f"({GUIDANCE:g} for a model with classes, as in ddim-ode sample)",
+    )
+    add("--batch", type=int, default=64, help="samples solved together")
+    add("--device", default="cpu", help="cpu, cuda, cuda:1 ...")
+    add("--out", type=Path, default=Path("out/calibrate"), help="directory for the results")
+    parser.set_defaults(run=_calibrate)
+
+
+def _calibrate(args: argparse.Namespace) -> int:
+    import ddim_ode
+
+    budgets = sorted({count("--nfe", nfe) for nfe in args.nfe})
+    n, seed = count("--n", args.n, least=2), count("--seed", args.seed, least=0)
+    count("--batch", args.batch)
+    loaded = _load(args)
+    shown = range(seed + n, seed + n + (_PICTURES if len(loaded.shape) == 3 else _DOTS))
+    fitted_to, shown_with = _conditions(args, loaded.denoiser, range(seed, seed + n), shown)
+    args.out.mkdir(parents=True, exist_ok=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # each is in its plan's fit, and printed below
+        plans: dict[int, Plan] = ddim_ode.calibrate(
+            loaded.denoiser,
+            budgets,
+            shape=loaded.shape,
+            n=n,
+            seed=seed,
+            budget=args.budget,
+            cond=fitted_to,
+            batch=args.batch,
+            device=args.device,
+        )
+    files = [args.out / f"nfe-{nfe}.json" for nfe in plans]
+    for path, plan in zip(files, plans.values()):
+        plan.save(path)
+    print_table([_row(nfe, plan.fit or {}) for nfe, plan in plans.items()])
+    for note in dict.fromkeys(
+        note for p in plans.values() for note in (p.fit or {}).get("warnings", ())
+    ):
+        print(f"  {note}")
+    pictures = _draw(args, loaded, plans, shown, shown_with)
+    print("\n" + "   ".join(map(str, [*files, *pictures])))
+    print(_how_to_sample(args, loaded.denoiser, files[0]))
+    return 0
+
+
+def _load(args: argparse.Namespace) -> Loaded:
+    loaded = load_model(args.model, args.guidance, find_device(args.device))
+    if args.guidance is None and getattr(loaded.denoiser, "num_classes", 0) > 0:
+        loaded = load_model(args.model, GUIDANCE, find_device(args.device))
+    return loaded
+
+
+def _conditions(
+    args: argparse.Namespace, model: Denoiser, *seeds: range
+) -> list[dict[str, Tensor] | None]:
+    """Conditions of each range of seeds, the classes in turn, so a seed has its class whatever n is."""
+    import torch
+
+    labels = parse_classes(args.classes, model, max(r.stop for r in seeds))
+    if labels is None:
+        return [None] * len(seeds)
+    return [{"y": torch.tensor(labels[r.start : r.stop], device=args.device)} for r in seeds]
+
+
+def _row(nfe: int, fit: Mapping[str, Any]) -> dict[str, Any]:
+    from ..solvers.fit_text import number, ratio_text
+
+    held = fit.get("held_out", {})
+    return {
+        "nfe": nfe,
+        "error before": number(held.get("before")),
+        "after": number(held.get("after")),
+        "ratio (95 %)": ratio_text(fit),
+        "incumbent": fit.get("incumbent", ""),
+        "kept": "calibrated" if fit.get("calibrated", True) else "incumbent",
+        "net_evals": number(fit.get("net_evals")),
+        "seconds": number(fit.get("seconds")),
+    }
+
+
+def _draw(
+    args: argparse.Namespace,
+    loaded: Loaded,
+    plans: Mapping[int, Plan],
+    seeds: Sequence[int],
+    cond: dict[str, Tensor] | None,
+) -> list[Path]:
+    """Each plan, and what it makes of seeds that it was not fitted to, beside what others make of them."""
+    from ..pictures import save_figure
+
+    schedule, files = loaded.denoiser.schedule, []
+    for nfe, plan in plans.items():
+        files.append(args.out / f"plan-{nfe}.png")
+        save_figure(files[-1], plan.plot(schedule))
+    pictures = len(loaded.shape) == 3 and loaded.shape[0] in (1, 3)
+    if not (pictures or loaded.shape == (2,)):
+        return files
+    lines, converged = _before_after(args, loaded, plans, seeds, cond)
+    columns = [f"{nfe} calls" for nfe in plans]
+    if pictures:
+        from ..pictures import solver_grid
+
+        strips = [(name, _INK[name], cells) for name, cells in lines.items()]
+        figure = solver_grid(
+            [*strips, (f"{_STEPS} steps", "#222222", [converged] * len(plans))], columns
+        )
+    else:
+        from ..plots import ends_plot
+
+        figure = ends_plot(list(lines.items()), columns, converged)
+    files.append(args.out / "before_after.png")
+    save_figure(files[-1], figure)
+    return files
+
+
+def _before_after(
+    args: argparse.Namespace,
+    loaded: Loaded,
+    plans: Mapping[int, Plan],
+    seeds: Sequence[int],
+    cond: dict[str, Tensor] | None,
+) -> tuple[dict[str, list[Tensor | None]], Tensor]:
+    """End states by sampler and budget, and where the ODE takes the same seeds."""
+    from ..sampling import sample
+    from ..seeding import noise
+
+    model = loaded.denoiser
+    x = noise(loaded.shape, model.schedule, seeds, device=args.device)
+    lines: dict[str, list[Tensor | None]] = {"default": [], "incumbent": [], "calibrated": []}
+    for nfe, plan in plans.items():
+        incumbent = _incumbent(plan, model.schedule)
+        lines["default"].append(sample(model, x, nfe=nfe, cond=cond).x.cpu())
+        for name, one in (("incumbent", incumbent), ("calibrated", plan)):
+            made = None if one is None else sample(model, x, plan=one, cond=cond).x.cpu()
+            lines[name].append(made)
+    return lines, sample(model, x, "unipc3", steps=_STEPS, cond=cond).x.cpu()
+
+
+def _incumbent(plan: Plan, schedule: Schedule) -> Plan | None:
+    """The textbook plan that the fit began from, compiled again; None where the fit does not say."""
+    from ..solvers.compilation import plan as compile_plan
+
+    fit = plan.fit or {}
+    if fit.get("calibrated") is False:
+        return plan
+    made = fit.get("incumbent_plan")
+    if made is None:
+        return None
+    grid = [float(sigma) for sigma in made["grid"]]  # "inf" too
+    options = {name: made.get(name) for name in ("start", "chart", "vector")}
+    return compile_plan(made["method"], schedule, grid, **options)
+
+
+def _how_to_sample(args: argparse.Namespace, model: Denoiser, path: Path) -> str:
+    from ..nets.pretrained import PretrainedModel
+
+    if not isinstance(model, PretrainedModel):
+        return f'sample with: ddim_ode.sample(model, x_T, plan=ddim_ode.Plan.load("{path}"))'
+    name = "" if args.model == "fashion-mnist" else f" --model {shlex.quote(args.model)}"
+    scale = "" if args.guidance is None else f" --guidance {args.guidance:g}"
+    return f"sample with: ddim-ode sample{name} --plan {shlex.quote(str(path))}{scale}"

@@ -1,0 +1,114 @@
+"""How far a plan is from the textbook: the registered method nearest to it on its own grid.
+
+A deterministic plan is a table of numbers (tracing.py reads one off somebody else's sampler): every state
+it shows the network, and the one it ends in, is a combination of its start and of what it was told,
+
+    y_k = c_k x_T + Σ_j W_kj x̂₀(call j).
+
+Written in x̂₀, whatever vector the plan stores: in ε̂ the first step from a high σ would outweigh all
+others. And all rows count, since in x̂₀ every method that lands by DDIM has the same last row, the x̂₀ of its
+last call.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ..schedule import Array, Schedule
+from .chart import convert
+from .compilation import plan as compile_plan
+from .methods import METHODS
+from .plan import Plan
+
+
+class Nearest(NamedTuple):
+    """A method's name, and the distance of a plan from it."""
+
+    name: str
+    distance: float
+
+
+def nearest(plan: Plan, schedule: Schedule) -> Nearest | None:
+    """The nearest deterministic method of the registry, compiled on the plan's own grid.
+
+    Compared are the methods that make the same calls there: as many, each at the same σ. With A and B the
+    two tables (c_k, W_kj) of the rows after the start, each row divided by the size √(ᾱ²+β̄²) of a
+    state at its level (and c_k multiplied by that of x_T), the distance is ‖A − B‖/‖B‖ in the Frobenius
+    norm: the relative RMS difference, 1 for a plan of nothing but zeros. A calibrated plan can be further
+    off, where it tells the network other levels than its state is at. None for a plan with step noise, or
+    where no method makes the same calls. ValueError for another schedule than the plan's.
+
+    >>> import ddim_ode
+    >>> schedule = ddim_ode.schedules.cosine()
+    >>> nearest(ddim_ode.plan("ab2", schedule, [9.0, 3.0, 1.0, 0.3, 0.0]), schedule).name
+    'ab2'
+    """
+    if plan.schedule != schedule.fingerprint:
+        raise ValueError(
+            f"the plan was made for schedule {plan.schedule}, not {schedule.fingerprint} ({schedule!r}); "
+            "give model.schedule of the model it belongs to"
+        )
+    if plan.is_stochastic:
+        return None
+    levels = np.array([node.sigma for node in plan.nodes])
+    ours = _table(plan, schedule)
+    found = []
+    for method in METHODS.values():
+        for start in ("ramp", "rk") if method.rk_steps else (None,):
+            if method.order is None:
+                continue
+            try:
+                other = compile_plan(method, schedule, plan.grid, start=start)
+            except ValueError:  # no finite weights on this grid, or a chart of other schedules
+                continue
+            if other.nfe != plan.nfe:
+                continue
+            theirs = np.array([node.sigma for node in other.nodes])
+            if not np.allclose(theirs, levels, rtol=1e-9, atol=0.0):
+                continue
+            table = _table(other, schedule)
+            distance = float(np.linalg.norm(ours - table) / np.linalg.norm(table))
+            found.append(Nearest(method.name, distance))
+    # With one or two steps several methods are the same numbers: then the plan's own name.
+    return min(found, key=lambda f: (round(f.distance, 12), f.name != plan.method), default=None)
+
+
+def nearest_line(plan: Plan, schedule: Schedule) -> str:
+    """What ``Plan.describe`` says of it."""
+    found = nearest(plan, schedule)
+    if found is None:
+        return "  nearest    no deterministic method of the registry makes these calls"
+    return (
+        f"  nearest    {found.name} on the same grid, at a distance of {found.distance:.2g} (0: the same "
+        "numbers, 1: as far as zeros)"
+    )
+
+
+def _table(plan: Plan, schedule: Schedule) -> Array:
+    """Rows (c, W_0, W_1, ...) of the states shown to calls 1, 2, ... and of the end, each over its size."""
+    calls = plan.nfe
+    unit = np.eye(1 + calls)
+    x = unit[0]
+    history: list[Array] = []
+    rows: list[Array] = []
+    start = _size(plan.nodes[0].sigma, schedule)
+    for op in plan.ops:
+        y = op.scale * x
+        for weight, vector in zip(op.weights, reversed(history)):
+            y = y + weight * vector
+        if op.commit:
+            x = y
+        if op.node is not None:
+            a, b = convert("x0", op.node.vector, *schedule.scales(np.array([op.node.sigma])))
+            history.append(a[0] * y + b[0] * unit[1 + len(history)])
+            rows.append(y / _size(op.node.sigma, schedule))
+    rows.append(x / _size(plan.grid[-1], schedule))
+    table = np.array(rows[1:])
+    table[:, 0] *= start
+    return table
+
+
+def _size(sigma: float, schedule: Schedule) -> float:
+    return float(np.hypot(*schedule.scales(sigma)))

@@ -1,0 +1,366 @@
+"""Plans on disk: what is saved comes back to the last bit, and nothing else comes in."""
+
+import dataclasses
+import json
+import math
+import os
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from problems import COSINE, DDPM, EXPONENTIAL, mixture_2d, points
+
+import ddim_ode
+from ddim_ode import grids, schedules
+from ddim_ode.integration import integrate
+from ddim_ode.solvers import plan_file
+from ddim_ode.solvers.chart import convert
+from ddim_ode.solvers.methods import METHODS
+from ddim_ode.solvers.nearest import _table, nearest
+from ddim_ode.solvers.plan import Plan
+
+GRID = grids.make_grid("time", COSINE, 5, sigma_max=20.0)
+FIT = dict(
+    model="Denoiser(mixture)", prediction="eps", guidance=None, sigma_range=[0.01, "inf"],
+    incumbent="ipndm, quadratic, σ_min 0.05", calibrated=True, budget="fast", n=128, seed=7,
+    held_out=dict(n=32, seeds=[103, 134], before=0.25, after=0.1,
+                  log_ratio=math.log(0.4), low=math.log(0.35), high=math.log(0.5)),
+    reference_error=1e-4, net_evals=12345, seconds=12.3, version="9.8.7", warnings=["few noises"],
+)  # fmt: skip
+
+
+def fitted(fit=FIT):
+    return dataclasses.replace(ddim_ode.plan("ipndm", COSINE, GRID), method="calibrated-5", fit=fit)
+
+
+def tree(plan=None):
+    return json.loads(plan_file.dumps(plan or fitted()))
+
+
+def load(data):
+    return plan_file.loads(json.dumps(data).encode(), "p.json")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_plan_comes_back_as_it_was(name, tmp_path):
+    plan = ddim_ode.plan(name, COSINE, GRID, vector="v" if name == "heun" else None)
+    plan.save(tmp_path / "new" / "plan.json")
+    back = Plan.load(str(tmp_path / "new" / "plan.json"))
+    assert (back, hash(back), back.memory) == (plan, hash(plan), plan.memory)
+    model, x = mixture_2d(COSINE), points(3, 2)
+    one, two = (ddim_ode.sample(model, x, plan=p, seeds=range(3)) for p in (plan, back))
+    assert torch.equal(one.x, two.x)
+
+
+def test_an_infinite_level_comes_back(tmp_path):
+    flow = schedules.flow()
+    plan = ddim_ode.plan("unipc2", flow, grids.make_grid("time", flow, 4))
+    plan.save(tmp_path / "p.json")
+    assert Plan.load(tmp_path / "p.json").nodes[0].sigma == math.inf
+    assert Plan.load(tmp_path / "p.json") == plan
+    assert "Infinity" not in (tmp_path / "p.json").read_text()
+
+
+def test_every_float_comes_back_to_the_last_bit():
+    rng = np.random.default_rng(0)
+    plan = ddim_ode.plan("ab4", COSINE, GRID)
+    for _ in range(20):
+        ops = tuple(
+            op._replace(weights=tuple(10.0 ** rng.uniform(-300, 300, len(op.weights))))
+            for op in plan.ops
+        )
+        odd = dataclasses.replace(plan, ops=ops)
+        assert plan_file.loads(plan_file.dumps(odd).encode(), "") == odd
+
+
+def test_the_fit_travels_and_is_no_part_of_what_a_plan_is(tmp_path):
+    plan = fitted()
+    plan.save(tmp_path / "p.json")
+    assert Plan.load(tmp_path / "p.json").fit == FIT
+    assert (plan, hash(plan)) == (fitted(None), hash(fitted(None)))
+
+
+def test_a_killed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "p.json"
+    fitted().save(path)
+    before = path.read_text()
+
+    def killed(*paths):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        ddim_ode.plan("ddim", COSINE, GRID).save(path)
+    assert path.read_text() == before
+    assert os.listdir(tmp_path) == ["p.json"]
+
+
+@pytest.mark.parametrize("fit", [{"a": math.nan}, {"a": {1, 2}}, {"a": torch.ones(1)}])
+def test_a_fit_that_is_not_plain_data_is_not_saved(fit, tmp_path):
+    with pytest.raises(ValueError, match="plan 'calibrated-5' cannot be saved"):
+        fitted(fit).save(tmp_path / "p.json")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_loaded_plan_of_another_schedule_is_refused_with_both_fingerprints(tmp_path):
+    fitted().save(tmp_path / "fit.json")
+    fitted(None).save(tmp_path / "plain.json")
+    for name, remedy in (("fit", r"calibrate again \(ddim_ode.calibrate\)"), ("plain", "compile")):
+        plan = Plan.load(tmp_path / f"{name}.json")
+        with pytest.raises(ValueError, match=f"{COSINE.fingerprint}.*{DDPM.fingerprint}.*{remedy}"):
+            ddim_ode.sample(mixture_2d(DDPM), points(1, 2), plan=plan)
+
+
+def put(*path, value):
+    def change(data):
+        for key in path[:-1]:
+            data = data[key]
+        data[path[-1]] = value
+
+    return change
+
+
+def drop(*path):
+    def change(data):
+        for key in path[:-1]:
+            data = data[key]
+        del data[path[-1]]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (put("format", value="mine"), "format='mine' must be 'ddim_ode plan'"),
+        (put("version", value=2), "version=2 must be 1"),
+        (put("version", value=True), "version=True must be 1"),
+        (drop("chart"), "the plan has no 'chart'"),
+        (put("extra", value=1), "the plan has the unknown field 'extra'"),
+        (drop("ops", 1, "noise"), r"ops\[1\] has no 'noise'"),
+        (put("ops", 1, value=3), r"ops\[1\]=3 must be an object"),
+        (put("ops", value=[]), r"ops=\[\] must be a list of at least one op"),
+        (put("ops", value={}), r"ops={} must be a list"),
+        (put("ops", 1, "scale", value=True), r"ops\[1\].scale=True must be a finite number"),
+        (put("ops", 1, "scale", value="1"), r"ops\[1\].scale='1' must be a finite number"),
+        (put("ops", 1, "scale", value=10**400), r"ops\[1\].scale=1000.* must be a finite number"),
+        (put("ops", 1, "noise", value=-0.1), r"ops\[1\].noise=-0.1 must be a number >= 0"),
+        (put("ops", 1, "commit", value=1), r"ops\[1\].commit=1 must be true or false"),
+        (put("ops", 1, "weights", value=[1, 2]), r"ops\[1\].weights=\[1, 2\] must be at most 1 long"),
+        (put("ops", 1, "weights", 0, value=None), r"ops\[1\].weights\[0\]=None must be a finite"),
+        (put("ops", 1, "node", "sigma", value=0), r"node.sigma=0 must be a number > 0, or 'inf'"),
+        (put("ops", 1, "node", "sigma", value="Inf"), r"node.sigma='Inf' must be"),
+        (put("ops", 1, "node", "t", value=-1), r"node.t=-1 must be a number >= 0"),
+        (put("ops", 1, "node", "vector", value="x"), r"node.vector='x' must be one of eps, x0"),
+        (put("ops", -1, "commit", value=False), r"ops\[5\]=.* must be the end"),
+        (drop("ops", -1), r"ops\[4\]=.* must be the end"),
+        (put("grid", 1, value=25.0), r"grid\[1\]=25.0 must be below grid\[0\]=20"),
+        (put("grid", value=[1.0]), "grid=.* must be a list of at least two"),
+        (drop("grid", 1), "grid=.* must be 6 levels"),
+        (put("nfe", value=7), "nfe=7 must be 5, the number of ops with a node"),
+        (put("nfe", value=5.0), "nfe=5.0 must be 5"),
+        (put("memory", value=0), "memory=0 must be 4"),
+        (put("error_weights", value=[1.0]), r"error_weights=\[1.0\] must be empty, or 5 numbers"),
+        (put("start", value="fast"), "start='fast' must be null, 'rk' or 'ramp'"),
+        (put("vector", value=None), "vector=None must be one of eps"),
+        (put("method", value="a\x1b[2J"), "method=.* must be a string of 1 to 200 printable"),
+        (put("method", value="m" * 201), "must be a string of 1 to 200 printable"),
+        (put("schedule", value=3), "schedule=3 must be a string"),
+        (put("fit", value=[]), r"fit=\[\] must be null or an object"),
+        (put("fit", "model", value="\x07"), "fit.model=.* must be printable"),
+        (put("fit", "a\nb", value=1), "a key of fit=.* must be a string"),
+        (put("fit", "n", value=eval("[" * 30 + "]" * 30)), "must be nested at most 16 deep"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_named(change, message):
+    data = tree()
+    load(data)
+    change(data)
+    with pytest.raises(ValueError, match=rf"^p\.json: .*{message}"):
+        load(data)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "truncated, or not a plan's JSON"),
+        (b"PK\x03\x04\xff", "truncated, or not a plan's JSON"),
+        (b"[1, 2]", "not a plan: format="),
+        (b"7" * 5000, "not a plan"),
+        (b"[" * 200_000, "nested too deep"),
+        (b'{"format": "ddim_ode plan", "format": "ddim_ode plan"}', "'format' is there twice"),
+        (b'{"scale": NaN}', "NaN is no finite number"),
+        (b'{"scale": -Infinity}', "-Infinity is no finite number"),
+        (b'{"scale": 1e999}', "1e999 is no finite number"),
+        (b" " * (plan_file.SIZE_LIMIT + 1), "larger than 16 MiB"),
+    ],
+)
+def test_a_file_that_is_no_plan_is_named(content, message, tmp_path):
+    path = tmp_path / "x.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="x.json: .*" + message):
+        Plan.load(path)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none\.json: no such plan file"):
+        Plan.load(tmp_path / "none.json")
+    with pytest.raises(FileNotFoundError, match="no such plan file"):
+        Plan.load(tmp_path)
+
+
+def test_a_truncated_file_is_never_a_plan():
+    content = plan_file.dumps(fitted()).encode()
+    for end in range(0, len(content) - 2, 7):  # but for the newline at its end
+        with pytest.raises(ValueError, match="p: "):
+            plan_file.loads(content[:end], "p")
+
+
+def usable(content):
+    """ValueError, or a plan that describes itself, is saved again, and runs."""
+    try:
+        plan = plan_file.loads(content, "p")
+    except ValueError:
+        return
+    assert plan.describe()
+    assert plan_file.loads(plan_file.dumps(plan).encode(), "p") == plan
+    plan = dataclasses.replace(plan, schedule=COSINE.fingerprint)
+    ddim_ode.sample(mixture_2d(COSINE), points(1, 2), plan=plan, seeds=[0], callback=lambda p: None)
+
+
+CONTENT = plan_file.dumps(fitted()).encode()
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, len(CONTENT) - 1), st.integers(0, 255)), min_size=1, max_size=4)
+)  # fmt: skip
+def test_changed_bytes_give_a_plan_or_a_value_error(changes):
+    content = bytearray(CONTENT)
+    for place, byte in changes:
+        content[place] = byte
+    usable(bytes(content))
+
+
+SCALARS = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
+    | st.sampled_from(["inf", "eps", "rk", 0, -0.0, 1e308, 10**30])
+)  # fmt: skip
+VALUES = st.recursive(
+    SCALARS,
+    lambda v: st.lists(v, max_size=3) | st.dictionaries(st.text(max_size=5), v, max_size=3),
+    max_leaves=5,
+)
+
+
+def places(data, path=()):
+    yield path
+    pairs = (
+        data.items()
+        if isinstance(data, dict)
+        else enumerate(data)
+        if isinstance(data, list)
+        else ()
+    )
+    for key, value in pairs:
+        yield from places(value, (*path, key))
+
+
+PLACES = list(places(tree()))[1:]
+
+
+@given(st.lists(st.tuples(st.sampled_from(PLACES), VALUES), min_size=1, max_size=3))
+def test_changed_values_give_a_plan_or_a_value_error(changes):
+    data = tree()
+    for path, value in changes:
+        try:
+            put(*path, value=value)(data)
+        except (KeyError, TypeError, IndexError):  # an earlier change took the place away
+            continue
+    usable(json.dumps(data).encode())
+
+
+def test_describe_says_what_the_fit_is_worth():
+    text = fitted().describe()
+    for said in (
+        *(
+            "guidance",
+            "σ 0.01 to inf",
+            "Denoiser(mixture)",
+            "budget fast",
+            "128 noises from seed 7",
+        ),
+        *("ddim_ode 9.8.7", "32 noises of seeds 103 to 134", "error 0.25 before, 0.1 after"),
+        *("ratio 0.4 (0.35 to 0.5)", "ipndm, quadratic, σ_min 0.05", "12,345", "few noises"),
+    ):
+        assert (said in text) == (said != "guidance"), said
+    assert "guidance 2.5" in fitted({**FIT, "guidance": 2.5}).describe()
+    assert "did not beat it" in fitted({**FIT, "calibrated": False}).describe()
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from([*FIT, "new"]), VALUES | st.just({"before": 1, "seeds": [None, 2]})
+    )
+)
+def test_describe_leaves_out_what_a_fit_of_another_hand_does_not_say(fit):
+    assert fitted(fit).describe().startswith("calibrated-5: 5 steps")
+
+
+@pytest.mark.parametrize("schedule", [COSINE, DDPM, EXPONENTIAL, schedules.flow(), schedules.ve(80.0)],
+                         ids=lambda s: s.name)  # fmt: skip
+@pytest.mark.parametrize("name", [n for n, m in METHODS.items() if m.order is not None])
+def test_the_nearest_method_of_a_textbook_plan_is_itself(name, schedule):
+    grid = grids.make_grid("karras" if schedule.name == "ve" else "time", schedule, 5)
+    plan = ddim_ode.plan(name, schedule, grid)
+    assert nearest(plan, schedule).name == name
+    assert nearest(plan, schedule).distance < 1e-9
+    assert f"nearest    {name} " in plan.describe(schedule)
+
+
+def test_the_distance_is_the_relative_difference_of_what_the_states_are_made_of():
+    # Two DDIM steps by hand: x1 = β1/β0 x_T + (ᾱ1 − β1 ᾱ0/β0) x̂₀, and the end is the second x̂₀.
+    (a0, b0), (a1, b1) = COSINE.scales(9.0), COSINE.scales(1.0)
+    kept, weight = b1 / b0, a1 - b1 * a0 / b0
+    plan = ddim_ode.plan("ddim", COSINE, [9.0, 1.0, 0.0], vector="x0")
+    first = plan.ops[1]
+    assert (first.scale, first.weights[0]) == pytest.approx((kept, weight))
+    moved = first._replace(weights=(1.1 * weight,))
+    plan = dataclasses.replace(plan, ops=(plan.ops[0], moved, plan.ops[2]))
+    expected = 0.1 * weight / math.sqrt(kept**2 + weight**2 + 1)
+    assert nearest(plan, COSINE).distance == pytest.approx(expected)
+
+
+def test_there_is_no_nearest_where_no_method_makes_the_same_calls():
+    assert nearest(ddim_ode.plan("ddpm", COSINE, GRID), COSINE) is None
+    plan = ddim_ode.plan("heun", COSINE, GRID)
+    first = plan.ops[0]
+    ops = (first._replace(node=first.node._replace(sigma=9.0)), *plan.ops[1:])
+    odd = dataclasses.replace(plan, ops=ops)
+    assert nearest(odd, COSINE) is None
+    assert "no deterministic method" in odd.describe(COSINE)
+    with pytest.raises(ValueError, match=r"made for schedule .* give model\.schedule"):
+        plan.describe(DDPM)
+
+
+@pytest.mark.parametrize("schedule", [COSINE, schedules.ve(80.0)], ids=lambda s: s.name)
+@pytest.mark.parametrize("name", ["heun", "ab3", "unipc3", "rk4"])
+def test_the_table_is_what_the_states_of_a_run_are_made_of(name, schedule):
+    plan = ddim_ode.plan(name, schedule, [60.0, 9.0, 2.0, 0.5, 0.0])
+    answers = points(plan.nfe, 3, seed=1)
+    shown = []
+
+    def evaluate(y, k):
+        shown.append(y)
+        scales = schedule.scales(np.array([plan.nodes[k].sigma]))
+        a, b = convert("x0", plan.nodes[k].vector, *scales)
+        return float(a[0]) * y + float(b[0]) * answers[k]
+
+    x = points(1, 3)[0]
+    end = integrate(plan, evaluate, x).x
+    levels = [*(node.sigma for node in plan.nodes), 0.0]
+    size = np.hypot(*schedule.scales(np.array(levels)))
+    states = np.stack([*shown[1:], end]) / size[1:, None]
+    made = _table(plan, schedule) @ np.stack([x / size[0], *answers])
+    np.testing.assert_allclose(made, states, rtol=1e-9, atol=1e-9)
