@@ -23,6 +23,7 @@ _NAMES = {
     "ProbabilityFlow": "probability_flow",
     "Progress": "integration",
     "Solution": "solution",
+    "calibrate": "calibration",
     "compare": "comparison",
     "eps_loss": "training",
     "load": "nets.pretrained",
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from . import exact as exact
     from . import grids as grids
     from . import schedules as schedules
+    from .calibration import calibrate as calibrate
     from .comparison import compare as compare
     from .denoiser import Denoiser as Denoiser
     from .denoiser import Guidance as Guidance

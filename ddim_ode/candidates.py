@@ -222,7 +222,7 @@ def _job(
             if (
                 plan.steps == 1 and solver.nfe_per_step > 1
             ):  # nothing but the landing, which is DDIM's
-                raise ValueError(_no_room(budget, solver.name, solver.nfe_per_step + 1))
+                raise ValueError(no_room(budget, solver.name, solver.nfe_per_step + 1))
             return Job(entry, budget, group, _resolved(model, name, plan.steps, cut), plan)
         if free:
             return Job(entry, budget, group, OWN, options=dict(nfe=budget, sigma_min=cut))
@@ -250,9 +250,9 @@ def _external_steps(method: str, budget: int, schedule: Schedule) -> int:
         middle = (fits + over) // 2
         fits, over = (middle, over) if cost(middle) <= budget else (fits, middle)
     if fits == 1:
-        raise ValueError(_no_room(budget, method, cost(2)))
+        raise ValueError(no_room(budget, method, cost(2)))
     return fits
 
 
-def _no_room(budget: int, method: str, least: int) -> str:
+def no_room(budget: int, method: str, least: int) -> str:
     return f"nfe={budget}: one step of {method!r} and the landing cost {least} calls"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from .candidates import Job
 from .content import Store, digest, model_key
 from .denoiser import Denoiser
 from .evaluate.bootstrap import check_confidence
+from .inputs import Cond, conditions, device_of, sample_shape
 from .reference import STEPS, Reference, given, joined, solve
 from .results import Comparison, Interrupted
 from .sampling import sample
@@ -33,7 +34,6 @@ from .seeding import noise
 from .solution import norm_per_sample
 from .solvers.controller import SUCCESS
 
-Cond = Mapping[str, Tensor] | Callable[[Tensor], Mapping[str, Tensor]]
 SEARCH = 32  # noises, at most, that grid="best" is decided on
 _NEEDS = ("errors", "nfe", "status", "seconds", "net_evals", "steps", "sigma_min")
 
@@ -115,13 +115,13 @@ def compare(
         raise ValueError(
             f"grid='best' decides on some noises and reports on others; n={n} is too few"
         )
-    shape = _shape(model, shape)
-    place = _device(model, device)
+    shape = sample_shape(model, shape)
+    place = device_of(model, device)
     noises = noise(shape, model.schedule, range(seed, seed + n), device=place)
     work = _Work(
         model,
         noises,
-        _conditions(cond, n, place),
+        conditions(cond, n, place),
         shared,
         batch,
         keep,
@@ -188,6 +188,7 @@ def _run(work: _Work, todo: list[list[Job]], result: Comparison, bar: Any) -> No
         bar.total += n * rate * sum(STEPS[:2])
     bar.set_description("reference")
     exact = work.known or _reference(work, searched, bar)
+    bar.total = bar.n + rate * (search + report)  # how often it was refined is known now
     result.reference = _part(exact, slice(searched, n))
     for row in todo:
         first = row[0].entry.label
@@ -316,24 +317,6 @@ def _batch(work: _Work, job: Job, exact: Reference, part: slice, first: int, bar
     return Cell(errors=errors, samples=samples, **config)
 
 
-def _shape(model: Denoiser, shape: Sequence[int] | None) -> tuple[int, ...]:
-    if shape is None:
-        shape = getattr(model, "shape", None)
-    if shape is None and hasattr(model, "means"):
-        shape = (model.means.shape[1],)
-    if shape is None:
-        raise ValueError("give shape=, of ONE sample, such as (3, 32, 32)")
-    return tuple(count("shape", size) for size in shape)
-
-
-def _device(model: Denoiser, device: str | torch.device | None) -> torch.device:
-    if device is not None:
-        return torch.device(device)
-    if isinstance(model.net, torch.nn.Module):
-        return next((p.device for p in model.net.parameters()), torch.device("cpu"))
-    return torch.device("cpu")
-
-
 def _goal(reference: float | Tensor | None) -> float | None:
     if reference is None or isinstance(reference, Tensor):
         return None
@@ -343,23 +326,6 @@ def _goal(reference: float | Tensor | None) -> float | None:
             "solutions (n, *shape)"
         )
     return float(reference)
-
-
-def _conditions(cond: Cond | None, n: int, device: torch.device) -> dict[str, Tensor] | None:
-    if callable(cond):
-        cond = cond(torch.arange(n))
-    if cond is None:
-        return None
-    if not isinstance(cond, Mapping):
-        raise ValueError(f"cond must be {{name: tensor (n, ...)}}, got {type(cond).__name__}")
-    for name, value in cond.items():
-        if not isinstance(value, Tensor) or not value.ndim or len(value) != n:
-            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(
-                f"cond[{name!r}] must be a tensor with one row per noise ({n}), got {got}; what all "
-                "share goes into shared="
-            )
-    return {name: value.to(device) for name, value in cond.items()}
 
 
 def _storage(

@@ -88,20 +88,24 @@ def joined(parts: Sequence[Reference]) -> Reference:
     )
 
 
-def in_float64(model: Denoiser) -> Denoiser:
-    """The same denoiser for float64 states: the network sees its own precision.
+def network_dtype(model: Denoiser) -> torch.dtype | None:
+    """What the network computes in; None where that is the state's precision.
 
-    That is ``model.dtype``, a module's floating parameters', float64 for exact mixtures, and float32
-    for any other callable.
+    That is ``model.dtype``, a module's floating parameters', the state's for exact mixtures, and
+    float32 for any other callable.
     """
-    net, dtype = model.net, model.dtype
-    if dtype is None and not is_exact(model):
-        dtype = torch.float32
-        if isinstance(net, torch.nn.Module):
-            floating = (p.dtype for p in net.parameters() if p.is_floating_point())
-            dtype = next(floating, dtype)
+    if model.dtype is not None or is_exact(model):
+        return model.dtype
+    if isinstance(model.net, torch.nn.Module):
+        floating = (p.dtype for p in model.net.parameters() if p.is_floating_point())
+        return next(floating, torch.float32)
+    return torch.float32
+
+
+def in_float64(model: Denoiser) -> Denoiser:
+    """The same denoiser for float64 states: the network sees its own precision."""
     wide = copy.copy(model)
-    wide.dtype = dtype
+    wide.dtype = network_dtype(model)
     return wide
 
 

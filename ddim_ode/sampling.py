@@ -317,9 +317,10 @@ def check_plan(plan: Plan, model: Denoiser) -> None:
         raise ValueError(f"plan must be a Plan, got {plan!r}; a name goes into method=")
     schedule = model.schedule
     if plan.schedule != schedule.fingerprint:
+        again = "compile it again" if plan.fit is None else "calibrate again (ddim_ode.calibrate)"
         raise ValueError(
             f"the plan was made for schedule {plan.schedule} and the model has {schedule.fingerprint} "
-            f"({schedule!r}); compile it again for this one"
+            f"({schedule!r}); {again} for this one"
         )
     levels = np.array([sigma for sigma in plan.grid if 0 < sigma < np.inf])
     off = np.flatnonzero(np.abs(model.snapped(levels) - levels) > 1e-9 * levels)

@@ -1,0 +1,425 @@
+"""Calibration: the sampler of few network calls that fits the user's own model.
+
+Every fixed-step solver is a point of one family (solvers/family.py). ``calibrate`` finds the best textbook
+point for a model, which is the incumbent, and goes downhill from there by Gauss–Newton (fitting.py), over
+the levels, the scales and the weights together. What it minimises is the error of the end state against
+where the ODE takes the same noise. The network is only ever called; nothing of it is changed or
+differentiated.
+
+The noises are split: three quarters are fitted, one quarter is held out and decides where to stop, and
+whether the fitted plan is better than the incumbent at all.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from scipy.special import stdtrit
+from torch import Tensor
+from tqdm import tqdm
+
+from . import __version__
+from ._checks import count, one_of
+from .content import model_key
+from .denoiser import Denoiser
+from .fitting import Features, Fit, Problem, gauss_newton
+from .inputs import Cond, conditions, device_of, sample_shape
+from .levels import Levels
+from .reference import METHOD, in_float64
+from .sampling import check_plan, compile_for, sample
+from .schedule import Array
+from .seeding import noise
+from .solution import norm_per_sample
+from .solvers.family import Linear
+from .solvers.methods import METHODS
+from .solvers.plan import Plan
+
+CUTS = (5, 20, 1, 40, 2, 10, 3)  # last levels of a textbook grid, in units of the schedule's σ_min
+GRIDS = ("quadratic", "log_snr", "karras", "time")
+FEW = 16  # noises below which held-out figures say little
+_TRIAL = 3  # iterations from each of several starts, before one is chosen
+_RESIDUALS = 6  # for each parameter, at least
+_FLOOR = 3.0  # times the reference's own error: no error below is worth fitting
+
+
+class Effort(NamedTuple):
+    """How much a budget spends. reference: steps, coarse to fine, until two differ by ``goal`` of the
+    solutions' RMS. methods: of the search for the incumbent. rounds: of that search, (candidates kept,
+    noises each) one after another, and rank, iterations, starts: of the fit."""
+
+    reference: tuple[int, ...]
+    goal: float
+    methods: tuple[str, ...]
+    cuts: tuple[int, ...]
+    rounds: tuple[tuple[int, int], ...]
+    rank: int
+    iterations: int
+    starts: int
+
+
+_FAST = ("ipndm", "dpmpp2m", "unipc3", "dpmpp3m", "unipc2", "deis3")
+_ALL = (*_FAST, *(m for m in METHODS if m not in (*_FAST, "ddpm")))
+EFFORTS = {
+    "fast": Effort(
+        (24, 48),
+        math.inf,
+        _FAST,
+        CUTS[:4],
+        ((102, 1), (24, 4), (6, 16)),
+        4,
+        6,
+        2,
+    ),
+    "thorough": Effort(
+        (100, 200, 400), 3e-3, _ALL, CUTS, ((10_000, 4), (24, 16), (6, 48)), 8, 40, 4
+    ),
+}
+
+
+def calibrate(
+    model: Denoiser,
+    nfe: int | Iterable[int] = 6,
+    *,
+    shape: Sequence[int] | None = None,
+    n: int = 128,
+    seed: int = 0,
+    budget: str = "fast",
+    start: Plan | None = None,
+    cond: Cond | None = None,
+    shared: Mapping[str, Any] | None = None,
+    features: Features | None = None,
+    sigma_max: float | None = None,
+    batch: int = 64,
+    progress: bool = True,
+    device: str | torch.device | None = None,
+) -> Any:  # a Plan, or for several budgets dict[int, Plan]
+    """The plan of ``nfe`` network calls with the least error on this model; ``{nfe: Plan}`` for several.
+
+    shape: of ONE sample (default: the model's own, where it has one). n: noises, of the seeds
+    seed..seed+n−1, a quarter of them held out. From two upwards; below 16 a warning says that the
+    held-out figures say little. budget: ``"fast"`` spends at most n × (100 + 12 nfe) network evaluations,
+    ``"thorough"`` several times that: some n × (300 + 250 nfe), and searches all textbook samplers.
+    start: a plan to improve, instead of the best textbook sampler. cond: conditions {name: tensor (n,
+    ...)}, or f(indices (n,)) that gives them; guidance is part of the model. shared: passed to the network
+    as it is. features: f(x (b, *)) -> (b, ...), to measure the error in; default x itself. sigma_max:
+    where the noise starts (default σ(T)). batch: rows the network gets at once. progress: a bar. device:
+    where to run (default: the network's own).
+
+    The loss is ½ mean ln e² + ½ ln mean e² over the noises, e the RMS error of the end state against a
+    converged solution from the same noise. The held-out noises decide when to stop, and whether the fit
+    improves on the incumbent: if the 95 % interval of the mean of ln(e/e_incumbent) does not lie below 0,
+    the incumbent is returned, and a warning says why. ``plan.fit`` has the figures, in plain data.
+    A model with snap=True keeps the incumbent's levels and is fitted in the weights alone.
+
+    Budgets are fitted one by one, from one reference. Deterministic for a seed, on one machine. ValueError
+    for fewer than two noises, an unknown budget, a start of another schedule, or an nfe too small for
+    any sampler.
+
+    >>> import ddim_ode
+    >>> schedule = ddim_ode.schedules.cosine()
+    >>> model = ddim_ode.exact.gaussian_mixture([0.5, 0.5], [-1.0, 1.0], [0.1, 0.1], schedule)
+    >>> plan = ddim_ode.calibrate(model, nfe=4, n=48, progress=False)
+    >>> plan.nfe, plan.fit["held_out"]["after"] < 0.7 * plan.fit["held_out"]["before"]
+    (4, True)
+    """
+    if not isinstance(model, Denoiser):
+        raise ValueError(
+            f"model must be a Denoiser, got {type(model).__name__}: wrap the network once as "
+            "ddim_ode.Denoiser(net, schedule)"
+        )
+    single = hasattr(nfe, "__index__")
+    budgets = [count("nfe", k) for k in ([nfe] if single else list(nfe))]  # type: ignore[arg-type]
+    if not budgets:
+        raise ValueError("nfe is empty; give a number of network calls, or several")
+    n, seed = count("n", n, least=2), count("seed", seed, least=0)
+    count("batch", batch)
+    effort = EFFORTS[one_of("budget", budget, EFFORTS)]
+    if start is not None:
+        check_plan(start, model)
+        if budgets != [start.nfe]:
+            raise ValueError(f"start has nfe {start.nfe}; calibrate it with nfe={start.nfe}")
+        Linear.of(start)
+    place = device_of(model, device)
+    x = noise(
+        sample_shape(model, shape),
+        model.schedule,
+        range(seed, seed + n),
+        sigma=sigma_max,
+        device=place,
+    )
+    rows = conditions(cond, n, place)
+    began = time.perf_counter()
+    with torch.no_grad(), tqdm(disable=not progress, unit="eval", unit_scale=True) as bar:
+        run = _Run(model, x, rows, shared, features, batch, seed, sigma_max, budget, effort, bar)
+        run.prepare()
+        plans = {k: run.plan(k, start) for k in sorted(set(budgets))}
+    seconds = time.perf_counter() - began
+    for k, plan in plans.items():
+        plans[k] = replace(plan, fit={**(plan.fit or {}), "seconds": round(seconds, 2)})
+    return plans[budgets[0]] if single else plans
+
+
+class Candidate(NamedTuple):
+    """A textbook sampler, and its mean log error on the noises of the last round."""
+
+    name: str
+    plan: Plan
+    score: float = math.inf
+
+
+@dataclass
+class _Run:
+    """A calibration: its noises, and the network rows it has spent."""
+
+    model: Denoiser
+    x: Tensor
+    cond: dict[str, Tensor] | None
+    shared: Mapping[str, Any] | None
+    features: Features | None
+    batch: int
+    seed: int
+    sigma_max: float | None
+    budget: str
+    effort: Effort
+    bar: Any
+    problem: Problem = field(init=False)
+    fitted: Tensor = field(init=False)
+    held: Tensor = field(init=False)
+    gap: float = math.nan
+    reference_calls: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    def prepare(self) -> None:
+        """The reference, and which noises are fitted and which held out."""
+        target, gap = self._reference()
+        spent = self.bar.n
+        finite = torch.isfinite(gap)
+        self.problem = Problem(
+            self.model, self.x, target, self.cond, self.shared, self.features, self.batch, spent
+        )
+        n = len(self.x)
+        there = finite.nonzero().flatten().to(self.x.device)
+        held = max(1, n // 4)
+        self.fitted, self.held = there[there < n - held], there[there >= n - held]
+        if len(there) < n:
+            self._note(f"{n - len(there)} of {n} noises have no finite solution and are left out")
+        if min(len(self.fitted), len(self.held)) == 0:
+            raise ValueError(
+                f"only {len(there)} of {n} noises have a finite solution, too few to calibrate on: the "
+                "network returns NaN or inf"
+            )
+        if len(there) < FEW:
+            self._note(f"{len(there)} noises are few: the held-out figures say little below {FEW}")
+        self.gap = float(gap[finite].mean())
+
+    def _reference(self) -> tuple[Tensor, Tensor]:
+        """Where the ODE takes the noises, and by how much the last refinement moved each."""
+        model, schedule = in_float64(self.model), self.model.schedule
+        # what converges fastest of our own, by the spread of the levels; either names its own error
+        method, name = METHOD, "quadratic"
+        if schedule.family == "ve":
+            method, name = replace(METHOD, chart="eps", ruler="log_sigma"), "karras"
+        steps = self.effort.reference
+        if model.snap:
+            most = len(schedule.levels)
+            name, steps = "time", tuple(dict.fromkeys(min(k, most) for k in steps))
+        before, x = None, self.x
+        gap = torch.full((len(x),), math.nan, dtype=torch.float64)
+        for k in steps:
+            levels = Levels(model, k, grid=name, sigma_max=self.sigma_max)
+            plan = compile_for(method, levels, "ramp", None, None, None)
+            parts = []
+            for part in torch.arange(len(x)).split(self.batch):
+                cond = None if self.cond is None else {k: v[part] for k, v in self.cond.items()}
+                with np.errstate(invalid="ignore"):
+                    sol = sample(model, x[part].double(), plan=plan, cond=cond, shared=self.shared)
+                parts.append(sol.x.to(x.dtype))
+                self.bar.update(sol.net_evals)
+            end = torch.cat(parts)
+            self.reference_calls += plan.nfe
+            if before is not None:
+                gap = norm_per_sample((end - before).double()).cpu()
+                size = float(norm_per_sample(end.double()).cpu()[torch.isfinite(gap)].mean())
+                if float(gap[torch.isfinite(gap)].mean()) <= self.effort.goal * size:
+                    break
+            before = end
+        return end, gap
+
+    def _note(self, text: str) -> None:
+        self.notes.append(text)
+        warnings.warn(text, UserWarning, stacklevel=2)
+
+    def plan(self, nfe: int, start: Plan | None) -> Plan:
+        """The best plan of nfe calls."""
+        before, notes, rate = self.problem.evals, list(self.notes), self.model.rows_per_sample
+        allowed = math.inf
+        if self.budget == "fast":
+            n = len(self.x)
+            allowed = rate * n * (100 + 12 * nfe - sum(self.effort.reference))
+        candidates = [Candidate("start", start)] if start else self._search(nfe, allowed / 4)
+        incumbent = candidates[0]
+        errors = self.problem.errors(Linear.of(incumbent.plan), self.held)
+        floor = max(_FLOOR * self.gap, self.problem.rounding)
+        if np.mean(errors) <= floor:
+            self._note(
+                f"nfe={nfe}: {incumbent.name} errs by {np.mean(errors):.2g}, hardly more than the "
+                f"reference itself ({floor:.2g}); nothing is left to calibrate, and it is returned"
+            )
+            found = None
+        else:
+            found = self._fit(candidates, nfe, allowed - (self.problem.evals - before))
+        after = errors if found is None else found.held
+        ratio = np.log(np.maximum(after, 1e-300) / np.maximum(errors, 1e-300))
+        mean, spread = float(np.mean(ratio)), _spread(ratio)
+        # of the hard noises, too: the mean error is mostly theirs
+        better = found is not None and mean + spread < 0 and np.mean(after) < np.mean(errors)
+        if found is not None and not better:
+            self._note(
+                f"nfe={nfe}: on {len(ratio)} held-out noises the fit is not better than {incumbent.name} "
+                f"(mean ln ratio {mean:+.3f} ± {spread:.3f}), which is returned; more noises (n=) may help"
+            )
+        fit = self._record(incumbent, errors, after if better else errors, better)
+        fit["net_evals"] = self.problem.evals - before + rate * len(self.x) * self.reference_calls
+        fit["warnings"], self.notes = self.notes, notes
+        if found is None or not better:
+            return replace(incumbent.plan, fit=fit)
+        return found.point.to_plan(self.model.schedule, f"calibrated-{nfe}", fit)
+
+    def _record(
+        self, incumbent: Candidate, before: Array, after: Array, better: bool
+    ) -> dict[str, Any]:
+        """What ``plan.fit`` says, but for what it cost."""
+        model, plan = self.model, incumbent.plan
+        ratio = np.log(np.maximum(after, 1e-300) / np.maximum(before, 1e-300))
+        mean, spread = float(np.mean(ratio)), _spread(ratio)
+        seeds = (self.seed + self.held.cpu()).tolist()
+        low = [sigma for sigma in plan.grid if sigma > 0][-1]
+        return dict(
+            model=f"{type(model).__name__}({model.prediction}-network)",
+            model_key=model_key(model),
+            prediction=model.prediction,
+            guidance=None if model.guidance is None else model.guidance.scale,
+            sigma_range=[low, plan.grid[0] if math.isfinite(plan.grid[0]) else "inf"],
+            incumbent=incumbent.name,
+            incumbent_plan=plan.to_dict(),
+            calibrated=bool(better),
+            budget=self.budget,
+            features=self.features is not None,
+            n=len(self.x),
+            seed=self.seed,
+            held_out=dict(
+                n=len(seeds),
+                seeds=[seeds[0], seeds[-1]],
+                before=float(np.mean(before)),
+                after=float(np.mean(after)),
+                log_ratio=mean,
+                low=mean - spread if math.isfinite(spread) else None,
+                high=mean + spread if math.isfinite(spread) else None,
+            ),
+            reference_error=self.gap,
+            version=__version__,
+        )
+
+    def _search(self, nfe: int, allowed: float) -> list[Candidate]:
+        """Textbook samplers of at most nfe calls, the best first: fewer stay, on more noises each round."""
+        found = self._textbook(nfe)
+        cost = sum(min(keep, len(found)) * m for keep, m in self.effort.rounds) * nfe
+        share = min(1.0, allowed / (cost * self.model.rows_per_sample))
+        for keep, m in self.effort.rounds:
+            found = found[: max(1, int(share * keep))]
+            some = self.fitted[:m]
+            scored = []
+            for name, plan, _ in found:
+                errors = self.problem.errors(Linear.of(plan), some)
+                scored.append(Candidate(name, plan, self.problem.loss(errors)))
+                self._observe()
+            found = sorted(scored, key=lambda c: c.score)
+        return found
+
+    def _textbook(self, nfe: int) -> list[Candidate]:
+        """The samplers to search, those first that usually do well."""
+        model = self.model
+        found: dict[Plan, Candidate] = {}
+        cuts = [
+            (grid, cut * model.schedule.sigma_min) for cut in self.effort.cuts for grid in GRIDS
+        ]
+        refusal = ValueError(f"nfe={nfe} is too small for any sampler")
+        for grid, cut in [*cuts[: len(GRIDS)], ("trailing", None), *cuts[len(GRIDS) :]]:
+            for name in self.effort.methods:
+                try:
+                    levels = Levels(
+                        model, nfe=nfe, grid=grid, sigma_min=cut, sigma_max=self.sigma_max
+                    )
+                    plan = compile_for(METHODS[name], levels, None, None, None, None)
+                except ValueError as error:
+                    refusal = error
+                    continue
+                end = "" if cut is None else f", σ_min {cut:.3g}"
+                found.setdefault(plan, Candidate(f"{name}, {grid}{end}", plan))
+        if not found:
+            raise refusal
+        return list(found.values())
+
+    def _fit(self, candidates: Sequence[Candidate], nfe: int, allowed: float) -> Fit | None:
+        """The best fit from the best candidates that a fit can start from; None if there is none."""
+        schedule, effort = self.model.schedule, self.effort
+        points = [
+            point
+            for candidate in candidates
+            if (point := Linear.of(candidate.plan)).nfe == nfe
+            and point.falls
+            and np.all(np.isfinite(point.scale))
+        ]
+        points = points[: effort.starts]
+        tries = _TRIAL if len(points) > 1 else 0
+        size = len(self.fitted)
+        if math.isfinite(allowed):  # what leaves room for all iterations
+            iterations = effort.iterations + tries * len(points)
+            runs = allowed / (iterations * nfe * self.model.rows_per_sample) - len(self.held)
+            # never so few that their residuals do not determine the parameters
+            entries = self.problem.goal[0].numel()
+            least = math.ceil(_RESIDUALS * len(points[0].parameters()) / entries) if points else 1
+            size = min(size, max(8, least, int(runs / (effort.rank + 4.5))))
+        finite = [sigma for sigma in (schedule.sigma_max,) if math.isfinite(sigma)]
+        options: dict[str, Any] = dict(
+            rank=effort.rank,
+            subset=size,
+            levels=not self.model.snap,
+            limits=(schedule.sigma_min, finite[0] if finite else math.inf),
+            seed=self.seed,
+            observe=self._observe,
+        )
+        end = self.problem.evals + allowed
+        if tries:
+            found = [
+                self._descend(point, tries, allowed=end - self.problem.evals, **options)
+                for point in points
+            ]
+            points = [min(found, key=lambda fit: self.problem.loss(fit.held)).point]
+        if not points:
+            return None
+        return self._descend(
+            points[0], effort.iterations, allowed=end - self.problem.evals, **options
+        )
+
+    def _descend(self, point: Linear, iterations: int, **options: Any) -> Fit:
+        return gauss_newton(
+            self.problem, point, self.fitted, self.held, iterations=iterations, **options
+        )
+
+    def _observe(self) -> None:
+        self.bar.update(self.problem.evals - self.bar.n)
+
+
+def _spread(values: Array) -> float:
+    """Half the 95 % interval of the mean; inf where a single value says nothing of it."""
+    if len(values) < 2:
+        return math.inf
+    return float(stdtrit(len(values) - 1, 0.975) * np.std(values, ddof=1) / math.sqrt(len(values)))

@@ -1,0 +1,48 @@
+"""What a comparison or a calibration is given: the shape of a sample, the device, the conditions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ._checks import count
+from .denoiser import Denoiser
+
+Cond = Mapping[str, Tensor] | Callable[[Tensor], Mapping[str, Tensor]]
+
+
+def sample_shape(model: Denoiser, shape: Sequence[int] | None) -> tuple[int, ...]:
+    if shape is None:
+        shape = getattr(model, "shape", None)
+    if shape is None and hasattr(model, "means"):
+        shape = (model.means.shape[1],)
+    if shape is None:
+        raise ValueError("give shape=, of ONE sample, such as (3, 32, 32)")
+    return tuple(count("shape", size) for size in shape)
+
+
+def device_of(model: Denoiser, device: str | torch.device | None) -> torch.device:
+    if device is not None:
+        return torch.device(device)
+    if isinstance(model.net, torch.nn.Module):
+        return next((p.device for p in model.net.parameters()), torch.device("cpu"))
+    return torch.device("cpu")
+
+
+def conditions(cond: Cond | None, n: int, device: torch.device) -> dict[str, Tensor] | None:
+    if callable(cond):
+        cond = cond(torch.arange(n))
+    if cond is None:
+        return None
+    if not isinstance(cond, Mapping):
+        raise ValueError(f"cond must be {{name: tensor (n, ...)}}, got {type(cond).__name__}")
+    for name, value in cond.items():
+        if not isinstance(value, Tensor) or not value.ndim or len(value) != n:
+            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(
+                f"cond[{name!r}] must be a tensor with one row per noise ({n}), got {got}; what all "
+                "share goes into shared="
+            )
+    return {name: value.to(device) for name, value in cond.items()}

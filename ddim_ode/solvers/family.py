@@ -1,0 +1,138 @@
+"""The family that every deterministic few-step sampler is a point of.
+
+With N network calls V_k = V(y_k, σ_k), a sampler that is linear in the state and in what the network
+returned is
+
+    y_0 = x_T,   y_{k+1} = a_k y_k + Σ_{j ≤ k} w_kj V_j,   the end state y_N,
+
+so it is its told levels σ_k, its scales a_k and the lower triangle w. Multistep methods have a short
+memory (w_kj = 0 for j < k − 3), stages of Runge–Kutta methods are y_k like any other. A level is only what
+the network (and the conversion of its prediction) is told: the state need not lie on it, since the scales
+and weights are free. This is the "non-stationary" family of Shaul et al. 2024, "Bespoke Non-Stationary
+Solvers", with the levels free as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..schedule import Array, Schedule
+from .plan import Node, Op, Plan
+
+MEMORY = 4  # past vectors whose weights are free; those beyond keep their values
+_LONGEST = 0.5  # in ln σ: how far one move takes a level
+
+
+class Parameter(NamedTuple):
+    """kind: "level" (ln σ of call k), "scale" (a_k) or "weight" (w_kj)."""
+
+    kind: str
+    k: int
+    j: int = -1
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A sampler of the family. sigma (N,): told levels; scale (N,); weights (N, N), lower triangle;
+    vectors: what call k stores. plan: the one it was read from."""
+
+    sigma: Array
+    scale: Array
+    weights: Array
+    vectors: tuple[str, ...]
+    plan: Plan
+
+    @classmethod
+    def of(cls, plan: Plan) -> Linear:
+        """A plan as a point of the family; ValueError for one with step noise.
+
+        Its stages and committed states are written in x_T and the V's, and then each in the one before.
+        """
+        if plan.is_stochastic:
+            raise ValueError(f"{plan.method} adds step noise: it is no deterministic sampler")
+        n = plan.nfe
+        states: list[Array] = []  # of the calls, then the end: coefficients of (x_T, V_0 … V_{n−1})
+        x = np.zeros(n + 1)
+        x[0] = 1.0
+        calls = 0
+        for op in plan.ops:
+            y = op.scale * x
+            for age, weight in enumerate(op.weights):
+                y[calls - age] += weight
+            if op.commit:
+                x = y
+            if op.node is not None:
+                states.append(y)
+                calls += 1
+        states.append(x)
+        before, after = np.array(states[:-1]), np.array(states[1:])
+        scale = after[:, 0] / before[:, 0]
+        return cls(
+            np.array([node.sigma for node in plan.nodes]),
+            scale,
+            (after - scale[:, None] * before)[:, 1:],
+            tuple(node.vector for node in plan.nodes),
+            plan,
+        )
+
+    @property
+    def nfe(self) -> int:
+        return len(self.sigma)
+
+    @property
+    def falls(self) -> bool:
+        """Whether each call is told a lower level than the one before."""
+        return bool(np.all(np.diff(self.sigma) < 0))
+
+    def parameters(self, levels: bool = True, memory: int = MEMORY) -> list[Parameter]:
+        """What a fit may move, in the order in which a run meets it. The first level is the start's."""
+        out = []
+        for k in range(self.nfe):
+            if levels and k:
+                out.append(Parameter("level", k))
+            out.append(Parameter("scale", k))
+            out += [Parameter("weight", k, j) for j in range(k, max(-1, k - memory), -1)]
+        return out
+
+    def moved(
+        self, parameters: Sequence[Parameter], step: Array, lowest: float, highest: float
+    ) -> Linear:
+        """The sampler a step away; levels stay within [lowest, highest]."""
+        sigma, scale, weights = self.sigma.copy(), self.scale.copy(), self.weights.copy()
+        for (kind, k, j), change in zip(parameters, step):
+            if kind == "level":
+                factor = np.exp(np.clip(change, -_LONGEST, _LONGEST))
+                sigma[k] = np.clip(sigma[k] * factor, lowest, highest)
+            elif kind == "scale":
+                scale[k] += change
+            else:
+                weights[k, j] += change
+        return replace(self, sigma=sigma, scale=scale, weights=weights)
+
+    def to_plan(self, schedule: Schedule, method: str, fit: Mapping[str, Any]) -> Plan:
+        """The plan that runs this sampler; its grid is the told levels, and then 0."""
+        times = schedule.time(self.sigma)
+        nodes = [
+            Node(float(sigma), float(t), vector)
+            for sigma, t, vector in zip(self.sigma, times, self.vectors)
+        ]
+        ops = [Op(1.0, (), nodes[0], False, 0.0)]
+        for k, after in enumerate([*nodes[1:], None]):
+            newest_first = self.weights[k, k::-1]
+            kept = np.flatnonzero(newest_first)
+            length = int(kept[-1]) + 1 if kept.size else 0
+            weights = tuple(newest_first[:length].tolist())
+            ops.append(Op(float(self.scale[k]), weights, after, True, 0.0))
+        return Plan(
+            method,
+            tuple(ops),
+            self.plan.vector,
+            self.plan.chart,
+            (*self.sigma.tolist(), 0.0),
+            schedule.fingerprint,
+            fit=fit,
+        )

@@ -1,0 +1,283 @@
+"""Calibration: the family it searches, its linearisation, and what the fitted plans gain.
+
+All models here have closed-form networks; the errors are against converged solutions of noises that no
+fit has seen.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+import ddim_ode
+from ddim_ode.fitting import Problem, linearised
+from ddim_ode.reference import METHOD
+from ddim_ode.solvers.compilation import plan as compile_plan
+from ddim_ode.solvers.family import Linear
+from ddim_ode.solvers.methods import METHODS
+
+SCHEDULE = ddim_ode.schedules.cosine()
+
+
+def mixture(schedule=SCHEDULE, dimension=6, scale=1.0, **options):
+    rng = np.random.default_rng(5)
+    means = scale * rng.normal(size=(4, dimension))
+    covs = scale**2 * rng.uniform(0.02, 0.3, size=(4, dimension))
+    return ddim_ode.exact.gaussian_mixture([0.4, 0.3, 0.2, 0.1], means, covs, schedule, **options)
+
+
+def unseen(model, plan, n=64):
+    """Errors (n,) on noises of other seeds."""
+    x = ddim_ode.noise((model.means.shape[1],), model.schedule, seeds=range(9000, 9000 + n))
+    grid = "karras" if model.schedule.family == "ve" else "quadratic"
+    exact = ddim_ode.sample(model, x.double(), METHOD, steps=150, grid=grid).x
+    return rms(ddim_ode.sample(model, x, plan=plan).x - exact)
+
+
+def rms(x):
+    return x.double().square().mean(1).sqrt().numpy()
+
+
+def log_ratio(model, plan):
+    """Mean and 95 % half width of ln(error / the incumbent's)."""
+    incumbent = plan.fit["incumbent_plan"]
+    before = compile_plan(
+        incumbent["method"], model.schedule, incumbent["grid"], start=incumbent["start"]
+    )
+    ratio = np.log(unseen(model, plan) / unseen(model, before))
+    return ratio.mean(), 2 * ratio.std() / np.sqrt(len(ratio))
+
+
+@pytest.mark.parametrize("name", [name for name, m in METHODS.items() if not m.eta])
+def test_every_textbook_plan_is_a_point_of_the_family(name):
+    model = mixture()
+    x = ddim_ode.noise((6,), SCHEDULE, seeds=range(3), dtype=torch.float64)
+    sol = ddim_ode.sample(model, x, name, steps=5)
+    point = Linear.of(sol.plan)
+    target = torch.zeros_like(x)
+    ours = Problem(model, x, target).run(point, torch.arange(3))
+    assert float((ours - sol.x).abs().max()) < 1e-9
+    if point.falls:
+        again = point.to_plan(SCHEDULE, "again", {})
+        assert again.nfe == sol.nfe
+        assert again.steps == sol.nfe
+        back = ddim_ode.sample(model, x, plan=again, record="x")
+        assert float((back.x - sol.x).abs().max()) < 1e-9
+        assert back.trajectory.shape == (again.steps + 1, 3, 6)
+
+
+def test_a_plan_with_step_noise_is_no_point_of_it():
+    plan = ddim_ode.plan("ddpm", SCHEDULE, [50.0, 1.0, 0.0])
+    with pytest.raises(ValueError, match="ddpm adds step noise"):
+        Linear.of(plan)
+
+
+@pytest.mark.parametrize("features", [None, lambda x: torch.sin(x[:, :4])])
+@pytest.mark.parametrize("rank", [6, 40])
+def test_the_linearisation_is_the_derivative(features, rank):
+    """Against central differences of whole runs. Six entries have six directions: rank 6 is exact."""
+    model = mixture()
+    x = ddim_ode.noise((6,), SCHEDULE, seeds=range(2), dtype=torch.float64)
+    problem = Problem(model, x, torch.zeros_like(x), features=features)
+    plan = ddim_ode.sample(model, x, "dpmpp2m", steps=5).plan
+    point, rows = Linear.of(plan), torch.arange(2)
+    parameters = point.parameters()
+    _, jacobian = linearised(problem, point, rows, parameters, rank)
+    for i in range(len(parameters)):
+        step = np.zeros(len(parameters))
+        step[i] = 1e-5
+        above, below = (
+            problem.residual(problem.run(point.moved(parameters, s, 1e-4, 1e4), rows), rows)
+            for s in (step, -step)
+        )
+        slope = (above - below) / 2e-5
+        assert float((slope - jacobian[:, i]).abs().max()) < 2e-4 * (1 + float(slope.abs().max()))
+
+
+def test_fewer_directions_than_tangents_come_close():
+    model = mixture(dimension=30)
+    x = ddim_ode.noise((30,), SCHEDULE, seeds=range(4), dtype=torch.float64)
+    problem = Problem(model, x, torch.zeros_like(x))
+    point = Linear.of(ddim_ode.sample(model, x, "ipndm", steps=7).plan)
+    parameters, rows = point.parameters(), torch.arange(4)
+    _, whole = linearised(problem, point, rows, parameters, 99)
+    before = problem.evals
+    _, few = linearised(problem, point, rows, parameters, 6)
+    assert problem.evals - before <= 4 * 7 * (6 + 2)
+    assert float((few - whole).norm() / whole.norm()) < 0.02
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        ddim_ode.schedules.ddpm(),
+        ddim_ode.schedules.exponential(),
+        ddim_ode.schedules.vp(),
+        ddim_ode.schedules.ve(80.0),
+        ddim_ode.schedules.flow(),
+    ],
+    ids=lambda s: s.family,
+)
+def test_a_fitted_plan_beats_the_best_textbook_one(schedule):
+    prediction = "flow" if schedule.family == "flow" else "eps"
+    model = mixture(schedule, prediction=prediction)
+    plan = ddim_ode.calibrate(model, 5, n=64, progress=False)
+    assert plan.fit["calibrated"]
+    assert plan.nfe == 5
+    mean, half = log_ratio(model, plan)
+    assert mean + half < np.log(0.7)
+
+
+def test_data_of_another_scale_are_fitted_as_well():
+    plain = ddim_ode.calibrate(mixture(ddim_ode.schedules.ve(80.0)), 6, n=64, progress=False)
+    model = mixture(ddim_ode.schedules.ve(80.0 * 200), scale=200.0)
+    plan = ddim_ode.calibrate(model, 6, n=64, progress=False)
+    assert plan.fit["calibrated"]
+    assert plain.fit["calibrated"]
+    assert log_ratio(model, plan)[0] < np.log(0.7)
+
+
+def test_the_budget_is_kept_and_counted():
+    for n, nfe in ((64, 6), (20, 3), (2, 4)):
+        calls = 0
+        model = mixture()
+        predict = model.net
+
+        def counted(x, t, predict=predict):
+            nonlocal calls
+            calls += len(x)
+            return predict(x, t)
+
+        model.net = counted
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            plan = ddim_ode.calibrate(model, nfe, n=n, progress=False)
+        assert calls <= n * (100 + 12 * nfe)
+        assert calls == plan.fit["net_evals"]
+
+
+def test_the_same_seed_gives_the_same_plan_and_several_budgets_share_a_reference():
+    model = mixture()
+    first = ddim_ode.calibrate(model, 4, n=32, progress=False)
+    several = ddim_ode.calibrate(model, nfe=range(4, 6), n=32, progress=False)
+    assert list(several) == [4, 5]
+    assert several[4] == first
+    assert several[5].nfe == 5
+
+
+def test_a_start_is_improved_instead_of_the_best_textbook_sampler():
+    model = mixture()
+    start = ddim_ode.sample(model, ddim_ode.noise((6,), SCHEDULE, seeds=[0]), "ddim", steps=6).plan
+    plan = ddim_ode.calibrate(model, 6, n=48, start=start, progress=False)
+    assert plan.fit["incumbent_plan"]["method"] == "ddim"
+    assert plan.fit["calibrated"]
+    with pytest.raises(ValueError, match="start has nfe 6"):
+        ddim_ode.calibrate(model, 5, start=start)
+
+
+def test_conditions_and_guidance_are_part_of_the_model():
+    inner = mixture()
+
+    def net(x, t, shift):  # the mixture, moved
+        alpha_bar, sigma = (
+            torch.as_tensor(f(t.double().numpy())).to(x)
+            for f in (SCHEDULE.alpha_bar, SCHEDULE.sigma)
+        )
+        return inner.net(x - alpha_bar[:, None] * shift, sigma)
+
+    guidance = ddim_ode.Guidance(1.5, null={"shift": 0.0})
+    model = ddim_ode.Denoiser(net, SCHEDULE, guidance=guidance)
+    shifts = torch.linspace(-0.3, 0.3, 96)[:, None].expand(96, 6).contiguous()
+    plan = ddim_ode.calibrate(
+        model, 4, shape=(6,), n=96, cond=lambda i: {"shift": shifts[i]}, progress=False
+    )
+    same = ddim_ode.calibrate(model, 4, shape=(6,), n=96, cond={"shift": shifts}, progress=False)
+    assert plan == same
+    assert plan.fit["guidance"] == 1.5
+    assert plan.fit["held_out"]["after"] < plan.fit["held_out"]["before"]
+
+
+def test_features_are_what_is_minimised():
+    """Only half of the entries count: their error falls below what a fit of all entries reaches."""
+    model = mixture()
+    x = ddim_ode.noise((6,), SCHEDULE, seeds=range(9000, 9064))
+    exact = ddim_ode.sample(model, x.double(), METHOD, steps=150, grid="quadratic").x
+
+    def error(plan):
+        return np.log(rms((ddim_ode.sample(model, x, plan=plan).x - exact)[:, :3])).mean()
+
+    whole = ddim_ode.calibrate(model, 4, n=128, progress=False)
+    half = ddim_ode.calibrate(model, 4, n=128, features=lambda x: 3 * x[:, :3], progress=False)
+    assert error(half) < error(whole) - 0.1
+
+
+def test_a_model_that_snaps_keeps_trained_levels():
+    schedule = ddim_ode.schedules.ddpm()
+    model = mixture(schedule, snap=True)
+    plan = ddim_ode.calibrate(model, 6, n=64, progress=False)
+    levels = np.array([sigma for sigma in plan.grid if sigma > 0])
+    assert plan.fit["calibrated"]
+    assert np.allclose(model.snapped(levels), levels, rtol=1e-12)
+
+
+def test_without_a_gain_the_incumbent_is_returned_and_said_so():
+    """One Gaussian of no width: x̂₀ is constant, and DDIM is exact already."""
+    model = ddim_ode.exact.gaussian([0.3, -0.2], np.zeros((2, 2)), SCHEDULE)
+    with pytest.warns(UserWarning, match="is returned"):
+        plan = ddim_ode.calibrate(model, 4, n=24, progress=False)
+    assert plan.fit["calibrated"] is False
+    assert plan.fit["warnings"]
+    assert plan.method in METHODS
+
+
+def test_noises_without_a_solution_are_left_out():
+    model = mixture()
+    predict, bad = model.net, ddim_ode.noise((6,), SCHEDULE, seeds=[3])
+    limit = float(bad[0, 0])
+
+    def net(x, t):
+        out = predict(x, t)
+        return torch.where((x[:, :1] == limit) & (t[:, None] > 100), torch.nan, out)
+
+    model.net = net
+    with pytest.warns(UserWarning, match="1 of 32 noises have no finite solution"):
+        plan = ddim_ode.calibrate(model, 4, n=32, progress=False)
+    assert plan.fit["calibrated"]
+
+
+def test_few_noises_are_said_to_be_few():
+    with pytest.warns(UserWarning, match="2 noises are few"):
+        plan = ddim_ode.calibrate(mixture(), 4, n=2, progress=False)
+    assert plan.nfe <= 4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(nfe=[]), "nfe is empty"),
+        (dict(nfe=0), "nfe=0"),
+        (dict(n=1), "n=1"),
+        (dict(budget="quick"), "unknown budget 'quick'"),
+        (dict(cond={"y": torch.zeros(3)}), "one row per noise"),
+    ],
+)
+def test_mistakes_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        ddim_ode.calibrate(mixture(), **options)
+
+
+def test_a_network_of_nan_is_an_error_that_says_so():
+    model = ddim_ode.Denoiser(lambda x, t: x * torch.nan, SCHEDULE)
+    with (
+        pytest.warns(UserWarning, match="no finite solution"),
+        pytest.raises(ValueError, match="NaN or inf"),
+    ):
+        ddim_ode.calibrate(model, 4, shape=(3,), n=16, progress=False)
+
+
+def test_a_name_is_no_denoiser():
+    with pytest.raises(ValueError, match="must be a Denoiser"):
+        ddim_ode.calibrate("fashion-mnist")
