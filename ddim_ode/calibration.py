@@ -17,7 +17,7 @@ import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,49 +38,12 @@ from .schedule import Array
 from .seeding import noise
 from .solution import norm_per_sample
 from .solvers.family import Linear
-from .solvers.methods import METHODS
 from .solvers.plan import Plan
+from .starts import EFFORTS, Candidate, Effort, apart, textbook
 
-CUTS = (5, 20, 1, 40, 2, 10, 3)  # last levels of a textbook grid, in units of the schedule's σ_min
-GRIDS = ("quadratic", "log_snr", "karras", "time")
 FEW = 16  # noises below which held-out figures say little
-_TRIAL = 3  # iterations from each of several starts, before one is chosen
-_RESIDUALS = 6  # for each parameter, at least
+_RESIDUALS = 3  # for each parameter, at least
 _FLOOR = 3.0  # times the reference's own error: no error below is worth fitting
-
-
-class Effort(NamedTuple):
-    """How much a budget spends. reference: steps, coarse to fine, until two differ by ``goal`` of the
-    solutions' RMS. methods: of the search for the incumbent. rounds: of that search, (candidates kept,
-    noises each) one after another, and rank, iterations, starts: of the fit."""
-
-    reference: tuple[int, ...]
-    goal: float
-    methods: tuple[str, ...]
-    cuts: tuple[int, ...]
-    rounds: tuple[tuple[int, int], ...]
-    rank: int
-    iterations: int
-    starts: int
-
-
-_FAST = ("ipndm", "dpmpp2m", "unipc3", "dpmpp3m", "unipc2", "deis3")
-_ALL = (*_FAST, *(m for m in METHODS if m not in (*_FAST, "ddpm")))
-EFFORTS = {
-    "fast": Effort(
-        (24, 48),
-        math.inf,
-        _FAST,
-        CUTS[:4],
-        ((102, 1), (24, 4), (6, 16)),
-        4,
-        6,
-        2,
-    ),
-    "thorough": Effort(
-        (100, 200, 400), 3e-3, _ALL, CUTS, ((10_000, 4), (24, 16), (6, 48)), 8, 40, 4
-    ),
-}
 
 
 def calibrate(
@@ -125,7 +88,7 @@ def calibrate(
     >>> import ddim_ode
     >>> schedule = ddim_ode.schedules.cosine()
     >>> model = ddim_ode.exact.gaussian_mixture([0.5, 0.5], [-1.0, 1.0], [0.1, 0.1], schedule)
-    >>> plan = ddim_ode.calibrate(model, nfe=4, n=48, progress=False)
+    >>> plan = ddim_ode.calibrate(model, nfe=4, n=96, progress=False)
     >>> plan.nfe, plan.fit["held_out"]["after"] < 0.7 * plan.fit["held_out"]["before"]
     (4, True)
     """
@@ -164,14 +127,6 @@ def calibrate(
     for k, plan in plans.items():
         plans[k] = replace(plan, fit={**(plan.fit or {}), "seconds": round(seconds, 2)})
     return plans[budgets[0]] if single else plans
-
-
-class Candidate(NamedTuple):
-    """A textbook sampler, and its mean log error on the noises of the last round."""
-
-    name: str
-    plan: Plan
-    score: float = math.inf
 
 
 @dataclass
@@ -329,90 +284,72 @@ class _Run:
 
     def _search(self, nfe: int, allowed: float) -> list[Candidate]:
         """Textbook samplers of at most nfe calls, the best first: fewer stay, on more noises each round."""
-        found = self._textbook(nfe)
+        found = textbook(self.model, nfe, self.effort, self.sigma_max)
         cost = sum(min(keep, len(found)) * m for keep, m in self.effort.rounds) * nfe
         share = min(1.0, allowed / (cost * self.model.rows_per_sample))
         for keep, m in self.effort.rounds:
             found = found[: max(1, int(share * keep))]
             some = self.fitted[:m]
             scored = []
-            for name, plan, _ in found:
+            for name, plan, grid, _ in found:
                 errors = self.problem.errors(Linear.of(plan), some)
-                scored.append(Candidate(name, plan, self.problem.loss(errors)))
+                scored.append(Candidate(name, plan, grid, self.problem.loss(errors)))
                 self._observe()
             found = sorted(scored, key=lambda c: c.score)
         return found
 
-    def _textbook(self, nfe: int) -> list[Candidate]:
-        """The samplers to search, those first that usually do well."""
-        model = self.model
-        found: dict[Plan, Candidate] = {}
-        cuts = [
-            (grid, cut * model.schedule.sigma_min) for cut in self.effort.cuts for grid in GRIDS
-        ]
-        refusal = ValueError(f"nfe={nfe} is too small for any sampler")
-        for grid, cut in [*cuts[: len(GRIDS)], ("trailing", None), *cuts[len(GRIDS) :]]:
-            for name in self.effort.methods:
-                try:
-                    levels = Levels(
-                        model, nfe=nfe, grid=grid, sigma_min=cut, sigma_max=self.sigma_max
-                    )
-                    plan = compile_for(METHODS[name], levels, None, None, None, None)
-                except ValueError as error:
-                    refusal = error
-                    continue
-                end = "" if cut is None else f", σ_min {cut:.3g}"
-                found.setdefault(plan, Candidate(f"{name}, {grid}{end}", plan))
-        if not found:
-            raise refusal
-        return list(found.values())
-
     def _fit(self, candidates: Sequence[Candidate], nfe: int, allowed: float) -> Fit | None:
         """The best fit from the best candidates that a fit can start from; None if there is none."""
         schedule, effort = self.model.schedule, self.effort
-        points = [
-            point
+        able = [
+            (candidate, point)
             for candidate in candidates
             if (point := Linear.of(candidate.plan)).nfe == nfe
             and point.falls
             and np.all(np.isfinite(point.scale))
         ]
-        points = points[: effort.starts]
-        tries = _TRIAL if len(points) > 1 else 0
-        size = len(self.fitted)
+        points = apart(able, effort.starts)
+        tries = effort.trial if len(points) > 1 else 0
+        # never so few that their residuals do not determine the parameters
+        entries = self.problem.goal[0].numel()
+        least = math.ceil(_RESIDUALS * len(points[0].parameters()) / entries) if points else 1
+        size = max(effort.subset, least)
         if math.isfinite(allowed):  # what leaves room for all iterations
             iterations = effort.iterations + tries * len(points)
             runs = allowed / (iterations * nfe * self.model.rows_per_sample) - len(self.held)
-            # never so few that their residuals do not determine the parameters
-            entries = self.problem.goal[0].numel()
-            least = math.ceil(_RESIDUALS * len(points[0].parameters()) / entries) if points else 1
-            size = min(size, max(8, least, int(runs / (effort.rank + 4.5))))
+            size = max(size, int(runs / (effort.rank + 4.5)))
+        size = min(size, len(self.fitted))
         finite = [sigma for sigma in (schedule.sigma_max,) if math.isfinite(sigma)]
         options: dict[str, Any] = dict(
             rank=effort.rank,
-            subset=size,
             levels=not self.model.snap,
             limits=(schedule.sigma_min, finite[0] if finite else math.inf),
             seed=self.seed,
             observe=self._observe,
         )
         end = self.problem.evals + allowed
-        if tries:
-            found = [
-                self._descend(point, tries, allowed=end - self.problem.evals, **options)
-                for point in points
-            ]
-            points = [min(found, key=lambda fit: self.problem.loss(fit.held)).point]
+
+        def descend(point: Linear, iterations: int, **more: Any) -> Fit:
+            return gauss_newton(
+                self.problem,
+                point,
+                self.fitted,
+                self.held,
+                iterations=iterations,
+                allowed=end - self.problem.evals,
+                **options,
+                **more,
+            )
+
         if not points:
             return None
-        return self._descend(
-            points[0], effort.iterations, allowed=end - self.problem.evals, **options
-        )
-
-    def _descend(self, point: Linear, iterations: int, **options: Any) -> Fit:
-        return gauss_newton(
-            self.problem, point, self.fitted, self.held, iterations=iterations, **options
-        )
+        if tries:
+            found = [descend(point, tries, subset=size) for point in points]
+            points = [min(found, key=lambda fit: self.problem.loss(fit.held)).point]
+        fit = descend(points[0], effort.iterations, subset=size)
+        if effort.whole:
+            fit = descend(fit.point, effort.whole, patience=3)
+        return fit
 
     def _observe(self) -> None:
         self.bar.update(self.problem.evals - self.bar.n)

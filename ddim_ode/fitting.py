@@ -37,7 +37,6 @@ from .solvers.plan import Node
 
 Features = Callable[[Tensor], Tensor]
 _TRIES = 6  # dampings tried in an iteration
-_PATIENCE = 5  # iterations without a better held-out error
 _SMOOTH = 0.1  # of the errors' RMS
 
 
@@ -67,7 +66,8 @@ class Problem:
         )
         size = float(_rms(self.goal).nanmean())  # NaN where a noise has no solution
         self.rounding = 16 * torch.finfo(self.x.dtype).eps * size + 1e-300
-        # The step of the differences: what balances the network's rounding against its curvature.
+        # The step of the differences: small, for trained networks are rough; the tangents of float32 then
+        # still have three digits.
         dtype = network_dtype(self.model) or self.x.dtype
         self.step = 3 * torch.finfo(dtype).eps ** 0.5
 
@@ -249,6 +249,7 @@ def gauss_newton(
     levels: bool,
     limits: tuple[float, float],
     subset: int | None = None,
+    patience: int = 10,
     allowed: float = float("inf"),
     seed: int = 0,
     observe: Callable[[], object] = lambda: None,
@@ -256,7 +257,8 @@ def gauss_newton(
     """Move ``point`` downhill on the noises ``rows``, as long as the ``held`` ones gain.
 
     levels: whether the told levels move too, within ``limits``. subset: noises of each iteration, drawn
-    anew. allowed: rows of the network that may be spent; an iteration that might exceed them is not begun.
+    anew. patience: iterations without a better held-out error. allowed: rows of the network that may be
+    spent; an iteration that might exceed them is not begun.
     """
     parameters = point.parameters(levels)
     draw = np.random.default_rng(seed)
@@ -267,7 +269,7 @@ def gauss_newton(
     damping, stale = 1e-2, 0
     for iteration in range(iterations):
         trial_cost = calls * (size + len(held))
-        if problem.evals + calls * size * (rank + 3) + trial_cost > budget or stale >= _PATIENCE:
+        if problem.evals + calls * size * (rank + 3) + trial_cost > budget or stale >= patience:
             break
         some = rows[torch.from_numpy(np.sort(draw.permutation(len(rows))[:size])).to(rows.device)]
         errors = problem.errors(point, some)
