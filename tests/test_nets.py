@@ -3,6 +3,7 @@
 import dataclasses
 import gzip
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -10,11 +11,12 @@ import torch
 from torch import Tensor
 
 import ddim_ode
+from ddim_ode.content import model_key
 from ddim_ode.nets import weights
 from ddim_ode.nets.classifier import run_in_batches
 from ddim_ode.nets.config import TrainConfig
 from ddim_ode.nets.data import Images, load_images, to_pixels, to_unit
-from ddim_ode.nets.pretrained import load_classifier
+from ddim_ode.nets.pretrained import ASSETS, load_classifier
 from ddim_ode.nets.train import train
 from ddim_ode.nets.unet import UNet
 
@@ -260,3 +262,24 @@ def test_guidance_one_is_the_conditional_network_alone():
     unconditional = UNet(1, (8, 8))
     with pytest.raises(ValueError, match="unconditional"):
         ddim_ode.nets.pretrained.PretrainedModel(unconditional, CONFIG, "", 2.0)
+
+
+@pytest.mark.parametrize("file", sorted(ASSETS.glob("*-nfe-*.json")), ids=lambda file: file.stem)
+def test_shipped_plans_are_the_models_own(file):
+    scale, nfe = (float(part) for part in re.findall(r"guidance-([\d.]+)-nfe-(\d+)", file.stem)[0])
+    model = ddim_ode.load("fashion-mnist", guidance=scale)
+    plan = model.calibrated(int(nfe))
+    assert plan.nfe == nfe
+    assert plan.schedule == model.schedule.fingerprint
+    assert plan.fit["model_key"] == model_key(model)
+    assert plan.fit["calibrated"]
+    assert plan.fit["held_out"]["high"] < 0
+
+
+def test_what_does_not_ship_is_said_with_what_does():
+    model = ddim_ode.load("fashion-mnist")
+    with pytest.raises(ValueError, match=r"nfe=7 .*4, 5, 6, 8, 10.*calibrate"):
+        model.calibrated(7)
+    model.shipped = None
+    with pytest.raises(ValueError, match="none"):
+        model.calibrated(6)

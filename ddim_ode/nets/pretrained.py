@@ -11,6 +11,7 @@ import torch
 from .. import schedules
 from .._checks import one_of
 from ..denoiser import Denoiser, Guidance
+from ..solvers.plan import Plan
 from . import weights
 from .classifier import Classifier
 from .unet import UNet
@@ -41,6 +42,7 @@ class PretrainedModel(Denoiser):
         self.num_classes = net.num_classes
         self.classes: list[str] = config.get("classes") or [str(i) for i in range(net.num_classes)]
         self.sha256 = sha256
+        self.shipped: str | None = None  # its name, where the package brings it
         self.guide(guidance)
 
     def guide(self, scale: float) -> None:
@@ -48,6 +50,27 @@ class PretrainedModel(Denoiser):
         if scale != 1 and not self.num_classes:
             raise ValueError(f"guidance={scale!r}: this model is unconditional; use guidance=1")
         self.guidance = Guidance(scale, {"y": self.num_classes}) if scale != 1 else None
+
+    def calibrated(self, nfe: int) -> Plan:
+        """The plan of ``nfe`` network calls that ships with this model, fitted to it at its guidance.
+
+        ValueError where there is none: it names those there are, and :func:`ddim_ode.calibrate` makes more.
+
+        >>> import ddim_ode
+        >>> plan = ddim_ode.load("fashion-mnist").calibrated(6)
+        >>> plan.nfe, plan.fit["held_out"]["after"] < plan.fit["held_out"]["before"]
+        (6, True)
+        """
+        scale = 1.0 if self.guidance is None else self.guidance.scale
+        stem = f"{self.shipped}-guidance-{scale:g}-nfe-"
+        found = {int(file.stem.removeprefix(stem)): file for file in ASSETS.glob(f"{stem}*.json")}
+        if nfe not in found:
+            raise ValueError(
+                f"no plan of nfe={nfe!r} at guidance {scale:g} ships with this model (there are: "
+                f"{', '.join(map(str, sorted(found))) or 'none'}); "
+                "ddim_ode.calibrate(model, nfe=...) makes one"
+            )
+        return Plan.load(found[nfe])
 
 
 def load(
@@ -81,6 +104,8 @@ def load(
         raise ValueError(f"{path}: its configuration is not one of ddim_ode's ({error})") from error
     _fill(net, tensors, path)
     net.to(device=device, dtype=dtype)
+    if path.parent == ASSETS:
+        model.shipped = path.stem
     return model
 
 
