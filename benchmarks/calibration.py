@@ -6,15 +6,16 @@
 
 The error of a plan is the mean over the noises of the RMS error of its end state, against converged
 solutions. The baseline is the best, on the very noises of the evaluation, of all deterministic methods of
-the registry on the grids quadratic, log_snr, karras, time with σ_min at 1, 2, 3, 5, 10, 20 and 40 times σ(1):
-a choice that a user could not have made without solving for the answer first. Calibration sees other
+the registry on the grids quadratic, log_snr, karras, time with σ_min at 1, 2, 3, 5, 10, 20 and 40 times
+σ(1): a choice that a user could not have made without solving for the answer first. Calibration sees other
 noises, and searches its incumbent there.
 
 (a) digits: a mixture of 20 Gaussians in 64 dimensions, 3 to 20 calls, both budgets. (b) many: four
 schedules, two mixtures each, five sets of noises each. (c) the plans that ship with the trained model, with
-the Fréchet distance of as many images in the shipped classifier's features to the real test images
-(without --data: left out). Intervals are 95 %: of a ratio of means by a paired bootstrap, of a mean log
-ratio by Student's t.
+the Fréchet distance of 400 images in the shipped classifier's features to the real test images (without
+--data: left out). (d) transfer: whether the fit of 6 calls serves other budgets: its levels, stretched to
+as many calls, under the best textbook method for them, beside a fit of that budget. Intervals are 95 %: of
+a ratio of means by a paired bootstrap, of a mean log ratio by Student's t.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ BUDGETS = ("fast", "thorough")
 
 class Size(NamedTuple):
     """nfe, n, unseen: of (a). many: mixtures and seeds of (b). shipped: budgets and noises of (c).
-    images: for the Fréchet distance. screen: noises on which all baselines run; the best go on."""
+    images: for the Fréchet distance. transfer: budgets of (d). screen: noises on which all baselines run, and
+    how many of them go on."""
 
     nfe: tuple[int, ...]
     n: int
@@ -71,13 +73,21 @@ class Size(NamedTuple):
     many: tuple[int, int]
     shipped: tuple[tuple[int, ...], int]
     images: int
+    transfer: tuple[int, ...]
     screen: tuple[int, int]
 
 
 FULL = Size(
-    (3, 4, 5, 6, 7, 8, 10, 12, 16, 20), 128, 512, (2, 5), ((4, 5, 6, 8, 10), 128), 400, (48, 32)
+    (3, 4, 5, 6, 7, 8, 10, 12, 16, 20),
+    128,
+    512,
+    (2, 5),
+    ((4, 5, 6, 8, 10), 128),
+    400,
+    (4, 5, 8, 10, 12),
+    (48, 32),
 )
-QUICK = Size((5,), 64, 64, (1, 1), ((6,), 4), 0, (4, 4))
+QUICK = Size((5,), 64, 64, (1, 1), ((6,), 4), 0, (5,), (4, 4))
 
 
 # -- errors -------------------------------------------------------------------------------------
@@ -196,7 +206,7 @@ def calibrated(model: ddim_ode.Denoiser, nfe: int, **options: Any) -> ddim_ode.P
         return ddim_ode.calibrate(model, nfe, progress=False, **options)
 
 
-# -- the three parts ----------------------------------------------------------------------------
+# -- the four parts -----------------------------------------------------------------------------
 def on_digits(size: Size) -> Iterable[Row]:
     model = digits()
     problem = solved("digits", model, (64,), size.unseen)
@@ -262,6 +272,30 @@ def on_shipped(size: Size, data: Path | None) -> Iterable[Row]:
         yield row
 
 
+def on_transfer(size: Size) -> Iterable[Row]:
+    model = digits()
+    problem = solved("digits", model, (64,), size.unseen)
+    source = calibrated(model, 6, n=size.n, budget="thorough")
+    told = np.log([node.sigma for node in source.nodes])
+    for nfe in size.transfer:
+        levels = np.interp(np.linspace(0, 1, nfe), np.linspace(0, 1, len(told)), told)
+        found = []
+        for name in METHODS:
+            if name == "ddpm":
+                continue
+            plan = compile_plan(METHODS[name], model.schedule, [*np.exp(levels).tolist(), 0.0])
+            if plan.nfe == nfe:
+                found.append((errors(problem, plan), name))
+        best = min(found, key=lambda one: float(one[0].mean()))
+        own = judged(problem, calibrated(model, nfe, n=size.n, budget="thorough"), None)
+        yield dict(
+            what="transfer",
+            **own,
+            method_on_stretched=best[1],
+            error_stretched=float(best[0].mean()),
+        )
+
+
 # -- the picture --------------------------------------------------------------------------------
 def draw(rows: list[Row]) -> Figure:
     """Errors of the digits over the calls, and what is left of the baseline's."""
@@ -311,12 +345,12 @@ def draw(rows: list[Row]) -> Figure:
 
 
 def main() -> None:
-    parser = arguments(__doc__, "digits at 5 calls, few noises", "all three parts, about an hour")
+    parser = arguments(__doc__, "digits at 5 calls, few noises", "all four parts, about an hour")
     parser.add_argument("--data", type=Path, help="folder of Fashion-MNIST's IDX files")
     parser.add_argument("--redraw", action="store_true", help="only draw the picture again")
     parser.add_argument(
         "--only",
-        choices=("digits", "many", "shipped"),
+        choices=("digits", "many", "shipped", "transfer"),
         help="run one part, and keep the other rows",
     )
     args = parser.parse_args()
@@ -333,6 +367,7 @@ def main() -> None:
         digits=lambda: on_digits(size),
         many=lambda: on_many(size),
         shipped=lambda: on_shipped(size, args.data),
+        transfer=lambda: on_transfer(size),
     )
     for name in [args.only] if args.only else parts:
         for row in tqdm(parts[name](), desc=name, unit="plan"):
