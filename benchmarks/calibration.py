@@ -64,8 +64,8 @@ BUDGETS = ("fast", "thorough")
 
 class Size(NamedTuple):
     """nfe, n, unseen: of (a). many: mixtures and seeds of (b). shipped: budgets and noises of (c).
-    images: for the Fréchet distance. transfer: budgets of (d). screen: noises on which all baselines run, and
-    how many of them go on."""
+    images: for the Fréchet distance. transfer: budgets of (d). screen: noises that all baselines run
+    on, and how many of them go on."""
 
     nfe: tuple[int, ...]
     n: int

@@ -309,21 +309,22 @@ class _Run:
             and np.all(np.isfinite(point.scale))
         ]
         points = apart(able, effort.starts)
+        if not points:
+            return None
         tries = effort.trial if len(points) > 1 else 0
         # never so few that their residuals do not determine the parameters
         entries = self.problem.goal[0].numel()
-        least = math.ceil(_RESIDUALS * len(points[0].parameters()) / entries) if points else 1
+        least = math.ceil(_RESIDUALS * len(points[0].parameters()) / entries)
         size = max(effort.subset, least)
         if math.isfinite(allowed):  # what leaves room for all iterations
             iterations = effort.iterations + tries * len(points)
             runs = allowed / (iterations * nfe * self.model.rows_per_sample) - len(self.held)
             size = max(size, int(runs / (effort.rank + 4.5)))
         size = min(size, len(self.fitted))
-        finite = [sigma for sigma in (schedule.sigma_max,) if math.isfinite(sigma)]
         options: dict[str, Any] = dict(
             rank=effort.rank,
             levels=not self.model.snap,
-            limits=(schedule.sigma_min, finite[0] if finite else math.inf),
+            limits=(schedule.sigma_min, schedule.sigma_max),
             seed=self.seed,
             observe=self._observe,
         )
@@ -341,8 +342,6 @@ class _Run:
                 **more,
             )
 
-        if not points:
-            return None
         if tries:
             found = [descend(point, tries, subset=size) for point in points]
             points = [min(found, key=lambda fit: self.problem.loss(fit.held)).point]
