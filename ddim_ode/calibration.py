@@ -218,9 +218,9 @@ class _Run:
         if self.budget == "fast":
             n = len(self.x)
             allowed = rate * n * (100 + 12 * nfe - sum(self.effort.reference))
-        candidates = [Candidate("start", start)] if start else self._search(nfe, allowed / 4)
-        incumbent = candidates[0]
-        errors = self.problem.errors(Linear.of(incumbent.plan), self.held)
+        candidates = [Candidate("start", Linear.of(start))] if start else self._search(nfe, allowed)
+        incumbent = next(c for c in candidates if not c.skipped)
+        errors = self.problem.errors(incumbent.point, self.held)
         floor = max(_FLOOR * self.gap, self.problem.rounding)
         if np.mean(errors) <= floor:
             self._note(
@@ -283,17 +283,26 @@ class _Run:
         )
 
     def _search(self, nfe: int, allowed: float) -> list[Candidate]:
-        """Textbook samplers of at most nfe calls, the best first: fewer stay, on more noises each round."""
-        found = textbook(self.model, nfe, self.effort, self.sigma_max)
+        """Samplers of at most nfe calls, the best first, textbook ones and others to start from."""
+        searches = [
+            textbook(self.model, nfe, self.effort, self.sigma_max, skipped)
+            for skipped in (0, *self.effort.skips)
+        ]
+        share = allowed / 4 / len(searches)
+        found = [c for candidates in searches for c in self._screen(candidates, nfe, share)]
+        return sorted(found, key=lambda c: c.score)
+
+    def _screen(self, found: list[Candidate], nfe: int, allowed: float) -> list[Candidate]:
+        """The best of some candidates: fewer stay, on more noises, each round."""
         cost = sum(min(keep, len(found)) * m for keep, m in self.effort.rounds) * nfe
-        share = min(1.0, allowed / (cost * self.model.rows_per_sample))
+        share = min(1.0, allowed / (max(cost, 1) * self.model.rows_per_sample))
         for keep, m in self.effort.rounds:
             found = found[: max(1, int(share * keep))]
             some = self.fitted[:m]
             scored = []
-            for name, plan, grid, _ in found:
-                errors = self.problem.errors(Linear.of(plan), some)
-                scored.append(Candidate(name, plan, grid, self.problem.loss(errors)))
+            for candidate in found:
+                errors = self.problem.errors(candidate.point, some)
+                scored.append(candidate._replace(score=self.problem.loss(errors)))
                 self._observe()
             found = sorted(scored, key=lambda c: c.score)
         return found
@@ -302,13 +311,13 @@ class _Run:
         """The best fit from the best candidates that a fit can start from; None if there is none."""
         schedule, effort = self.model.schedule, self.effort
         able = [
-            (candidate, point)
+            candidate
             for candidate in candidates
-            if (point := Linear.of(candidate.plan)).nfe == nfe
-            and point.falls
-            and np.all(np.isfinite(point.scale))
+            if candidate.point.nfe == nfe
+            and candidate.point.falls
+            and np.all(np.isfinite(candidate.point.scale))
         ]
-        points = apart(able, effort.starts)
+        points = [candidate.point for candidate in apart(able, effort.starts)]
         if not points:
             return None
         tries = effort.trial if len(points) > 1 else 0
