@@ -81,7 +81,9 @@ def test_calls_left_out_answered_no_data(name, first):
     def blind(y, sigma):
         top = float(sigma[0])
         _, beta_bar = SCHEDULE.scales(top)
-        return y / float(beta_bar) if top > plan.nodes[first].sigma * (1 + 1e-6) else inner(y, sigma)
+        return (
+            y / float(beta_bar) if top > plan.nodes[first].sigma * (1 + 1e-6) else inner(y, sigma)
+        )
 
     model.net = blind
     whole = ddim_ode.sample(model, x, plan=plan).x

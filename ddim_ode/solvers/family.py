@@ -80,9 +80,7 @@ class Linear:
         )
 
     @classmethod
-    def _through(
-        cls, states: Array, sigma: Array, vectors: tuple[str, ...], plan: Plan
-    ) -> Linear:
+    def _through(cls, states: Array, sigma: Array, vectors: tuple[str, ...], plan: Plan) -> Linear:
         """The sampler of these states, coefficients (N+1, N+1) of (x_T, V_0 … V_{N−1})."""
         before, after = states[:-1], states[1:]
         ratio = after[:, 0] / before[:, 0]
