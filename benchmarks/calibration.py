@@ -52,7 +52,7 @@ import ddim_ode
 from ddim_ode import plots
 from ddim_ode.evaluate import metrics
 from ddim_ode.nets.data import load_images, to_unit
-from ddim_ode.reference import METHOD
+from ddim_ode.reference import METHOD, in_float64
 from ddim_ode.solvers.compilation import plan as compile_plan
 from ddim_ode.solvers.methods import METHODS
 
@@ -116,7 +116,7 @@ def solved(
         torch.cat(
             [
                 ddim_ode.sample(
-                    model,
+                    in_float64(model),
                     x[rows].double(),
                     method,
                     steps=steps,
