@@ -26,6 +26,7 @@ DEFAULT_METHODS = (
 )
 CUT_TIMES = (1, 2, 3, 5, 10, 20)  # of 1000; where grid="best" lets the positive levels end
 OWN, AS_GIVEN = "own steps", "plan"
+CALIBRATED = "calibrated"  # what the line of fitted plans is called, one plan per budget
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def _entry(label: str | None, solver: Any, model: Denoiser) -> Entry:
 
 def budgets(nfe: Any) -> list[int]:
     """The budgets, rising; ValueError if there is none or one is no whole number."""
-    given = [nfe] if hasattr(nfe, "__index__") else list(nfe)
+    given = list(nfe) if isinstance(nfe, Iterable) else [nfe]
     if not given:
         raise ValueError("nfe is empty; give budgets of network calls such as nfe=[5, 10, 20]")
     return sorted({count("nfe", n) for n in given})

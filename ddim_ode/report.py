@@ -20,7 +20,7 @@ import torch
 
 from . import __version__, plots, tables
 from .pictures import save_figure
-from .results import Comparison
+from .results import Comparison, by_mean
 from .tables import number
 
 if TYPE_CHECKING:
@@ -149,7 +149,8 @@ def best_lines(result: Comparison) -> list[tuple[str, str]]:
         if answer:
             tied = [_name(row) for row in found if row["tie"] and row["row"] != answer["row"]]
             also = f"; tied with it: {', '.join(dict.fromkeys(tied))}" if tied else ""
-            said = f"{_name(answer)}, error {_error(answer)}{also}"
+            ranked = [row for row in found if row["rank"]]
+            said = f"{_name(answer)}, error {_error(answer)}{also}{by_mean(ranked)}"
         elif floored:
             said = (
                 f"at the floor, not to be told apart: {', '.join(map(_name, floored))} "
@@ -282,6 +283,8 @@ def _reading(result: Comparison) -> list[str]:
         f"ends: the root mean square over the entries, then the mean over {len(result.seeds)} noises. "
         "No data set and no judge enters.",
         "A call is one run of the network on a sample; with guidance it evaluates the network twice.",
+        "Best: the smallest typical error, the geometric mean over the noises, in which each noise counts "
+        "alike. The mean can be the work of the few noises that a solver loses altogether.",
         "Tied: the paired bootstrap over the same noises cannot tell the two errors apart. Overlapping "
         "intervals alone do not make a tie, nor the other way round.",
         f"Errors below {result.floor:.1e}, 100 × the reference's own error, are at the floor: better than "
