@@ -82,7 +82,7 @@ def metric_plot(
         if converged is not None:
             axis.axhline(converged, color=_INK, lw=1, ls=(0, (4, 3)), zorder=1)
             axis.annotate(
-                "the converged solution itself",
+                "converged solution",
                 (0.01, converged),
                 xycoords=("axes fraction", "data"),
                 xytext=(0, 3),

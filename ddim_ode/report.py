@@ -238,7 +238,10 @@ def _figure(picture: Picture) -> str:
 
 
 def _overview_caption(result: Comparison) -> str:
-    return f"RMS error to the converged solution at each budget, with its {result.confidence:.0%} interval"
+    return (
+        f"Mean RMS error to the converged solution at each budget, with its {result.confidence:.0%} "
+        "interval; best and tied by the typical error, noise by noise"
+    )
 
 
 def _metrics(result: Comparison, measured: Measured | None, drawn: Mapping[str, Picture]) -> str:
