@@ -90,7 +90,10 @@ def entries(methods: Any, model: Denoiser) -> list[Entry]:
     found: dict[Any, Entry] = {}
     for label, given in named:
         # calibrated plans come as {nfe: Plan}
-        for solver in given.values() if isinstance(given, Mapping) else [given]:
+        solvers = list(given.values()) if isinstance(given, Mapping) else [given]
+        if not solvers:
+            raise ValueError(f"methods[{label!r}] has no plans; give {{nfe: Plan}}, or drop it")
+        for solver in solvers:
             entry = _entry(label, solver, model)
             key = (entry.label, entry.solver.nfe if isinstance(entry.solver, Plan) else None)
             if key in found and found[key].solver != entry.solver:

@@ -180,7 +180,8 @@ class Comparison:
         two samples are finished in both.
         """
         i, j = (row if isinstance(row, int) else row["row"] for row in (a, b))
-        return paired_decision(self.errors[i], self.errors[j], confidence or self.confidence)
+        level = self.confidence if confidence is None else confidence
+        return paired_decision(self.errors[i], self.errors[j], level)
 
     def best(self, nfe: int | None = None) -> Answer:
         """The first of the ranking at a budget (None: the only one), and what it ties with.

@@ -204,7 +204,7 @@ def number(value: float | None) -> str:
     """Three digits, trailing zeros kept, so that columns can be compared by eye."""
     if value is None:
         return "–"
-    shown = f"{value:#.3g}"
+    shown = f"{value:.0f}" if 999.5 <= abs(value) < 1e6 else f"{value:#.3g}"
     return shown.removesuffix(".")
 
 
@@ -278,4 +278,4 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 def _short(value: Any) -> str:
-    return "–" if value is None else f"{value:.3g}"
+    return "–" if value is None else str(value) if isinstance(value, int) else f"{value:.3g}"

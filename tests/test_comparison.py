@@ -230,6 +230,7 @@ def test_a_network_without_a_key_is_not_kept(tmp_path):
         (dict(methods=["ddpm"]), "adds noise"),
         (dict(methods=[]), "methods is empty"),
         (dict(methods={"a": "ddim", "b": 3}), "unknown method"),
+        (dict(methods={"a": "ddim", "b": {}}), "'b'. has no plans"),
         (dict(nfe=[]), "nfe is empty"),
         (dict(nfe=[5, 0]), "whole number >= 1"),
         (dict(nfe=5.0), "nfe=5.0 must be a whole number"),
