@@ -56,10 +56,10 @@ class Comparison:
     A row is a dict: method; budget (asked) and nfe (measured, mean over samples); grid and sigma_min,
     where its positive levels end; steps; error, the mean over samples of the per-sample RMS to the
     reference, with error_low and error_high (None for a single sample), error_median, and error_typical,
-    the geometric mean, by which rows are ranked; seconds, of all its batches;
-    net_evals, rows the network processed; n, samples reported; failed, those of them without an error,
-    which are left out of it; status, how many of each; at_floor, whether error_typical is below
-    ``floor`` and so not resolved by the reference; note, why a row has no error.
+    the geometric mean, by which rows are ranked; seconds, of all its batches; net_evals, rows the
+    network processed; n, samples reported; failed, those of them without an error, which are left out of
+    it; status, how many of each; at_floor, whether error_typical is below ``floor`` and so not resolved
+    by the reference; note, why a row has no error.
 
     errors: (n,) per row, NaN for failed samples; samples: the kept end states, or None. seeds: of the
     reported noises. search: what ``grid="best"`` tried, on the ``searched`` noises before those.
@@ -195,7 +195,7 @@ class Comparison:
         if floored:
             who = ", ".join(f"{row['method']} ({row['grid']})" for row in floored)
             return Answer(
-                f"nfe={budget}: at the floor, and not to be ranked: {who}. Their errors are below "
+                f"nfe={budget}: at the floor, and not to be ranked: {who}. Their typical errors are below "
                 f"{self.floor:.1e}, 100 × the reference's own; reference={self.reference_error / 10:.0e} "
                 "converges further"
             )

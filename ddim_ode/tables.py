@@ -191,7 +191,8 @@ def notes(result: Comparison) -> list[str]:
     if made is not None:
         lines.append(
             f"reference: {made.solver}, float64; refining moved it by {made.error:.1e}; "
-            f"{made.nfe:.0f} calls a sample. Errors below {result.floor:.1e} are at the floor, not ranked."
+            f"{made.nfe:.0f} calls a sample. Typical errors below {result.floor:.1e} are at the floor, "
+            "not ranked."
         )
     if result.searched:
         lines.append(
