@@ -290,8 +290,8 @@ def _reading(result: Comparison) -> list[str]:
         "alike. The mean can be the work of the few noises that a solver loses altogether.",
         "Tied: the paired bootstrap over the same noises cannot tell the two errors apart. Overlapping "
         "intervals alone do not make a tie, nor the other way round.",
-        f"Typical errors below {result.floor:.1e}, 100 × the reference's own error, are at the floor: better "
-        "than those above it, and not ranked.",
+        f"Typical errors below {result.floor:.1e}, 100 × the reference's own error, are at the floor: "
+        "better than those above it, and not ranked.",
         "Order says how fast the error falls when steps are many. At few calls the grid and the first "
         "steps decide, so another model may rank them otherwise.",
     ]
