@@ -8,11 +8,11 @@ A cell is a model at a budget of 5, 8, 10 or 20 calls: four mixtures with the ex
 and the model that ships. In each, ``ddim_ode.compare`` ranks its default selection of methods, and the
 cell is decided if the best ties with no other (paired bootstrap over the same noises, all comparisons of a
 cell together at 95 %). The mixtures take every method on its best grid, searched on 32 other noises; the
-trained model, where that costs too much, takes the default grid, and solutions by unipc3 with 120 calls. That
-still makes 260,000 evaluations; --shipped takes fewer noises, and what is solved is kept under --cache.
+trained model, where that costs too much, takes the default grid, and solutions by unipc3 with 120 calls.
+That still makes 260,000 evaluations; --shipped takes fewer noises. What is solved is kept under --cache.
 
-Two sets agree on a cell that both decide if they name the same method, and on one that only one decides if the
-other set ties that method with its best.
+Two sets agree on a cell that both decide if they name the same method, and on one that only one decides if
+the other set ties that method with its best.
 """
 
 from __future__ import annotations
