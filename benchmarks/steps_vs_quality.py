@@ -70,7 +70,7 @@ class Size(NamedTuple):
 
 
 FULL = Size((5, 8, 12, 20), 64, 400, None)
-QUICK = Size((5, 10), 4, 12, 0.01)  # too few to believe: it shows that everything runs
+QUICK = Size((5, 10), 3, 8, 0.01)  # too few to believe: it shows that everything runs
 
 
 def errors(
@@ -211,13 +211,14 @@ def draw(rows: list[Row]) -> Figure:
                 va="bottom" if above else "top",
                 fontsize=9.5,
                 color=GREY,
+                bbox=dict(facecolor="white", alpha=0.8, lw=0, pad=0.5),
             )
-    legend_below(figure, (left, right), 9)
+    legend_below(figure, (left, right), 5)
     return figure
 
 
 def main() -> None:
-    parser = arguments(__doc__, "4 noises, 12 images", "64 noises, 400 images")
+    parser = arguments(__doc__, "3 noises, 8 images", "64 noises, 400 images")
     parser.add_argument("--data", type=Path, help="folder with Fashion-MNIST's IDX files")
     parser.add_argument("--cache", type=Path, default=Path("out/steps_vs_quality"))
     parser.add_argument("--redraw", action="store_true", help="only draw, from the CSV in --out")
