@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,16 +62,44 @@ class PretrainedModel(Denoiser):
         >>> plan.nfe, plan.fit["held_out"]["after"] < plan.fit["held_out"]["before"]
         (6, True)
         """
-        scale = 1.0 if self.guidance is None else self.guidance.scale
-        stem = f"{self.shipped}-guidance-{scale:g}-nfe-"
-        found = {int(file.stem.removeprefix(stem)): file for file in ASSETS.glob(f"{stem}*.json")}
+        found = self._plan_files()
         if nfe not in found:
-            raise ValueError(
-                f"no plan of nfe={nfe!r} at guidance {scale:g} ships with this model (there are: "
-                f"{', '.join(map(str, sorted(found))) or 'none'}); "
-                "ddim_ode.calibrate(model, nfe=...) makes one"
-            )
+            raise self._no_plan(f"nfe={nfe!r}", found)
         return Plan.load(found[nfe])
+
+    def calibrated_within(self, budgets: Sequence[int]) -> dict[int, Plan]:
+        """{budget: plan}, as ``compare(model, {"calibrated": plans})`` takes it: the most calls that fit.
+
+        Of the plans that ship; each once, at the smallest budget it serves. ValueError where none fits.
+
+        >>> import ddim_ode
+        >>> plans = ddim_ode.load("fashion-mnist").calibrated_within([5, 7, 20, 30])
+        >>> {budget: plan.nfe for budget, plan in plans.items()}
+        {5: 5, 7: 6, 20: 10}
+        """
+        found, served = self._plan_files(), dict[int, int]()
+        for budget in sorted(budgets):
+            most = max((nfe for nfe in found if nfe <= budget), default=None)
+            if most is not None:
+                served.setdefault(most, budget)
+        if not served:
+            raise self._no_plan(f"nfe <= {max(budgets, default=0)}", found)
+        return {budget: Plan.load(found[nfe]) for nfe, budget in served.items()}
+
+    def _plan_files(self) -> dict[int, Path]:
+        stem = f"{self.shipped}-guidance-{self._scale:g}-nfe-"
+        return {int(file.stem.removeprefix(stem)): file for file in ASSETS.glob(f"{stem}*.json")}
+
+    @property
+    def _scale(self) -> float:
+        return 1.0 if self.guidance is None else self.guidance.scale
+
+    def _no_plan(self, wanted: str, found: Iterable[int]) -> ValueError:
+        return ValueError(
+            f"no plan of {wanted} at guidance {self._scale:g} ships with this model (there are: "
+            f"{', '.join(map(str, sorted(found))) or 'none'}); "
+            "ddim_ode.calibrate(model, nfe=...) makes one"
+        )
 
 
 def load(
