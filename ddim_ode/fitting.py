@@ -87,10 +87,13 @@ class Problem:
 
     def errors(self, point: Linear, rows: Tensor) -> Array:
         """e_i (len(rows),) of a sampler; NaN or inf where it diverges."""
-        found = [
-            _rms(self.residual(self.run(point, part), part)) for part in rows.split(self.batch)
-        ]
-        return torch.cat(found).cpu().numpy()
+        return np.concatenate(
+            [self.distances(self.run(point, part), part) for part in rows.split(self.batch)]
+        )
+
+    def distances(self, x: Tensor, rows: Tensor) -> Array:
+        """The RMS (b,) over a sample's entries of f(x) − f(x*)."""
+        return _rms(self.residual(x, rows)).cpu().numpy()
 
     def run(self, point: Linear, rows: Tensor) -> Tensor:
         y = self.x[rows] * float(point.scale[0])
