@@ -157,7 +157,7 @@ def generate(
         decides=dict(
             model=_model_key(model, key, shared),
             schedule=model.schedule.fingerprint,
-            network_dtype=str(work.model.dtype),
+            network_dtype=None if work.model.dtype is None else str(work.model.dtype),
             conditions=work.cond.digest(),
             shared=None if key is not None else digest(shared),
             solver=work.described(),

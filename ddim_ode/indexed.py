@@ -87,6 +87,7 @@ class IndexedSolver:
         found = {k: v for k, v in self._options.items() if v is not None and k != "dense"}
         plan = found.pop("plan", None)
         if plan is not None:
+            found |= dict(method=plan.method, nfe=plan.nfe)
             found |= plan.to_dict() | dict(weights=digest(plan.ops))
         return {
             k: v if isinstance(v, (int, float, str, list)) else repr(v) for k, v in found.items()
@@ -122,4 +123,5 @@ class IndexedSolver:
 def _plain(value: Any) -> Any:
     if isinstance(value, (np.ndarray, Tensor)):
         value = value.tolist()
-    return value if isinstance(value, (int, float, str, list)) else repr(value)
+    plain = value is None or isinstance(value, (int, float, str, list))
+    return value if plain else repr(value)
