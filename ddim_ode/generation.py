@@ -146,6 +146,7 @@ def generate(
         Conditions(cond, n, where),
         shared,
         where,
+        rows,
         cuda_graph,
         dict(solver, method=method, plan=plan),
     )

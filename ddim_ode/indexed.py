@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import external
 from ._checks import refuse
 from .content import digest
 from .cuda_graph import GraphedPlan, check_graphable
@@ -21,7 +22,6 @@ from .sampling import sample
 from .seeding import noise
 from .solution import Solution
 from .solvers.controller import NON_FINITE, SUCCESS
-from .solvers.methods import Method
 
 _PROBES = 64  # rows by which a function for the conditions is known
 
@@ -51,8 +51,8 @@ class Conditions:
 class IndexedSolver:
     """``solver(index)``: x (b, *shape) on the CPU and the statuses, of the samples of those indices.
 
-    options: of :func:`ddim_ode.sample`; all that it refuses is refused here, before the first network call.
-    plan: what runs, None for an adaptive solve.
+    rows: the most indices at once. options: of :func:`ddim_ode.sample`; all that it refuses is refused
+    here, before the first network call. plan: what runs, None for an adaptive solve.
     """
 
     def __init__(
@@ -63,6 +63,7 @@ class IndexedSolver:
         cond: Conditions,
         shared: Mapping[str, Any] | None,
         device: torch.device,
+        rows: int,
         cuda_graph: bool,
         options: dict[str, Any],
     ) -> None:
@@ -74,13 +75,24 @@ class IndexedSolver:
             on_nan = options.get("on_nan")
             self._options = dict(plan=self.plan) | ({} if on_nan is None else dict(on_nan=on_nan))
             self._start = self.plan.grid[0]
-        elif isinstance(options["method"], Method) or ":" not in options["method"]:
+        elif not external.is_external(options["method"]):
             self._options = dict(options, dense=False)
+        if rows > 1 and self._couples():
+            raise ValueError(
+                f"{options['method']} takes the same steps for a whole batch, so a sample would depend on "
+                "its company: give batch=1, or take a solver with steps for each sample, such as rk45"
+            )
         self._graph: GraphedPlan | None = None
         self._record = cuda_graph
         if cuda_graph:
             refuse("a graph records no checks between steps", on_nan=options.get("on_nan"))
             check_graphable(self.plan, device)
+
+    def _couples(self) -> bool:
+        method = self._options.get("method")
+        if self.plan is not None or not external.is_external(method):
+            return self._options.get("error_norm") == "batch"
+        return not external.is_fixed_step(str(method))
 
     def described(self) -> dict[str, Any]:
         """The solver, as plain data that two runs share exactly when they solve alike."""
