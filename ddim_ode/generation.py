@@ -115,8 +115,8 @@ def generate(
     >>> import tempfile, ddim_ode
     >>> model = ddim_ode.exact.gaussian([1.0], [[0.25]], ddim_ode.schedules.cosine())
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     run = ddim_ode.generate(model, 100, folder, "heun", steps=5)
-    ...     again = ddim_ode.generate(model, 100, folder, "heun", steps=5)
+    ...     run = ddim_ode.generate(model, 100, folder, "dpmpp2m", steps=10)
+    ...     again = ddim_ode.generate(model, 100, folder, "dpmpp2m", steps=10)
     ...     mean = sum(float(shard.x.sum()) for shard in run.shards) / 100
     >>> run.made, again.made, run.status, 0.8 < mean < 1.2
     (100, 0, {'success': 100}, True)
