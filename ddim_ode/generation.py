@@ -37,8 +37,7 @@ from .shards import MANIFEST, Run, Shards
 from .solvers.methods import Method
 from .solvers.plan import Plan
 
-_BATCH = {"cpu": 64}
-_GPU_BATCH = 256
+_BATCH, _GPU_BATCH = 64, 256
 _SHARD = 64
 _POLL = 0.2  # seconds between looks at what other processes are making
 _SOLVER = (
@@ -129,7 +128,7 @@ def generate(
     started = time.perf_counter()
     n, seed = count("n", n), count("seed", seed, least=0)
     where = device_of(model, device)
-    rows = rows_of(batch) or _BATCH.get(where.type, _GPU_BATCH)
+    rows = rows_of(batch) or (_BATCH if where.type == "cpu" else _GPU_BATCH)
     share = _share(rank, world_size)
     for name in solver:
         one_of("option", name, _SOLVER)
@@ -253,9 +252,7 @@ class _Filler:
     def _labels(self, index: range) -> dict[str, Tensor]:
         """The conditions that are one number a sample."""
         cond = self.work.cond(index) or {}
-        return {
-            k: v.float() if v.is_floating_point() else v for k, v in cond.items() if v.ndim == 1
-        }
+        return {name: values for name, values in cond.items() if values.ndim == 1}
 
     def _drop_damaged(self) -> None:
         """Verify our own shards that are there, and remove the damaged: then they are missing."""

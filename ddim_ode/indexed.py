@@ -101,12 +101,11 @@ class IndexedSolver:
         if plan is not None:
             found |= dict(method=plan.method, nfe=plan.nfe)
             found |= plan.to_dict() | dict(weights=digest(plan.ops))
-        return {
-            k: v if isinstance(v, (int, float, str, list)) else repr(v) for k, v in found.items()
-        }
+        return {name: _plain(value) for name, value in found.items()}
 
     def __call__(self, index: Sequence[int]) -> tuple[Tensor, list[str]]:
-        if self._record and self.plan is not None:
+        if self._record:
+            assert self.plan is not None
             x, cond = self._noise(index), self.cond(index)
             if self._graph is None:
                 self._graph = GraphedPlan(self.model, self.plan, x, cond, self._shared)
@@ -117,19 +116,21 @@ class IndexedSolver:
         return sol.x.cpu(), sol.status.tolist()
 
     def _sample(self, index: Sequence[int]) -> Solution:
-        seeds = [self.seed + i for i in index]
         return sample(
             self.model,
             self._noise(index),
-            seeds=seeds,
+            seeds=self._seeds(index),
             cond=self.cond(index),
             shared=self._shared,
             **self._options,
         )
 
     def _noise(self, index: Sequence[int]) -> Tensor:
-        seeds = [self.seed + i for i in index]
+        seeds = self._seeds(index)
         return noise(self.shape, self.model.schedule, seeds, self._start, self._device)
+
+    def _seeds(self, index: Sequence[int]) -> list[int]:
+        return [self.seed + i for i in index]
 
 
 def _plain(value: Any) -> Any:

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -78,6 +79,18 @@ def test_without_locks_ranks_divide_the_shards(tmp_path, monkeypatch, world):
 
 def test_with_locks_whoever_is_there_makes_the_rest(tmp_path):
     assert make(tmp_path, rank=1, world_size=3).made == N
+
+
+def test_what_another_made_between_our_look_and_our_claim_is_left_alone(tmp_path, monkeypatch):
+    there, take = make(tmp_path / "other").shards, Claims.take
+
+    def late(self, k, wait=False):
+        if k == 4:
+            shutil.copy(there.path(3), tmp_path / "mine")
+        return take(self, k, wait)
+
+    monkeypatch.setattr(Claims, "take", late)
+    assert make(tmp_path / "mine").made == N - 4
 
 
 def test_torchrun_is_read_from_the_environment(tmp_path, monkeypatch):
@@ -354,6 +367,13 @@ def test_a_damaged_manifest_is_named(tmp_path, text):
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(ValueError, match=r"manifest.json: damaged, or not of ddim-ode generate"):
         make(tmp_path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a folder that not even root can write to")
+@pytest.mark.parametrize("folder", ["/proc/new", "/proc/self"])
+def test_a_folder_that_cannot_be_written_is_named(folder):
+    with pytest.raises(OSError, match=folder):
+        make(folder)
 
 
 def test_a_folder_that_cannot_be_is_explained(tmp_path):
