@@ -134,8 +134,8 @@ def draw(rows: Sequence[Row], scale: float) -> Figure:
     left.axvline(1, color=INK, lw=1)
     right.axvline(scale, color=INK, lw=1)
     right.annotate(
-        f"{METHOD}, {NFE} calls,\nto the converged",
-        (scale, len(names) - 1),
+        f"{METHOD} with {NFE} calls\nto the converged solution",
+        (scale, 0),  # where float32 itself has no dot
         xytext=(-6, 0),
         textcoords="offset points",
         ha="right",

@@ -221,7 +221,7 @@ def test_sigkill_loses_the_batch_in_flight_and_nobody_makes_a_sample_twice(tmp_p
         first, second = start(), start()
         between = kill_after(first, 50)
         assert len(between) < 120
-        out, _ = second.communicate(timeout=60)
+        out, _ = second.communicate(timeout=600)
     finally:
         for process in alive:
             process.kill()
