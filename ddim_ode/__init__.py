@@ -23,9 +23,11 @@ _NAMES = {
     "ProbabilityFlow": "probability_flow",
     "Progress": "integration",
     "Solution": "solution",
+    "accelerate": "acceleration",
     "calibrate": "calibration",
     "compare": "comparison",
     "eps_loss": "training",
+    "generate": "generation",
     "load": "nets.pretrained",
     "methods": "solvers.methods",
     "noise": "seeding",
@@ -38,10 +40,12 @@ if TYPE_CHECKING:
     from . import exact as exact
     from . import grids as grids
     from . import schedules as schedules
+    from .acceleration import accelerate as accelerate
     from .calibration import calibrate as calibrate
     from .comparison import compare as compare
     from .denoiser import Denoiser as Denoiser
     from .denoiser import Guidance as Guidance
+    from .generation import generate as generate
     from .integration import Progress as Progress
     from .nets.pretrained import load as load
     from .probability_flow import ProbabilityFlow as ProbabilityFlow

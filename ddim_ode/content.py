@@ -40,7 +40,7 @@ def model_key(model: Denoiser) -> str | None:
     Known are exact mixtures, by their parameters, and ``torch.nn.Module``, by class, structure and
     state. The code of a module is not seen: after a change there, give another key.
     """
-    net, schedule = model.net, model.schedule
+    net, schedule = getattr(model.net, "_orig_mod", model.net), model.schedule  # not compiled
     if isinstance(model, ExactModel) and is_exact(model):
         parts: list[Any] = [model.weights, model.means, model.eigenvalues, model.eigenvectors]
     elif isinstance(net, torch.nn.Module):

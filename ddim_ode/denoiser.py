@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,6 +24,9 @@ from ._checks import one_of
 from .schedule import Array, Schedule
 from .solvers.chart import convert
 from .solvers.plan import Node
+
+if TYPE_CHECKING:
+    from .micro_batches import MicroBatches
 
 _IN_PLACE = "the network changes its x in place; use x * c, not x.mul_(c)"
 PREDICTIONS = ("eps", "x0", "v", "score", "flow")
@@ -112,6 +115,7 @@ class Denoiser:
         self.guidance = guidance if guidance is not None and guidance.scale != 1 else None
         self.learned_variance = learned_variance
         self.dtype = dtype
+        self.micro_batches: MicroBatches | None = None  # ddim_ode.accelerate(batch=)
         self._levels = schedule.levels if snap else None
 
     @property
@@ -231,6 +235,13 @@ class Denoiser:
     ) -> Callable[[Tensor, Tensor], Tensor]:
         """``call(x, t)``: the guided prediction, checked, in x's dtype; cond rows follow ``like``."""
         rows = _check_cond(cond, like)
+        if self.micro_batches is not None:
+            return self.micro_batches.over(self._network, like, rows, shared)
+        return self._network(like, rows, shared)
+
+    def _network(
+        self, like: Tensor, rows: dict[str, Tensor], shared: Mapping[str, Any] | None
+    ) -> Callable[[Tensor, Tensor], Tensor]:
         both = set(rows) & set(shared or {})
         if both:
             raise ValueError(f"{min(both)!r} is in cond and in shared; drop one of them")

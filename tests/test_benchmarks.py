@@ -88,27 +88,6 @@ def test_gpu_without_a_gpu_says_so_and_writes_nothing(tmp_path, monkeypatch, cap
     assert not (tmp_path / "new").exists()
 
 
-def test_a_graph_finds_what_was_uploaded_before(monkeypatch):
-    """``sample`` on another device (meta): the second run makes no copy from the host at all."""
-    gpu = load("gpu")
-    schedule = ddim_ode.schedules.cosine()
-    model = ddim_ode.Denoiser(lambda x, t: x * t.reshape(-1, 1), schedule, "x0")
-    x = torch.empty(3, 2, device="meta")
-
-    def solve():
-        return ddim_ode.sample(model, x, "dpmpp2m", steps=4).x
-
-    with gpu.Uploads() as first:
-        solve()
-    assert len(first.kept) == 2  # network times and scales
-    assert {t.device.type for t in first.kept} == {"meta"}
-    with gpu.Uploads(first.kept) as second:
-        assert solve().device.type == "meta"
-    assert next(second.again, None) is None
-    with gpu.Uploads(first.kept[:1]), pytest.raises(StopIteration):
-        solve()
-
-
 def test_no_synchronisation_puts_the_network_back(monkeypatch):
     gpu = load("gpu")
     modes = []

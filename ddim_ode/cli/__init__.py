@@ -1,4 +1,4 @@
-"""The command line: ``ddim-ode sample``, ``compare``, ``calibrate``, ``train``, ``methods``."""
+"""The command line: ``ddim-ode sample``, ``compare``, ``calibrate``, ``generate``, ``train`` ..."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from .. import __version__
 from .calibration import add_arguments as add_calibrate_arguments
 from .common import print_table
 from .comparison import add_arguments as add_compare_arguments
+from .evaluation import add_arguments as add_evaluate_arguments
+from .generation import add_arguments as add_generate_arguments
 from .sampling import add_arguments as add_sample_arguments
 from .training import add_arguments as add_train_arguments
 
@@ -68,6 +70,25 @@ def _parser() -> argparse.ArgumentParser:
             description="Fit a plan for each number of network calls to where the ODE takes the model's "
             "own noises, from the best textbook sampler on: files for ddim-ode sample --plan, what each "
             "gains on noises held out, and pictures.",
+            formatter_class=_Help,
+        )
+    )
+    add_generate_arguments(
+        commands.add_parser(
+            "generate",
+            help="many samples into a folder, by any number of processes",
+            description="Make samples into shards of a folder. Start it once per processor, by hand or "
+            "under torchrun (-m ddim_ode generate -n ...): the processes share the work. Stopped at any "
+            "moment, by whatever means, the same command makes what is missing or damaged.",
+            formatter_class=_Help,
+        )
+    )
+    add_evaluate_arguments(
+        commands.add_parser(
+            "evaluate",
+            help="verify what generate made, and hold it against real data",
+            description="Read a folder of ddim-ode generate shard by shard: checksums, failures, and "
+            "distances to real data.",
             formatter_class=_Help,
         )
     )

@@ -10,9 +10,12 @@ from .._checks import one_of
 GUIDANCE = 2.0
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
 
     from ..denoiser import Denoiser
+    from ..evaluate.features import Features
 
 
 def find_device(name: str) -> torch.device:
@@ -53,3 +56,31 @@ def parse_classes(text: str, model: Denoiser, n: int) -> list[int] | None:
         numbers |= {str(i): i for i in range(len(names))}
         chosen = [numbers[one_of("class", name.strip(), numbers)] for name in text.split(",")]
     return [chosen[i % len(chosen)] for i in range(n)]
+
+
+def parse_features(
+    name: str | None,
+    shape: tuple[int, ...],
+    default: Callable[[], Features],
+    device: str,
+    option: str,
+) -> Features:
+    """The features of that name; without one the identity for vectors, else ``default()`` if it has any.
+
+    ValueError, naming the option that needs them, where nothing is the default.
+    """
+    from ..evaluate import features
+
+    if name == "identity" or (name is None and len(shape) == 1):
+        return features.IDENTITY
+    if name == "inception":
+        return features.inception_features(device=device)
+    if name is not None:
+        return features.classifier_features(name, device)
+    try:
+        return default()
+    except ValueError:
+        raise ValueError(
+            f"{option}: no default features for this model; give --features a classifier.safetensors, "
+            "inception, or identity"
+        ) from None

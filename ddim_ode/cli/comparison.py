@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._checks import count
-from .common import find_device, parse_classes
+from .common import find_device, parse_classes, parse_features
 from .models import HELP, Loaded, load_model
 
 if TYPE_CHECKING:
@@ -257,21 +257,12 @@ class _Measuring:
 
 
 def _features(name: str | None, loaded: Loaded, device: str) -> Features:
-    from ..evaluate import features
+    from ..evaluate.features import default_features
 
-    if name == "identity" or (name is None and len(loaded.shape) == 1):
-        return features.IDENTITY
-    if name == "inception":
-        return features.inception_features(device=device)
-    if name is not None:
-        return features.classifier_features(name, device)
-    try:
-        return features.default_features(loaded.denoiser)
-    except ValueError:
-        raise ValueError(
-            "--metrics: no default features for this model; give --features a classifier.safetensors, "
-            "inception, or identity"
-        ) from None
+    def default() -> Features:
+        return default_features(loaded.denoiser)
+
+    return parse_features(name, loaded.shape, default, device, "--metrics")
 
 
 def _real(
