@@ -17,7 +17,7 @@ _MODULES = ("schedules", "grids", "exact")
 _NAMES = {
     "Comparison": "results",
     "Denoiser": "denoiser",
-    "Guidance": "denoiser",
+    "Guidance": "guidance",
     "Method": "solvers.methods",
     "Plan": "solvers.plan",
     "ProbabilityFlow": "probability_flow",
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from .calibration import calibrate as calibrate
     from .comparison import compare as compare
     from .denoiser import Denoiser as Denoiser
-    from .denoiser import Guidance as Guidance
+    from .guidance import Guidance as Guidance
     from .integration import Progress as Progress
     from .nets.pretrained import load as load
     from .probability_flow import ProbabilityFlow as ProbabilityFlow

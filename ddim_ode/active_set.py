@@ -36,7 +36,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .denoiser import Denoiser
+from .denoiser import Call, Denoiser
 from .dense import Arrival, Path
 from .schedule import Array
 from .solution import finite_samples, norm_per_sample
@@ -50,7 +50,7 @@ class Field:
 
     def __init__(self, model: Denoiser, ends: tuple[float, float]) -> None:
         self.model, (self.top, self.bottom) = model, ends
-        self.call: Callable[[Tensor, Tensor], Tensor]
+        self.call: Call
 
     def bind(
         self, like: Tensor, cond: Mapping[str, Tensor] | None, shared: Mapping[str, Any] | None
@@ -73,11 +73,11 @@ class Field:
         table = np.stack([self.model.network_time(seen), m, rate * a, rate * b / m])
         return table.reshape(4, *u.shape)
 
-    def __call__(self, z: Tensor, columns: Tensor) -> Tensor:
-        """dz/ds at z (n, *); columns: the coefficients (4, n) on the device."""
+    def __call__(self, z: Tensor, columns: Tensor, seen: Array) -> Tensor:
+        """dz/ds at z (n, *); columns: the coefficients (4, n) on the device; seen: the levels (n,)."""
         time = columns[0].to(self.model._time_dtype(z))
         m, of_z, of_prediction = (_column(c, z) for c in columns[1:].to(z.dtype))
-        return of_z * z + of_prediction * self.call(m * z, time)
+        return of_z * z + of_prediction * self.call(m * z, time, self.model.at(seen, z))
 
 
 class Trial(NamedTuple):
@@ -132,7 +132,7 @@ class Solver:
         self.field.bind(self.z, self.cond, self.shared)
         start = self._position()
         (columns,) = self._send(self.field.coefficients(start)[:, None]).unbind(1)
-        self.velocity = self._evaluate(self.z, columns)
+        self.velocity = self._evaluate(self.z, columns, start)
         control.charge(1)
         observe(1)
         control.fail(~(finite_samples(self.z) & finite_samples(self.velocity)).cpu().numpy())
@@ -155,16 +155,18 @@ class Solver:
         wide = torch.promote_types(self.z.dtype, self.field.model._time_dtype(self.z))
         return torch.as_tensor(table).to(device=self.z.device, dtype=wide)
 
-    def _evaluate(self, z: Tensor, columns: Tensor) -> Tensor:
+    def _evaluate(self, z: Tensor, columns: Tensor, u: Array) -> Tensor:
+        seen = self.field.model.snapped(self.field.sigma(u))
         self.nfe += 1
-        self.rows += z.shape[0]
-        return self.field(z, columns)
+        self.rows += self.field.model.rows(seen)
+        return self.field(z, columns, seen)
 
     def _try(self) -> Trial:
         tableau, z = self.scheme.tableau, self.z
         h = self.control.step[self.control.active]
         c = np.array(tableau.c[1:])[:, None]
-        table = self.field.coefficients(self._position() - c * h)
+        positions = self._position() - c * h
+        table = self.field.coefficients(positions)
         sent = self._send(np.concatenate([table, np.broadcast_to(h, (1, *table.shape[1:]))]))
         step = _column(sent[4, 0].to(z.dtype), z)
         # A rejected trial must leave no trace in a gradient: 0 · NaN is NaN.
@@ -173,7 +175,7 @@ class Solver:
         states, velocities = [z], [velocity]
         for stage, row in enumerate(tableau.a[1:]):
             states.append(z + step * _combined(row, velocities))
-            velocities.append(self._evaluate(states[-1], sent[:4, stage]))
+            velocities.append(self._evaluate(states[-1], sent[:4, stage], positions[stage]))
         end = states[-1]
         middle = None
         if tableau.b_middle and self.path is not None:

@@ -113,7 +113,7 @@ def solve(
         sigmas=[np.array(passed) for passed in solver.sigmas],
         nfe=solver.nfe,
         sample_nfe=control.calls,
-        net_evals=solver.rows * model.rows_per_sample,
+        net_evals=solver.rows,
         accepted=control.accepted,
         rejected=control.rejected,
         error=error,
@@ -121,6 +121,7 @@ def solve(
         seeds=seeds,
         outcome=control.status,
         path=solver.path if options.dense else None,
+        alterations=model.alterations,
     )
 
 

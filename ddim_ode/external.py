@@ -103,9 +103,10 @@ def sample(
         if len(positive) > 1 and x.shape[0]:
             budget = sys.maxsize if fixed else limit - int(lands)
             end = solve(method, ode, x, positive, rtol, atol, budget, bar.update)
-    out, calls, accepted = end.x, ode.nfe, end.accepted
+    out, calls, rows, accepted = end.x, ode.nfe, ode.rows, end.accepted
     if lands and end.failure is None and x.shape[0]:
-        out, calls, accepted = model(out, positive[-1], cond, shared)[0], calls + 1, accepted + 1
+        out = model(out, positive[-1], cond, shared)[0]
+        calls, rows, accepted = calls + 1, rows + model.rows(positive[-1]), accepted + 1
     batch = x.shape[0]
     return Solution(
         x=out,
@@ -113,12 +114,13 @@ def sample(
         sigmas=sigmas,
         nfe=calls,
         sample_nfe=per_sample(calls, batch),
-        net_evals=calls * batch * model.rows_per_sample,
+        net_evals=rows * batch,
         accepted=per_sample(accepted, batch),
         rejected=per_sample(end.rejected, batch),
         seeds=seeds,
         finite=finite_samples(out),
         failure=end.failure,
+        alterations=model.alterations,
     )
 
 

@@ -295,7 +295,7 @@ def _run_plan(
         sigmas=np.array(plan.grid),
         nfe=calls if batch else 0,
         sample_nfe=per_sample(calls, batch),
-        net_evals=calls * batch * model.rows_per_sample,
+        net_evals=batch * model.rows([node.sigma for node in plan.nodes]),
         accepted=per_sample(plan.steps, batch),
         rejected=per_sample(0, batch),
         plan=plan,
@@ -303,6 +303,7 @@ def _run_plan(
         trajectory=torch.stack(trajectory) if trajectory else None,
         seeds=None if seeds is None else list(seeds),
         finite=finite,
+        alterations=model.alterations,
     )
 
 

@@ -10,7 +10,8 @@ import torch
 
 from .. import schedules
 from .._checks import one_of
-from ..denoiser import Denoiser, Guidance
+from ..denoiser import Denoiser
+from ..guidance import Guidance
 from ..solvers.plan import Plan
 from . import weights
 from .classifier import Classifier
@@ -45,11 +46,20 @@ class PretrainedModel(Denoiser):
         self.shipped: str | None = None  # its name, where the package brings it
         self.guide(guidance)
 
-    def guide(self, scale: float) -> None:
-        """Set the scale of classifier-free guidance; ValueError for an unconditional model but at 1."""
-        if scale != 1 and not self.num_classes:
+    def guide(
+        self,
+        scale: float | torch.Tensor,
+        interval: tuple[float, float] | None = None,
+        rescale: float = 0.0,
+    ) -> None:
+        """Set classifier-free guidance (see :class:`ddim_ode.Guidance`).
+
+        ValueError for an unconditional model but at scale 1.
+        """
+        guidance = Guidance(scale, {"y": self.num_classes}, interval, rescale)
+        if not guidance.is_off and not self.num_classes:
             raise ValueError(f"guidance={scale!r}: this model is unconditional; use guidance=1")
-        self.guidance = Guidance(scale, {"y": self.num_classes}) if scale != 1 else None
+        self.guidance = None if guidance.is_off else guidance
 
     def calibrated(self, nfe: int) -> Plan:
         """The plan of ``nfe`` network calls that ships with this model, fitted to it at its guidance.
@@ -61,16 +71,22 @@ class PretrainedModel(Denoiser):
         >>> plan.nfe, plan.fit["held_out"]["after"] < plan.fit["held_out"]["before"]
         (6, True)
         """
-        scale = 1.0 if self.guidance is None else self.guidance.scale
+        found = dict(self.alterations)
+        scale = found.pop("guidance", 1.0)
+        if found:
+            raise ValueError(
+                f"the plans that ship with this model are for its plain ODE, and it has {found}; "
+                "ddim_ode.calibrate(model, nfe=...) makes one for that"
+            )
         stem = f"{self.shipped}-guidance-{scale:g}-nfe-"
-        found = {int(file.stem.removeprefix(stem)): file for file in ASSETS.glob(f"{stem}*.json")}
-        if nfe not in found:
+        files = {int(file.stem.removeprefix(stem)): file for file in ASSETS.glob(f"{stem}*.json")}
+        if nfe not in files:
             raise ValueError(
                 f"no plan of nfe={nfe!r} at guidance {scale:g} ships with this model (there are: "
-                f"{', '.join(map(str, sorted(found))) or 'none'}); "
+                f"{', '.join(map(str, sorted(files))) or 'none'}); "
                 "ddim_ode.calibrate(model, nfe=...) makes one"
             )
-        return Plan.load(found[nfe])
+        return Plan.load(files[nfe])
 
 
 def load(
