@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from . import adaptive, external
+from . import adaptive, external, gradients
 from ._checks import exclusive, one_of, refuse
 from .denoiser import Denoiser, check_state
 from .integration import Progress, integrate
@@ -62,7 +62,7 @@ def sample(
     callback: Callable[[Progress], None] | None = None,
     record: str = "none",
     on_nan: str = "report",
-    differentiable: bool = False,
+    differentiable: bool | str = False,
 ) -> Solution:
     """Integrate the sampling ODE from x (B, *) at the grid's first level to its last.
 
@@ -92,7 +92,10 @@ def sample(
     progress: a bar. callback: called with a :class:`ddim_ode.Progress` after each step. record: ``"x"``
     keeps the states, ``"x0"`` the x̂₀ of each level's call (the last entry is the end state, or where
     nothing is called there the last x̂₀ again). on_nan: ``"hold"`` keeps each sample's last finite state,
-    at the cost of a check per step (adaptive solves always do). differentiable: keep the graph.
+    at the cost of a check per step (adaptive solves always do).
+    differentiable: keep the graph, to x, to the network's parameters and to a guidance scale that is a
+    tensor; in less memory with ``"checkpoint"`` (fixed plans) or ``"adjoint"`` (torchdiffeq's solvers;
+    parameters only of a net that is a ``torch.nn.Module``), see :mod:`ddim_ode.gradients`.
 
     Returns a :class:`Solution`. ValueError says which argument to drop or change.
 
@@ -117,7 +120,7 @@ def sample(
     exclusive(plan=plan, method=method)
     exclusive(nfe=nfe, noise_std=noise_std)
     levels = Levels(model, steps, nfe, grid, timesteps, final, sigma_max, sigma_min)
-    with torch.set_grad_enabled(differentiable):
+    with torch.set_grad_enabled(bool(differentiable)):
         if external.is_external(method):
             refuse(
                 f"{method} solves the ODE by its own steps",
@@ -132,10 +135,9 @@ def sample(
                 error_norm=error_norm,
                 dense=dense,
             )
-            return external.sample(
-                model, x, str(method), levels, (rtol, atol), max_nfe, seeds, cond, shared, progress
-            )
-        run = (seeds, cond, shared, progress, callback, record, on_nan == "hold")
+            where = (model, x, str(method), levels, (rtol, atol), max_nfe)
+            return external.sample(*where, seeds, cond, shared, progress, differentiable)
+        run = (seeds, cond, shared, progress, callback, record, on_nan == "hold", differentiable)
         if plan is not None:
             check_plan(plan, model)
             refuse(
@@ -175,6 +177,7 @@ def sample(
                 callback=callback,
             )
             exclusive(nfe=nfe, max_nfe=max_nfe)
+            gradients.check_mode(differentiable, f"an adaptive {spec.name}")
             options = adaptive.Options(
                 adaptive.tolerance("rtol", rtol),
                 adaptive.tolerance("atol", atol),
@@ -249,7 +252,9 @@ def _run_plan(
     callback: Callable[[Progress], None] | None,
     record: str,
     hold: bool,
+    differentiable: bool | str,
 ) -> Solution:
+    gradients.check_mode(differentiable, f"the fixed plan of {plan.method}", "checkpoint")
     batch = x.shape[0]
     draw = None
     if plan.is_stochastic:
@@ -257,6 +262,8 @@ def _run_plan(
             seeds = torch.randint(2**31, (batch,)).tolist()
         draw = StepNoise(seeds, x)
     evaluate = model.bind(plan.nodes, x, cond, shared)
+    if differentiable == "checkpoint":
+        evaluate = gradients.checkpointed(evaluate)
     if batch == 0:  # nothing to ask the network
         evaluate = lambda y, k: y  # noqa: E731
 
