@@ -18,6 +18,7 @@ _NAMES = {
     "Comparison": "results",
     "Denoiser": "denoiser",
     "Guidance": "guidance",
+    "Known": "editing",
     "Method": "solvers.methods",
     "Plan": "solvers.plan",
     "ProbabilityFlow": "probability_flow",
@@ -30,7 +31,9 @@ _NAMES = {
     "methods": "solvers.methods",
     "noise": "seeding",
     "plan": "solvers.compilation",
+    "renoise": "editing",
     "sample": "sampling",
+    "slerp": "interpolation",
 }
 __all__ = ["__version__", *_MODULES, *_NAMES]
 
@@ -41,8 +44,11 @@ if TYPE_CHECKING:
     from .calibration import calibrate as calibrate
     from .comparison import compare as compare
     from .denoiser import Denoiser as Denoiser
+    from .editing import Known as Known
+    from .editing import renoise as renoise
     from .guidance import Guidance as Guidance
     from .integration import Progress as Progress
+    from .interpolation import slerp as slerp
     from .nets.pretrained import load as load
     from .probability_flow import ProbabilityFlow as ProbabilityFlow
     from .results import Comparison as Comparison

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from . import adaptive, external, gradients
 from ._checks import exclusive, one_of, refuse
 from .denoiser import Denoiser, check_state
+from .editing import Known
 from .integration import Progress, integrate
 from .levels import Levels
 from .schedule import Array
@@ -63,6 +64,7 @@ def sample(
     record: str = "none",
     on_nan: str = "report",
     differentiable: bool | str = False,
+    known: Known | None = None,
 ) -> Solution:
     """Integrate the sampling ODE from x (B, *) at the grid's first level to its last.
 
@@ -96,6 +98,8 @@ def sample(
     differentiable: keep the graph, to x, to the network's parameters and to a guidance scale that is a
     tensor; in less memory with ``"checkpoint"`` (fixed plans) or ``"adjoint"`` (torchdiffeq's solvers;
     parameters only of a net that is a ``torch.nn.Module``), see :mod:`ddim_ode.gradients`.
+    known: a :class:`ddim_ode.Known`, the part of the pictures that is put back after each step of a fixed
+    plan: inpainting. That solves no ODE (``alterations`` say so), and has no error estimate.
 
     Returns a :class:`Solution`. ValueError says which argument to drop or change.
 
@@ -134,10 +138,21 @@ def sample(
                 on_nan=None if on_nan == "report" else on_nan,
                 error_norm=error_norm,
                 dense=dense,
+                known=known,
             )
             where = (model, x, str(method), levels, (rtol, atol), max_nfe)
             return external.sample(*where, seeds, cond, shared, progress, differentiable)
-        run = (seeds, cond, shared, progress, callback, record, on_nan == "hold", differentiable)
+        run = (
+            seeds,
+            cond,
+            shared,
+            progress,
+            callback,
+            record,
+            on_nan == "hold",
+            differentiable,
+            known,
+        )
         if plan is not None:
             check_plan(plan, model)
             refuse(
@@ -175,6 +190,7 @@ def sample(
                 start=start,
                 chart=chart,
                 callback=callback,
+                known=known,
             )
             exclusive(nfe=nfe, max_nfe=max_nfe)
             gradients.check_mode(differentiable, f"an adaptive {spec.name}")
@@ -253,6 +269,7 @@ def _run_plan(
     record: str,
     hold: bool,
     differentiable: bool | str,
+    known: Known | None,
 ) -> Solution:
     gradients.check_mode(differentiable, f"the fixed plan of {plan.method}", "checkpoint")
     batch = x.shape[0]
@@ -267,7 +284,16 @@ def _run_plan(
     if batch == 0:  # nothing to ask the network
         evaluate = lambda y, k: y  # noqa: E731
 
-    trajectory: list[Tensor] = [x] if record == "x" else []
+    alterations, project = model.alterations, None
+    if known is not None:
+        alterations, project = (
+            {**alterations, "known": True},
+            known.bind(plan.grid, model.schedule, x),
+        )
+
+    trajectory: list[Tensor] = []
+    if record == "x":
+        trajectory.append(x if project is None else project(x, 0))
     bar = tqdm(total=plan.nfe, unit="nfe", desc=plan.method) if progress else None
 
     level_calls = set(plan.level_calls()) if record == "x0" else set()
@@ -291,6 +317,7 @@ def _run_plan(
             x,
             draw=draw,
             hold=hold,
+            project=project,
             after_call=after_call if progress or record == "x0" else None,
             after_step=after_step if record == "x" or callback is not None else None,
         )
@@ -306,11 +333,11 @@ def _run_plan(
         accepted=per_sample(plan.steps, batch),
         rejected=per_sample(0, batch),
         plan=plan,
-        error=None if error is None else norm_per_sample(error),
+        error=None if error is None or known is not None else norm_per_sample(error),
         trajectory=torch.stack(trajectory) if trajectory else None,
         seeds=None if seeds is None else list(seeds),
         finite=finite,
-        alterations=model.alterations,
+        alterations=alterations,
     )
 
 

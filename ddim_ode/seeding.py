@@ -54,8 +54,14 @@ def noise(
     scale = 1.0 if schedule.family == "vp" else float(schedule.scales(level)[1])
     if not isinstance(seeds, Iterable):
         raise ValueError(f"seeds={seeds!r} must be a sequence, one seed per sample")
-    stacked = _draw([generator(seed, _START) for seed in seeds], tuple(shape), dtype)
-    return (stacked * scale).to(device)
+    like = torch.empty((0, *shape), dtype=dtype)
+    return (unit_noise(seeds, like) * scale).to(device)
+
+
+def unit_noise(seeds: Iterable[int], like: Tensor) -> Tensor:
+    """The start noise of these seeds at unit scale, standard normal; samples like those of ``like``."""
+    sources = [generator(seed, _START) for seed in seeds]
+    return _draw(sources, like.shape[1:], like.dtype).to(like.device)
 
 
 def check_seeds(seeds: Sequence[int], batch: int) -> list[int]:

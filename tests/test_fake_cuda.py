@@ -47,7 +47,13 @@ class Guard(TorchDispatchMode):
 
 
 def run(
-    prediction="eps", denoiser=None, cond=False, channels=1, loop=integration.integrate, **options
+    prediction="eps",
+    denoiser=None,
+    cond=False,
+    channels=1,
+    known=False,
+    loop=integration.integrate,
+    **options,
 ):
     """``sample`` on fake CUDA tensors, guarded from the first network call until it returns."""
     with FakeTensorMode(), Guard() as guard:
@@ -60,6 +66,9 @@ def run(
         denoiser = denoiser() if callable(denoiser) else denoiser or {}
         model = ddim_ode.Denoiser(net, COSINE, prediction, **denoiser)
         labels = dict(y=torch.zeros(3, dtype=torch.long, device="cuda")) if cond else None
+        if known:
+            mask = torch.ones(4, 4, dtype=torch.bool)
+            options["known"] = ddim_ode.Known(torch.zeros(3, 2, 4, 4), mask, seeds=[0, 1, 2])
         where = {} if "nfe" in options else {"steps": 7}
         with mock.patch.object(sampling, "integrate", loop):
             sol = ddim_ode.sample(model, x, cond=labels, **where, **options)
@@ -117,6 +126,7 @@ def tensor_scale():
         dict(denoiser=dict(guidance=guided(2.0, rescale=0.7)), cond=True),
         dict(denoiser=tensor_scale, cond=True),
         dict(denoiser=dict(clip=1.0)),
+        dict(known=True),
         dict(denoiser=dict(threshold=0.9)),
         dict(denoiser=dict(guidance=guided(2.0, interval=(0.5, 5.0)), clip=1.0), cond=True),
     ],
