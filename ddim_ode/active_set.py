@@ -1,11 +1,11 @@
 """Adaptive solves: every sample is its own initial value problem.
 
 State and clock are those of solvers/clock.py: z = x/√(ᾱ²+β̄²) moves by dz/du = (dθ/du) v̂/√(ᾱ²+β̄²). With
-s = u(σ_max) − u the solver goes forward,
+s = |u − u(first level)| the solver goes forward,
 
-    dz/ds = −(dθ/du) [a z + (b/m) P],      v̂ = a x + b P,      m = √(ᾱ²+β̄²),
+    dz/ds = ±(dθ/du) [a z + (b/m) P],      v̂ = a x + b P,      m = √(ᾱ²+β̄²),
 
-where P is what the network predicts. All samples take their trial steps together, in one batch, but each
+where P is what the network predicts, and the sign is − on the way down (sampling), + on the way up. All samples take their trial steps together, in one batch, but each
 from its own s, with its own h, at its own network times: the numbers of a step (times, scales,
 conversions, h) are computed on the host in float64 and sent in one piece, and one small table of error
 ratios comes back; after a rejection a mask goes, too. A sample that is done or given up leaves the batch,
@@ -49,7 +49,9 @@ class Field:
     """dz/ds of the active samples: the network, and what makes a velocity of its prediction."""
 
     def __init__(self, model: Denoiser, ends: tuple[float, float]) -> None:
-        self.model, (self.top, self.bottom) = model, ends
+        """ends: the first level and the last; ``way`` is du/ds between them."""
+        self.model, self.ends = model, ends
+        self.way = 1.0 if ends[1] > ends[0] else -1.0
         self.call: Call
 
     def bind(
@@ -60,7 +62,7 @@ class Field:
 
     def sigma(self, u: Array) -> Array:
         """The level at clock u, within the ends whatever the rounding."""
-        return np.clip(level(u), self.bottom, self.top)
+        return np.clip(level(u), min(self.ends), max(self.ends))
 
     def coefficients(self, u: Array) -> Array:
         """(4, *u.shape): the network's time, m, and A, B of dz/ds = A z + B P."""
@@ -69,7 +71,7 @@ class Field:
         seen = self.model.snapped(sigma)
         m = np.hypot(*self.model.schedule.scales(sigma))
         a, b = self.model._coefficients("v", seen)
-        rate = -angle_rate(flat)
+        rate = self.way * angle_rate(flat)
         table = np.stack([self.model.network_time(seen), m, rate * a, rate * b / m])
         return table.reshape(4, *u.shape)
 
@@ -119,10 +121,10 @@ class Solver:
         batch = z.shape[0]
         self.field, self.z, self.scheme, self.control = field, z, scheme, control
         self.tolerances, self.lands, self.cond, self.shared = tolerances, lands, cond, shared
-        self.end = float(clock(np.array(field.bottom)))
+        self.end = float(clock(np.array(field.ends[1])))
         self.error, self.rate = np.zeros(batch), np.full(batch, np.nan)
-        self.sigmas: list[list[float]] = [[field.top] for _ in range(batch)]
-        self.path = Path(batch, field.model.schedule, (field.top, field.bottom)) if keep else None
+        self.sigmas: list[list[float]] = [[field.ends[0]] for _ in range(batch)]
+        self.path = Path(batch, field.model.schedule, field.ends) if keep else None
         self.released: list[Released] = []
         self.nfe = self.rows = 0
 
@@ -148,7 +150,7 @@ class Solver:
             observe(self.scheme.cost)
 
     def _position(self) -> Array:
-        return self.end + self.control.remaining[self.control.active]
+        return self.end - self.field.way * self.control.remaining[self.control.active]
 
     def _send(self, table: Array) -> Tensor:
         """Host numbers to the device, as wide as the state and the network's time."""
@@ -165,7 +167,7 @@ class Solver:
         tableau, z = self.scheme.tableau, self.z
         h = self.control.step[self.control.active]
         c = np.array(tableau.c[1:])[:, None]
-        positions = self._position() - c * h
+        positions = self._position() + self.field.way * c * h
         table = self.field.coefficients(positions)
         sent = self._send(np.concatenate([table, np.broadcast_to(h, (1, *table.shape[1:]))]))
         step = _column(sent[4, 0].to(z.dtype), z)
@@ -263,7 +265,7 @@ class Solver:
             self.path.add(Arrival(samples, u, z, velocity, middle))
 
     def _release(self, leaving: Mask) -> None:
-        """Take samples from the batch, to where they are going: σ_min, x̂₀, or no further.
+        """Take samples from the batch, to where they are going: the last level, x̂₀, or no further.
 
         The last jump is a DDIM step, which is linear: x = p z + q dz/ds.
         """
@@ -273,11 +275,11 @@ class Solver:
         arrived = control.remaining[samples] == 0
         cut = control.stretch & (control.status[samples] == MAX_NFE) & ~arrived
         jumps = cut | (arrived & self.lands)
-        target = 0.0 if self.lands else self.field.bottom
+        target = 0.0 if self.lands else self.field.ends[1]
         m, m_target = (np.hypot(*self.field.model.schedule.scales(s)) for s in (sigma, target))
         turn = np.arctan(target) - theta
         p = np.where(jumps, m_target * np.cos(turn), m)
-        q = np.where(jumps, -m_target * np.sin(turn) / angle_rate(u), 0.0)
+        q = np.where(jumps, self.field.way * m_target * np.sin(turn) / angle_rate(u), 0.0)
         growth = np.maximum(abs(p), abs(p + q * np.nan_to_num(self.rate[samples])))
         table = self._send(np.stack([p, q, growth * self.error[samples], cut * m_target]))
         table = table.to(self.z.dtype)

@@ -64,21 +64,22 @@ def solve(
     shared: Mapping[str, Any] | None,
     progress: bool,
 ) -> Solution:
-    """What :func:`ddim_ode.sample` does adaptively; x (B, *) in network space at σ_max.
+    """What :func:`ddim_ode.sample` and ``encode`` do adaptively; x (B, *) in network space at the first
+    level.
 
     ValueError for a budget that is no whole number >= 1.
     """
     sigmas = levels.ends()
-    top, bottom = float(sigmas[0]), float(sigmas[1])
+    first, last = float(sigmas[0]), float(sigmas[1])
     limit = DEFAULT_MAX_NFE if options.max_nfe is None else count("max_nfe", options.max_nfe)
     pair = embedded_pair(method)
     assert pair is not None  # is_adaptive said so
     scheme = scheme_of(pair)
-    ends = clock(np.array([top, bottom]))
+    ends = clock(np.array([first, last]))
     batch = x.shape[0]
     control = Controller(
         batch,
-        ends[0] - ends[1],
+        abs(ends[0] - ends[1]),
         error_order=scheme.error_order,
         cost=scheme.cost,
         limit=limit if levels.nfe is None else levels.nfe,
@@ -86,9 +87,9 @@ def solve(
         joint=options.error_norm == "batch",
         resolution=4 * float(np.spacing(abs(ends).max())),
     )
-    z = x / float(np.hypot(*model.schedule.scales(top)))
+    z = x / float(np.hypot(*model.schedule.scales(first)))
     solver = Solver(
-        Field(model, (top, bottom)),
+        Field(model, (first, last)),
         z,
         scheme,
         control,

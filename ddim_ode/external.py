@@ -1,7 +1,7 @@
 """Solvers of other packages through the same front door: ``torchdiffeq:NAME`` and ``scipy:NAME``.
 
 They see one :class:`ProbabilityFlow` for the whole batch, so its samples share step sizes, errors and
-fate. They run from σ_max to σ_min, in ln σ where σ_max is finite and in t otherwise; the last jump
+fate. They run from σ_max to σ_min, or back, in ln σ where σ_max is finite and in t otherwise; the last jump
 to x̂₀ is the same as everywhere.
 """
 
@@ -64,7 +64,8 @@ def sample(
     progress: bool,
     differentiable: bool | str = False,
 ) -> Solution:
-    """What :func:`ddim_ode.sample` does for a method of another package; tolerances (rtol, atol)."""
+    """What :func:`ddim_ode.sample` and ``encode`` do for a method of another package; tolerances
+    (rtol, atol)."""
     if method.startswith("scipy:") and torch.is_grad_enabled():
         raise ValueError(f"{method} has no gradient; use a method of ours, or torchdiffeq:dopri5")
     check_mode(differentiable, method, *["adjoint"] * method.startswith("torchdiffeq:"))
@@ -77,7 +78,7 @@ def sample(
             max_nfe=max_nfe,
             nfe=levels.nfe,
         )
-        sigmas = levels.required(method)
+        sigmas = levels.passed(levels.required(method))
     else:
         if levels.steps is not None or levels.grid is not None or levels.timesteps is not None:
             raise ValueError(
@@ -94,7 +95,7 @@ def sample(
     positive = sigmas[:-1] if lands else sigmas
     ode = ProbabilityFlow(
         model,
-        variable="log_sigma" if np.isfinite(positive[0]) else "t",
+        variable="log_sigma" if np.isfinite(positive).all() else "t",
         shape=x.shape[1:],
         dtype=x.dtype,
         device=x.device,
@@ -140,7 +141,7 @@ def solve(
     observe: Callable[[], object],
     adjoint: Sequence[Tensor] | None = None,
 ) -> End:
-    """Solve from sigmas[0] to sigmas[-1] > 0; a fixed-step torchdiffeq method steps on all of them.
+    """Solve from sigmas[0] to sigmas[-1], both > 0; a fixed-step torchdiffeq method steps on all of them.
 
     ode: counts its calls; observe() is called after each. adjoint: the tensors besides x whose gradient
     torchdiffeq's adjoint gives; None: no adjoint. ValueError for an unknown solver.

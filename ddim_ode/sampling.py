@@ -178,7 +178,7 @@ def sample(
                 error_norm=error_norm,
                 dense=dense,
             )
-            return _run_plan(model, x, plan, *run)
+            return run_plan(model, x, plan, *run)
         spec = get_method("ddim" if method is None else method, variant)
         asked = (rtol, atol, max_nfe) != (None, None, None)
         if adaptive.is_adaptive(spec, asked, levels.placed):
@@ -207,7 +207,7 @@ def sample(
             _NOT_ADAPTIVE, rtol=rtol, atol=atol, max_nfe=max_nfe, error_norm=error_norm, dense=dense
         )
         plan = compile_for(spec, levels, start, chart, eta, noise_std)
-        return _run_plan(model, x, plan, *run)
+        return run_plan(model, x, plan, *run)
 
 
 def compile_for(
@@ -226,6 +226,7 @@ def compile_for(
 
     def build(sigmas: Array, start: str | None) -> Plan:
         options = dict(start=start, chart=chart, vector=vector, eta=eta, noise_std=noise_std)
+        options["rising"] = levels.rising
         return compile_plan(spec, model.schedule, sigmas, **options)  # type: ignore[arg-type]
 
     if levels.nfe is None:
@@ -257,7 +258,7 @@ def _largest(
     raise refusal
 
 
-def _run_plan(
+def run_plan(
     model: Denoiser,
     x: Tensor,
     plan: Plan,
@@ -268,8 +269,8 @@ def _run_plan(
     callback: Callable[[Progress], None] | None,
     record: str,
     hold: bool,
-    differentiable: bool | str,
-    known: Known | None,
+    differentiable: bool | str = False,
+    known: Known | None = None,
 ) -> Solution:
     gradients.check_mode(differentiable, f"the fixed plan of {plan.method}", "checkpoint")
     batch = x.shape[0]
