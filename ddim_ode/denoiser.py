@@ -196,8 +196,10 @@ class Denoiser:
         level = Level()
         if guidance is not None:
             mask = guidance.covers(levels)
-            rows = torch.as_tensor(np.flatnonzero(mask), device=like.device)
-            level = level._replace(guided=rows if mask.any() != mask.all() else bool(mask.all()))
+            guided: bool | Tensor = bool(mask.all())
+            if mask.any() and not guided:
+                guided = torch.as_tensor(np.flatnonzero(mask), device=like.device)
+            level = level._replace(guided=guided)
         if self.limit:
 
             def ready(pair: tuple[Array, Array]) -> tuple[Any, Any]:

@@ -44,7 +44,7 @@ class Guidance:
     interval: (low, high): guided only where low < σ ≤ high, and elsewhere the conditional network alone, at
     the cost of one row a sample. The field jumps at its ends, which adaptive solvers find by rejected
     steps. rescale: φ in [0, 1]; 1 gives each sample's prediction (of two entries or more) the standard
-    deviation that the conditional one has.
+    deviation that the conditional one has; a constant prediction, which has none to scale, stays.
 
     References: Ho & Salimans 2022, https://arxiv.org/abs/2207.12598; interval: Kynkäänniemi et al. 2024,
     https://arxiv.org/abs/2404.07724; rescale: Lin et al. 2024, https://arxiv.org/abs/2305.08891.
@@ -160,7 +160,9 @@ class Branches:
             return guided
         if 0 < guided.numel() <= guided.shape[0]:
             raise ValueError("guidance rescale needs samples of two entries or more; drop rescale")
-        ratio = conditional.flatten(1).std(dim=1) / guided.flatten(1).std(dim=1)
+        spread = guided.flatten(1).std(dim=1)
+        ratio = conditional.flatten(1).std(dim=1) / spread
+        ratio = torch.where(spread == 0, torch.ones_like(ratio), ratio)
         return guided * (1 + self.rescale * (ratio - 1)).reshape(-1, *[1] * (guided.ndim - 1))
 
 
@@ -172,7 +174,7 @@ class Limit:
     changes the ODE. ValueError for both, and for values out of range.
     """
 
-    def __init__(self, clip: float | None, threshold: float | None) -> None:
+    def __init__(self, clip: float | None = None, threshold: float | None = None) -> None:
         if clip is not None:
             if threshold is not None:
                 raise ValueError("both clip and threshold are given; drop threshold")

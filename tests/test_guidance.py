@@ -147,6 +147,12 @@ def test_rescale_brings_each_samples_std_to_the_conditional_one(prediction, phi)
         np.testing.assert_allclose(entries_std(rescaled), entries_std(conditional), rtol=1e-12)
 
 
+def test_a_prediction_without_spread_is_left_as_it_is():
+    net = lambda x, s, y: torch.where(y[:, None] == 1, torch.ones_like(x), x)  # noqa: E731
+    guided = denoiser(net, Guidance(0.0, {"y": 1}, rescale=1.0))
+    assert torch.equal(guided(X, 1.0, {"y": LABELS})[1], torch.ones_like(X))
+
+
 PREDICTIONS = ["eps", "x0", "v", "score", "flow"]
 LEVELS = torch.tensor([0.05, 0.8, 3.0, 12.0]).double()
 
@@ -304,3 +310,28 @@ def test_a_solution_keeps_the_scale_it_was_solved_with():
     scale.fill_(5.0)
     assert sol.to_dict()["alterations"] == {"guidance": 2.0}
     assert model.alterations["guidance"] == 5.0
+
+
+@pytest.mark.parametrize("name", ["ddim", "unipc2", "rk45"])
+@pytest.mark.parametrize("altered", ALTERED)
+def test_a_nan_stays_with_its_sample(altered, name):
+    def net(x, sigma, y):
+        bad = (y == 3) & (sigma < 1.0)
+        return torch.where(bad[:, None], torch.nan, labelled(x, sigma, y))
+
+    options = dict(method=name, cond={"y": LABELS}, sigma_max=15.0, sigma_min=0.05)
+    options |= dict(steps=6) if name != "rk45" else {}
+    sol = ddim_ode.sample(denoiser(net, **ALTERED[altered]), X, **options)
+    clean = ddim_ode.sample(denoiser(**ALTERED[altered]), X, **options)
+    others = [0, 2, 3]
+    assert sol.status.tolist() == ["success", "non_finite", "success", "success"]
+    torch.testing.assert_close(sol.x[others], clean.x[others], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["ddim", "rk45", "torchdiffeq:dopri5"])
+@pytest.mark.parametrize("altered", ALTERED)
+def test_an_empty_batch_costs_nothing(altered, name):
+    net, where = Counting(labelled), dict(steps=3) if name == "ddim" else {}
+    model = denoiser(net, **ALTERED[altered])
+    sol = ddim_ode.sample(model, X[:0], name, cond={"y": LABELS[:0]}, **where)
+    assert (sol.x.shape, net.calls, sol.net_evals) == ((0, 3), 0, 0)
