@@ -34,6 +34,7 @@ _NAMES = {
     "renoise": "editing",
     "sample": "sampling",
     "slerp": "interpolation",
+    "transfer": "editing",
 }
 __all__ = ["__version__", *_MODULES, *_NAMES]
 
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from .denoiser import Denoiser as Denoiser
     from .editing import Known as Known
     from .editing import renoise as renoise
+    from .editing import transfer as transfer
     from .guidance import Guidance as Guidance
     from .integration import Progress as Progress
     from .interpolation import slerp as slerp

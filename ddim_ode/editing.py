@@ -1,24 +1,29 @@
-"""Editing by way of the noise.
+"""Editing by way of the noise: three ways to change a part of what a picture is.
 
-partial start     x_σ = ᾱ x₀ + β̄ z, and the ODE from there
-inpainting        x ← ᾱ x₀ + β̄ z at each level of a plan, where x₀ is known, and with one z throughout
-attribute change  the ODE up under one condition, and down under another
+    partial start     x_σ = ᾱ x₀ + β̄ z, and the ODE from there
+    inpainting        x ← ᾱ x₀ + β̄ z at each level of a plan, where x₀ is known, and with one z throughout
+    attribute change  the ODE up under one condition, and down under another
+
+Only the last is a solve there and back, and needs no noise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ._checks import exclusive
-from .denoiser import check_state
+from .denoiser import Denoiser, check_state
+from .guidance import Limit
 from .schedule import Schedule
 from .seeding import check_seeds, unit_noise
+from .solution import Solution
 
 
 class Start(NamedTuple):
@@ -120,3 +125,38 @@ class Known:
             return torch.where(mask, torch.add(x0 * alphas[k], z, alpha=betas[k]), x)
 
         return project
+
+
+class Transfer(NamedTuple):
+    """x (B, *): the pictures under the target. encoded, decoded: the two solves; encoded.x the latents."""
+
+    x: Tensor
+    encoded: Solution
+    decoded: Solution
+
+
+def transfer(
+    model: Denoiser,
+    x0: Tensor,
+    source: Mapping[str, Tensor],
+    target: Mapping[str, Tensor],
+    method: str | None = None,
+    **options: Any,
+) -> Transfer:
+    """Pictures x0 (B, *) under another condition: encoded under ``source``, decoded under ``target``.
+
+    source, target: conditions {name: tensor (B, ...)}. method, options: of both solves, as in
+    :func:`ddim_ode.encode`: ``steps=``, ``sigma_max=`` (how far up: the lower, the more of a picture is
+    kept), ``shared=`` and so on. Up goes the conditional network alone, whatever guides or limits the
+    model, which would make the way up unfaithful. Down goes the model as it is. With target = source and
+    a model that nothing alters this is a round trip.
+
+    Reference: Su et al. 2023, https://arxiv.org/abs/2203.08382.
+    """
+    from .inversion import decode, encode
+
+    plain = copy.copy(model)
+    plain.guidance, plain.limit = None, Limit()
+    encoded = encode(plain, x0, method, cond=source, **options)
+    decoded = decode(model, encoded.x, method, cond=target, **options)
+    return Transfer(decoded.x, encoded, decoded)

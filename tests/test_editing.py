@@ -290,3 +290,47 @@ def test_a_solver_that_chooses_its_steps_takes_no_known_part(method):
 def test_known_pictures_of_another_shape_are_refused():
     with pytest.raises(ValueError, match=r"known.x0 has shape \(3, 2\), and x has \(2, 2\)"):
         ddim_ode.sample(mixture_2d(COSINE), X0[:2], steps=3, known=Known(X0, MASK, SEEDS))
+
+
+# -- attributes -------------------------------------------------------------------------------------
+CLASS_MEANS = torch.tensor([[0.2, -0.1], [1.0, 0.5], [-0.8, 0.3]]).double()
+VARIANCE = 0.36
+
+
+def of_class(x, sigma, y):
+    alpha, beta = (torch.as_tensor(s)[:, None] for s in COSINE.scales(sigma.numpy()))
+    return beta * (x - alpha * CLASS_MEANS[y]) / (alpha**2 * VARIANCE + beta**2)
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.5])
+def test_transfer_goes_up_under_one_class_and_down_under_another(scale):
+    # Each way is the exact flow of a Gaussian; down, of the guided mean.
+    guidance = ddim_ode.Guidance(scale, {"y": 0})
+    model = Denoiser(of_class, COSINE, time=lambda t, sigma: sigma, guidance=guidance, clip=50.0)
+    source, target = torch.tensor([1, 2, 1]), torch.tensor([2, 2, 1])
+    ends = dict(sigma_max=30.0, sigma_min=0.05)
+    done = ddim_ode.transfer(model, X0, {"y": source}, {"y": target}, "rk4", steps=150, **ends)
+    for i, (a, b) in enumerate(zip(source, target)):
+        mean = CLASS_MEANS[0] + scale * (CLASS_MEANS[b] - CLASS_MEANS[0])
+        up, down = (
+            ddim_ode.exact.gaussian(m.numpy(), VARIANCE * np.eye(2), COSINE)
+            for m in (CLASS_MEANS[a], mean)
+        )
+        latent = up.flow(X0[i : i + 1], 0.05, 30.0)
+        torch.testing.assert_close(done.encoded.x[i : i + 1], latent, rtol=0, atol=1e-5)
+        end = down.flow(latent, 30.0, 0.05)
+        torch.testing.assert_close(done.x[i : i + 1], end, rtol=0, atol=1e-5)
+    assert done.encoded.alterations == {}
+    assert set(done.decoded.alterations) == {"clip", *(["guidance"] if scale != 1 else [])}
+    assert (model.guidance is None) == (scale == 1)  # the caller's model is left as it was
+
+
+def test_transfer_from_half_way_keeps_more_of_the_picture():
+    model = Denoiser(of_class, COSINE, time=lambda t, sigma: sigma)
+    source, target = {"y": torch.tensor([1, 2, 1])}, {"y": torch.tensor([2, 1, 0])}
+    kept = []
+    for top in (0.3, 1.0, 4.0, 30.0):
+        x = ddim_ode.transfer(model, X0, source, target, "heun", steps=20, sigma_max=top).x
+        kept.append(float((x - X0).abs().mean()))
+    assert kept == sorted(kept)
+    assert kept[0] < 0.3 * kept[-1]
