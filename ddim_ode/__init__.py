@@ -18,6 +18,7 @@ _NAMES = {
     "Comparison": "results",
     "Denoiser": "denoiser",
     "Guidance": "denoiser",
+    "LogLikelihood": "likelihood",
     "Method": "solvers.methods",
     "Plan": "solvers.plan",
     "ProbabilityFlow": "probability_flow",
@@ -25,8 +26,12 @@ _NAMES = {
     "Solution": "solution",
     "calibrate": "calibration",
     "compare": "comparison",
+    "decode": "inversion",
+    "dequantized": "likelihood",
+    "encode": "inversion",
     "eps_loss": "training",
     "load": "nets.pretrained",
+    "log_likelihood": "likelihood",
     "methods": "solvers.methods",
     "noise": "seeding",
     "plan": "solvers.compilation",
@@ -43,6 +48,11 @@ if TYPE_CHECKING:
     from .denoiser import Denoiser as Denoiser
     from .denoiser import Guidance as Guidance
     from .integration import Progress as Progress
+    from .inversion import decode as decode
+    from .inversion import encode as encode
+    from .likelihood import LogLikelihood as LogLikelihood
+    from .likelihood import dequantized as dequantized
+    from .likelihood import log_likelihood as log_likelihood
     from .nets.pretrained import load as load
     from .probability_flow import ProbabilityFlow as ProbabilityFlow
     from .results import Comparison as Comparison

@@ -1,4 +1,5 @@
-"""What a comparison or a calibration is given: the shape of a sample, the device, the conditions."""
+"""What a solve, a comparison or a calibration is given: the model, the shape of a sample, the device,
+the conditions."""
 
 from __future__ import annotations
 
@@ -11,6 +12,15 @@ from ._checks import count
 from .denoiser import Denoiser
 
 Cond = Mapping[str, Tensor] | Callable[[Tensor], Mapping[str, Tensor]]
+
+
+def check_model(model: object) -> None:
+    """ValueError unless it is a :class:`Denoiser`."""
+    if not isinstance(model, Denoiser):
+        raise ValueError(
+            f"model must be a Denoiser, got {type(model).__name__}: wrap the network once as "
+            "ddim_ode.Denoiser(net, schedule)"
+        )
 
 
 def sample_shape(model: Denoiser, shape: Sequence[int] | None) -> tuple[int, ...]:
