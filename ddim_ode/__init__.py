@@ -19,6 +19,7 @@ _NAMES = {
     "Denoiser": "denoiser",
     "Guidance": "guidance",
     "Known": "editing",
+    "LogLikelihood": "likelihood",
     "Method": "solvers.methods",
     "Plan": "solvers.plan",
     "ProbabilityFlow": "probability_flow",
@@ -26,8 +27,12 @@ _NAMES = {
     "Solution": "solution",
     "calibrate": "calibration",
     "compare": "comparison",
+    "decode": "inversion",
+    "dequantized": "likelihood",
+    "encode": "inversion",
     "eps_loss": "training",
     "load": "nets.pretrained",
+    "log_likelihood": "likelihood",
     "methods": "solvers.methods",
     "noise": "seeding",
     "plan": "solvers.compilation",
@@ -51,6 +56,11 @@ if TYPE_CHECKING:
     from .guidance import Guidance as Guidance
     from .integration import Progress as Progress
     from .interpolation import slerp as slerp
+    from .inversion import decode as decode
+    from .inversion import encode as encode
+    from .likelihood import LogLikelihood as LogLikelihood
+    from .likelihood import dequantized as dequantized
+    from .likelihood import log_likelihood as log_likelihood
     from .nets.pretrained import load as load
     from .probability_flow import ProbabilityFlow as ProbabilityFlow
     from .results import Comparison as Comparison

@@ -5,11 +5,11 @@ s = |u − u(first level)| the solver goes forward,
 
     dz/ds = ±(dθ/du) [a z + (b/m) P],      v̂ = a x + b P,      m = √(ᾱ²+β̄²),
 
-where P is what the network predicts, and the sign is − on the way down (sampling), + on the way up. All samples take their trial steps together, in one batch, but each
-from its own s, with its own h, at its own network times: the numbers of a step (times, scales,
-conversions, h) are computed on the host in float64 and sent in one piece, and one small table of error
-ratios comes back; after a rejection a mask goes, too. A sample that is done or given up leaves the batch,
-and its conditions with it.
+where P is what the network predicts, and the sign is − on the way down (sampling), + on the way up. All
+samples take their trial steps together, in one batch, but each from its own s, with its own h, at its own
+network times: the numbers of a step (times, scales, conversions, h) are computed on the host in float64
+and sent in one piece, and one small table of error ratios comes back; after a rejection a mask goes, too.
+A sample that is done or given up leaves the batch, and its conditions with it.
 
 The last stage of a step is the velocity at its end (heun is given one), so the next step has its
 first for nothing, and so has the last jump to x̂₀ = cos θ z − sin θ dz/dθ.
@@ -78,7 +78,7 @@ class Field:
     def __call__(self, z: Tensor, columns: Tensor, seen: Array) -> Tensor:
         """dz/ds at z (n, *); columns: the coefficients (4, n) on the device; seen: the levels (n,)."""
         time = columns[0].to(self.model._time_dtype(z))
-        m, of_z, of_prediction = (_column(c, z) for c in columns[1:].to(z.dtype))
+        m, of_z, of_prediction = (column(c, z) for c in columns[1:].to(z.dtype))
         return of_z * z + of_prediction * self.call(m * z, time, self.model.at(seen, z))
 
 
@@ -170,18 +170,18 @@ class Solver:
         positions = self._position() + self.field.way * c * h
         table = self.field.coefficients(positions)
         sent = self._send(np.concatenate([table, np.broadcast_to(h, (1, *table.shape[1:]))]))
-        step = _column(sent[4, 0].to(z.dtype), z)
+        step = column(sent[4, 0].to(z.dtype), z)
         # A rejected trial must leave no trace in a gradient: 0 · NaN is NaN.
         self._rejected = np.zeros(len(h), dtype=bool)
         z, velocity = self._masked(z), self._masked(self.velocity)
         states, velocities = [z], [velocity]
         for stage, row in enumerate(tableau.a[1:]):
-            states.append(z + step * _combined(row, velocities))
+            states.append(z + step * combined(row, velocities))
             velocities.append(self._evaluate(states[-1], sent[:4, stage], positions[stage]))
         end = states[-1]
         middle = None
         if tableau.b_middle and self.path is not None:
-            middle = z + step * _combined(tableau.b_middle, velocities)
+            middle = z + step * combined(tableau.b_middle, velocities)
         with torch.no_grad():
             measured = self._measure(step, states, velocities).cpu().double().numpy()
         ratio, local, rate, finite = measured
@@ -194,7 +194,7 @@ class Solver:
         rejected, passed = self._rejected, x * 1.0
 
         def skip(gradient: Tensor) -> Tensor:
-            rows = _column(torch.as_tensor(rejected, device=gradient.device), gradient)
+            rows = column(torch.as_tensor(rejected, device=gradient.device), gradient)
             return torch.where(rows, torch.zeros_like(gradient), gradient)
 
         passed.register_hook(skip)
@@ -204,7 +204,7 @@ class Solver:
         """(4, n): error ratio, RMS of the local error, growth λ (NaN: not seen), whether all is finite."""
         z, end = states[0], states[-1]
         tiny = torch.finfo(z.dtype).tiny
-        error = step * _combined(self.scheme.tableau.b_error, velocities)
+        error = step * combined(self.scheme.tableau.b_error, velocities)
         size = torch.maximum(z.abs(), end.abs())
         rtol, atol = self.tolerances
         scale = (atol + rtol * size).clamp_min(tiny)
@@ -233,7 +233,7 @@ class Solver:
         if accepted.all():
             self.z, self.velocity = trial.z, trial.velocity
         elif accepted.any():
-            where = _column(torch.as_tensor(accepted, device=self.z.device), self.z)
+            where = column(torch.as_tensor(accepted, device=self.z.device), self.z)
             self.z = torch.where(where, trial.z, self.z)
             self.velocity = torch.where(where, trial.velocity, self.velocity)
         i, h = self.control.active[accepted], trial.step[accepted]
@@ -287,12 +287,12 @@ class Solver:
             torch.as_tensor(np.flatnonzero(k), device=self.z.device) for k in (leaving, ~leaving)
         )
         z = self.z[rows]
-        ends = _column(table[0], z) * z
+        ends = column(table[0], z) * z
         if jumps.any():  # not 0 · inf for the others
-            moved = ends + _column(table[1], z) * self.velocity[rows]
-            ends = torch.where(_column(torch.as_tensor(jumps).to(z.device), z), moved, ends)
+            moved = ends + column(table[1], z) * self.velocity[rows]
+            ends = torch.where(column(torch.as_tensor(jumps).to(z.device), z), moved, ends)
         with torch.no_grad():  # a cut-off sample is as uncertain as its jump is long
-            jump = norm_per_sample(ends - _column(table[3], z) * z)
+            jump = norm_per_sample(ends - column(table[3], z) * z)
             error = table[2] + torch.where(table[3] > 0, jump, 0.0)
         self.released.append(Released(samples, ends, error))
         for sample in samples[jumps].tolist():
@@ -317,13 +317,13 @@ def _hermite(
     return value, k0 + xi * (2 * square + 3 * xi * cube)
 
 
-def _combined(weights: Sequence[float], vectors: Sequence[Tensor]) -> Tensor:
+def combined(weights: Sequence[float], vectors: Sequence[Tensor]) -> Tensor:
     """Σ wᵢ vᵢ, the zero weights left out."""
     terms = [w * v for w, v in zip(weights, vectors) if w]
     return sum(terms[1:], terms[0])
 
 
-def _column(values: Tensor, like: Tensor) -> Tensor:
+def column(values: Tensor, like: Tensor) -> Tensor:
     """(n,) as (n, 1, ...) beside ``like``."""
     return values.reshape(-1, *[1] * (like.ndim - 1))
 

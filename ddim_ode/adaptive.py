@@ -104,7 +104,7 @@ def solve(
     else:
         with tqdm(unit="nfe", desc=method.name, disable=not progress) as bar:
             solver.run(bar.update)
-    end, error = _gathered(solver.released, x)
+    end, error = gathered(solver.released, x)
     trajectory = None
     if options.record != "none" and solver.path is not None:
         trajectory = solver.path.trajectory(options.record, end, solver.sigmas)
@@ -135,7 +135,7 @@ def tolerance(name: str, value: float | None) -> float:
     return float(value)
 
 
-def _gathered(released: Sequence[Released], x: Tensor) -> tuple[Tensor, Tensor]:
+def gathered(released: Sequence[Released], x: Tensor) -> tuple[Tensor, Tensor]:
     """End states (B, *) and errors (B,) in the order of the batch."""
     if not released:
         return x, x.new_zeros(x.shape[0])

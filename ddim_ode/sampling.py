@@ -16,6 +16,7 @@ from . import adaptive, external, gradients
 from ._checks import exclusive, one_of, refuse
 from .denoiser import Denoiser, check_state
 from .editing import Known
+from .inputs import check_model
 from .integration import Progress, integrate
 from .levels import Levels
 from .schedule import Array
@@ -27,7 +28,7 @@ from .solvers.embedded import adaptive_names
 from .solvers.methods import Method, get_method
 from .solvers.plan import Node, Plan
 
-_NOT_ADAPTIVE = (
+NOT_ADAPTIVE = (
     "a fixed plan has no tolerance or budget of calls (adaptive are "
     f"{', '.join(adaptive_names())}, torchdiffeq:dopri5 and scipy:RK45)"
 )
@@ -111,11 +112,7 @@ def sample(
     >>> sol.nfe, sol.status.tolist()
     (19, ['success', 'success', 'success'])
     """
-    if not isinstance(model, Denoiser):
-        raise ValueError(
-            f"model must be a Denoiser, got {type(model).__name__}: wrap the network once as "
-            "ddim_ode.Denoiser(net, schedule)"
-        )
+    check_model(model)
     x = check_state(x)
     if seeds is not None:
         seeds = check_seeds(seeds, x.shape[0])
@@ -171,7 +168,7 @@ def sample(
                 noise_std=noise_std,
             )
             refuse(
-                _NOT_ADAPTIVE,
+                NOT_ADAPTIVE,
                 rtol=rtol,
                 atol=atol,
                 max_nfe=max_nfe,
@@ -204,7 +201,7 @@ def sample(
             )
             return adaptive.solve(model, x, spec, levels, options, seeds, cond, shared, progress)
         refuse(
-            _NOT_ADAPTIVE, rtol=rtol, atol=atol, max_nfe=max_nfe, error_norm=error_norm, dense=dense
+            NOT_ADAPTIVE, rtol=rtol, atol=atol, max_nfe=max_nfe, error_norm=error_norm, dense=dense
         )
         plan = compile_for(spec, levels, start, chart, eta, noise_std)
         return run_plan(model, x, plan, *run)

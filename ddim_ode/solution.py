@@ -16,6 +16,7 @@ from .solvers.plan import Plan
 
 if TYPE_CHECKING:
     from .dense import Path
+    from .round_trip import RoundTrip
 
 
 @dataclass(repr=False)
@@ -58,6 +59,8 @@ class Solution:
     outcome: npt.NDArray[np.str_] | None = None  # the status (B,), where each sample has its own
     path: Path | None = None  # dense output
     alterations: dict[str, Any] = field(default_factory=dict)
+    partner: Tensor | None = None  # the second state (B, *) of method "reversible"
+    round_trip: RoundTrip | None = None  # of an encode with certify=True
 
     def __repr__(self) -> str:
         return f"Solution({self.method}, x {tuple(self.x.shape)}, nfe {self.nfe})"

@@ -335,3 +335,37 @@ def test_an_empty_batch_costs_nothing(altered, name):
     model = denoiser(net, **ALTERED[altered])
     sol = ddim_ode.sample(model, X[:0], name, cond={"y": LABELS[:0]}, **where)
     assert (sol.x.shape, net.calls, sol.net_evals) == ((0, 3), 0, 0)
+
+
+@pytest.mark.parametrize("limit", [dict(clip=1.0), dict(threshold=0.9)])
+def test_a_limit_cannot_be_undone(limit):
+    model = mixture("eps", **limit)
+    for solve in (ddim_ode.encode, ddim_ode.log_likelihood):
+        with pytest.raises(ValueError, match=r"limits x̂₀ \(.*cannot be undone"):
+            solve(model, X, method="heun", steps=3)
+
+
+@pytest.mark.parametrize("name", ["ddim", "rk45", "reversible"])
+def test_the_way_up_is_guided_in_the_interval_alone_and_counts_its_rows(name):
+    net = Counting(labelled)
+    model = denoiser(net, Guidance(3.0, {"y": 0}, interval=INTERVAL))
+    options = dict(cond={"y": LABELS}, sigma_max=20.0) | ({} if name == "rk45" else dict(steps=9))
+    with pytest.warns(UserWarning, match="guidance 3"):
+        sol = ddim_ode.encode(model, X, name, **options)
+    expected = ddim_ode.encode(denoiser(by_hand), X, name, **options)
+    torch.testing.assert_close(sol.x, expected.x, rtol=1e-10, atol=1e-12)
+    assert sol.net_evals == net.rows < 8 * net.calls
+    assert set(sol.alterations) == {"guidance", "guidance_interval"}
+
+
+@pytest.mark.parametrize("where", [{}, dict(steps=6)])
+def test_a_likelihood_is_guided_in_the_interval_alone_and_counts_its_rows(where):
+    net = Counting(labelled)
+    options = dict(cond={"y": LABELS}, sigma_max=20.0, **where)
+    with pytest.warns(UserWarning, match="guidance 3"):
+        found = ddim_ode.log_likelihood(
+            denoiser(net, Guidance(3.0, {"y": 0}, INTERVAL)), X, **options
+        )
+    expected = ddim_ode.log_likelihood(denoiser(by_hand), X, **options)
+    torch.testing.assert_close(found.log_likelihood, expected.log_likelihood, rtol=1e-9, atol=1e-9)
+    assert 4 * found.nfe < found.net_evals < 8 * found.nfe
