@@ -51,14 +51,22 @@ def test_encode_writes_latents_that_decode_to_what_it_says(tmp_path, data, capsy
 def test_interpolate_goes_both_ways_between_seeds(tmp_path):
     arguments = ["--seeds", "0-3", "--points", "3", "--classes", "bag,3"]
     manifest = run(tmp_path, "interpolate", *arguments)
-    assert [r["what"] for r in manifest["runs"]] == ["great circle", "straight line"]
-    assert [r["net_evals"] for r in manifest["runs"]] == [2 * 3 * 2] * 2
+    assert [r["what"] for r in manifest["runs"]] == [
+        f"{pair}, {way}"
+        for pair in ("0 to 1", "2 to 3")
+        for way in ("great circle", "straight line")
+    ]
+    assert [r["net_evals"] for r in manifest["runs"]] == [3 * 2] * 4
     assert manifest["command"][:2] == ["ddim-ode", "interpolate"]
 
 
 def test_interpolate_encodes_pictures_first(tmp_path, data):
     manifest = run(tmp_path, "interpolate", *data[:2], "--indices", "0,3", "--points", "2")
-    assert [r["what"] for r in manifest["runs"]] == ["encode", "great circle", "straight line"]
+    assert [r["what"] for r in manifest["runs"]] == [
+        "encode",
+        "0 to 3, great circle",
+        "0 to 3, straight line",
+    ]
 
 
 def test_edit_to_classes_encodes_without_guidance_and_decodes_with_it(tmp_path, data):
@@ -100,6 +108,23 @@ def test_edit_inside_a_mask_keeps_the_rest(tmp_path, data, mask, monkeypatch):
         assert torch.equal(x[..., ~new], given[..., ~new])
         assert not torch.equal(x[..., new], given[..., new])
     assert not torch.equal(made[0], made[1])
+
+
+def test_interrupting_keeps_what_is_finished(tmp_path, data, monkeypatch, capsys):
+    sampling = __import__("ddim_ode.sampling", fromlist=["sample"])
+    sample = sampling.sample
+
+    def interrupted(model, x, **options):
+        if options["sigma_max"] > 2:
+            raise KeyboardInterrupt
+        return sample(model, x, **options)
+
+    monkeypatch.setattr(sampling, "sample", interrupted)
+    call = ["edit", *FAST, *data, "--strength", "0.2", "0.8", "--out", str(tmp_path / "out")]
+    assert main(call) == 130
+    assert "stopped: 1 solves are kept" in capsys.readouterr().err
+    runs = json.loads((tmp_path / "out/edit.json").read_text())["runs"]
+    assert [r["strength"] for r in runs] == [0.2]
 
 
 @pytest.mark.parametrize(

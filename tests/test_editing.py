@@ -287,6 +287,11 @@ def test_a_solver_that_chooses_its_steps_takes_no_known_part(method):
         ddim_ode.sample(mixture_2d(COSINE), X0, method, known=Known(X0, MASK, SEEDS))
 
 
+def test_an_empty_batch_has_nothing_known():
+    sol = ddim_ode.sample(mixture_2d(COSINE), X0[:0], steps=3, known=Known(X0[:0], MASK, []))
+    assert (sol.x.shape, sol.net_evals) == ((0, 2), 0)
+
+
 def test_known_pictures_of_another_shape_are_refused():
     with pytest.raises(ValueError, match=r"known.x0 has shape \(3, 2\), and x has \(2, 2\)"):
         ddim_ode.sample(mixture_2d(COSINE), X0[:2], steps=3, known=Known(X0, MASK, SEEDS))

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .._checks import count
 from .common import parse_classes
+from .pictures import Made, class_names, condition, load_model, load_pictures, run_of, solver, write
 from .pictures import add_arguments as add_picture_arguments
-from .pictures import condition, load_model, load_pictures, run_of, solver, write
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ..nets.pretrained import PretrainedModel
 
-    Strips = list[tuple[str, Tensor]]
-    Runs = list[dict[str, Any]]
+    Targets = dict[str, list[int] | None]  # by name: the class that each picture is made under
 
 HALVES = ("left", "right", "top", "bottom")
 
@@ -50,29 +50,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _edit(args: argparse.Namespace) -> int:
-    from ..pictures import sample_grid
+    import torch
 
     count("--variants", args.variants)
     model = load_model(args)
     pictures, labels, indices = load_pictures(args, model)
     targets = _targets(args, model, labels, len(pictures))
-    strips: Strips = [(f"pictures\n{len(pictures)} of {args.split}", pictures)]
+    given = [(f"pictures\n{len(pictures)} of {args.split}", pictures)]
     if args.mask is not None:
-        more, runs = _inpainted(args, model, pictures, targets)
+        keep = ~_mask(args.mask, model.shape).to(pictures.device)
+        given.append(("what is known", torch.where(keep, pictures, torch.zeros_like(pictures))))
+        made = _inpainted(args, model, pictures, keep, targets)
     elif args.strength is not None:
-        more, runs = _renoised(args, model, pictures, targets)
+        made = _renoised(args, model, pictures, targets)
     else:
-        more, runs = _transferred(args, model, pictures, labels, targets)
-    shown = [(label, x.cpu()) for label, x in [*strips, *more]]
-    names = [model.classes[label] for label in labels] if labels and len(labels) <= 10 else []
-    write(args, model, sample_grid(shown, names), runs, indices=indices)
-    return 0
+        made = _transferred(args, model, pictures, labels, targets)
+    return write(args, model, given, made, class_names(model, labels), indices=indices)
 
 
 def _targets(
     args: argparse.Namespace, model: PretrainedModel, labels: list[int] | None, n: int
-) -> dict[str, list[int] | None]:
-    """By name: the class that each picture is made under."""
+) -> Targets:
     if args.to is not None:
         chosen = parse_classes(args.to, model, len(args.to.split(","))) or []
         return {f"to {model.classes[label]}": [label] * n for label in chosen}
@@ -86,78 +84,66 @@ def _transferred(
     model: PretrainedModel,
     pictures: Tensor,
     labels: list[int] | None,
-    targets: dict[str, list[int] | None],
-) -> tuple[Strips, Runs]:
+    targets: Targets,
+) -> Iterator[Made]:
     from ..editing import transfer
     from ..inversion import decode
 
     source = condition(labels, args.device)
     if source is None:
         raise ValueError(f"{args.data}: has no classes to encode under; --strength does without")
-    strips: Strips = []
-    runs: Runs = []
     latents = None
     for name, target in targets.items():
         cond, how = condition(target, args.device) or {}, dict(progress=True, **solver(args))
         if latents is None:  # the way up is the same for all of them
             done = transfer(model, pictures, source, cond, **how)
             latents, solution = done.encoded.x, done.decoded
-            runs.append(run_of("encode", done.encoded))
+            yield Made(run_of("encode", done.encoded))
         else:
             solution = decode(model, latents, cond=cond, **how)
-        strips.append((f"{name}\nguidance {args.guidance:g}", solution.x))
-        runs.append(run_of(f"decode, {name}", solution))
-    return strips, runs
+        strip = (f"{name}\nguidance {args.guidance:g}", solution.x)
+        yield Made(run_of(f"decode, {name}", solution), strip)
 
 
 def _renoised(
-    args: argparse.Namespace,
-    model: PretrainedModel,
-    pictures: Tensor,
-    targets: dict[str, list[int] | None],
-) -> tuple[Strips, Runs]:
+    args: argparse.Namespace, model: PretrainedModel, pictures: Tensor, targets: Targets
+) -> Iterator[Made]:
     from ..editing import renoise
     from ..sampling import sample
 
-    strips, runs = [], []
     seeds = range(args.seed, args.seed + len(pictures))
     for name, target in targets.items():
+        cond = condition(target, args.device)
         for strength in args.strength:
             x, sigma = renoise(pictures, model.schedule, seeds, strength=strength)
-            cond = condition(target, args.device)
-            how = dict(cond=cond, sigma_max=sigma, progress=True, **solver(args))
-            solution = sample(model, x, **how)
-            strips.append((f"strength {strength:g}\n{name or f'from σ = {sigma:.3g}'}", solution.x))
+            solution = sample(model, x, cond=cond, sigma_max=sigma, progress=True, **solver(args))
+            strip = (f"strength {strength:g}\n{name or f'from σ = {sigma:.3g}'}", solution.x)
             what = f"strength {strength:g}{name and ', '}{name}"
-            runs.append(run_of(what, solution, strength=strength))
-    return strips, runs
+            yield Made(run_of(what, solution, strength=strength), strip)
 
 
 def _inpainted(
     args: argparse.Namespace,
     model: PretrainedModel,
     pictures: Tensor,
-    targets: dict[str, list[int] | None],
-) -> tuple[Strips, Runs]:
-    import torch
-
+    keep: Tensor,
+    targets: Targets,
+) -> Iterator[Made]:
     from ..editing import Known
     from ..sampling import sample
     from ..seeding import noise
 
-    keep = ~_mask(args.mask, model.shape).to(pictures.device)
-    strips: Strips = [("what is known", torch.where(keep, pictures, torch.zeros_like(pictures)))]
-    runs = []
+    n = len(pictures)
     for name, target in targets.items():
-        for i in range(args.variants):
-            first = args.seed + i * len(pictures)
-            seeds = range(first, first + len(pictures))
+        cond = condition(target, args.device)
+        for first in range(args.seed, args.seed + n * args.variants, n):
+            seeds = range(first, first + n)
             x = noise(model.shape, model.schedule, seeds, device=args.device)
-            how = dict(cond=condition(target, args.device), progress=True, **solver(args))
-            solution = sample(model, x, known=Known(pictures, keep, seeds), **how)
-            strips.append((f"seeds {first}–{seeds[-1]}\n{name}", solution.x))
-            runs.append(run_of(f"seeds {first}–{seeds[-1]}{name and ', '}{name}", solution))
-    return strips, runs
+            known = Known(pictures, keep, seeds)
+            solution = sample(model, x, known=known, cond=cond, progress=True, **solver(args))
+            which = f"seeds {first}–{seeds[-1]}" if n > 1 else f"seed {first}"
+            what = f"{which}{name and ', '}{name}"
+            yield Made(run_of(what, solution), (f"{which}\n{name}", solution.x))
 
 
 def _mask(text: str, shape: tuple[int, ...]) -> Tensor:

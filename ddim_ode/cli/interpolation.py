@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from .._checks import count
 from .common import parse_classes, parse_seeds
-from .pictures import MOST, condition, load_model, load_pictures, run_of, solver, write
+from .pictures import MOST, Made, condition, load_model, load_pictures, run_of, solver, write
 from .pictures import add_arguments as add_picture_arguments
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    import numpy as np
+    import numpy.typing as npt
 
     from ..nets.pretrained import PretrainedModel
-
-_WAYS = ("great circle", "straight line")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,56 +33,47 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _interpolate(args: argparse.Namespace) -> int:
     import numpy as np
-    import torch
-
-    from ..interpolation import slerp
-    from ..inversion import decode
-    from ..pictures import sample_grid
-    from ..sampling import sample
 
     count("--points", args.points, least=2)
     model = load_model(args)
-    latents, names, runs = _latents(args, model)
-    a, b = latents[0::2], latents[1::2]
-    pairs, how = len(a), solver(args)
-    labels = None if args.classes is None else parse_classes(args.classes, model, pairs)
-    if labels is not None:
-        names = [f"{model.classes[label]}, {name}" for label, name in zip(labels, names)]
     weights = np.linspace(0, 1, args.points)
-    shares = torch.tensor(weights).to(a).reshape(-1, *[1] * a.ndim)
-    made: dict[str, Tensor] = {}
-    for way, path in zip(_WAYS, (slerp(a, b, weights), torch.lerp(a, b, shares))):
-        cond = condition(None if labels is None else labels * args.points, args.device)
-        solve = sample if args.data is None else decode
-        solution = solve(model, path.flatten(0, 1), cond=cond, progress=True, **how)
-        made[way] = solution.x.reshape(path.shape).cpu()
-        runs.append(run_of(way, solution))
-    strips = [(f"{name}\n{way}", made[way][:, i]) for i, name in enumerate(names) for way in _WAYS]
     headings = [f"{weight:.3g}" for weight in weights] if args.points <= 10 else []
-    write(args, model, sample_grid(strips, headings), runs)
-    return 0
+    return write(args, model, (), _between(args, model, weights), headings)
 
 
-def _latents(
-    args: argparse.Namespace, model: PretrainedModel
-) -> tuple[Tensor, list[str], list[dict[str, object]]]:
-    """Latents (2·pairs, C, H, W), a name for each pair, and what it cost to find them."""
-    from ..inversion import encode
+def _between(
+    args: argparse.Namespace, model: PretrainedModel, weights: npt.NDArray[np.float64]
+) -> Iterator[Made]:
+    import torch
+
+    from ..interpolation import slerp
+    from ..inversion import decode, encode
+    from ..sampling import sample
     from ..seeding import noise
 
-    if args.data is None:
-        numbers, name = parse_seeds(args.seeds, most=MOST), "--seeds"
-    else:
-        numbers, name = parse_seeds(args.indices, "--indices", MOST), "--indices"
+    name = "--seeds" if args.data is None else "--indices"
+    numbers = parse_seeds(args.seeds if args.data is None else args.indices, name, MOST)
     if len(numbers) % 2:
         raise ValueError(f"{name} names {len(numbers)}, and they are taken in pairs; give one more")
     pairs = [f"{first} to {second}" for first, second in zip(numbers[0::2], numbers[1::2])]
+    labels = None if args.classes is None else parse_classes(args.classes, model, len(pairs))
+    how = dict(progress=True, **solver(args))
     if args.data is None:
-        return noise(model.shape, model.schedule, numbers, device=args.device), pairs, []
-    pictures, _, _ = load_pictures(args, model)
-    cond = None
-    if args.classes is not None:
-        labels = parse_classes(args.classes, model, len(pairs)) or []
-        cond = condition([label for label in labels for _ in range(2)], args.device)
-    found = encode(model, pictures, cond=cond, progress=True, **solver(args))
-    return found.x, pairs, [run_of("encode", found)]
+        latents = noise(model.shape, model.schedule, numbers, device=args.device)
+    else:
+        pictures, _, _ = load_pictures(args, model)
+        both = None if labels is None else [label for label in labels for _ in range(2)]
+        found = encode(model, pictures, cond=condition(both, args.device), **how)
+        latents = found.x
+        yield Made(run_of("encode", found))
+    a, b = latents[0::2], latents[1::2]
+    shares = torch.tensor(weights).to(a).reshape(-1, *[1] * a.ndim)
+    ways = {"great circle": slerp(a, b, weights), "straight line": torch.lerp(a, b, shares)}
+    solve = sample if args.data is None else decode
+    for i, pair in enumerate(pairs):
+        label = None if labels is None else labels[i]
+        title = pair if label is None else f"{model.classes[label]}, {pair}"
+        cond = condition(None if label is None else [label] * len(weights), args.device)
+        for way, path in ways.items():
+            solution = solve(model, path[:, i], cond=cond, **how)
+            yield Made(run_of(f"{pair}, {way}", solution), (f"{title}\n{way}", solution.x))

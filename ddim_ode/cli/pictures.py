@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .common import (
     add_ode_arguments,
@@ -18,13 +19,19 @@ from .common import (
 )
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
     from torch import Tensor
 
     from ..nets.pretrained import PretrainedModel
     from ..solution import Solution
 
 MOST = 1000  # pictures at once
+
+
+class Made(NamedTuple):
+    """One solve: what a manifest says of it, and its strip of pictures (label, images), if it has one."""
+
+    run: dict[str, Any]
+    strip: tuple[str, Tensor] | None = None
 
 
 def add_arguments(parser: argparse.ArgumentParser, method: str, nfe: int, guided: bool) -> None:
@@ -120,18 +127,44 @@ def run_of(label: str, solution: Solution, **more: Any) -> dict[str, Any]:
 def write(
     args: argparse.Namespace,
     model: PretrainedModel,
-    figure: Figure,
-    runs: list[dict[str, Any]],
-    columns: tuple[str, ...] = (),
+    given: Sequence[tuple[str, Tensor]],
+    made: Iterable[Made],
+    headings: Sequence[str],
     **more: Any,
-) -> None:
-    """COMMAND.png and COMMAND.json in the folder, and a table of the runs; columns: beyond the usual."""
-    from .. import __version__
-    from ..pictures import save_figure
+) -> int:
+    """Draw the strips, those given and those made, and write COMMAND.png, COMMAND.json and a table.
 
+    made: solved one after another as they are taken; an error or Ctrl-C keeps what is finished.
+    """
+    strips, runs, finished = list(given), [], False
     args.out.mkdir(parents=True, exist_ok=True)
+    try:
+        for run, strip in made:
+            runs.append(run)
+            strips += [strip] if strip is not None else []
+        finished = True
+    finally:
+        if strips and runs:
+            _report(args, model, strips, runs, headings, more)
+            if not finished:
+                print(f"stopped: {len(runs)} solves are kept", file=sys.stderr)
+    return 0
+
+
+def _report(
+    args: argparse.Namespace,
+    model: PretrainedModel,
+    strips: Sequence[tuple[str, Tensor]],
+    runs: Sequence[dict[str, Any]],
+    headings: Sequence[str],
+    more: dict[str, Any],
+) -> None:
+    from .. import __version__
+    from ..pictures import sample_grid, save_figure
+
     picture, manifest = (args.out / f"{args.command}{suffix}" for suffix in (".png", ".json"))
-    save_figure(picture, figure)
+    shown = [(label, images.cpu()) for label, images in strips]
+    save_figure(picture, sample_grid(shown, headings))
     record = dict(
         ddim_ode=__version__,
         command=["ddim-ode", *args.command_line],
@@ -142,12 +175,15 @@ def write(
         **more,
     )
     manifest.write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
-    rows = [
-        {name: run[name] for name in ("what", "method", "nfe", "net_evals", *columns)}
-        for run in runs
-    ]
+    columns = ("what", "method", "nfe", "net_evals")
+    rows = [{name: run[name] for name in columns} for run in runs]
     print_table([{**row, "status": _counted(run["status"])} for row, run in zip(rows, runs)])
     print(f"\n{picture}   {manifest}")
+
+
+def class_names(model: PretrainedModel, labels: list[int] | None) -> list[str]:
+    """Headings of a strip that is one row, where the classes are known."""
+    return [model.classes[label] for label in labels] if labels and len(labels) <= 10 else []
 
 
 def _counted(status: Mapping[str, int]) -> str:
