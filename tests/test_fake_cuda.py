@@ -127,6 +127,7 @@ def tensor_scale():
         dict(denoiser=tensor_scale, cond=True),
         dict(denoiser=dict(clip=1.0)),
         dict(known=True),
+        dict(differentiable="checkpoint"),
         dict(denoiser=dict(threshold=0.9)),
         dict(denoiser=dict(guidance=guided(2.0, interval=(0.5, 5.0)), clip=1.0), cond=True),
     ],
