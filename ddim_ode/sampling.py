@@ -135,6 +135,11 @@ def sample(
         run = (seeds, cond, shared, progress, callback, record, on_nan == "hold")
         if plan is not None:
             check_plan(plan, model)
+            if plan.grid[0] < plan.grid[-1]:
+                raise ValueError(
+                    f"plan {plan.method!r} goes up, from σ={plan.grid[0]:g} to {plan.grid[-1]:g}; use "
+                    "ddim_ode.encode"
+                )
             refuse(
                 "plan= already fixes how and where to step",
                 steps=steps,
