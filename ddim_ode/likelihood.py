@@ -40,6 +40,7 @@ from .divergence import KINDS, MODES, Products, draw_probes, unit_vectors
 from .inputs import check_model
 from .levels import Levels
 from .reference import in_float64
+from .sampling import NOT_ADAPTIVE
 from .schedule import Array, Schedule
 from .seeding import DEQUANTIZE, check_seeds, generator, prior_std
 from .solution import finite_samples, per_sample
@@ -175,6 +176,8 @@ def log_likelihood(
     final = None if given else "sigma_min"
     levels = Levels(model, steps, None, grid, None, final, sigma_max, sigma_min, rising=True)
     adaptive = is_adaptive(spec, (rtol, atol, max_nfe) != (None, None, None), levels.placed)
+    if not adaptive:
+        refuse(NOT_ADAPTIVE, rtol=rtol, atol=atol, max_nfe=max_nfe)
     sigmas = levels.ends() if adaptive else levels.passed(levels.required(f"method {spec.name!r}"))
     field = _Density(
         model,

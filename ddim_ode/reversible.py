@@ -9,8 +9,18 @@ Put (y', ŷ') in with −h and the same two lines give (y, ŷ): the inverse is t
 reversed grid, for any network and any step, up to rounding. It is of second order. What is lost is
 damping: the difference y − ŷ is never forgotten, and where the flow contracts it grows.
 
-On the shipped model, encoding 4 test images in 10 / 30 calls (``log_snr`` grid), the latent was off by
-@@NUMBERS@@
+The chart decides how much. On the shipped model, 4 test images, ``log_snr`` grid and 10 / 30 calls, RMS
+errors of the latent, of what a converged latent is decoded to (each from equal states), and the round trip
+in float64:
+
+    flow   .13 / .016    .070 / .014    5e-14
+    trig   .16 / .020    .12  / .015    7e-14
+    eps    .16 / .019    8.4  / 2.3     1e-10
+    log    .60 / .12     63   / 17      9e-12
+    data   45  / .10     .086 / .011    9e-14
+
+so ``flow`` is the default. Coupling DDIM steps as McCallum and Foster do (two calls a step, y and z after
+each other) was worse per call in its best gauge: the latent off by .22 / .026 at the same calls.
 
 Reference: Kidger, Foster, Li, Lyons 2021, https://arxiv.org/abs/2105.13493, algorithm 1; the coupled
 one-step schemes it was measured against: McCallum & Foster 2024, https://arxiv.org/abs/2410.11648.
@@ -65,9 +75,9 @@ def integrate_pair(
     with np.errstate(divide="ignore", invalid="ignore"):
         m = coordinates.gauge(alpha, beta)
         h = np.diff(SCALES[coordinates.clock].of(sigmas))
-        ratio, factor = m[1:] / m[:-1], coordinates.factor(alpha, beta)
-    there = m[1:] * h  # the weights of g = q W, in x
-    table = np.stack([ratio, there * factor[:-1], there * factor[1:]])
+        factor = coordinates.factor(alpha, beta)
+        there = m[1:] * h  # the weights of g = q W, in x
+        table = np.stack([m[1:] / m[:-1], there * factor[:-1], there * factor[1:]])
     if not np.isfinite(table).all():
         raise ValueError(
             f"{NAME}: chart {chart!r} is infinite at σ={sigmas.max():g}; use chart='flow' or a finite "

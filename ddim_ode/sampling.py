@@ -152,6 +152,11 @@ def sample(
         )
         if plan is not None:
             check_plan(plan, model)
+            if plan.grid[0] < plan.grid[-1]:
+                raise ValueError(
+                    f"plan {plan.method!r} goes up, from σ={plan.grid[0]:g} to {plan.grid[-1]:g}; use "
+                    "ddim_ode.encode"
+                )
             refuse(
                 "plan= already fixes how and where to step",
                 steps=steps,

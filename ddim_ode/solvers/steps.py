@@ -42,8 +42,8 @@ class Steps:
         self.alpha, self.beta = schedule.scales(sigmas)
         self.clock = SCALES[chart.clock]
         # At ᾱ = 0 the pair (x, ε̂) says nothing of x̂₀: what is stored there is x̂₀ itself.
-        blind = np.isinf(sigmas[0]) and vector in ("eps", "score", "exp")
-        self.first_vector = "x0" if blind else vector
+        self._blind = bool(np.isinf(sigmas).any()) and vector in ("eps", "score", "exp")
+        self.first_vector = "x0" if self._blind and np.isinf(sigmas[0]) else vector
         levels, times = sigmas.tolist(), schedule.time(sigmas).tolist()
         self._nodes: list[Node | None] = [Node(s, t, vector) for s, t in zip(levels, times)]
         self._nodes[0] = Node(levels[0], times[0], self.first_vector)
@@ -60,7 +60,7 @@ class Steps:
         top = slice(n, None) if rising else slice(1)
         with np.errstate(divide="ignore", invalid="ignore"):
             within = (
-                self.first_vector == self.vector
+                not self._blind
                 and np.isfinite(self.clock.of(self.sigmas[top]))[0]
                 and self.chart.gauge(self.alpha[top], self.beta[top])[0] > 0
                 and np.isfinite(self._ruler(method)[0].of(self.sigmas[top]))[0]
