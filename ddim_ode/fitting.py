@@ -73,7 +73,7 @@ class Problem:
 
     def velocity(self, y: Tensor, sigma: float, vector: str, rows: Tensor) -> Tensor:
         """What call k stores, at y (b, *), states of the noises ``rows`` (b,)."""
-        self.evals += len(y) * self.model.rows_per_sample
+        self.evals += len(y) * self.model.rows(sigma)
         t = float(self.model.schedule.time(np.array([sigma]))[0])
         cond = (
             None if self.cond is None else {k: v[rows.to(v.device)] for k, v in self.cond.items()}

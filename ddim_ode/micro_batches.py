@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Call = Callable[[Tensor, Tensor], Tensor]
+from .guidance import Call, Level
+
 Network = Callable[[Tensor, dict[str, Tensor], Mapping[str, Any] | None], Call]
 
 
@@ -34,7 +35,7 @@ class MicroBatches:
         cond: dict[str, Tensor],
         shared: Mapping[str, Any] | None,
     ) -> Call:
-        """``call(x, t)`` of the whole batch, by calls of ``network``'s on its parts."""
+        """``call(x, t, at)`` of the whole batch, by calls of ``network``'s on its parts."""
         bound: dict[int, list[tuple[slice, Call]]] = {}
 
         def parts(size: int) -> list[tuple[slice, Call]]:
@@ -46,11 +47,14 @@ class MicroBatches:
                 ]
             return bound[size]
 
-        def call(x: Tensor, t: Tensor) -> Tensor:
+        def call(x: Tensor, t: Tensor, at: Level | None = None) -> Tensor:
             while True:
                 size = max(1, min(self.rows or len(x), len(x)))
                 try:
-                    out = [call_part(x[s], t[s]) for s, call_part in parts(size)]
+                    out = [
+                        call_part(x[s], t[s], None if at is None else at.part(s, len(x)))
+                        for s, call_part in parts(size)
+                    ]
                     return out[0] if len(out) == 1 else torch.cat(out)
                 except RuntimeError as error:
                     if not self._adapts or size == 1 or not _out_of_memory(error):

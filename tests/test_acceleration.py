@@ -195,6 +195,20 @@ def test_auto_halves_until_it_fits_and_changes_nothing(most, guided, method):
     assert model.micro_batches.rows == (size if halvings else None)
 
 
+@pytest.mark.parametrize("method", [dict(method="unipc3", steps=5), dict(method="rk45", rtol=1e-3)])
+@pytest.mark.parametrize("limit", [dict(), dict(clip=0.8)])
+def test_a_part_knows_which_of_its_samples_are_guided_and_its_own_levels(method, limit):
+    guidance = ddim_ode.Guidance(2.0, null=dict(y=9), interval=(0.3, 5.0))
+    model = ddim_ode.Denoiser(labelled, COSINE, guidance=guidance, **limit)
+    x, cond = points(11, 2), dict(y=torch.arange(11) % 4)
+    whole, parts = (
+        ddim_ode.sample(ddim_ode.accelerate(model, batch=batch), x, cond=cond, **method)
+        for batch in (None, 4)
+    )
+    torch.testing.assert_close(parts.x, whole.x, rtol=0, atol=1e-12)
+    assert (parts.nfe, parts.net_evals) == (whole.nfe, whole.net_evals)
+
+
 @pytest.mark.parametrize(("batch", "calls"), [(1, 7), (3, 3), (7, 1), (100, 1)])
 def test_a_fixed_micro_batch_is_kept(batch, calls):
     net = Tight(7)
@@ -241,7 +255,7 @@ def test_a_failed_call_s_memory_is_let_go_before_the_next():
 
     held = []
 
-    def net(x, t):
+    def net(x, t, at):
         assert all(activation() is None for activation in held)
         activation = x * 2
         if len(x) > 1:

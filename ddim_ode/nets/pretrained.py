@@ -11,7 +11,8 @@ import torch
 
 from .. import schedules
 from .._checks import one_of
-from ..denoiser import Denoiser, Guidance
+from ..denoiser import Denoiser
+from ..guidance import Guidance
 from ..solvers.plan import Plan
 from . import weights
 from .classifier import Classifier
@@ -46,11 +47,20 @@ class PretrainedModel(Denoiser):
         self.shipped: str | None = None  # its name, where the package brings it
         self.guide(guidance)
 
-    def guide(self, scale: float) -> None:
-        """Set the scale of classifier-free guidance; ValueError for an unconditional model but at 1."""
-        if scale != 1 and not self.num_classes:
+    def guide(
+        self,
+        scale: float | torch.Tensor,
+        interval: tuple[float, float] | None = None,
+        rescale: float = 0.0,
+    ) -> None:
+        """Set classifier-free guidance (see :class:`ddim_ode.Guidance`).
+
+        ValueError for an unconditional model but at scale 1.
+        """
+        guidance = Guidance(scale, {"y": self.num_classes}, interval, rescale)
+        if not guidance.is_off and not self.num_classes:
             raise ValueError(f"guidance={scale!r}: this model is unconditional; use guidance=1")
-        self.guidance = Guidance(scale, {"y": self.num_classes}) if scale != 1 else None
+        self.guidance = None if guidance.is_off else guidance
 
     def calibrated(self, nfe: int) -> Plan:
         """The plan of ``nfe`` network calls that ships with this model, fitted to it at its guidance.
@@ -87,12 +97,20 @@ class PretrainedModel(Denoiser):
         return {budget: Plan.load(found[nfe]) for nfe, budget in served.items()}
 
     def _plan_files(self) -> dict[int, Path]:
+        """By their calls. ValueError for a model whose ODE is not the plain or the plainly guided one."""
+        found = dict(self.alterations)
+        found.pop("guidance", None)
+        if found:
+            raise ValueError(
+                f"the plans that ship with this model are for its plain ODE, and it has {found}; "
+                "ddim_ode.calibrate(model, nfe=...) makes one for that"
+            )
         stem = f"{self.shipped}-guidance-{self._scale:g}-nfe-"
         return {int(file.stem.removeprefix(stem)): file for file in ASSETS.glob(f"{stem}*.json")}
 
     @property
     def _scale(self) -> float:
-        return 1.0 if self.guidance is None else self.guidance.scale
+        return float(self.alterations.get("guidance", 1.0))
 
     def _no_plan(self, wanted: str, found: Iterable[int]) -> ValueError:
         return ValueError(
