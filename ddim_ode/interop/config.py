@@ -45,6 +45,7 @@ LEARNED = ("learned", "learned_range")
 _MODEL = (
     *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas"),
     *("prediction_type", "rescale_betas_zero_snr", "variance_type", "use_flow_sigmas"),
+    *("schedule", "time_offset"),
 )
 _LEVELS = (
     *("timestep_spacing", "steps_offset", "set_alpha_to_one", "final_sigmas_type"),
@@ -58,7 +59,13 @@ _SOLVER = (
     *("solver_order", "algorithm_type", "solver_type", "lower_order_final", "euler_at_final"),
     *("predict_x0", "disable_corrector", "solver_p", "predictor_order", "corrector_order"),
     *("tau_func", "noise_sampler_seed", "skip_prk_steps", "timestep_scaling", "method", "eta"),
-    *("plans", "time_offset", "stochastic_sampling"),
+    *("plans", "stochastic_sampling"),
+)
+# What no ODE has, with its reason, and the settings of it.
+_DEPARTURES = dict(
+    clip_sample="it is not the ODE (x̂₀ clipped beside the old ε̂)",
+    thresholding="it is not the ODE (x̂₀ squeezed by a quantile of itself beside the old ε̂)",
+    invert_sigmas="this package knows no levels that rise",
 )
 _OF_DEPARTURES = ("clip_sample_range", "dynamic_thresholding_ratio", "sample_max_value")
 
@@ -89,6 +96,8 @@ def schedule_of(config: Mapping[str, Any]) -> Schedule:
     """
     if is_flow(config):
         return schedules.flow()
+    if config.get("schedule") is not None:
+        return schedules.build(config["schedule"]["name"], config["schedule"]["params"])
     T = int(config["num_train_timesteps"])
     trained, zero_snr = config.get("trained_betas"), config.get("rescale_betas_zero_snr")
     name = one_of("beta_schedule", config.get("beta_schedule", "linear"), BETAS)
@@ -144,19 +153,9 @@ def notes_of(config: Mapping[str, Any]) -> list[Note]:
     for key, value in config.items():
         if key.startswith("_") or key in _OF_DEPARTURES:
             continue
-        if key == "clip_sample":
-            if value:
-                most = config.get("clip_sample_range", 1.0)
-                text = f"it is not the ODE (x̂₀ clipped to ±{most:g} beside the old ε̂)"
-                out.append(Note(key, value, "left out", text))
-            else:
-                out.append(Note(key, value, "honoured", "x̂₀ is never clipped"))
-        elif key == "thresholding":
-            if value:
-                text = "it is not the ODE (x̂₀ squeezed by a quantile of itself beside the old ε̂)"
-                out.append(Note(key, value, "left out", text))
-            else:
-                out.append(Note(key, value, "honoured", "x̂₀ is never squeezed"))
+        if key in _DEPARTURES:
+            outcome, text = ("left out", _DEPARTURES[key]) if value else ("honoured", "off")
+            out.append(Note(key, value, outcome, text))
         elif key in _MODEL:
             out.append(Note(key, value, "honoured", "part of the schedule or the prediction"))
         elif key in _LEVELS:

@@ -96,7 +96,7 @@ class DiffusersModel(Denoiser):
             _Network(model),
             schedule_of(self.config),
             prediction_of(self.config),
-            time_offset=0.0 if flow else -1.0,
+            time_offset=0.0 if flow else float(self.config.get("time_offset", -1.0)),
             time=(lambda t, sigma: t * T) if flow else None,
             snap=snap,
             learned_variance="split" if out == 2 * channels else None,
@@ -209,7 +209,9 @@ def load(
                 "transformer, or a model"
             )
         model, given = found_model, source.scheduler if scheduler is None else scheduler
-    model.eval().requires_grad_(False).to(device=device, dtype=dtype)
+    model.eval().requires_grad_(False).to(device)
+    if dtype is not None and next(model.parameters()).dtype != dtype:
+        model.to(dtype)
     denoiser = DiffusersModel(model, _read_scheduler(given), guidance, snap, dtype)
     warn_of(denoiser.notes)
     return denoiser
@@ -300,8 +302,10 @@ def _read_scheduler(given: Any) -> Any:
     if isinstance(given, (str, Path)):
         path = Path(given)
         path = path / _SCHEDULER if path.is_dir() else path
-        given = {**_read_json(path)}
+        given = _read_json(path)
     if isinstance(given, Mapping):
+        # Keys listed there would go back to their defaults, whatever they say.
+        given = {key: value for key, value in given.items() if key != "_use_default_values"}
         name = str(given.get("_class_name"))
         is_flow(given)  # refuses classes we do not know
         if name == "DDIMODEScheduler":

@@ -51,6 +51,8 @@ class DDIMODEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # th
     ``set_timesteps(n)`` takes the one of n network calls. snap: only whole times 0..T−1 reach the
     network. time_offset: added to the schedule's t = 1..T, −1 for networks that count from 0. Network
     times are floats, which diffusers' own networks take; without snap they need not be whole.
+    schedule: ``{"name": ..., "params": {...}}`` of :mod:`ddim_ode.schedules` in place of betas, such as
+    a continuous one.
 
     ``DDIMPipeline`` turns whatever it is constructed with into its own scheduler: assign to
     ``pipe.scheduler`` afterwards.
@@ -89,10 +91,11 @@ class DDIMODEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # th
         plans: Sequence[Mapping[str, Any]] | None = None,
         snap: bool = False,
         time_offset: float = -1.0,
+        schedule: Mapping[str, Any] | None = None,
     ) -> None:
         config = {**self.config, "_class_name": type(self).__name__}
-        schedule = schedule_of(config)
-        if schedule.family != "vp":
+        noise = schedule_of(config)
+        if noise.family != "vp":
             raise ValueError(
                 "DDIMODEScheduler runs in variance-preserving pipelines, not with flow matching; "
                 "ddim_ode.interop.diffusers.load takes such models"
@@ -101,7 +104,7 @@ class DDIMODEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # th
         self._answer: Any = None  # the pipeline's network's, to the call under way
         # The network of this denoiser hands out the answer that the pipeline has already made.
         self._denoiser = Denoiser(
-            lambda x, t: self._answer, schedule, prediction_of(config), time_offset, snap=snap
+            lambda x, t: self._answer, noise, prediction_of(config), time_offset, snap=snap
         )
         if plans is None:
             self._method = get_method(method or "ddim")
@@ -114,12 +117,22 @@ class DDIMODEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # th
         for plan in self._plans.values():
             check_plan(plan, self._denoiser)
         warn_of([n for n in notes_of(config) if n.key in ("clip_sample", "thresholding")], 5)
-        self.alphas_cumprod = torch.tensor(schedule.alpha_bar(np.arange(1.0, schedule.T + 1)) ** 2)
+        self.alphas_cumprod = torch.tensor(noise.alpha_bar(np.arange(1.0, noise.T + 1)) ** 2)
         self.init_noise_sigma = 1.0
         self.num_inference_steps: int | None = None
         self.timesteps = torch.arange(num_train_timesteps - 1, -1, -1, dtype=torch.float32)
         self._run: _Run | None = None
         self._call = 0
+
+    @classmethod
+    def from_config(cls, config: Any = None, *args: Any, **options: Any) -> Any:
+        """Of another scheduler's configuration, or our own; options go before what it says.
+
+        What it says by its class's defaults counts as well (diffusers would put ours in their place).
+        """
+        if isinstance(config, Mapping):
+            config = {key: value for key, value in config.items() if key != "_use_default_values"}
+        return super().from_config(config, *args, **options)
 
     @classmethod
     def from_plans(
@@ -136,8 +149,7 @@ class DDIMODEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # th
         if len(set(calls)) < len(calls):
             raise ValueError(f"plans of {calls} calls: give one plan for each number of calls")
         kept = {k: v for k, v in config.items() if k not in ("method", "grid", "final", "eta")}
-        made = cls.from_config(kept, plans=trees, **options)
-        assert isinstance(made, cls)
+        made: DDIMODEScheduler = cls.from_config(kept, plans=trees, **options)
         return made
 
     @property
