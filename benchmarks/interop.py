@@ -3,13 +3,16 @@
     python benchmarks/interop.py --quick        # 4 noises
     python benchmarks/interop.py --full         # 20 noises
 
-The shipped network is wrapped as a diffusers model (times 0..T−1, ``.sample``; each sample keeps one class,
-one after another, as DDPMPipeline passes no labels) and goes into a DDPMPipeline. Every scheduler runs in that
-pipeline, at the same number of network calls, from the noises the pipeline draws of one seed; RMS error per
-pixel against a converged solution of those noises. Theirs get the network's own β_t, default settings
-and each timestep spacing they know, Karras levels where they have them, and no clipping; one of more
-calls a step takes the most steps that fit. Ours are the defaults of ``ddim_ode`` and the calibrated plans that ship
-with the model (fitted with labels, at guidance 1, as here).
+The shipped network is wrapped as a diffusers transformer (times 0..T−1, class labels) and goes, with an
+identity for a VAE, into a DiTPipeline, which passes labels and asks nothing of ``step`` that only some
+schedulers have. Every scheduler runs in that pipeline, guidance 1, one class after another, from the
+noises the pipeline draws of one seed; RMS error per pixel against a converged solution of those noises.
+
+Theirs get the network's own β_t, default settings and each timestep spacing they know, Karras levels
+where they have them, and no clipping. Where one calls more than once a step, it takes the most steps that
+fit. The Euler, Heun, KDPM2 and LMS families keep x/ᾱ, which this pipeline does not; the script does that
+for them. Ours are the defaults of ``ddim_ode``, and the calibrated plans that ship with the model, saved
+with the scheduler and loaded again.
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ from ddim_ode.interop.diffusers import DDIMODEScheduler
 from ddim_ode.nets.pretrained import PretrainedModel
 
 BUDGETS = (5, 8, 10)
+CLASSES = 10
 SPACINGS = ("leading", "trailing", "linspace")
 UNCLIPPED = dict(clip_sample=False)
 KARRAS = dict(use_karras_sigmas=True)
@@ -63,43 +67,67 @@ THEIRS: tuple[tuple[str, dict[str, Any]], ...] = (
 
 
 class Wrapped(ModelMixin, ConfigMixin):  # type: ignore[misc]
-    """The shipped U-Net as diffusers calls its own: ``net(x, t).sample``, t in 0..T−1."""
+    """The shipped U-Net as diffusers calls a DiT: times 0..T−1, ``.sample``."""
 
     @register_to_config
-    def __init__(self, sample_size: int = 28, in_channels: int = 1) -> None:
+    def __init__(self, sample_size: int = 28, in_channels: int = 1, out_channels: int = 1) -> None:
         super().__init__()
-        trained = ddim_ode.load("fashion-mnist")
-        self.net, self.classes = trained.net, trained.num_classes
+        self.net = ddim_ode.load("fashion-mnist").net
         self.calls = 0
 
-    def forward(self, sample: Tensor, timestep: Any, return_dict: bool = True) -> UNet2DOutput:
+    def forward(self, x: Tensor, timestep: Tensor, class_labels: Tensor) -> UNet2DOutput:
         self.calls += 1
-        rows = len(sample)
-        t = torch.as_tensor(timestep, device=sample.device).float().expand(rows)
-        y = torch.arange(rows, device=sample.device) % self.classes
-        out = self.net(sample, t + 1, y=y)
-        return UNet2DOutput(sample=out) if return_dict else (out,)
+        return UNet2DOutput(sample=self.net(x, timestep.float() + 1, y=class_labels))
+
+
+class Identity(ModelMixin, ConfigMixin):  # type: ignore[misc]
+    """A VAE whose latents are pictures."""
+
+    @register_to_config
+    def __init__(self, scaling_factor: float = 1.0) -> None:
+        super().__init__()
+        self.one = torch.nn.Parameter(torch.ones(()))  # a pipeline asks its parts for their dtype
+
+    def decode(self, latents: Tensor) -> UNet2DOutput:
+        return UNet2DOutput(sample=latents)
 
 
 class Listening:
-    """A scheduler whose last latent is kept: the pipeline clamps what it returns."""
+    """Keeps a scheduler's last latent, as the pipeline clamps what it returns.
+
+    For schedulers whose state is x/ᾱ it also scales the first noise, and hands ``step`` the state where
+    this pipeline hands it the scaled input. For the others, ours among them, both are the same.
+    """
 
     def __init__(self, scheduler: Any) -> None:
-        self.step, self.last = scheduler.step, torch.empty(0)
-        scheduler.step = self
+        self.scale, self.step = scheduler.scale_model_input, scheduler.step
+        self.state = self.last = torch.empty(0)
+        self.factor = scheduler.init_noise_sigma
+        scheduler.scale_model_input, scheduler.step = self.scaled, self.stepped
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        made = self.step(*args, **kwargs)
+    def scaled(self, sample: Tensor, timestep: Any) -> Tensor:
+        self.state, self.factor = sample * self.factor, 1.0
+        return self.scale(self.state, timestep)
+
+    def stepped(self, output: Tensor, timestep: Any, sample: Tensor) -> Any:
+        made = self.step(output, timestep, self.state)
         self.last = made.prev_sample
         return made
 
 
 def run(pipe: Any, scheduler: Any, steps: int, n: int) -> tuple[Tensor, int]:
     """The end states and the network calls of one run of the pipeline."""
+    scheduler.set_timesteps(steps)  # some know their first scale only then
     listening = Listening(scheduler)
-    pipe.scheduler, pipe.unet.calls = scheduler, 0
-    pipe(n, torch.Generator().manual_seed(0), num_inference_steps=steps, output_type="pt")
-    return listening.last, pipe.unet.calls
+    pipe.scheduler, pipe.transformer.calls = scheduler, 0
+    pipe(
+        class_labels=[i % CLASSES for i in range(n)],
+        guidance_scale=1.0,
+        generator=torch.Generator().manual_seed(0),
+        num_inference_steps=steps,
+        output_type="pt",
+    )
+    return listening.last, pipe.transformer.calls
 
 
 def theirs(pipe: Any, betas: list[float], nfe: int, n: int) -> Iterator[Row]:
@@ -150,7 +178,7 @@ def ours(pipe: Any, model: PretrainedModel, nfe: int, n: int) -> Iterator[Row]:
 def reference(model: PretrainedModel, x: Tensor) -> Tensor:
     cond = labels(model, range(len(x)))
     ends = [
-        ddim_ode.sample(model, x, "rk4", steps=steps, grid="karras", cond=cond, progress=True).x
+        ddim_ode.sample(model, x, "rk4", steps=steps, grid="karras", cond=cond).x
         for steps in (120, 60)
     ]
     print(f"reference: rk4, 120 karras steps; with 60 it moves by {rms(ends[0] - ends[1]):.1e}\n")
@@ -187,7 +215,7 @@ def draw(rows: list[dict[str, Any]], nfe: int) -> Figure:
     axis.invert_yaxis()
     axis.set_xlim(0, 1.35 * max(row["error"] for row in best.values()))
     axis.grid(False)
-    title = f"{nfe} network calls in an unmodified DDPMPipeline, each scheduler's best spacing"
+    title = f"{nfe} network calls in an unmodified DiTPipeline, each scheduler's best spacing"
     label(axis, title, "RMS error to the converged end, per pixel", "")
     return figure
 
@@ -202,7 +230,7 @@ def main() -> None:
     alphas = model.schedule.alpha_bar(np.arange(model.schedule.T + 1)) ** 2
     betas = (1 - alphas[1:] / alphas[:-1]).tolist()
     with quiet():
-        pipe = diffusers.DDPMPipeline(Wrapped(), diffusers.DDPMScheduler())
+        pipe = diffusers.DiTPipeline(Wrapped(), Identity(), diffusers.DDIMScheduler())
     pipe.set_progress_bar_config(disable=True)
     x = torch.randn((n, *model.shape), generator=torch.Generator().manual_seed(0))
     truth = reference(model, x)

@@ -25,6 +25,7 @@ _NAMES = {
     "Solution": "solution",
     "calibrate": "calibration",
     "compare": "comparison",
+    "diagnose": "diagnosis",
     "eps_loss": "training",
     "load": "nets.pretrained",
     "methods": "solvers.methods",
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from .comparison import compare as compare
     from .denoiser import Denoiser as Denoiser
     from .denoiser import Guidance as Guidance
+    from .diagnosis import diagnose as diagnose
     from .integration import Progress as Progress
     from .nets.pretrained import load as load
     from .probability_flow import ProbabilityFlow as ProbabilityFlow

@@ -1,4 +1,4 @@
-"""The command line: ``ddim-ode sample``, ``compare``, ``calibrate``, ``train``, ``methods``."""
+"""The command line: ``ddim-ode sample``, ``compare``, ``calibrate``, ``doctor``, ``train``, ``methods``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from .. import __version__
 from .calibration import add_arguments as add_calibrate_arguments
 from .common import print_table
 from .comparison import add_arguments as add_compare_arguments
+from .doctor import add_arguments as add_doctor_arguments
 from .sampling import add_arguments as add_sample_arguments
 from .training import add_arguments as add_train_arguments
 
@@ -68,6 +69,16 @@ def _parser() -> argparse.ArgumentParser:
             description="Fit a plan for each number of network calls to where the ODE takes the model's "
             "own noises, from the best textbook sampler on: files for ddim-ode sample --plan, what each "
             "gains on noises held out, and pictures.",
+            formatter_class=_Help,
+        )
+    )
+    add_doctor_arguments(
+        commands.add_parser(
+            "doctor",
+            help="what will go wrong with a model, and the fix",
+            description="Ask a model on a few noised samples what its sampling will suffer from: what it "
+            "predicts, at which scale and time, where its scheduler steps, clipping, half precision. Exit "
+            "status 1 if anything is found.",
             formatter_class=_Help,
         )
     )
