@@ -215,8 +215,8 @@ def draw(rows: list[dict[str, Any]], nfe: int) -> Figure:
     axis.invert_yaxis()
     axis.set_xlim(0, 1.35 * max(row["error"] for row in best.values()))
     axis.grid(False)
-    title = f"{nfe} network calls in an unmodified DiTPipeline, each scheduler's best spacing"
-    label(axis, title, "RMS error to the converged end, per pixel", "")
+    x = "RMS error to the converged end, per pixel (in each scheduler's best spacing)"
+    label(axis, f"{nfe} network calls in a DiTPipeline", x, "")
     return figure
 
 

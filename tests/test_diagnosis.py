@@ -61,7 +61,15 @@ FAULTS = {
     "stride": (lambda: with_scheduler(timestep_spacing="trailing"), dict(steps=30)),
     "duplicate-timesteps": (lambda: with_scheduler("DPMSolverMultistep", **KARRAS), dict(steps=80)),
     "rounded-timesteps": (lambda: with_scheduler("DPMSolverMultistep", **KARRAS), dict(steps=20)),
-    "last-alpha": (lambda: with_scheduler(set_alpha_to_one=False, steps_offset=1), {}),
+    "last-alpha": (
+        lambda: with_scheduler(
+            beta_schedule="scaled_linear",
+            **BETAS["scaled_linear"],
+            set_alpha_to_one=False,
+            steps_offset=1,
+        ),
+        {},
+    ),
     "prediction": (lambda: with_scheduler(prediction="x0", prediction_type="v_prediction"), {}),
     "learned-variance": (lambda: bare(variance=True), {}),
     "input-scale": (lambda: bare(), dict(data=127.5 * (data() + 1))),
@@ -157,9 +165,8 @@ def test_a_trained_pipeline_is_healthy_and_its_faults_are_not(tmp_path, capsys):
     assert main(["doctor", str(tmp_path / "good")]) == 0
     assert "nothing found" in capsys.readouterr().out
     bad = diffusers.DDIMScheduler.from_config(
-        scheduler.config, clip_sample=True, prediction_type="epsilon", steps_offset=1,
-        set_alpha_to_one=False,
-    )  # fmt: skip
+        scheduler.config, clip_sample=True, prediction_type="epsilon", set_alpha_to_one=False
+    )
     save(tmp_path / "bad", net, bad)
     assert main(["doctor", str(tmp_path / "bad"), "--json"]) == 1
     checks = [row["check"] for row in json.loads(capsys.readouterr().out)]

@@ -127,9 +127,9 @@ def last_alpha(probe: Probe, asked: Array, reached: Array, told: Array) -> Findi
     model = probe.model
     x = probe.noised(probe.x0, end)
     left = rms(x - probe.ask(model, x, end)[0]) / rms(probe.x0)
-    if not left > _LEFT:
-        return None
     idle = end >= float(asked[-1]) * (1 - 1e-6)
+    if not (idle or left > _LEFT):
+        return None
     what = "the last call changes nothing, and " if idle else ""
     return Finding(
         "last-alpha",

@@ -19,6 +19,7 @@ _CLEARLY = 1.25  # ratio of losses from which one reading is better than another
 _SCALES = (0.25, 0.5, 2.0, 4.0)
 _TIMES = (1e-3, 0.25, 0.5, 0.75, 1.33, 2.0)
 _BLIND = 100.0  # error of x̂₀ at the first level, in units of the data, that no first step survives
+_ALIKE = 0.7  # correlation of an answer with x
 _WILD = 3.0  # RMS of samples that no model of data on the scale of its noise makes
 _HALF = 0.1  # relative error of a network in half precision that is more than rounding
 
@@ -143,63 +144,83 @@ def terminal_snr(probe: Probe) -> Finding | None:
 def prediction(probe: Probe) -> Finding | None:
     """Which reading of the output makes the denoiser consistent with noise that was added to samples.
 
-    Without data each reading makes samples of its own, and is judged by the worst it does on any of them: a
-    wrong one may agree with its own inventions, but hardly with those of the right one.
+    With data, the reading of least error. Without, by correlations of the answer with x (see
+    :func:`_by_correlation`), and on samples that the model makes when read so.
     """
     declared = probe.model.prediction
     if declared not in _READINGS:
         return None
-    variants = {reading: probe.variant(prediction=reading) for reading in _READINGS}
-    clean = {"data": probe.data} if probe.data is not None else {}
-    if not clean:
-        made = {reading: probe.generate(variant) for reading, variant in variants.items()}
-        clean = {reading: x0 for reading, x0 in made.items() if rms(x0) < _WILD}
-    scores = {
-        reading: max(probe.loss(variant, x0) for x0 in clean.values())
-        if "data" in clean or reading in clean
-        else float("inf")
-        for reading, variant in variants.items()
-    }
-    best = min(scores, key=scores.__getitem__)
-    ratio = scores[declared] / max(scores[best], 1e-12)
-    if best == declared or not ratio > _CLEARLY:
+    if probe.data is None:
+        best = _by_correlation(probe)
+        x0 = probe.made if best == declared else probe.generate(_read_as(probe, best))
+        if not rms(x0) < _WILD:
+            return None
+    else:
+        x0 = probe.data
+        best = min(_READINGS, key=lambda reading: probe.loss(_read_as(probe, reading), x0))
+    errors = [probe.loss(_read_as(probe, reading), x0) for reading in (declared, best)]
+    ratio = errors[0] / max(errors[1], 1e-12)
+    if not ratio > _CLEARLY:
         return None
-    table = ", ".join(f"{name} {score:.2f}" for name, score in scores.items())
+    key = dict(eps="epsilon", x0="sample", v="v_prediction")[best]
     return Finding(
         "prediction",
         "error",
         ratio,
-        f"declared as {declared!r}, but read as {best!r} it denoises {ratio:.3g} times better (error by "
-        f"reading: {table}; below 1 is better than no answer)",
-        f"prediction={best!r} (in a scheduler's configuration prediction_type="
-        f"{dict(eps='epsilon', x0='sample', v='v_prediction')[best]!r})",
+        f"declared as {declared!r}, but read as {best!r} it denoises {ratio:.3g} times better (errors "
+        f"{errors[0]:.2f} and {errors[1]:.2f}, where no answer has 1)",
+        f"prediction={best!r} (in a scheduler's configuration prediction_type={key!r})",
     )
+
+
+def _by_correlation(probe: Probe) -> str:
+    """The reading that the answers look like.
+
+    In pure noise an ε-network returns x, in almost clean samples an x0-network does, and a v-network never.
+    The almost clean samples are those the model makes when read as x0 or v, where they are tame.
+    """
+    if _correlation(probe, probe.eps, float(probe.sigmas[-1])) > _ALIKE:
+        return "eps"
+    made = [probe.generate(_read_as(probe, reading)) for reading in ("x0", "v")]
+    sigma = float(probe.sigmas[0])
+    clear = [_correlation(probe, probe.noised(x0, sigma), sigma) for x0 in made if rms(x0) < _WILD]
+    return "x0" if clear and max(clear) > _ALIKE else "v"
+
+
+def _correlation(probe: Probe, x: Tensor, sigma: float) -> float:
+    """Of the network's answer with x, over all entries."""
+    reading = probe.model.prediction
+    x0, eps = probe.ask(probe.model, x, sigma)
+    alpha, beta = (float(scale) for scale in probe.model.schedule.scales(sigma))
+    answer = dict(eps=eps, x0=x0, v=alpha * eps - beta * x0)[reading]
+    return float(torch.corrcoef(torch.stack([answer.flatten(), x.flatten()]))[0, 1])
 
 
 def input_scale(probe: Probe) -> Finding | None:
     """Whether the data, and what the network is shown, have the scale it was trained in."""
-    if probe.data is not None:
-        made, data = probe.made, probe.data
-        ratio, shift = rms(data - data.mean()) / rms(made - made.mean()), data.mean() - made.mean()
-        apart = abs(float(shift)) / rms(made - made.mean())
-        if ratio > 2 or ratio < 0.5 or apart > 1:
-            a, b = float(data.mean()), rms(data - data.mean())
-            c, d = float(made.mean()), rms(made - made.mean())
+    made, tame = probe.made, rms(probe.made) < _WILD
+    if probe.data is not None and tame:
+        a, b = (float(v) for v in (probe.data.mean(), probe.data.std()))
+        c, d = (float(v) for v in (made.mean(), made.std()))
+        ratio = b / d
+        if not 0.5 < ratio < 2 or abs(a - c) > d:
             return Finding(
                 "input-scale",
                 "error",
-                ratio,
+                max(ratio, 1 / ratio),
                 f"the data have mean {a:.3g} and std {b:.3g}, what the model makes {c:.3g} and {d:.3g}: "
                 f"{ratio:.3g} times the scale it was trained in",
                 f"x ↦ {d / b:.3g}·(x − {a:.3g}) + {c:.3g}, as in training (pixels to [−1, 1], latents "
                 "times their scaling factor)",
             )
+    if probe.data is None and not tame:
+        return None
     own = probe.loss(probe.model, probe.x0)
     best, factor = own, 1.0
     for scale in _SCALES:
         variant = probe.variant(net=_scaled(probe.model, scale))
         x0 = probe.data if probe.data is not None else probe.generate(variant)
-        loss = probe.loss(variant, x0) if x0.isfinite().all() else float("inf")
+        loss = probe.loss(variant, x0) if rms(x0) < _WILD else float("inf")
         if loss < best:
             best, factor = loss, scale
     ratio = own / max(best, 1e-12)
@@ -218,6 +239,8 @@ def input_scale(probe: Probe) -> Finding | None:
 def network_time(probe: Probe) -> Finding | None:
     """Whether other times than those it is told suit the network better: a wrong schedule or unit of t."""
     model, T = probe.model, probe.model.schedule.T
+    if not rms(probe.x0) < _WILD:
+        return None
     sigmas, ratios, factors = probe.sigmas[1:-1], [], []
     for sigma in sigmas.tolist():
         level = np.array([sigma])
@@ -306,6 +329,10 @@ def _largest_activation(
         for hook in hooks:
             hook.remove()
     return most[0]
+
+
+def _read_as(probe: Probe, reading: str) -> Denoiser:
+    return probe.variant(prediction=reading)
 
 
 def _scaled(model: Denoiser, scale: float) -> Callable[..., Tensor]:
