@@ -198,21 +198,7 @@ def _correlation(probe: Probe, x: Tensor, sigma: float) -> float:
 
 def input_scale(probe: Probe) -> Finding | None:
     """Whether the data, and what the network is shown, have the scale it was trained in."""
-    made, tame = probe.made, rms(probe.made) < _WILD
-    if probe.data is not None and tame:
-        a, b = (float(v) for v in (probe.data.mean(), probe.data.std()))
-        c, d = (float(v) for v in (made.mean(), made.std()))
-        ratio = b / d
-        if not 0.5 < ratio < 2 or abs(a - c) > d:
-            return Finding(
-                "input-scale",
-                "error",
-                max(ratio, 1 / ratio),
-                f"the data have mean {a:.3g} and std {b:.3g}, what the model makes {c:.3g} and {d:.3g}: "
-                f"{ratio:.3g} times the scale it was trained in",
-                f"x ↦ {d / b:.3g}·(x − {a:.3g}) + {c:.3g}, as in training (pixels to [−1, 1], latents "
-                "times their scaling factor)",
-            )
+    tame = rms(probe.made) < _WILD
     if probe.data is None and not tame:
         return None
     own = probe.loss(probe.model, probe.x0)
@@ -224,15 +210,33 @@ def input_scale(probe: Probe) -> Finding | None:
         if loss < best:
             best, factor = loss, scale
     ratio = own / max(best, 1e-12)
-    if ratio < 1.5:
+    if ratio >= 1.5:
+        return Finding(
+            "input-scale",
+            "error",
+            ratio,
+            f"shown {factor:g}·x instead of x, the network denoises {ratio:.3g} times better",
+            f"net=lambda x, t, **cond: net({factor:g} * x, t, **cond), or the schedule of that scale "
+            "(ddim_ode.schedules.ve for networks that see x/ᾱ)",
+        )
+    return _other_data(probe, probe.data) if probe.data is not None and tame else None
+
+
+def _other_data(probe: Probe, data: Tensor) -> Finding | None:
+    """Data whose mean or width is not that of the model's own samples."""
+    a, b = (float(v) for v in (data.mean(), data.std()))
+    c, d = (float(v) for v in (probe.made.mean(), probe.made.std()))
+    ratio = b / d
+    if 0.5 < ratio < 2 and abs(a - c) <= d:
         return None
     return Finding(
         "input-scale",
         "error",
-        ratio,
-        f"shown {factor:g}·x instead of x, the network denoises {ratio:.3g} times better",
-        f"net=lambda x, t, **cond: net({factor:g} * x, t, **cond), or the schedule of that scale "
-        "(ddim_ode.schedules.ve for networks that see x/ᾱ)",
+        max(ratio, 1 / ratio),
+        f"the data have mean {a:.3g} and std {b:.3g}, what the model makes {c:.3g} and {d:.3g}: "
+        f"{ratio:.3g} times the scale it was trained in",
+        f"x ↦ {d / b:.3g}·(x − {a:.3g}) + {c:.3g}, as in training (pixels to [−1, 1], latents "
+        "times their scaling factor)",
     )
 
 
