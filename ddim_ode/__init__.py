@@ -30,6 +30,7 @@ _NAMES = {
     "compare": "comparison",
     "decode": "inversion",
     "dequantized": "likelihood",
+    "diagnose": "diagnosis",
     "encode": "inversion",
     "eps_loss": "training",
     "generate": "generation",
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from .calibration import calibrate as calibrate
     from .comparison import compare as compare
     from .denoiser import Denoiser as Denoiser
+    from .diagnosis import diagnose as diagnose
     from .editing import Known as Known
     from .editing import renoise as renoise
     from .editing import transfer as transfer

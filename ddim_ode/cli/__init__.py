@@ -10,6 +10,7 @@ from .. import __version__
 from .calibration import add_arguments as add_calibrate_arguments
 from .common import print_table
 from .comparison import add_arguments as add_compare_arguments
+from .doctor import add_arguments as add_doctor_arguments
 from .editing import add_arguments as add_edit_arguments
 from .evaluation import add_arguments as add_evaluate_arguments
 from .generation import add_arguments as add_generate_arguments
@@ -119,6 +120,16 @@ def _parser() -> argparse.ArgumentParser:
             help="pictures under another class, from half-way up, or with a part made anew",
             description="Change pictures: --to another class by way of their latents, by adding noise of "
             "some --strength, or inside a --mask.",
+            formatter_class=_Help,
+        )
+    )
+    add_doctor_arguments(
+        commands.add_parser(
+            "doctor",
+            help="what will go wrong with a model, and the fix",
+            description="Ask a model on a few noised samples what its sampling will suffer from: what it "
+            "predicts, at which scale and time, where its scheduler steps, clipping, half precision. Exit "
+            "status 1 if anything is found.",
             formatter_class=_Help,
         )
     )
