@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..denoiser import Denoiser, Guidance
+from ..denoiser import Denoiser
 from ..grids import check_grid
+from ..guidance import Guidance
 from ..schedule import Array
 from .config import LEARNED as _LEARNED
 from .config import InteropWarning, Note, is_flow, notes_of, prediction_of, schedule_of, warn_of
