@@ -11,6 +11,8 @@ is where the model was trained. Beside them, as many draws of N(0, I).
 The spectrum of a covariance estimated from n samples in D dimensions is not flat for N(0, I): as both
 grow its eigenvalues fill (1 ± √(D/n))² by the law of Marčenko and Pastur (1967), with max(0, D − n) at
 zero. That curve, and not the line at 1, is what the eigenvalues are to be compared with.
+
+Finished batches are kept under --cache, and a run that was interrupted goes on from there.
 """
 
 from __future__ import annotations
@@ -29,10 +31,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 import ddim_ode
+from ddim_ode.content import digest
 from ddim_ode.nets.data import load_images, to_unit
 
 METHOD, GRID = "dpmpp2m", "log_snr"
-BATCH = 50
+BATCH = 20
 COLOURS = {
     "images as they are": "#CC6677",
     "with the noise of σ_min": "#332288",
@@ -48,7 +51,7 @@ class Size(NamedTuple):
 
 
 FULL = Size(1000, 12)
-QUICK = Size(24, 5)
+QUICK = Size(16, 4)
 
 
 def marchenko_pastur(d: int, n: int) -> Array:
@@ -70,7 +73,7 @@ def marchenko_pastur(d: int, n: int) -> Array:
     return np.concatenate([quantiles[::-1], np.zeros(d - positive)])
 
 
-def encoded(size: Size, data: Path) -> dict[str, Tensor]:
+def encoded(size: Size, data: Path, cache: Path) -> dict[str, Tensor]:
     """Latents (n, D) float64 of both kinds, and draws of N(0, I)."""
     model = ddim_ode.load("fashion-mnist")
     found = load_images(data, "test")
@@ -80,19 +83,20 @@ def encoded(size: Size, data: Path) -> dict[str, Tensor]:
     noise = ddim_ode.noise(model.shape, model.schedule, range(len(x0)))
     kinds = {"images as they are": x0, "with the noise of σ_min": alpha * x0 + beta * noise}
     out = {}
+    cache.mkdir(parents=True, exist_ok=True)
     for name, x in kinds.items():
-        parts = [
-            ddim_ode.encode(
-                model,
-                x[i : i + BATCH],
-                METHOD,
-                nfe=size.calls,
-                grid=GRID,
-                cond={"y": y[i : i + BATCH]},
-            )
-            for i in tqdm(range(0, len(x), BATCH), desc=name)
-        ]
-        out[name] = torch.cat([part.x for part in parts]).flatten(1).double()
+        parts = []
+        for i in tqdm(range(0, len(x), BATCH), desc=name):
+            batch, cond = x[i : i + BATCH], {"y": y[i : i + BATCH]}
+            key = digest("latents", model.sha256, METHOD, GRID, size.calls, batch, cond)
+            file = cache / f"latents-{key}.npy"
+            if not file.exists():
+                latent = ddim_ode.encode(model, batch, METHOD, nfe=size.calls, grid=GRID, cond=cond)
+                with open(unfinished := file.with_suffix(".part"), "wb") as out_file:
+                    np.save(out_file, latent.x.numpy())
+                unfinished.replace(file)
+            parts.append(torch.from_numpy(np.load(file, allow_pickle=False)))
+        out[name] = torch.cat(parts).flatten(1).double()
     seeds = range(len(x0), 2 * len(x0))
     out["N(0, I)"] = ddim_ode.noise(model.shape, model.schedule, seeds).flatten(1).double()
     return out
@@ -176,14 +180,21 @@ def density(values: Array) -> tuple[Array, Array]:
 
 
 def main() -> None:
-    parser = arguments(__doc__, "24 images, 5 calls", "1,000 images, 12 calls")
+    parser = arguments(__doc__, "16 images, 4 calls", "1,000 images, 12 calls")
     parser.add_argument("--data", type=Path, help="a folder with Fashion-MNIST's IDX files")
+    add = parser.add_argument
+    add(
+        "--cache",
+        type=Path,
+        default=Path("out/cache"),
+        help="finished batches (default: out/cache)",
+    )
     args = parser.parse_args()
     if args.data is None:
         parser.error("latents of real images need --data")
     run = Run("latents", args)
     size = FULL if args.full else QUICK
-    latents = {name: z.numpy() for name, z in encoded(size, args.data).items()}
+    latents = {name: z.numpy() for name, z in encoded(size, args.data, args.cache).items()}
     rows = [row(name, z) for name, z in latents.items()]
     for found in rows:
         print(*(f"{v:.3g}" if isinstance(v, float) else v for v in found.values()))

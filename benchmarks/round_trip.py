@@ -2,6 +2,7 @@
 
     python benchmarks/round_trip.py --quick --data DIR      # DIR: Fashion-MNIST's IDX files
     python benchmarks/round_trip.py --full --data DIR
+    python benchmarks/round_trip.py --full --redraw
 
 Both ends are at the schedule's σ_min and the methods are fixed, with 10, 30 and 100 network calls each way.
 A row is a method and a number of calls: ``round_trip``, the RMS of decode(encode(x)) − x over images and
@@ -25,13 +26,14 @@ from common import (
     Row,
     Run,
     arguments,
-    curve,
     installed,
     label,
     labels,
     legend_below,
     log_scales,
+    look,
     panels,
+    read_csv,
     rms,
 )
 from torch import Tensor
@@ -41,6 +43,10 @@ from ddim_ode.nets.data import load_images, to_unit
 from ddim_ode.nets.pretrained import PretrainedModel
 
 GRID = "log_snr"
+REVERSIBLE = {
+    "reversible, float32": dict(color="#117733", marker="^", linestyle="-"),
+    "reversible, float64": dict(color="#117733", marker="v", linestyle=(0, (1.5, 1.2))),
+}
 METHODS = ("ddim", "heun", "rk4", "dpmpp2m", "unipc2")
 CONVERGED = "heun"
 
@@ -148,12 +154,9 @@ def draw(rows: list[Row], calls: tuple[int, ...]) -> Any:
             shown = [row for row in rows if (row["method"], row["precision"]) == name]
             if key == "latent" and (name[0] == "diffusers" or name[1] == "float64"):
                 continue
-            curve(
-                axis,
-                name[0] if name[0] != "reversible" else f"reversible, {name[1]}",
-                [row["nfe"] for row in shown],
-                [row[key] for row in shown],
-            )
+            text = ", ".join(name) if name[0] == "reversible" else name[0]
+            x, y = [row["nfe"] for row in shown], [row[key] for row in shown]
+            axis.plot(x, y, **(REVERSIBLE.get(text) or look(text)), ms=5, lw=1.6, label=text)
         label(axis, title, "network calls each way", unit)
         log_scales(axis, calls, fine=key == "latent")
     legend_below(figure, axes, 4)
@@ -163,9 +166,15 @@ def draw(rows: list[Row], calls: tuple[int, ...]) -> Any:
 def main() -> None:
     parser = arguments(__doc__, "2 images, 10 calls", "8 images, 10, 30 and 100 calls")
     parser.add_argument("--data", type=Path, help="a folder with Fashion-MNIST's IDX files")
+    parser.add_argument(
+        "--redraw", action="store_true", help="only the picture, from the CSV there is"
+    )
     args = parser.parse_args()
     run = Run("round_trip", args, ["diffusers"])
     size = FULL if args.full else QUICK
+    if args.redraw:
+        draw(read_csv(run.path(".csv")), size.calls).savefig(run.path(".png"))
+        return
     rows, source = measure(size, args.data)
     run.save(
         rows,

@@ -9,8 +9,8 @@ Jacobian J with many vectors at one x. They are taken ``chunk`` at a time by ``t
     forward   J v by jvp: memory of chunk × (one forward pass without a graph)
     reverse   vᵀ J by vjp: one forward pass with its graph, and chunk × (one backward pass)
 
-Forward mode is tried first, once; a network with an operation that has no forward derivative (fused
-attention on some devices) is then differentiated in reverse.
+Reverse works for whatever can be trained, and costs less where the network is small; forward needs less
+memory, and a forward derivative of every operation, which some fused ones do not have.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor
 from .seeding import PROBES, generator
 
 Function = Callable[[Tensor], Tensor]
-MODES = ("forward", "reverse")
+MODES = ("reverse", "forward")
 KINDS = ("rademacher", "gaussian")
 
 
@@ -49,24 +49,20 @@ def unit_vectors(like: Tensor) -> Tensor:
 
 
 class Products:
-    """f(x) and vᵀ J v (k, B) for the vectors v (k, B, *)."""
+    """f(x) and vᵀ J v (k, B) for the vectors v (k, B, *), in a mode of MODES."""
 
-    def __init__(self, chunk: int, mode: str | None) -> None:
-        """mode: of MODES, or None to try them in that order at the first call."""
+    def __init__(self, chunk: int, mode: str) -> None:
         self.chunk, self.mode = chunk, mode
 
     def __call__(self, f: Function, x: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        if self.mode is not None:
-            return getattr(self, f"_{self.mode}")(f, x, vectors)
+        if self.mode == "reverse":
+            return self._reverse(f, x, vectors)
         try:
-            out = self._forward(f, x, vectors)
-            self.mode = "forward"
+            return self._forward(f, x, vectors)
         except (NotImplementedError, RuntimeError) as error:
-            if "forward" not in str(error).lower():
-                raise
-            out = self._reverse(f, x, vectors)
-            self.mode = "reverse"
-        return out
+            raise ValueError(
+                f"mode='forward': the network has no forward derivative ({error}); use mode='reverse'"
+            ) from error
 
     def _forward(self, f: Function, x: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
         def product(v: Tensor) -> tuple[Tensor, Tensor]:

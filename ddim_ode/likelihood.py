@@ -13,9 +13,9 @@ The integral is solved together with the state, as further entries of it, one fo
 the exact divergence): every sample has its own steps, and no step is accepted whose error in the mean of
 those entries is above tolerance. A sample keeps its probes along its way: they see a smooth problem.
 
-ln p(x_T; σ_max) is the prior's. The usual N(0, I) is not what the ODE of a model starts from where
-ᾱ(T) > 0: on the DDPM schedule, and a 64-D mixture of 20 digits whose own density at σ(T) is known, it is
-off by up to 0.1 nats a sample.
+ln p(x_T; σ_max) is the prior's. The usual N(0, I) is not what a model's ODE starts from where ᾱ(T) > 0:
+on the DDPM schedule (ᾱ(T) = .0064), and a 64-D mixture fitted to digits, whose own density at σ(T) is
+known, it is off by .033 nats in the root mean square, and by at most .13 at 4,000 points.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ Prior = Callable[[Tensor, float], Tensor]
 @dataclass(repr=False)
 class LogLikelihood:
     """log_likelihood (B,): nats, NaN where status is not success. std_error (B,): its standard error over
-    the probes (0 with the exact divergence, NaN with one probe). error (B,): an estimate of what the solver
+    the probes (0 if exact, NaN with one probe). error (B,): an estimate of what the solver
     adds to it, nats (None with fixed steps). latent (B, *): x_T, at sigmas[1]; sigmas: (σ_min, σ_max).
     status (B,): as of a :class:`ddim_ode.Solution`. nfe: sequential evaluations of the field, each one
     network call and ``products`` derivatives of it (in ``mode`` "forward" or "reverse"); sample_nfe (B,):
@@ -114,7 +114,7 @@ def log_likelihood(
     shared: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,
     chunk: int = 16,
-    mode: str | None = None,
+    mode: str = "reverse",
     cell: float = CELL,
     progress: bool = False,
 ) -> LogLikelihood:
@@ -133,7 +133,7 @@ def log_likelihood(
 
     dtype: ``torch.float64`` solves in that precision; the network is called in its own (one in float64 is
     ``load(..., dtype=torch.float64)``). chunk: derivatives taken at a time, the memory of as many rows a
-    sample; mode: see :mod:`ddim_ode.divergence`. cell: of :attr:`LogLikelihood.bits_per_dim`.
+    sample; mode: ``"reverse"`` or ``"forward"``, see :mod:`ddim_ode.divergence`. cell: of ``bits_per_dim``.
 
     Under guidance a UserWarning: the guided field is the flow of no density.
 
@@ -185,7 +185,7 @@ def log_likelihood(
         x,
         vectors,
         divergence == "exact",
-        Products(count("chunk", chunk), None if mode is None else one_of("mode", mode, MODES)),
+        Products(count("chunk", chunk), one_of("mode", mode, MODES)),
     )
     with torch.no_grad(), tqdm(unit="nfe", desc=spec.name, disable=not progress) as bar:
         if adaptive:
@@ -388,7 +388,7 @@ def _result(
         end.sample_nfe,
         end.rows,
         len(field.vectors),
-        field.products.mode or MODES[0],
+        field.products.mode,
         cell,
     )
 
