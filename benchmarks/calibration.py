@@ -86,7 +86,7 @@ FULL = Size(
     128,
     512,
     (2, 5),
-    ((4, 5, 6, 8, 10), 128),
+    ((5, 6, 8), 96),
     400,
     6,
     (4, 5, 8, 10, 12),
@@ -259,7 +259,7 @@ def on_shipped(size: Size, data: Path | None) -> Iterable[Row]:
         real = to_unit(load_images(data, "test").pixels)
         target = metrics.FeatureStatistics.of(real, features, keep=2000, seed=SEED)
     for nfe in budgets:
-        best = baseline(problem, nfe, (min(size.screen[0], 8), min(size.screen[1], 12)))
+        best = baseline(problem, nfe, (min(size.screen[0], 4), min(size.screen[1], 12)))
         plan = model.calibrated(nfe)
         row = dict(what="shipped", **judged(problem, plan, best))
         if target is not None:
@@ -378,8 +378,6 @@ def main() -> None:
         return
     torch.set_grad_enabled(False)
     rows: list[Row] = []
-    if args.only and run.path(".csv").exists():
-        rows = [row for row in read_csv(run.path(".csv")) if row["what"] != args.only]
     parts = dict(
         digits=lambda: on_digits(size),
         many=lambda: on_many(size),
@@ -391,6 +389,8 @@ def main() -> None:
         for row in tqdm(parts[name](), desc=name, unit="plan"):
             rows.append(row)
             tqdm.write(" ".join(f"{k} {_short(v)}" for k, v in row.items()))
+    if args.only and run.path(".csv").exists():
+        rows += [row for row in read_csv(run.path(".csv")) if row["what"] != args.only]
     rows.sort(key=lambda row: list(parts).index(row["what"]))
     whole = {row["what"] for row in rows} == set(parts)
     run.save(rows, draw(rows) if whole else None, size=size._asdict())
