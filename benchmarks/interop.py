@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -138,23 +139,31 @@ def theirs(pipe: Any, betas: list[float], nfe: int, n: int) -> Iterator[Row]:
             config = dict(trained_betas=betas, **options)
             if spacing is not None:
                 config["timestep_spacing"] = spacing
-            found = None
+            found, reason = None, "it takes more calls at any number of steps"
             for steps in range(nfe, 0, -1):  # some call more than once a step
-                with contextlib.suppress(ValueError, IndexError, KeyError, TypeError):
+                try:
                     scheduler = cls(**config)
                     scheduler.set_timesteps(steps)
                     if len(scheduler.timesteps) <= nfe:
                         found = run(pipe, cls(**config), steps, n)
                         break
+                except (ValueError, IndexError, KeyError, TypeError) as error:
+                    reason = f"{type(error).__name__}: {error}"
             default = scheduler.config.get("timestep_spacing") if spacing is None else default
-            if found is None or spacing == default or not found[0].isfinite().all():
-                continue
+            if spacing is not None and spacing == default:
+                continue  # measured as the default; some know no spacing at all
             settings = ", ".join(f"{k}={v}" for k, v in options.items())
+            if found is not None and not found[0].isfinite().all():
+                found, reason = None, "its samples are not finite"
+            if found is None:
+                where = f"{name} {settings} {spacing or 'default'}, {nfe} calls"
+                print(f"left out: {where}: {reason}", file=sys.stderr)
+                continue
             yield dict(
                 package="diffusers",
                 scheduler=name,
                 settings=settings,
-                spacing=spacing or f"{default} (default)",
+                spacing=spacing or f"{default or 'its own'} (default)",
                 nfe=found[1],
                 end=found[0],
             )

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from peers import load as peer
 
 import ddim_ode
 
@@ -31,6 +32,8 @@ def load(name):
     """A benchmark's module, from its own file: ``peers`` is also the name of a module of the tests."""
     if name in HELPERS:
         return importlib.import_module(name)
+    if name == "interop":  # whose classes are diffusers'
+        peer("diffusers")
     spec = importlib.util.spec_from_file_location(f"benchmark_{name}", BENCHMARKS / f"{name}.py")
     sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

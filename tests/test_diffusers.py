@@ -8,10 +8,11 @@ import pytest
 import torch
 from peers import load as peer
 from peers import quiet
-from tiny_pipelines import BETAS, dit, ends, save, start, text_unet, train, unet
+from tiny_pipelines import BETAS, dit, ends, images, save, start, text_unet, train, unet
 
 import ddim_ode
 from ddim_ode import Guidance
+from ddim_ode.cli import main
 from ddim_ode.interop.config import InteropWarning, schedule_of
 from ddim_ode.interop.diffusers import is_model_folder, load
 
@@ -94,6 +95,31 @@ def test_ddim_is_their_ddim(folders, combination):
     assert (
         off(ddim_ode.sample(model, start(), "ddim", steps=10, grid="trailing").x, expected) > 1e-3
     )
+
+
+@pytest.mark.parametrize("combination", TRAINED)
+@pytest.mark.parametrize("declared", ["epsilon", "sample", "v_prediction"])
+def test_the_doctor_tells_what_a_network_predicts(folders, combination, declared):
+    """Of every network, with and without data, whatever it is declared to predict."""
+    from ddim_ode.diagnosis.findings import Probe
+    from ddim_ode.diagnosis.network import prediction
+
+    model = load(folders[combination])
+    true, names = model.prediction, dict(epsilon="eps", sample="x0", v_prediction="v")
+    model.prediction = names[declared]
+    for data in (None, images(8, torch.Generator().manual_seed(3))):
+        found = prediction(Probe(model, data, None, None, model.shape, 50, 8, 0, None))
+        if declared == combination[1]:
+            assert found is None
+        else:
+            assert found.fix.startswith(f"prediction={true!r}")
+
+
+@pytest.mark.parametrize("command", ["sample", "encode", "interpolate", "edit"])
+def test_commands_that_do_not_take_a_directory_name_the_one_that_does(folders, command, capsys):
+    folder = folders["linear", "epsilon"]
+    assert main([command, "--model", str(folder)]) != 0
+    assert f"ddim-ode generate --model {folder}" in capsys.readouterr().err
 
 
 def test_clip_sample_is_left_out_by_name(folders, tmp_path):

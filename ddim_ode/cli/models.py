@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from ..denoiser import Denoiser
+    from ..nets.pretrained import PretrainedModel
     from ..schedule import Schedule
 
 MIXTURE = "mixture"
@@ -48,6 +49,19 @@ def load_model(name: str, guidance: float | None = None, device: Any = "cpu") ->
         if is_model_folder(name):
             return _of_diffusers(name, guidance, device)
     return _trained(name, guidance, device)
+
+
+def load_trained(name: str, device: Any = "cpu") -> PretrainedModel:
+    """A shipped model or one of ``ddim-ode train``, for commands that write its sha256 down."""
+    from ..interop.diffusers import is_model_folder
+    from ..nets.pretrained import load
+
+    if Path(name).is_dir() and is_model_folder(name):
+        raise ValueError(
+            f"--model {name}: a directory of diffusers, which this command does not take; "
+            f"ddim-ode generate --model {name} samples it, ddim_ode.interop.diffusers.load does in Python"
+        )
+    return load(name, device=device)
 
 
 def _of_diffusers(name: str, guidance: float | None, device: Any) -> Loaded:

@@ -17,6 +17,7 @@ from .common import (
     set_ode,
     versions,
 )
+from .models import load_trained
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,11 +60,9 @@ def add_arguments(parser: argparse.ArgumentParser, method: str, nfe: int, guided
 
 def load_model(args: argparse.Namespace) -> PretrainedModel:
     """The model, guided and limited as the command line says."""
-    from ..nets.pretrained import load
-
     if args.nfe is None and args.steps is None:
         args.nfe = args.default_nfe
-    model = load(args.model, device=find_device(args.device))
+    model = load_trained(args.model, find_device(args.device))
     set_ode(model, args, args.guided)
     return model
 

@@ -23,6 +23,7 @@ from .common import (
     set_ode,
     versions,
 )
+from .models import load_trained
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -222,10 +223,7 @@ def _check_methods(methods: list[str], eta: float | None) -> None:
 
 
 def _load_model(args: argparse.Namespace) -> PretrainedModel:
-    from ..nets.pretrained import load
-
-    device = find_device(args.device)
-    model = load(args.model, device=device)
+    model = load_trained(args.model, find_device(args.device))
     if args.sha256 not in (None, model.sha256):
         raise ValueError(
             f"{args.manifest}: was made with weights {args.sha256[:12]}…, and {args.model} now has "

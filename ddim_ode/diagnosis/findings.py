@@ -116,19 +116,25 @@ class Probe:
             return model(x, sigma, self.cond, self.shared)
 
     def loss(self, model: Denoiser, x0: Tensor, sigmas: Array | None = None) -> float:
-        """How far a variant is from having noised x0 itself, the mean over levels.
+        """How far a variant's answers are from what its reading wants, the mean over levels.
 
-        √(‖x̂₀ − x0‖² + ‖ε̂ − ε‖²), the v-error of a variance-preserving model, over the same of the guess
-        x̂₀ = 0, ε̂ = 0. 0 is truth; a network that has learned anything is below 1; one that is read
-        wrongly is above where its answer and the reading part. inf for what is not finite.
+        ‖answer − target‖ / ‖target‖, the target that of training: ε, x0, ᾱε − β̄x0 or ε − x0. 0 is
+        truth, 1 no answer. Measured on the answer and not on x̂₀ or ε̂, where an ε-network's error counts σ
+        times and an x0-network's 1/σ times. inf for what is not finite.
         """
         total, levels = 0.0, self.sigmas if sigmas is None else sigmas
-        scale = float((x0.square().mean() + self.eps.square().mean()).sqrt())
         for sigma in levels.tolist():
             clean, eps = self.ask(model, self.noised(x0, sigma), sigma)
-            error = (clean - x0).square().mean() + (eps - self.eps).square().mean()
-            total += float(error.sqrt()) / scale
+            error = self.wanted(model.prediction, clean - x0, eps - self.eps, sigma)
+            total += rms(error) / rms(self.wanted(model.prediction, x0, self.eps, sigma))
         return total / len(levels) if np.isfinite(total) else float("inf")
+
+    def wanted(self, reading: str, x0: Tensor, eps: Tensor, sigma: float) -> Tensor:
+        """What a network of that prediction type returns for a pair (its scale aside, for scores)."""
+        alpha, beta = (float(v) for v in self.model.schedule.scales(sigma))
+        if reading == "flow":
+            return eps - x0
+        return {"x0": x0, "v": alpha * eps - beta * x0}.get(reading, eps)
 
     def variant(self, **changes: Any) -> Denoiser:
         """The model with some attributes replaced."""

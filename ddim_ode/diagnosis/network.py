@@ -15,6 +15,7 @@ from ..denoiser import Denoiser
 from .findings import Finding, Probe, rms
 
 _READINGS = ("eps", "x0", "v")
+_FOLLOWS = 2.0  # share of the noise, in units of β̄, beyond that of an answer like x
 _CLEARLY = 1.25  # ratio of losses from which one reading is better than another
 _SCALES = (0.25, 0.5, 2.0, 4.0)
 _TIMES = (1e-3, 0.25, 0.5, 0.75, 1.33, 2.0)
@@ -42,7 +43,7 @@ def misunderstood(probe: Probe) -> Finding | None:
     found = [f for f in (prediction(probe), input_scale(probe)) if f is not None]
     if found:
         return max(found, key=lambda finding: finding.evidence)
-    return network_time(probe)
+    return other_data(probe) or network_time(probe)
 
 
 def learned_variance(probe: Probe) -> Finding | None:
@@ -144,62 +145,71 @@ def terminal_snr(probe: Probe) -> Finding | None:
 def prediction(probe: Probe) -> Finding | None:
     """Which reading of the output makes the denoiser consistent with noise that was added to samples.
 
-    With data, the reading of least error. Without, by correlations of the answer with x (see
-    :func:`_by_correlation`), and on samples that the model makes when read so.
+    With data, the reading of least error. Without, what the answers follow (see
+    :func:`_by_what_it_follows`), and its error on samples that the model makes, read so or else as v (an
+    undertrained ε-network makes wild ones).
     """
     declared = probe.model.prediction
     if declared not in _READINGS:
         return None
-    if probe.data is None:
-        best = _by_correlation(probe)
-        x0 = probe.made if best == declared else probe.generate(_read_as(probe, best))
-        if not rms(x0) < _WILD:
-            return None
-    else:
-        x0 = probe.data
+    x0 = probe.data
+    if x0 is not None:
         best = min(_READINGS, key=lambda reading: probe.loss(_read_as(probe, reading), x0))
+    else:
+        best = _by_what_it_follows(probe)
+        if best == declared:
+            return None
+        made = (probe.generate(_read_as(probe, reading)) for reading in (best, "v"))
+        x0 = next((x for x in made if rms(x) < _WILD), None)
+        if x0 is None:
+            return None
     errors = [probe.loss(_read_as(probe, reading), x0) for reading in (declared, best)]
     ratio = errors[0] / max(errors[1], 1e-12)
-    if not ratio > _CLEARLY:
+    if not (ratio > _CLEARLY and errors[1] < 1 / _CLEARLY):  # a reading that explains the answers
         return None
     key = dict(eps="epsilon", x0="sample", v="v_prediction")[best]
     return Finding(
         "prediction",
         "error",
         ratio,
-        f"declared as {declared!r}, but read as {best!r} it denoises {ratio:.3g} times better (errors "
+        f"declared as {declared!r}, but its answers are {ratio:.3g} times closer to {best!r} (errors "
         f"{errors[0]:.2f} and {errors[1]:.2f}, where no answer has 1)",
         f"prediction={best!r} (in a scheduler's configuration prediction_type={key!r})",
     )
 
 
-def _by_correlation(probe: Probe) -> str:
+def _by_what_it_follows(probe: Probe) -> str:
     """The reading that the answers look like.
 
-    In pure noise an ε-network returns x, in almost clean samples an x0-network does, and a v-network never.
-    The almost clean samples are those the model makes when read as x0 or v, where they are tame.
+    In pure noise an ε-network returns x. In almost clean samples a v-network returns their noise, and
+    an x0-network what is left without it: its answer moves with the noise by β̄ at most, as x does. The
+    samples are those that the model makes when read as v, which only a v-network knows; those made when
+    read as x0 tell nothing, since what a network returns is there the sample, whatever it is.
     """
-    if _correlation(probe, probe.eps, float(probe.sigmas[-1])) > _ALIKE:
+    x = probe.eps
+    answer = _answer(probe, x, float(probe.sigmas[-1]))
+    if float(torch.corrcoef(torch.stack([answer.flatten(), x.flatten()]))[0, 1]) > _ALIKE:
         return "eps"
-    made = [probe.generate(_read_as(probe, reading)) for reading in ("x0", "v")]
+    made = probe.generate(_read_as(probe, "v"))
+    if not rms(made) < _WILD:
+        return "x0"
     sigma = float(probe.sigmas[0])
-    clear = [_correlation(probe, probe.noised(x0, sigma), sigma) for x0 in made if rms(x0) < _WILD]
-    return "x0" if clear and max(clear) > _ALIKE else "v"
-
-
-def _correlation(probe: Probe, x: Tensor, sigma: float) -> float:
-    """Of the network's answer with x, over all entries."""
-    reading = probe.model.prediction
-    x0, eps = probe.ask(probe.model, x, sigma)
     alpha, beta = (float(scale) for scale in probe.model.schedule.scales(sigma))
-    answer = dict(eps=eps, x0=x0, v=alpha * eps - beta * x0)[reading]
-    return float(torch.corrcoef(torch.stack([answer.flatten(), x.flatten()]))[0, 1])
+    up, down = (
+        _answer(probe, alpha * made + sign * beta * probe.eps, sigma) for sign in (1.0, -1.0)
+    )
+    followed = float((0.5 * (up - down) * probe.eps).mean() / probe.eps.square().mean())
+    return "v" if followed > _FOLLOWS * beta else "x0"
+
+
+def _answer(probe: Probe, x: Tensor, sigma: float) -> Tensor:
+    """What the network returns, whatever it is declared to be."""
+    return probe.wanted(probe.model.prediction, *probe.ask(probe.model, x, sigma), sigma)
 
 
 def input_scale(probe: Probe) -> Finding | None:
     """Whether the data, and what the network is shown, have the scale it was trained in."""
-    tame = rms(probe.made) < _WILD
-    if probe.data is None and not tame:
+    if probe.data is None and not rms(probe.made) < _WILD:
         return None
     own = probe.loss(probe.model, probe.x0)
     best, factor = own, 1.0
@@ -219,11 +229,14 @@ def input_scale(probe: Probe) -> Finding | None:
             f"net=lambda x, t, **cond: net({factor:g} * x, t, **cond), or the schedule of that scale "
             "(ddim_ode.schedules.ve for networks that see x/ᾱ)",
         )
-    return _other_data(probe, probe.data) if probe.data is not None and tame else None
+    return None
 
 
-def _other_data(probe: Probe, data: Tensor) -> Finding | None:
-    """Data whose mean or width is not that of the model's own samples."""
+def other_data(probe: Probe) -> Finding | None:
+    """Data whose mean or width is not that of the model's own samples (if it is read rightly)."""
+    data = probe.data
+    if data is None or not rms(probe.made) < _WILD:
+        return None
     a, b = (float(v) for v in (data.mean(), data.std()))
     c, d = (float(v) for v in (probe.made.mean(), probe.made.std()))
     ratio = b / d
