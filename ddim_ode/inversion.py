@@ -105,7 +105,7 @@ def encode(
     >>> model = ddim_ode.exact.gaussian([1.0], [[0.25]], ddim_ode.schedules.exponential())
     >>> sol = ddim_ode.encode(model, torch.tensor([[1.0], [1.5]]), "heun", steps=20, certify=True)
     >>> [round(z, 1) for z in sol.x[:, 0].tolist()], round(sol.round_trip.order)
-    ([0.0, 1.0], 2)
+    ([0.0, 1.0], 3)
     """
     task = Task(
         method,
