@@ -128,11 +128,13 @@ def row(name: str, z: Array) -> dict[str, Any]:
 def draw(latents: dict[str, Array]) -> Figure:
     figure, axes = panels(3, width=12.0, height=4.4)
     n, d = next(iter(latents.values())).shape
+    tops: list[float] = []
     for name, z in latents.items():
         style = dict(color=COLOURS[name], ls=MARKS[name], lw=1.8, label=name)
         axes[0].plot(*density(np.linalg.norm(z, axis=1)), **style)
         axes[1].plot(*density(np.sqrt(n) * z.mean(axis=0)), **style)
-        values = spectrum(z)
+        values = spectrum(z)[: min(n - 1, d)]  # the others are 0
+        tops.append(values[0])
         axes[2].plot(np.arange(1, len(values) + 1), values, **style)
     reference = dict(color=INK, lw=0.9, zorder=1)
     axes[0].axvline(np.sqrt(d - 0.5), **reference)
@@ -148,10 +150,10 @@ def draw(latents: dict[str, Array]) -> Figure:
     )
     label(axes[0], "Norm of a latent", "‖z‖", "density")
     label(axes[1], "Mean of a pixel's latents", "√n · mean, 1 is its standard error", "density")
-    label(axes[2], f"Covariance of {n} latents in {d} dimensions", "rank", "eigenvalue")
+    label(axes[2], f"Covariance, {n} latents", "rank", "eigenvalue")
     axes[2].set_xscale("log")
     axes[2].set_yscale("log")
-    axes[2].set_ylim(bottom=max(1e-3, 0.5 * float(expected[kept].min())))
+    axes[2].set_ylim(0.3 * float(expected[kept].min()), 1.5 * max(tops))
     for axis in (axes[2].xaxis, axes[2].yaxis):
         axis.set_major_formatter(FuncFormatter(plain))
     legend_below(figure, axes, 4)
