@@ -38,7 +38,7 @@ def sample_grid(
     gap = 0.12  # inches between strips
     height = top + sum(rows) * _CELL + gap * len(strips) + 0.05
     width = _LABEL + per_row * _CELL + 0.1
-    figure = Figure(figsize=(width, height), dpi=150, facecolor="white")
+    figure = Figure(figsize=(width, height), dpi=150, facecolor="white", layout="none")
     FigureCanvasAgg(figure)
 
     y = height - top
@@ -73,7 +73,7 @@ def solver_grid(
     cell, gap, left, top = 0.5, 0.14, 1.2, 0.32
     width = left + len(columns) * (k * cell + gap)
     height = top + len(lines) * (cell + 0.06) + 0.06
-    figure = Figure(figsize=(width, height), dpi=150, facecolor="white")
+    figure = Figure(figsize=(width, height), dpi=150, facecolor="white", layout="none")
     FigureCanvasAgg(figure)
     for i, (label, colour, cells) in enumerate(lines):
         y = height - top - (i + 1) * (cell + 0.06) + 0.06
