@@ -6,10 +6,10 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from .canvas import blank_figure
 from .grids import NAMES, make_grid
 from .solvers.plan import Plan
 
@@ -45,8 +45,7 @@ def plan_plot(plan: Plan, schedule: Schedule | None = None) -> Figure:
     wide, tall = (max(min(_CELL * n, _MOST), _LEAST) for n in (plan.nfe, rows))
     left, between, right, bottom, top = 0.75, 1.5, 1.3, 0.55, 0.4
     width, height = left + _LEVELS + between + wide + right, bottom + max(tall, _LEAST) + top
-    figure = Figure(figsize=(width, height), dpi=130, facecolor="white", layout="none")
-    FigureCanvasAgg(figure)
+    figure = blank_figure(width, height, dpi=130)
 
     def panel(x: float, w: float, h: float) -> Any:
         """Axes that hang from the top, in inches."""

@@ -60,3 +60,12 @@ def test_the_reader_s_own_style_moves_nothing_and_draws_no_grid_on_it(make):
     with matplotlib.rc_context(style), warnings.catch_warnings():
         warnings.simplefilter("error")
         np.testing.assert_array_equal(drawn(make()), usual)
+
+
+@pytest.mark.parametrize("make", [compared, ends, planned, pictures, solvers])
+def test_a_notebook_can_draw_them_without_pyplot(make):
+    figure = make()
+    figure.savefig(file := io.BytesIO(), bbox_inches="tight")
+    np.testing.assert_array_equal(
+        imread(io.BytesIO(figure._repr_png_())), imread(io.BytesIO(file.getvalue()))
+    )
