@@ -6,16 +6,18 @@
 
 The error of a plan is the mean over the noises of the RMS error of its end state, against converged
 solutions. The baseline is the best, on the very noises of the evaluation, of all deterministic methods of
-the registry on the grids quadratic, log_snr, karras, time with σ_min at 1, 2, 3, 5, 10, 20 and 40 times
-σ(1): a choice that a user could not have made without solving for the answer first. Calibration sees other
-noises, and searches its incumbent there.
+the registry, variants that published code has included, on the grids quadratic, log_snr, karras, time with
+σ_min at 1, 2, 3, 5, 10, 20 and 40 times σ(1): a choice that a user could not have made without solving for
+the answer first. Calibration sees other noises, and searches its incumbent there.
 
 (a) digits: a mixture of 20 Gaussians in 64 dimensions, 3 to 20 calls, both budgets. (b) many: four
 schedules, two mixtures each, five sets of noises each. (c) the plans that ship with the trained model, with
 the Fréchet distance of 400 images in the shipped classifier's features to the real test images (without
---data: left out). (d) transfer: whether the fit of 6 calls serves other budgets: its levels, stretched to
-as many calls, under the best textbook method for them, beside a fit of that budget. Intervals are 95 %: of
-a ratio of means by a paired bootstrap, of a mean log ratio by Student's t.
+--data: left out). (d) trained: small networks of every kind of prediction, trained on the spot in scalings
+and schedules of their own (small_networks.py), both budgets. (e) transfer: whether the fit of 6 calls
+serves other budgets: its levels, stretched to as many calls, under the best textbook method for them,
+beside a fit of that budget. Intervals are 95 %: of a ratio of means by a paired bootstrap, of a mean log
+ratio by Student's t.
 """
 
 from __future__ import annotations
@@ -45,6 +47,7 @@ from common import (
 )
 from matplotlib.figure import Figure
 from scipy.stats import t as student
+from small_networks import networks
 from torch import Tensor
 from tqdm import tqdm
 
@@ -52,9 +55,9 @@ import ddim_ode
 from ddim_ode import plots
 from ddim_ode.evaluate import metrics
 from ddim_ode.nets.data import load_images, to_unit
-from ddim_ode.reference import METHOD
+from ddim_ode.reference import METHOD, in_float64
 from ddim_ode.solvers.compilation import plan as compile_plan
-from ddim_ode.solvers.methods import METHODS
+from ddim_ode.solvers.methods import METHODS, VARIANTS
 
 GRIDS = ("quadratic", "log_snr", "karras", "time")
 CUTS = (1, 2, 3, 5, 10, 20, 40)
@@ -64,8 +67,8 @@ BUDGETS = ("fast", "thorough")
 
 class Size(NamedTuple):
     """nfe, n, unseen: of (a). many: mixtures and seeds of (b). shipped: budgets and noises of (c).
-    images: for the Fréchet distance. transfer: budgets of (d). screen: noises that all baselines run
-    on, and how many of them go on."""
+    images: for the Fréchet distance. networks: of (d). transfer: budgets of (e). screen: noises that all
+    baselines run on, and how many of them go on."""
 
     nfe: tuple[int, ...]
     n: int
@@ -73,6 +76,7 @@ class Size(NamedTuple):
     many: tuple[int, int]
     shipped: tuple[tuple[int, ...], int]
     images: int
+    networks: int
     transfer: tuple[int, ...]
     screen: tuple[int, int]
 
@@ -84,10 +88,11 @@ FULL = Size(
     (2, 5),
     ((4, 5, 6, 8, 10), 128),
     400,
+    6,
     (4, 5, 8, 10, 12),
     (48, 32),
 )
-QUICK = Size((5,), 64, 64, (1, 1), ((6,), 4), 0, (5,), (4, 4))
+QUICK = Size((5,), 64, 64, (1, 1), ((6,), 4), 0, 1, (5,), (4, 4))
 
 
 # -- errors -------------------------------------------------------------------------------------
@@ -111,12 +116,13 @@ def solved(
 ) -> Problem:
     """n unseen noises and where the ODE takes them, by twice the steps that suffice."""
     x = ddim_ode.noise(shape, model.schedule, seeds=range(UNSEEN, UNSEEN + n))
-    grid, method = ("karras", "rk4") if model.schedule.family == "ve" else ("quadratic", METHOD)
+    steady = np.isfinite(model.schedule.sigma_max)
+    grid, method = ("log_snr", "unipc2") if steady else ("time", METHOD)
     ends = [
         torch.cat(
             [
                 ddim_ode.sample(
-                    model,
+                    in_float64(model),
                     x[rows].double(),
                     method,
                     steps=steps,
@@ -126,7 +132,7 @@ def solved(
                 for rows in torch.arange(n).split(64)
             ]
         )
-        for steps in (60, 120)
+        for steps in (100, 200)
     ]
     gap = float((ends[1] - ends[0]).flatten(1).square().mean(1).sqrt().mean())
     print(f"{name}: {n} unseen noises, reference off by {gap:.1e} at most")
@@ -139,6 +145,7 @@ def baseline(problem: Problem, nfe: int, screen: tuple[int, int]) -> tuple[str, 
     x, cond = problem.x[:0], problem.cond and {k: v[:0] for k, v in problem.cond.items()}
     found = []
     names = [name for name in METHODS if name != "ddpm"]
+    names += [f"{name}:{variant}" for variant, v in VARIANTS.items() for name in v.of]
     for name, grid, cut in itertools.product(names, GRIDS, CUTS):
         options = dict(nfe=nfe, grid=grid, sigma_min=cut * problem.model.schedule.sigma_min)
         try:
@@ -206,7 +213,7 @@ def calibrated(model: ddim_ode.Denoiser, nfe: int, **options: Any) -> ddim_ode.P
         return ddim_ode.calibrate(model, nfe, progress=False, **options)
 
 
-# -- the four parts -----------------------------------------------------------------------------
+# -- the five parts -----------------------------------------------------------------------------
 def on_digits(size: Size) -> Iterable[Row]:
     model = digits()
     problem = solved("digits", model, (64,), size.unseen)
@@ -270,6 +277,16 @@ def on_shipped(size: Size, data: Path | None) -> Iterable[Row]:
                 row[key] = metrics.frechet_from_moments(*moments, target.mean, target.cov)
             row["images"] = len(x)
         yield row
+
+
+def on_trained(size: Size) -> Iterable[Row]:
+    for name, model in itertools.islice(networks(), size.networks):
+        problem = solved(name, model, (64,), size.unseen)
+        for nfe in (5, 8):
+            best = baseline(problem, nfe, size.screen)
+            for budget in BUDGETS:
+                plan = calibrated(model, nfe, n=size.n, budget=budget, shape=(64,))
+                yield dict(what="trained", **judged(problem, plan, best))
 
 
 def on_transfer(size: Size) -> Iterable[Row]:
@@ -345,12 +362,12 @@ def draw(rows: list[Row]) -> Figure:
 
 
 def main() -> None:
-    parser = arguments(__doc__, "digits at 5 calls, few noises", "all four parts, about an hour")
+    parser = arguments(__doc__, "digits at 5 calls, few noises", "all five parts, about an hour")
     parser.add_argument("--data", type=Path, help="folder of Fashion-MNIST's IDX files")
     parser.add_argument("--redraw", action="store_true", help="only draw the picture again")
     parser.add_argument(
         "--only",
-        choices=("digits", "many", "shipped", "transfer"),
+        choices=("digits", "many", "shipped", "trained", "transfer"),
         help="run one part, and keep the other rows",
     )
     args = parser.parse_args()
@@ -367,6 +384,7 @@ def main() -> None:
         digits=lambda: on_digits(size),
         many=lambda: on_many(size),
         shipped=lambda: on_shipped(size, args.data),
+        trained=lambda: on_trained(size),
         transfer=lambda: on_transfer(size),
     )
     for name in [args.only] if args.only else parts:

@@ -95,26 +95,25 @@ def digits() -> ddim_ode.exact.ExactModel:
 
 def end_states(
     model: PretrainedModel,
-    method: str,
+    method: str | ddim_ode.Plan,
     seeds: Sequence[int],
     cache: Path,
     batch: int = 25,
     **options: Any,
 ) -> Tensor:
-    """Samples (n, *shape) of those seeds, ``labels`` as conditions; options as in ``sample``.
+    """Samples (n, *shape) of those seeds, ``labels`` as conditions, by a plan or by a method with options.
 
     Finished batches are kept under ``cache`` by all that decides them (the model's weights and guidance,
     every number of the plan), so an interrupted run goes on where it was.
     """
-    none = ddim_ode.noise(model.shape, model.schedule, seeds=[])
-    plan = ddim_ode.sample(model, none, method, cond=labels(model, []), **options).plan
-    assert plan is not None, f"{method} is not a fixed plan"
+    plan = method if isinstance(method, ddim_ode.Plan) else plan_of(model, method, **options)
     guidance = model.guidance.scale if model.guidance else 1.0
     content = json.dumps([model.sha256, guidance, plan.to_dict()], default=str)
     key = hashlib.sha256(content.encode()).hexdigest()[:16]
     cache.mkdir(parents=True, exist_ok=True)
     parts = []
-    for first in tqdm(range(0, len(seeds), batch), desc=f"{method}, {plan.nfe} calls", leave=False):
+    what = f"{plan.method}, {plan.nfe} calls"
+    for first in tqdm(range(0, len(seeds), batch), desc=what, leave=False):
         part = seeds[first : first + batch]
         file = cache / f"{key}-{part[0]}-{len(part)}.npy"
         if not file.exists():
@@ -125,6 +124,14 @@ def end_states(
             unfinished.replace(file)
         parts.append(torch.from_numpy(np.load(file)))
     return torch.cat(parts)
+
+
+def plan_of(model: PretrainedModel, method: str, **options: Any) -> ddim_ode.Plan:
+    """What ``sample`` would run of a fixed-step method with these options."""
+    none = ddim_ode.noise(model.shape, model.schedule, seeds=[])
+    plan = ddim_ode.sample(model, none, method, cond=labels(model, []), **options).plan
+    assert plan is not None, f"{method} is not a fixed plan"
+    return plan
 
 
 def rms(difference: Tensor) -> float:

@@ -17,15 +17,15 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from common import Row, Run, arguments, label, labels, panels, rms
 from matplotlib.figure import Figure
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 import ddim_ode
+from ddim_ode.cuda_graph import capture
 from ddim_ode.nets.pretrained import PretrainedModel
 
 METHOD, NFE = "dpmpp2m", 20
@@ -39,72 +39,6 @@ PRECISIONS = {
 }
 COLOURS = {"float32": "#332288", "TF32": "#88CCEE", "bfloat16 network": "#CC6677"}
 Solve = Callable[[], Tensor]
-
-
-class Uploads(TorchFunctionMode):
-    """Keeps what a first run moves from the host to a device, and hands it out in a second run.
-
-    ``sample`` moves network times and scales before its first call. A graph must not record those copies:
-    the memory they read would be gone when it is replayed. ``kept`` has to live as long as the graph.
-    """
-
-    def __init__(self, kept: Sequence[Tensor] | None = None) -> None:
-        super().__init__()
-        self.kept: list[Tensor] = [] if kept is None else list(kept)
-        self.again = None if kept is None else iter(self.kept)
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is not torch.Tensor.to or not _leaves_host(args, kwargs):
-            return func(*args, **kwargs)
-        if self.again is not None:
-            return next(self.again)
-        self.kept.append(func(*args, **kwargs))
-        return self.kept[-1]
-
-
-def _leaves_host(args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
-    """Whether ``args[0].to(*args[1:], **kwargs)`` goes from the CPU to another device."""
-    if args[0].device.type != "cpu":
-        return False
-    for target in (*args[1:], *kwargs.values()):
-        if isinstance(target, Tensor):
-            target = target.device
-        if isinstance(target, (torch.device, str)) and torch.device(target).type != "cpu":
-            return True
-    return False
-
-
-class Captured(NamedTuple):
-    """A solve as a graph: replay it, and ``end`` holds its end state."""
-
-    graph: torch.cuda.CUDAGraph
-    end: Tensor
-    uploads: list[Tensor]
-
-    def __call__(self) -> Tensor:
-        self.graph.replay()
-        return self.end
-
-
-def capture(solve: Solve) -> Captured:
-    """One CUDA graph of everything that ``solve`` does on the device."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(
-        side
-    ):  # what is set up once (cuDNN's choices, workspaces) is no part of it
-        solve()
-        with Uploads() as uploads:
-            solve()
-    torch.cuda.current_stream().wait_stream(side)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with Uploads(uploads.kept), torch.cuda.graph(graph):
-        end = solve()
-    return Captured(graph, end, uploads.kept)
 
 
 @contextlib.contextmanager
@@ -174,7 +108,7 @@ def measure(batches: Sequence[int], device: str = "cuda") -> Iterator[Row]:
             for way in ("eager", "graph"):
                 torch.cuda.empty_cache()
                 torch.cuda.reset_peak_memory_stats()
-                run = capture(solve) if way == "graph" else solve
+                run = capture(solve).replay if way == "graph" else solve
                 wall = seconds(run, REPEATS)
                 end = run().double().cpu()
                 exact = end if exact is None else exact

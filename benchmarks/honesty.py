@@ -11,12 +11,13 @@ calls per sample. Between the modes runs a separatrix, where the flow itself amp
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from common import Run, arguments
+from common import GREY, Row, Run, arguments, label, legend_below, panels
+from matplotlib.figure import Figure
 
 import ddim_ode
 from ddim_ode import exact, schedules
@@ -50,7 +51,7 @@ def main() -> None:
         mine = [row for row in rows if row["method"] == method]
         silent, least = sum(row["silent"] for row in mine), min(row["within"] for row in mine)
         print(f"{method}: silent in all {silent}; least within 10 × tolerance {least:.2%}\n")
-    run.save(rows, methods=args.methods, seeds=seeds)
+    run.save(rows, draw(rows), methods=args.methods, seeds=seeds)
 
 
 def measure(method: str, seeds: int) -> Iterator[dict[str, Any]]:
@@ -78,6 +79,32 @@ def measure(method: str, seeds: int) -> Iterator[dict[str, Any]]:
                     reported_over_true=float(np.median(told / np.maximum(error, 1e-15))),
                     calls=float(sol.sample_nfe.mean()),
                 )
+
+
+def draw(rows: Sequence[Row]) -> Figure:
+    """What a solve says of its error over what it is, a panel per method; the wider the modes, the larger
+    the dots."""
+    methods = list(dict.fromkeys(str(row["method"]) for row in rows))
+    figure, axes = panels(len(methods), sharey=True)
+    widths = sorted({row["std"] for row in rows})
+    for axis, method in zip(axes, methods):
+        mine = [row for row in rows if row["method"] == method]
+        axis.set_xscale("log")
+        axis.set_yscale("log")
+        axis.axhline(1, color=GREY, lw=1)
+        for i, (name, colour) in enumerate(zip(SCHEDULES, ("#332288", "#CC6677", "#DDAA33"))):
+            shown = [row for row in mine if row["schedule"] == name]
+            x = [row["tolerance"] * 1.25 ** (i - 1) for row in shown]
+            sizes = [12 + 14 * widths.index(row["std"]) for row in shown]
+            y = [row["reported_over_true"] for row in shown]
+            axis.scatter(x, y, sizes, color=colour, alpha=0.8, label=name, marker="osD"[i])
+        axis.invert_xaxis()
+        least, silent = min(row["within"] for row in mine), sum(int(row["silent"]) for row in mine)
+        title = f"{method}: {silent} silent failures;\nat least {least:.1%} within 10 × tolerance"
+        told = "reported error / true error, median" if axis is axes[0] else ""
+        label(axis, title, "tolerance", told)
+    legend_below(figure, axes, len(SCHEDULES))
+    return figure
 
 
 if __name__ == "__main__":

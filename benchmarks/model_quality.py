@@ -10,10 +10,12 @@ Finished batches are kept under --cache, so an interrupted run goes on where it 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from common import Row, Run, arguments, end_states
+from common import INK, Row, Run, arguments, end_states, label, look, panels
+from matplotlib.figure import Figure
 
 import ddim_ode
 from ddim_ode.evaluate.frechet import frechet_distance
@@ -58,7 +60,22 @@ def main() -> None:
         )
     for row in rows:
         print("  ".join(f"{k} {v:.4f}" if isinstance(v, float) else str(v) for k, v in row.items()))
-    run.save(rows, n=n, classifier_accuracy=accuracy)
+    run.save(rows, draw(rows), n=n, classifier_accuracy=accuracy)
+
+
+def draw(rows: Sequence[Row]) -> Figure:
+    """Fréchet distances as bars, and beside them how many samples are what was asked for."""
+    figure, (axis,) = panels(1, width=8.5, height=0.5 * len(rows) + 1.2)
+    for i, row in enumerate(reversed(rows)):
+        asked = f", {row['as_asked']:.1%} as asked" if "as_asked" in row else ""
+        axis.barh(i, row["frechet"], height=0.6, color=look("ddim_ode")["color"])
+        text = f" {row['frechet']:.2f}{asked}"
+        axis.text(row["frechet"], i, text, va="center", fontsize=9.5, color=INK)
+    axis.set_yticks(range(len(rows)), [str(row["what"]) for row in reversed(rows)])
+    axis.set_xlim(right=1.5 * max(row["frechet"] for row in rows))
+    axis.grid(False, axis="y")
+    label(axis, "", "Fréchet distance to the real test images, in the classifier's features", "")
+    return figure
 
 
 if __name__ == "__main__":

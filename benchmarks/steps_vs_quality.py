@@ -14,12 +14,14 @@ rows, so only rows of one run compare. All rows resample the same images, and a 
 standard errors of its *difference* to the converged row; what the choice of images adds to all of them
 alike is the band of that row.
 
-Every solver runs as ``sample`` runs it by default at that budget of calls, guidance off. What is solved is
+Every solver runs as ``sample`` runs it by default at that budget of calls, guidance off; "calibrated" are
+the plans that ship with the model, at each budget the one of the most calls within it. What is solved is
 kept under --cache, and a run that was interrupted goes on from there.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,14 +41,17 @@ from common import (
     legend_below,
     log_scales,
     panels,
+    plan_of,
     read_csv,
 )
 from matplotlib.figure import Figure
 from torch import Tensor
 
 import ddim_ode
+from ddim_ode.candidates import CALIBRATED
 from ddim_ode.evaluate import metrics
 from ddim_ode.nets.data import load_images, to_unit
+from ddim_ode.nets.pretrained import PretrainedModel
 
 METHODS = ("ddim", "heun", "dpmpp2m", "dpmpp3m", "unipc2", "unipc3", "ipndm", "deis3")
 # ipndm at 60 calls is within 0.004 RMS of the converged solutions, a third of the best of METHODS at 20.
@@ -65,14 +70,16 @@ class Size(NamedTuple):
 
 
 FULL = Size((5, 8, 12, 20), 64, 400, None)
-QUICK = Size((5, 10), 4, 12, 0.01)  # too few to believe: it shows that everything runs
+QUICK = Size((5, 10), 3, 8, 0.01)  # too few to believe: it shows that everything runs
 
 
-def errors(model: Any, size: Size, cache: Path) -> tuple[list[Row], str]:
+def errors(
+    model: PretrainedModel, fitted: Mapping[int, ddim_ode.Plan], size: Size, cache: Path
+) -> tuple[list[Row], str]:
     """(a): a row per method and budget; and how the reference was made."""
     found = ddim_ode.compare(
         model,
-        METHODS,
+        {**{name: name for name in METHODS}, CALIBRATED: fitted},
         nfe=size.nfe,
         n=size.solved,
         seed=SEED,
@@ -88,24 +95,31 @@ def errors(model: Any, size: Size, cache: Path) -> tuple[list[Row], str]:
     return rows, f"{found.reference.solver}, own error {found.reference_error:.1e}"
 
 
-def qualities(model: Any, size: Size, cache: Path, data: Path | None) -> list[Row]:
+def qualities(
+    model: PretrainedModel,
+    fitted: Mapping[int, ddim_ode.Plan],
+    size: Size,
+    cache: Path,
+    data: Path | None,
+) -> list[Row]:
     """(b): a row per method and budget, and the rows that frame them."""
     features = metrics.classifier_features()
     seeds = range(SEED, SEED + size.made)
 
-    def made(method: str, nfe: int, seeds: range = seeds) -> Tensor:
-        return end_states(model, method, seeds, cache, BATCH, nfe=nfe)
+    def made(plan: ddim_ode.Plan, seeds: range = seeds) -> Tensor:
+        return end_states(model, plan, seeds, cache, BATCH)
 
+    method, nfe = CONVERGED
+    whole = plan_of(model, method, nfe=nfe)
     if data is not None:
         against = "Fashion-MNIST test images"
         target = to_unit(load_images(data, "test").pixels)
     else:
         against = "converged samples from other noises"
-        target = made(*CONVERGED, range(seeds.stop, seeds.stop + size.made))
+        target = made(whole, range(seeds.stop, seeds.stop + size.made))
     reference = metrics.FeatureStatistics.of(target, features, keep=2000, seed=SEED)
 
-    method, nfe = CONVERGED
-    converged = made(method, nfe)
+    converged = made(whole)
     base = resampled_frechet(features(converged), reference)
 
     def row(what: str, images: Tensor, **about: Any) -> Row:
@@ -126,14 +140,10 @@ def qualities(model: Any, size: Size, cache: Path, data: Path | None) -> list[Ro
         real = to_unit(load_images(data, "train").pixels[: size.made])
         rows.append(row("real", real))
     rows.append(row("converged", converged, method=method, nfe=nfe))
-    for method in METHODS:
-        for budget in size.nfe:
-            images = made(method, budget)
-            calls = ddim_ode.sample(
-                model, images[:0], method, nfe=budget, cond=labels(model, [])
-            ).plan
-            assert calls is not None
-            rows.append(row("quality", images, method=method, budget=budget, nfe=calls.nfe))
+    plans = [(name, b, plan_of(model, name, nfe=b)) for name in METHODS for b in size.nfe]
+    plans += [(CALIBRATED, budget, plan) for budget, plan in fitted.items()]
+    for method, budget, plan in plans:
+        rows.append(row("quality", made(plan), method=method, budget=budget, nfe=plan.nfe))
     return rows
 
 
@@ -159,8 +169,10 @@ def draw(rows: list[Row]) -> Figure:
     ):
         log_scales(axis, budgets)
         shown = [row for row in rows if row["what"] == what and row.get(y) is not None]
-        for method in METHODS:
+        for method in (*METHODS, CALIBRATED):
             mine = [row for row in shown if row["method"] == method]
+            if not mine:
+                continue
             bands = [[row[key] for row in mine] for key in (low, high)]
             curve(axis, method, [r["nfe"] for r in mine], [r[y] for r in mine], tuple(bands))
         # a method that is lost at few calls is off the picture rather than all others in a corner of it
@@ -199,13 +211,14 @@ def draw(rows: list[Row]) -> Figure:
                 va="bottom" if above else "top",
                 fontsize=9.5,
                 color=GREY,
+                bbox=dict(facecolor="white", alpha=0.8, lw=0, pad=0.5),
             )
-    legend_below(figure, (left, right), 8)
+    legend_below(figure, (left, right), 5)
     return figure
 
 
 def main() -> None:
-    parser = arguments(__doc__, "4 noises, 12 images", "64 noises, 400 images")
+    parser = arguments(__doc__, "3 noises, 8 images", "64 noises, 400 images")
     parser.add_argument("--data", type=Path, help="folder with Fashion-MNIST's IDX files")
     parser.add_argument("--cache", type=Path, default=Path("out/steps_vs_quality"))
     parser.add_argument("--redraw", action="store_true", help="only draw, from the CSV in --out")
@@ -217,8 +230,9 @@ def main() -> None:
     size = FULL if args.full else QUICK
     model = ddim_ode.load("fashion-mnist")
     with torch.no_grad():
-        solved, reference = errors(model, size, args.cache)
-        rows = [*solved, *qualities(model, size, args.cache, args.data)]
+        fitted = model.calibrated_within(size.nfe)
+        solved, reference = errors(model, fitted, size, args.cache)
+        rows = [*solved, *qualities(model, fitted, size, args.cache, args.data)]
     settings = dict(size._asdict(), reference=reference, converged=CONVERGED)
     run.save(rows, draw(rows), **settings)
 

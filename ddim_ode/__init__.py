@@ -17,20 +17,32 @@ _MODULES = ("schedules", "grids", "exact")
 _NAMES = {
     "Comparison": "results",
     "Denoiser": "denoiser",
-    "Guidance": "denoiser",
+    "Guidance": "guidance",
+    "Known": "editing",
+    "LogLikelihood": "likelihood",
     "Method": "solvers.methods",
     "Plan": "solvers.plan",
     "ProbabilityFlow": "probability_flow",
     "Progress": "integration",
     "Solution": "solution",
+    "accelerate": "acceleration",
     "calibrate": "calibration",
     "compare": "comparison",
+    "decode": "inversion",
+    "dequantized": "likelihood",
+    "diagnose": "diagnosis",
+    "encode": "inversion",
     "eps_loss": "training",
+    "generate": "generation",
     "load": "nets.pretrained",
+    "log_likelihood": "likelihood",
     "methods": "solvers.methods",
     "noise": "seeding",
     "plan": "solvers.compilation",
+    "renoise": "editing",
     "sample": "sampling",
+    "slerp": "interpolation",
+    "transfer": "editing",
 }
 __all__ = ["__version__", *_MODULES, *_NAMES]
 
@@ -38,11 +50,23 @@ if TYPE_CHECKING:
     from . import exact as exact
     from . import grids as grids
     from . import schedules as schedules
+    from .acceleration import accelerate as accelerate
     from .calibration import calibrate as calibrate
     from .comparison import compare as compare
     from .denoiser import Denoiser as Denoiser
-    from .denoiser import Guidance as Guidance
+    from .diagnosis import diagnose as diagnose
+    from .editing import Known as Known
+    from .editing import renoise as renoise
+    from .editing import transfer as transfer
+    from .generation import generate as generate
+    from .guidance import Guidance as Guidance
     from .integration import Progress as Progress
+    from .interpolation import slerp as slerp
+    from .inversion import decode as decode
+    from .inversion import encode as encode
+    from .likelihood import LogLikelihood as LogLikelihood
+    from .likelihood import dequantized as dequantized
+    from .likelihood import log_likelihood as log_likelihood
     from .nets.pretrained import load as load
     from .probability_flow import ProbabilityFlow as ProbabilityFlow
     from .results import Comparison as Comparison

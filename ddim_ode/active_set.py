@@ -1,15 +1,15 @@
 """Adaptive solves: every sample is its own initial value problem.
 
 State and clock are those of solvers/clock.py: z = x/√(ᾱ²+β̄²) moves by dz/du = (dθ/du) v̂/√(ᾱ²+β̄²). With
-s = u(σ_max) − u the solver goes forward,
+s = |u − u(first level)| the solver goes forward,
 
-    dz/ds = −(dθ/du) [a z + (b/m) P],      v̂ = a x + b P,      m = √(ᾱ²+β̄²),
+    dz/ds = ±(dθ/du) [a z + (b/m) P],      v̂ = a x + b P,      m = √(ᾱ²+β̄²),
 
-where P is what the network predicts. All samples take their trial steps together, in one batch, but each
-from its own s, with its own h, at its own network times: the numbers of a step (times, scales,
-conversions, h) are computed on the host in float64 and sent in one piece, and one small table of error
-ratios comes back; after a rejection a mask goes, too. A sample that is done or given up leaves the batch,
-and its conditions with it.
+where P is what the network predicts, and the sign is − on the way down (sampling), + on the way up. All
+samples take their trial steps together, in one batch, but each from its own s, with its own h, at its own
+network times: the numbers of a step (times, scales, conversions, h) are computed on the host in float64
+and sent in one piece, and one small table of error ratios comes back; after a rejection a mask goes, too.
+A sample that is done or given up leaves the batch, and its conditions with it.
 
 The last stage of a step is the velocity at its end (heun is given one), so the next step has its
 first for nothing, and so has the last jump to x̂₀ = cos θ z − sin θ dz/dθ.
@@ -38,6 +38,7 @@ from torch import Tensor
 
 from .denoiser import Denoiser
 from .dense import Arrival, Path
+from .guidance import Call
 from .schedule import Array
 from .solution import finite_samples, norm_per_sample
 from .solvers.clock import angle, angle_rate, clock, level
@@ -49,8 +50,10 @@ class Field:
     """dz/ds of the active samples: the network, and what makes a velocity of its prediction."""
 
     def __init__(self, model: Denoiser, ends: tuple[float, float]) -> None:
-        self.model, (self.top, self.bottom) = model, ends
-        self.call: Callable[[Tensor, Tensor], Tensor]
+        """ends: the first level and the last; ``way`` is du/ds between them."""
+        self.model, self.ends = model, ends
+        self.way = 1.0 if ends[1] > ends[0] else -1.0
+        self.call: Call
 
     def bind(
         self, like: Tensor, cond: Mapping[str, Tensor] | None, shared: Mapping[str, Any] | None
@@ -60,7 +63,7 @@ class Field:
 
     def sigma(self, u: Array) -> Array:
         """The level at clock u, within the ends whatever the rounding."""
-        return np.clip(level(u), self.bottom, self.top)
+        return np.clip(level(u), min(self.ends), max(self.ends))
 
     def coefficients(self, u: Array) -> Array:
         """(4, *u.shape): the network's time, m, and A, B of dz/ds = A z + B P."""
@@ -69,15 +72,15 @@ class Field:
         seen = self.model.snapped(sigma)
         m = np.hypot(*self.model.schedule.scales(sigma))
         a, b = self.model._coefficients("v", seen)
-        rate = -angle_rate(flat)
+        rate = self.way * angle_rate(flat)
         table = np.stack([self.model.network_time(seen), m, rate * a, rate * b / m])
         return table.reshape(4, *u.shape)
 
-    def __call__(self, z: Tensor, columns: Tensor) -> Tensor:
-        """dz/ds at z (n, *); columns: the coefficients (4, n) on the device."""
+    def __call__(self, z: Tensor, columns: Tensor, seen: Array) -> Tensor:
+        """dz/ds at z (n, *); columns: the coefficients (4, n) on the device; seen: the levels (n,)."""
         time = columns[0].to(self.model._time_dtype(z))
-        m, of_z, of_prediction = (_column(c, z) for c in columns[1:].to(z.dtype))
-        return of_z * z + of_prediction * self.call(m * z, time)
+        m, of_z, of_prediction = (column(c, z) for c in columns[1:].to(z.dtype))
+        return of_z * z + of_prediction * self.call(m * z, time, self.model.at(seen, z))
 
 
 class Trial(NamedTuple):
@@ -119,10 +122,10 @@ class Solver:
         batch = z.shape[0]
         self.field, self.z, self.scheme, self.control = field, z, scheme, control
         self.tolerances, self.lands, self.cond, self.shared = tolerances, lands, cond, shared
-        self.end = float(clock(np.array(field.bottom)))
+        self.end = float(clock(np.array(field.ends[1])))
         self.error, self.rate = np.zeros(batch), np.full(batch, np.nan)
-        self.sigmas: list[list[float]] = [[field.top] for _ in range(batch)]
-        self.path = Path(batch, field.model.schedule, (field.top, field.bottom)) if keep else None
+        self.sigmas: list[list[float]] = [[field.ends[0]] for _ in range(batch)]
+        self.path = Path(batch, field.model.schedule, field.ends) if keep else None
         self.released: list[Released] = []
         self.nfe = self.rows = 0
 
@@ -132,7 +135,7 @@ class Solver:
         self.field.bind(self.z, self.cond, self.shared)
         start = self._position()
         (columns,) = self._send(self.field.coefficients(start)[:, None]).unbind(1)
-        self.velocity = self._evaluate(self.z, columns)
+        self.velocity = self._evaluate(self.z, columns, start)
         control.charge(1)
         observe(1)
         control.fail(~(finite_samples(self.z) & finite_samples(self.velocity)).cpu().numpy())
@@ -148,36 +151,38 @@ class Solver:
             observe(self.scheme.cost)
 
     def _position(self) -> Array:
-        return self.end + self.control.remaining[self.control.active]
+        return self.end - self.field.way * self.control.remaining[self.control.active]
 
     def _send(self, table: Array) -> Tensor:
         """Host numbers to the device, as wide as the state and the network's time."""
         wide = torch.promote_types(self.z.dtype, self.field.model._time_dtype(self.z))
         return torch.as_tensor(table).to(device=self.z.device, dtype=wide)
 
-    def _evaluate(self, z: Tensor, columns: Tensor) -> Tensor:
+    def _evaluate(self, z: Tensor, columns: Tensor, u: Array) -> Tensor:
+        seen = self.field.model.snapped(self.field.sigma(u))
         self.nfe += 1
-        self.rows += z.shape[0]
-        return self.field(z, columns)
+        self.rows += self.field.model.rows(seen)
+        return self.field(z, columns, seen)
 
     def _try(self) -> Trial:
         tableau, z = self.scheme.tableau, self.z
         h = self.control.step[self.control.active]
         c = np.array(tableau.c[1:])[:, None]
-        table = self.field.coefficients(self._position() - c * h)
+        positions = self._position() + self.field.way * c * h
+        table = self.field.coefficients(positions)
         sent = self._send(np.concatenate([table, np.broadcast_to(h, (1, *table.shape[1:]))]))
-        step = _column(sent[4, 0].to(z.dtype), z)
+        step = column(sent[4, 0].to(z.dtype), z)
         # A rejected trial must leave no trace in a gradient: 0 · NaN is NaN.
         self._rejected = np.zeros(len(h), dtype=bool)
         z, velocity = self._masked(z), self._masked(self.velocity)
         states, velocities = [z], [velocity]
         for stage, row in enumerate(tableau.a[1:]):
-            states.append(z + step * _combined(row, velocities))
-            velocities.append(self._evaluate(states[-1], sent[:4, stage]))
+            states.append(z + step * combined(row, velocities))
+            velocities.append(self._evaluate(states[-1], sent[:4, stage], positions[stage]))
         end = states[-1]
         middle = None
         if tableau.b_middle and self.path is not None:
-            middle = z + step * _combined(tableau.b_middle, velocities)
+            middle = z + step * combined(tableau.b_middle, velocities)
         with torch.no_grad():
             measured = self._measure(step, states, velocities).cpu().double().numpy()
         ratio, local, rate, finite = measured
@@ -190,7 +195,7 @@ class Solver:
         rejected, passed = self._rejected, x * 1.0
 
         def skip(gradient: Tensor) -> Tensor:
-            rows = _column(torch.as_tensor(rejected, device=gradient.device), gradient)
+            rows = column(torch.as_tensor(rejected, device=gradient.device), gradient)
             return torch.where(rows, torch.zeros_like(gradient), gradient)
 
         passed.register_hook(skip)
@@ -200,7 +205,7 @@ class Solver:
         """(4, n): error ratio, RMS of the local error, growth λ (NaN: not seen), whether all is finite."""
         z, end = states[0], states[-1]
         tiny = torch.finfo(z.dtype).tiny
-        error = step * _combined(self.scheme.tableau.b_error, velocities)
+        error = step * combined(self.scheme.tableau.b_error, velocities)
         size = torch.maximum(z.abs(), end.abs())
         rtol, atol = self.tolerances
         scale = (atol + rtol * size).clamp_min(tiny)
@@ -229,7 +234,7 @@ class Solver:
         if accepted.all():
             self.z, self.velocity = trial.z, trial.velocity
         elif accepted.any():
-            where = _column(torch.as_tensor(accepted, device=self.z.device), self.z)
+            where = column(torch.as_tensor(accepted, device=self.z.device), self.z)
             self.z = torch.where(where, trial.z, self.z)
             self.velocity = torch.where(where, trial.velocity, self.velocity)
         i, h = self.control.active[accepted], trial.step[accepted]
@@ -261,7 +266,7 @@ class Solver:
             self.path.add(Arrival(samples, u, z, velocity, middle))
 
     def _release(self, leaving: Mask) -> None:
-        """Take samples from the batch, to where they are going: σ_min, x̂₀, or no further.
+        """Take samples from the batch, to where they are going: the last level, x̂₀, or no further.
 
         The last jump is a DDIM step, which is linear: x = p z + q dz/ds.
         """
@@ -271,11 +276,11 @@ class Solver:
         arrived = control.remaining[samples] == 0
         cut = control.stretch & (control.status[samples] == MAX_NFE) & ~arrived
         jumps = cut | (arrived & self.lands)
-        target = 0.0 if self.lands else self.field.bottom
+        target = 0.0 if self.lands else self.field.ends[1]
         m, m_target = (np.hypot(*self.field.model.schedule.scales(s)) for s in (sigma, target))
         turn = np.arctan(target) - theta
         p = np.where(jumps, m_target * np.cos(turn), m)
-        q = np.where(jumps, -m_target * np.sin(turn) / angle_rate(u), 0.0)
+        q = np.where(jumps, self.field.way * m_target * np.sin(turn) / angle_rate(u), 0.0)
         growth = np.maximum(abs(p), abs(p + q * np.nan_to_num(self.rate[samples])))
         table = self._send(np.stack([p, q, growth * self.error[samples], cut * m_target]))
         table = table.to(self.z.dtype)
@@ -283,12 +288,12 @@ class Solver:
             torch.as_tensor(np.flatnonzero(k), device=self.z.device) for k in (leaving, ~leaving)
         )
         z = self.z[rows]
-        ends = _column(table[0], z) * z
+        ends = column(table[0], z) * z
         if jumps.any():  # not 0 · inf for the others
-            moved = ends + _column(table[1], z) * self.velocity[rows]
-            ends = torch.where(_column(torch.as_tensor(jumps).to(z.device), z), moved, ends)
+            moved = ends + column(table[1], z) * self.velocity[rows]
+            ends = torch.where(column(torch.as_tensor(jumps).to(z.device), z), moved, ends)
         with torch.no_grad():  # a cut-off sample is as uncertain as its jump is long
-            jump = norm_per_sample(ends - _column(table[3], z) * z)
+            jump = norm_per_sample(ends - column(table[3], z) * z)
             error = table[2] + torch.where(table[3] > 0, jump, 0.0)
         self.released.append(Released(samples, ends, error))
         for sample in samples[jumps].tolist():
@@ -313,13 +318,13 @@ def _hermite(
     return value, k0 + xi * (2 * square + 3 * xi * cube)
 
 
-def _combined(weights: Sequence[float], vectors: Sequence[Tensor]) -> Tensor:
+def combined(weights: Sequence[float], vectors: Sequence[Tensor]) -> Tensor:
     """Σ wᵢ vᵢ, the zero weights left out."""
     terms = [w * v for w, v in zip(weights, vectors) if w]
     return sum(terms[1:], terms[0])
 
 
-def _column(values: Tensor, like: Tensor) -> Tensor:
+def column(values: Tensor, like: Tensor) -> Tensor:
     """(n,) as (n, 1, ...) beside ``like``."""
     return values.reshape(-1, *[1] * (like.ndim - 1))
 

@@ -64,21 +64,22 @@ def solve(
     shared: Mapping[str, Any] | None,
     progress: bool,
 ) -> Solution:
-    """What :func:`ddim_ode.sample` does adaptively; x (B, *) in network space at σ_max.
+    """What :func:`ddim_ode.sample` and ``encode`` do adaptively; x (B, *) in network space at the first
+    level.
 
     ValueError for a budget that is no whole number >= 1.
     """
     sigmas = levels.ends()
-    top, bottom = float(sigmas[0]), float(sigmas[1])
+    first, last = float(sigmas[0]), float(sigmas[1])
     limit = DEFAULT_MAX_NFE if options.max_nfe is None else count("max_nfe", options.max_nfe)
     pair = embedded_pair(method)
     assert pair is not None  # is_adaptive said so
     scheme = scheme_of(pair)
-    ends = clock(np.array([top, bottom]))
+    ends = clock(np.array([first, last]))
     batch = x.shape[0]
     control = Controller(
         batch,
-        ends[0] - ends[1],
+        abs(ends[0] - ends[1]),
         error_order=scheme.error_order,
         cost=scheme.cost,
         limit=limit if levels.nfe is None else levels.nfe,
@@ -86,9 +87,9 @@ def solve(
         joint=options.error_norm == "batch",
         resolution=4 * float(np.spacing(abs(ends).max())),
     )
-    z = x / float(np.hypot(*model.schedule.scales(top)))
+    z = x / float(np.hypot(*model.schedule.scales(first)))
     solver = Solver(
-        Field(model, (top, bottom)),
+        Field(model, (first, last)),
         z,
         scheme,
         control,
@@ -103,7 +104,7 @@ def solve(
     else:
         with tqdm(unit="nfe", desc=method.name, disable=not progress) as bar:
             solver.run(bar.update)
-    end, error = _gathered(solver.released, x)
+    end, error = gathered(solver.released, x)
     trajectory = None
     if options.record != "none" and solver.path is not None:
         trajectory = solver.path.trajectory(options.record, end, solver.sigmas)
@@ -113,7 +114,7 @@ def solve(
         sigmas=[np.array(passed) for passed in solver.sigmas],
         nfe=solver.nfe,
         sample_nfe=control.calls,
-        net_evals=solver.rows * model.rows_per_sample,
+        net_evals=solver.rows,
         accepted=control.accepted,
         rejected=control.rejected,
         error=error,
@@ -121,6 +122,7 @@ def solve(
         seeds=seeds,
         outcome=control.status,
         path=solver.path if options.dense else None,
+        alterations=model.alterations,
     )
 
 
@@ -133,7 +135,7 @@ def tolerance(name: str, value: float | None) -> float:
     return float(value)
 
 
-def _gathered(released: Sequence[Released], x: Tensor) -> tuple[Tensor, Tensor]:
+def gathered(released: Sequence[Released], x: Tensor) -> tuple[Tensor, Tensor]:
     """End states (B, *) and errors (B,) in the order of the batch."""
     if not released:
         return x, x.new_zeros(x.shape[0])

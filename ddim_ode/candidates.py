@@ -26,6 +26,7 @@ DEFAULT_METHODS = (
 )
 CUT_TIMES = (1, 2, 3, 5, 10, 20)  # of 1000; where grid="best" lets the positive levels end
 OWN, AS_GIVEN = "own steps", "plan"
+CALIBRATED = "calibrated"  # what the line of fitted plans is called, one plan per budget
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,10 @@ def entries(methods: Any, model: Denoiser) -> list[Entry]:
     found: dict[Any, Entry] = {}
     for label, given in named:
         # calibrated plans come as {nfe: Plan}
-        for solver in given.values() if isinstance(given, Mapping) else [given]:
+        solvers = list(given.values()) if isinstance(given, Mapping) else [given]
+        if not solvers:
+            raise ValueError(f"methods[{label!r}] has no plans; give {{nfe: Plan}}, or drop it")
+        for solver in solvers:
             entry = _entry(label, solver, model)
             key = (entry.label, entry.solver.nfe if isinstance(entry.solver, Plan) else None)
             if key in found and found[key].solver != entry.solver:
@@ -127,7 +131,7 @@ def _entry(label: str | None, solver: Any, model: Denoiser) -> Entry:
 
 def budgets(nfe: Any) -> list[int]:
     """The budgets, rising; ValueError if there is none or one is no whole number."""
-    given = [nfe] if hasattr(nfe, "__index__") else list(nfe)
+    given = list(nfe) if isinstance(nfe, Iterable) else [nfe]
     if not given:
         raise ValueError("nfe is empty; give budgets of network calls such as nfe=[5, 10, 20]")
     return sorted({count("nfe", n) for n in given})

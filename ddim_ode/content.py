@@ -40,7 +40,7 @@ def model_key(model: Denoiser) -> str | None:
     Known are exact mixtures, by their parameters, and ``torch.nn.Module``, by class, structure and
     state. The code of a module is not seen: after a change there, give another key.
     """
-    net, schedule = model.net, model.schedule
+    net, schedule = getattr(model.net, "_orig_mod", model.net), model.schedule  # not compiled
     if isinstance(model, ExactModel) and is_exact(model):
         parts: list[Any] = [model.weights, model.means, model.eigenvalues, model.eigenvectors]
     elif isinstance(net, torch.nn.Module):
@@ -50,13 +50,16 @@ def model_key(model: Denoiser) -> str | None:
         return None
     levels = schedule.sigma(np.linspace(0.0, schedule.T, _PROBES + 1)[1:])
     guidance = model.guidance
+    # Of the alterations, the scale is in there by itself.
+    further = {k: v for k, v in model.alterations.items() if k != "guidance"}
     try:
         return digest(
             *parts,
             schedule.fingerprint,
             model.network_time(model.snapped(levels)),
             [model.prediction, model.snap, model.learned_variance, model.dtype],
-            None if guidance is None else [guidance.scale, dict(guidance.null)],
+            None if guidance is None else [float(guidance.scale), dict(guidance.null)],
+            *([further] if further else []),
         )
     except TypeError:
         return None

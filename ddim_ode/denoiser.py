@@ -13,44 +13,25 @@ predicts that vector is called and nothing else.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from ._checks import one_of
+from .guidance import Branches, Call, Guidance, Level, Limit
 from .schedule import Array, Schedule
 from .solvers.chart import convert
 from .solvers.plan import Node
 
+if TYPE_CHECKING:
+    from .micro_batches import MicroBatches
+
 _IN_PLACE = "the network changes its x in place; use x * c, not x.mul_(c)"
 PREDICTIONS = ("eps", "x0", "v", "score", "flow")
 Net = Callable[..., Tensor]
-
-
-@dataclass(frozen=True)
-class Guidance:
-    """Classifier-free guidance: null + scale·(conditional − null), in one batched call.
-
-    null: for each condition to be dropped, its value for the null branch: a number, or a tensor of
-    one sample's shape. Conditions not named there are the same in both branches. Scale 1 is the
-    conditional network alone and costs no second branch.
-
-    Reference: Ho & Salimans 2022, https://arxiv.org/abs/2207.12598.
-    """
-
-    scale: float
-    null: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.scale, (int, float)) or not np.isfinite(self.scale):
-            raise ValueError(
-                f"guidance scale {self.scale!r} must be a finite number (1 is no guidance)"
-            )
-        if self.scale != 1 and not self.null:
-            raise ValueError("guidance needs null={name: value}: the conditions of the null branch")
 
 
 class Denoiser:
@@ -69,6 +50,9 @@ class Denoiser:
     guidance: a :class:`Guidance`. learned_variance: ``"split"`` for a network that returns 2C channels,
     the prediction first. dtype: what x is cast to for the network (the state stays as it is, float32 or
     wider, and t is never narrower than float32).
+    clip: keep x̂₀ in [−clip, clip]; threshold: dynamic thresholding at that quantile of |x̂₀| (see
+    :class:`ddim_ode.guidance.Limit`). Either makes the ODE another one, as guidance does; a solution's
+    ``alterations`` say so.
 
     ``model(x, sigma)`` gives ``(x0, eps)``. ValueError for an unknown prediction, an output of
     another shape than x, or ε- and score-networks asked for x̂₀ at ᾱ = 0.
@@ -85,6 +69,8 @@ class Denoiser:
         guidance: Guidance | None = None,
         learned_variance: str | None = None,
         dtype: torch.dtype | None = None,
+        clip: float | None = None,
+        threshold: float | None = None,
     ) -> None:
         if not callable(net):
             raise ValueError(f"net must be callable as net(x, t, **cond), got {type(net).__name__}")
@@ -109,15 +95,28 @@ class Denoiser:
         self.schedule = schedule
         self.prediction = one_of("prediction", prediction, PREDICTIONS)
         self.time_offset, self.time, self.snap = time_offset, time, snap
-        self.guidance = guidance if guidance is not None and guidance.scale != 1 else None
+        self.guidance = None if guidance is None or guidance.is_off else guidance
+        self.limit = Limit(clip, threshold)
         self.learned_variance = learned_variance
         self.dtype = dtype
+        self.micro_batches: MicroBatches | None = None  # ddim_ode.accelerate(batch=)
         self._levels = schedule.levels if snap else None
 
     @property
     def rows_per_sample(self) -> int:
-        """Rows the network processes for one sample: 2 under guidance."""
+        """Rows the network processes for one sample at most: 2 under guidance."""
         return 2 if self.guidance is not None else 1
+
+    def rows(self, sigma: npt.ArrayLike) -> int:
+        """Rows the network processes for one sample at each of these levels."""
+        levels = np.atleast_1d(np.asarray(sigma, dtype=np.float64))
+        guided = 0 if self.guidance is None else self.guidance.covers(self.snapped(levels)).sum()
+        return levels.size + int(guided)
+
+    @property
+    def alterations(self) -> dict[str, Any]:
+        """What makes its ODE another than the network's own: guidance, clip, threshold; {} if nothing."""
+        return {**(self.guidance.to_dict() if self.guidance else {}), **self.limit.to_dict()}
 
     def snapped(self, sigma: Array) -> Array:
         """σ as the network will see it: the nearest trained level (in t) if ``snap``, else itself."""
@@ -166,7 +165,7 @@ class Denoiser:
         levels = self.snapped(self.schedule.check_sigma(levels))
         call = self.network(x, cond, shared)
         t = torch.tensor(self.network_time(levels), device=x.device, dtype=self._time_dtype(x))
-        prediction = call(x, t)
+        prediction = call(x, t, self.at(levels, x))
         return (
             self._convert(prediction, x, "x0", levels),
             self._convert(prediction, x, "eps", levels),
@@ -175,11 +174,8 @@ class Denoiser:
     def _convert(self, prediction: Tensor, x: Tensor, vector: str, levels: Array) -> Tensor:
         if self.prediction == vector:
             return prediction
-        a, b = self._coefficients(vector, levels)
-        shape = (-1,) + (1,) * (x.ndim - 1)
-        return torch.tensor(a).to(x).reshape(shape) * x + (
-            torch.tensor(b).to(x).reshape(shape) * prediction
-        )
+        a, b = (_column(c, x) for c in self._coefficients(vector, levels))
+        return a * x + b * prediction
 
     def _coefficients(self, vector: str, levels: Array) -> tuple[Array, Array]:
         """(a, b) with vector = a·x + b·prediction; ValueError where the prediction is blind."""
@@ -191,6 +187,33 @@ class Denoiser:
                 "sigma_max, or use a network with prediction='v' or 'x0'"
             )
         return a, b
+
+    def at(self, levels: Array, like: Tensor) -> Level | None:
+        """What a call needs to know of its (snapped) levels (B,), or of all samples' one (1,), if anything.
+
+        One level is told in plain numbers; per sample, tensors go to the device of ``like``.
+        """
+        guidance = self.guidance
+        if not self.limit and (guidance is None or guidance.interval is None):
+            return None
+        level = Level()
+        if guidance is not None:
+            mask = guidance.covers(levels)
+            guided: bool | Tensor = bool(mask.all())
+            if mask.any() and not guided:
+                guided = torch.as_tensor(np.flatnonzero(mask), device=like.device)
+            level = level._replace(guided=guided)
+        if self.limit:
+
+            def ready(pair: tuple[Array, Array]) -> tuple[Any, Any]:
+                a, b = pair
+                one = levels.size == 1
+                return (float(a[0]), float(b[0])) if one else (_column(a, like), _column(b, like))
+
+            back = convert("x0", self.prediction, *self.schedule.scales(levels))
+            to_x0 = self._coefficients("x0", levels)
+            level = level._replace(to_x0=ready(to_x0), back=ready(back))
+        return level
 
     def bind(
         self,
@@ -209,9 +232,10 @@ class Denoiser:
         host = self.network_time(levels, np.array([node.t for node in nodes]))
         table = torch.as_tensor(np.repeat(host[:, None], like.shape[0], axis=1))
         times = table.to(device=like.device, dtype=self._time_dtype(like)).unbind(0)
+        at = [self.at(levels[k : k + 1], like) for k in range(len(nodes))]
         converted = {node.vector for node in nodes} - {self.prediction}
         if not converted:
-            return lambda y, k: call(y, times[k])
+            return lambda y, k: call(y, times[k], at[k])
         a, b = np.zeros(len(nodes)), np.ones(len(nodes))
         for vector in converted:
             rows = [k for k, node in enumerate(nodes) if node.vector == vector]
@@ -219,7 +243,7 @@ class Denoiser:
         of_x, of_prediction = a.tolist(), b.tolist()
 
         def evaluate(y: Tensor, k: int) -> Tensor:
-            return torch.add(call(y, times[k]) * of_prediction[k], y, alpha=of_x[k])
+            return torch.add(call(y, times[k], at[k]) * of_prediction[k], y, alpha=of_x[k])
 
         return evaluate
 
@@ -228,21 +252,28 @@ class Denoiser:
         like: Tensor,
         cond: Mapping[str, Tensor] | None = None,
         shared: Mapping[str, Any] | None = None,
-    ) -> Callable[[Tensor, Tensor], Tensor]:
-        """``call(x, t)``: the guided prediction, checked, in x's dtype; cond rows follow ``like``."""
+    ) -> Call:
+        """``call(x, t, at)``: the prediction, guided and limited, checked, in x's dtype.
+
+        cond rows follow ``like``. at: of the levels, by :meth:`at`.
+        """
         rows = _check_cond(cond, like)
+        if self.micro_batches is not None:
+            return self.micro_batches.over(self._network, like, rows, shared)
+        return self._network(like, rows, shared)
+
+    def _network(
+        self, like: Tensor, rows: dict[str, Tensor], shared: Mapping[str, Any] | None
+    ) -> Call:
         both = set(rows) & set(shared or {})
         if both:
             raise ValueError(f"{min(both)!r} is in cond and in shared; drop one of them")
-        extra = {**rows, **(shared or {})}
-        guidance = self.guidance
-        if guidance is not None:
-            extra = {**_doubled(rows, guidance), **(shared or {})}
+        extra, common = {**rows, **(shared or {})}, shared or {}
         net, dtype, split, prediction = self.net, self.dtype, self.learned_variance, self.prediction
         versioned = not (like.is_inference() or torch.is_inference_mode_enabled())
 
-        def plain(x: Tensor, t: Tensor) -> Tensor:  # the usual case, short: it runs at every call
-            version = x._version if versioned else 0
+        def plain(x: Tensor, t: Tensor, at: Level | None = None) -> Tensor:
+            version = x._version if versioned else 0  # the usual case, short: it runs at every call
             out = net(x, t, **extra)
             if versioned and x._version != version:
                 raise ValueError(_IN_PLACE)
@@ -250,15 +281,10 @@ class Denoiser:
                 check_output(out, x, x.shape, prediction)
             return out if out.dtype == x.dtype else out.to(x.dtype)
 
-        if dtype is None and guidance is None and split is None:
-            return plain
-
-        def call(x: Tensor, t: Tensor) -> Tensor:
+        def ask(x: Tensor, t: Tensor, rows: Mapping[str, Tensor]) -> Tensor:
             inside = x if dtype is None else x.to(dtype)
-            if guidance is not None:
-                inside, t = torch.cat([inside, inside]), torch.cat([t, t])
             version = inside._version if versioned else 0
-            out = net(inside, t, **extra)
+            out = net(inside, t, **rows, **common)
             if versioned and inside._version != version:
                 raise ValueError(_IN_PLACE)
             expected: Sequence[int] = inside.shape
@@ -267,11 +293,21 @@ class Denoiser:
             check_output(out, inside, expected, prediction)
             if split is not None:
                 out = out.chunk(2, dim=1)[0]
-            if out.dtype != x.dtype:
-                out = out.to(x.dtype)
-            if guidance is not None:
-                conditional, null = out.chunk(2)
-                out = torch.lerp(null, conditional, guidance.scale)
+            return out if out.dtype == x.dtype else out.to(x.dtype)
+
+        limit = self.limit
+        if dtype is None and self.guidance is None and split is None and not limit:
+            return plain
+        branches = None if self.guidance is None else Branches(self.guidance, rows, like)
+
+        def call(x: Tensor, t: Tensor, at: Level | None = None) -> Tensor:
+            if branches is None:
+                out = ask(x, t, rows)
+            else:
+                out = branches(ask, x, t, True if at is None else at.guided)
+            if limit:
+                assert at is not None, "a limited x̂₀ needs the call's levels"
+                out = limit(out, x, at)
             return out
 
         return call
@@ -279,6 +315,11 @@ class Denoiser:
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
+
+
+def _column(values: Array, like: Tensor) -> Tensor:
+    """(n,) as (n, 1, ...) beside ``like``, in its dtype and on its device."""
+    return torch.tensor(values).to(like).reshape(-1, *[1] * (like.ndim - 1))
 
 
 def check_state(x: Tensor) -> Tensor:
@@ -301,35 +342,6 @@ def _check_cond(cond: Mapping[str, Tensor] | None, x: Tensor) -> dict[str, Tenso
                 "goes into shared="
             )
     return dict(cond or {})
-
-
-def _doubled(rows: dict[str, Tensor], guidance: Guidance) -> dict[str, Tensor]:
-    missing = [name for name in guidance.null if name not in rows]
-    if missing:
-        raise ValueError(f"guidance drops {missing[0]!r}, so sampling needs cond[{missing[0]!r}]")
-    return {
-        name: torch.cat([value, _null(name, guidance.null[name], value)])
-        if name in guidance.null
-        else torch.cat([value, value])
-        for name, value in rows.items()
-    }
-
-
-def _null(name: str, null: Any, value: Tensor) -> Tensor:
-    """The null value of one condition, a row for each of ``value``'s."""
-    try:
-        given = torch.as_tensor(null)
-        rows = given.to(value).expand_as(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(
-            f"null[{name!r}]={null!r} is no value of cond[{name!r}], whose samples have shape "
-            f"{tuple(value.shape[1:])}"
-        ) from error
-    if given.is_floating_point() and not value.is_floating_point():
-        raise ValueError(
-            f"null[{name!r}]={null!r} is a fraction, but cond[{name!r}] is {value.dtype}"
-        )
-    return rows
 
 
 def check_output(out: Any, x: Tensor, expected: Sequence[int], prediction: str) -> None:

@@ -1,6 +1,6 @@
 """Dense output: the state of every sample at any level between the ends of its adaptive solve.
 
-On an accepted step from u₀ to u₁ = u₀ − h, with ξ = (u₀ − u)/h ∈ [0, 1] and velocities k = dz/dξ, the
+On an accepted step from u₀ to u₁ = u₀ ± h, with ξ = |u − u₀|/h ∈ [0, 1] and velocities k = dz/dξ, the
 state is the cubic of Hermite through (z₀, k₀) and (z₁, k₁), local error O(h⁴), or where the tableau has
 mid-point weights the quartic that also goes through z(½), local error O(h⁵) (Shampine 1986, Math.
 Comp. 46: the pair of Dormand and Prince has such a mid-point for free).
@@ -28,7 +28,7 @@ _SLACK = 1e-9  # of u: rounding between a level and its clock
 
 
 class Arrival(NamedTuple):
-    """States (n, *) that n samples reached, and the velocity dz/ds there, s = −u.
+    """States (n, *) that n samples reached, and the velocity dz/ds there, s the way travelled in u.
 
     samples (n,): which. u (n,): where. middle: the state half-way from the arrival before, if the
     tableau gives it.
@@ -45,13 +45,18 @@ class Arrival(NamedTuple):
 class Path:
     """Where every sample has been: its accepted states in order, the start included.
 
-    ends: (σ_max, σ_min) of the solve.
+    ends: the first and the last level of the solve.
     """
 
     batch: int
     schedule: Schedule
     ends: tuple[float, float]
     arrivals: list[Arrival] = field(default_factory=list)
+
+    @property
+    def way(self) -> float:
+        """The sign of u's change along the way."""
+        return 1.0 if self.ends[1] > self.ends[0] else -1.0
 
     def add(self, arrival: Arrival) -> None:
         self.arrivals.append(arrival)
@@ -66,7 +71,7 @@ class Path:
         return found
 
     def at(self, sigma: npt.ArrayLike) -> Tensor:
-        """x (B, *) at one level, or one per sample; NaN below the level at which a sample was given up.
+        """x (B, *) at one level, or one per sample; NaN beyond the level at which a sample was given up.
 
         ValueError outside the ends.
         """
@@ -75,7 +80,7 @@ class Path:
             raise ValueError(
                 f"sigma={sigma} must be one level > 0, or one per sample ({self.batch})"
             )
-        top, bottom = self.ends
+        bottom, top = sorted(self.ends)
         outside = sigma[(sigma > top * (1 + 1e-6)) | (sigma < bottom * (1 - 1e-6))]
         if outside.size:
             raise ValueError(
@@ -92,10 +97,11 @@ class Path:
         pick = self._pick
         u0, u1 = (np.array([self.arrivals[n].u[row] for n, row in side]) for side in (left, right))
         z0, z1 = pick(left, "z"), pick(right, "z")
-        h = _column(u0 - u1, z0)
+        h = _column(abs(u1 - u0), z0)
         with np.errstate(divide="ignore", invalid="ignore"):
-            share = np.where(u0 > u1, (u0 - u) / (u0 - u1), 0.0)
-            share[u < u1 - _SLACK * (1 + abs(u1))] = np.nan  # the sample never came here
+            share = np.where(u0 != u1, (u - u0) / (u1 - u0), 0.0)
+            beyond = self.way * (u - u1) > _SLACK * (1 + abs(u1))
+            share[beyond] = np.nan  # the sample never came here
         xi = _column(share, z0)
         k0, k1 = h * pick(left, "velocity"), h * pick(right, "velocity")
         # z = z₀ + ξ(k₀ + ξ(...)): cubic, and a quartic bump that moves the middle where it belongs.
@@ -113,7 +119,8 @@ class Path:
         left, right = [], []
         for sample, visited in enumerate(self.visits):
             known = np.array([self.arrivals[n].u[row] for n, row in visited])
-            step = int(np.clip(np.searchsorted(-known, -u[sample]), 1, max(len(known) - 1, 1)))
+            place = np.searchsorted(self.way * known, self.way * u[sample])
+            step = int(np.clip(place, 1, max(len(known) - 1, 1)))
             left.append(visited[step - 1])
             right.append(visited[min(step, len(known) - 1)])
         return left, right
@@ -144,7 +151,8 @@ class Path:
             else:  # x̂₀ = cos θ z − sin θ dz/dθ
                 theta = angle(u)
                 values = _column(np.cos(theta), z) * z
-                values = values + _column(np.sin(theta) / angle_rate(u), z) * velocity
+                slope = self.way * np.sin(theta) / angle_rate(u)
+                values = values - _column(slope, z) * velocity
             for sample, value in zip(samples.tolist(), values.unbind(0)):
                 states[sample].append(value)
         for sample, (visited, passed) in enumerate(zip(states, sigmas)):
@@ -155,7 +163,7 @@ class Path:
         ]
 
     def _level(self, u: Array) -> Array:
-        return np.minimum(level(u), self.schedule.sigma_max)
+        return np.clip(level(u), min(self.ends), max(self.ends))
 
 
 def _column(values: Array, like: Tensor) -> Tensor:

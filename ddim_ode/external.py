@@ -1,7 +1,7 @@
 """Solvers of other packages through the same front door: ``torchdiffeq:NAME`` and ``scipy:NAME``.
 
 They see one :class:`ProbabilityFlow` for the whole batch, so its samples share step sizes, errors and
-fate. They run from σ_max to σ_min, in ln σ where σ_max is finite and in t otherwise; the last jump
+fate. They run from σ_max to σ_min, or back, in ln σ where σ_max is finite and in t otherwise; the last jump
 to x̂₀ is the same as everywhere.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -20,6 +20,7 @@ from tqdm import tqdm
 from ._checks import count, exclusive, one_of, refuse
 from .adaptive import DEFAULT_MAX_NFE, tolerance
 from .denoiser import Denoiser
+from .gradients import check_mode, parameters
 from .levels import Levels
 from .probability_flow import ProbabilityFlow
 from .schedule import Array
@@ -61,10 +62,13 @@ def sample(
     cond: Mapping[str, Tensor] | None,
     shared: Mapping[str, Any] | None,
     progress: bool,
+    differentiable: bool | str = False,
 ) -> Solution:
-    """What :func:`ddim_ode.sample` does for a method of another package; tolerances (rtol, atol)."""
+    """What :func:`ddim_ode.sample` and ``encode`` do for a method of another package; tolerances
+    (rtol, atol)."""
     if method.startswith("scipy:") and torch.is_grad_enabled():
         raise ValueError(f"{method} has no gradient; use a method of ours, or torchdiffeq:dopri5")
+    check_mode(differentiable, method, *["adjoint"] * method.startswith("torchdiffeq:"))
     fixed = is_fixed_step(method)
     if fixed:
         refuse(
@@ -74,7 +78,7 @@ def sample(
             max_nfe=max_nfe,
             nfe=levels.nfe,
         )
-        sigmas = levels.required(method)
+        sigmas = levels.passed(levels.required(method))
     else:
         if levels.steps is not None or levels.grid is not None or levels.timesteps is not None:
             raise ValueError(
@@ -91,7 +95,7 @@ def sample(
     positive = sigmas[:-1] if lands else sigmas
     ode = ProbabilityFlow(
         model,
-        variable="log_sigma" if np.isfinite(positive[0]) else "t",
+        variable="log_sigma" if np.isfinite(positive).all() else "t",
         shape=x.shape[1:],
         dtype=x.dtype,
         device=x.device,
@@ -102,10 +106,13 @@ def sample(
     with tqdm(unit="nfe", desc=method, disable=not progress) as bar:
         if len(positive) > 1 and x.shape[0]:
             budget = sys.maxsize if fixed else limit - int(lands)
-            end = solve(method, ode, x, positive, rtol, atol, budget, bar.update)
-    out, calls, accepted = end.x, ode.nfe, end.accepted
+            adjoint = differentiable == "adjoint"
+            wanted = parameters(model, cond, shared) if adjoint else None
+            end = solve(method, ode, x, positive, rtol, atol, budget, bar.update, wanted)
+    out, calls, rows, accepted = end.x, ode.nfe, ode.rows, end.accepted
     if lands and end.failure is None and x.shape[0]:
-        out, calls, accepted = model(out, positive[-1], cond, shared)[0], calls + 1, accepted + 1
+        out = model(out, positive[-1], cond, shared)[0]
+        calls, rows, accepted = calls + 1, rows + model.rows(positive[-1]), accepted + 1
     batch = x.shape[0]
     return Solution(
         x=out,
@@ -113,12 +120,13 @@ def sample(
         sigmas=sigmas,
         nfe=calls,
         sample_nfe=per_sample(calls, batch),
-        net_evals=calls * batch * model.rows_per_sample,
+        net_evals=rows * batch,
         accepted=per_sample(accepted, batch),
         rejected=per_sample(end.rejected, batch),
         seeds=seeds,
         finite=finite_samples(out),
         failure=end.failure,
+        alterations=model.alterations,
     )
 
 
@@ -131,29 +139,39 @@ def solve(
     atol: float,
     max_nfe: int,
     observe: Callable[[], object],
+    adjoint: Sequence[Tensor] | None = None,
 ) -> End:
-    """Solve from sigmas[0] to sigmas[-1] > 0; a fixed-step torchdiffeq method steps on all of them.
+    """Solve from sigmas[0] to sigmas[-1], both > 0; a fixed-step torchdiffeq method steps on all of them.
 
-    ode: counts its calls; observe() is called after each. ValueError for an unknown solver.
+    ode: counts its calls; observe() is called after each. adjoint: the tensors besides x whose gradient
+    torchdiffeq's adjoint gives; None: no adjoint. ValueError for an unknown solver.
     """
     package, name = method.split(":", 1)
     budget = _Budget(ode, max_nfe, observe)
     if package == "scipy":
         return _scipy(name, budget, x, sigmas, rtol, atol)
-    return _torchdiffeq(name, budget, x, sigmas, rtol, atol)
+    return _torchdiffeq(name, budget, x, sigmas, rtol, atol, adjoint)
 
 
 class _Budget:
     """The ODE with a limit on its calls."""
 
+    stop: type[Exception] = _Stop
+
     def __init__(self, ode: ProbabilityFlow, limit: int, observe: Callable[[], object]) -> None:
         self.ode, self.limit, self.observe = ode, limit, observe
 
+    def turn_back(self) -> None:
+        """From here on the calls are those of an adjoint, which has the same budget once more."""
+        self.limit += self.ode.nfe
+        self.stop, self.observe = RuntimeError, lambda: None  # there is no status to report it in
+
     def __call__(self, tau: float | Tensor, state: Tensor) -> Tensor:
         if self.ode.nfe >= self.limit:
-            raise _Stop(MAX_NFE)
-        if math.isnan(float(tau)):  # a step size computed from NaN
-            raise _Stop(NON_FINITE)
+            raise self.stop(MAX_NFE)
+        number = float(tau.detach() if isinstance(tau, Tensor) else tau)
+        if math.isnan(number):  # a step size computed from NaN
+            raise self.stop(NON_FINITE)
         rate = self.ode(tau, state)
         self.observe()
         return rate
@@ -188,9 +206,15 @@ def is_fixed_step(method: str) -> bool:
 
 
 def _torchdiffeq(
-    name: str, budget: _Budget, x: Tensor, sigmas: Array, rtol: float, atol: float
+    name: str,
+    budget: _Budget,
+    x: Tensor,
+    sigmas: Array,
+    rtol: float,
+    atol: float,
+    adjoint: Sequence[Tensor] | None,
 ) -> End:
-    from torchdiffeq import odeint
+    from torchdiffeq import odeint, odeint_adjoint
     from torchdiffeq._impl.odeint import SOLVERS
     from torchdiffeq._impl.rk_common import RKAdaptiveStepsizeODESolver
 
@@ -206,7 +230,13 @@ def _torchdiffeq(
     failure = None
     try:
         state = ode.to_state(x, levels[0])
-        path = odeint(budget, state, taus, rtol=rtol, atol=atol, method=name, options=options)
+        settings: dict[str, Any] = dict(rtol=rtol, atol=atol, method=name, options=options)
+        if adjoint is None:
+            path = odeint(budget, state, taus, **settings)
+        else:
+            settings |= dict(adjoint_params=adjoint, adjoint_options={})
+            path = odeint_adjoint(budget, state, taus, **settings)
+            budget.turn_back()
         end = ode.to_x(path[-1], taus[-1])
     except _Stop as stop:
         failure = str(stop)

@@ -73,7 +73,7 @@ class Problem:
 
     def velocity(self, y: Tensor, sigma: float, vector: str, rows: Tensor) -> Tensor:
         """What call k stores, at y (b, *), states of the noises ``rows`` (b,)."""
-        self.evals += len(y) * self.model.rows_per_sample
+        self.evals += len(y) * self.model.rows(sigma)
         t = float(self.model.schedule.time(np.array([sigma]))[0])
         cond = (
             None if self.cond is None else {k: v[rows.to(v.device)] for k, v in self.cond.items()}
@@ -87,13 +87,16 @@ class Problem:
 
     def errors(self, point: Linear, rows: Tensor) -> Array:
         """e_i (len(rows),) of a sampler; NaN or inf where it diverges."""
-        found = [
-            _rms(self.residual(self.run(point, part), part)) for part in rows.split(self.batch)
-        ]
-        return torch.cat(found).cpu().numpy()
+        return np.concatenate(
+            [self.distances(self.run(point, part), part) for part in rows.split(self.batch)]
+        )
+
+    def distances(self, x: Tensor, rows: Tensor) -> Array:
+        """The RMS (b,) over a sample's entries of f(x) − f(x*)."""
+        return _rms(self.residual(x, rows)).cpu().numpy()
 
     def run(self, point: Linear, rows: Tensor) -> Tensor:
-        y = self.x[rows]
+        y = self.x[rows] * float(point.scale[0])
         past: list[Tensor] = []
         for k in range(point.nfe):
             past.append(self.velocity(y, float(point.sigma[k]), point.vectors[k], rows))
@@ -115,7 +118,7 @@ class Problem:
 
 
 def _step(point: Linear, k: int, y: Tensor, past: Sequence[Tensor]) -> Tensor:
-    y = y * float(point.scale[k])
+    y = y * float(point.scale[k + 1])
     for j in np.flatnonzero(point.weights[k, : k + 1]).tolist():
         y.add_(past[j], alpha=float(point.weights[k, j]))
     return y
@@ -167,8 +170,9 @@ def linearised(
     problem: Problem, point: Linear, rows: Tensor, parameters: Sequence[Parameter], rank: int
 ) -> tuple[Tensor, Tensor]:
     """The residuals (b, entries) of some noises, and their derivatives (b, parameters, entries)."""
-    y = problem.x[rows]
-    tangents = y.new_zeros((len(rows), 0, *y.shape[1:]))  # of y, by the parameters met so far
+    x = problem.x[rows]
+    y = x * float(point.scale[0])
+    tangents = x[:, None]  # of y, by the parameters met so far: the first scale
     past: list[Tensor] = []
     slopes: list[
         tuple[Tensor, Tensor]
@@ -182,8 +186,7 @@ def linearised(
 
         directions, coordinates = _leading(tangents, rank)
         slope = _along(call, y, v, directions, problem.step)
-        mine = [p for p in parameters if p.k == k]
-        if mine and mine[0].kind == "level":
+        if Parameter("level", k) in parameters:
             lower = problem.velocity(y, sigma * float(np.exp(-problem.step)), vector, rows)
             slope = torch.cat([slope, ((v - lower) / problem.step)[:, None]], 1)
             coordinates = torch.nn.functional.pad(coordinates, (0, 1, 0, 1))
@@ -191,12 +194,13 @@ def linearised(
             tangents = torch.cat([tangents, torch.zeros_like(y)[:, None]], 1)
         past.append(v)
         slopes.append((coordinates, slope))
-        after = tangents * float(point.scale[k])
+        after = tangents * float(point.scale[k + 1])
         for j in np.flatnonzero(point.weights[k, : k + 1]).tolist():
             of, directions = slopes[j]
             part = torch.einsum("bpr,br...->bp...", of, directions)
             after[:, : of.shape[1]].add_(part, alpha=float(point.weights[k, j]))
-        met = [y if p.kind == "scale" else past[p.j] for p in mine if p.kind != "level"]
+        weights = [p for p in parameters if p.kind == "weight" and p.k == k]
+        met = [y, *(past[p.j] for p in weights)]  # the next scale comes before the weights
         y, tangents = _step(point, k, y, past), torch.cat([after, torch.stack(met, 1)], 1)
     residual = problem.residual(y, rows)
     if problem.features is None:

@@ -149,6 +149,16 @@ def from_timesteps(schedule: Schedule, timesteps: npt.ArrayLike, final: str = "z
     return check_grid(np.append(sigmas, 0.0) if final == "zero" else sigmas, schedule)
 
 
+def upward(grid: Array) -> Array:
+    """The levels of a (falling) grid in the order of inversion; ValueError if it ends at σ = 0."""
+    if grid[-1] == 0:
+        raise ValueError(
+            f"grid[{grid.size - 1}]=0: the ODE ends before σ=0, and a landing on x̂₀ cannot be undone; "
+            "drop that entry (final='sigma_min'), so that the grid ends at a level > 0"
+        )
+    return grid[::-1]
+
+
 def check_grid(grid: npt.ArrayLike, schedule: Schedule) -> Array:
     """``grid`` as a float64 array; ValueError naming the entry that makes it no grid."""
     sigmas = np.array(grid, dtype=np.float64)

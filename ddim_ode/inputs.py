@@ -1,4 +1,5 @@
-"""What a comparison or a calibration is given: the shape of a sample, the device, the conditions."""
+"""What a solve, a comparison or a calibration is given: the model, the shape of a sample, the device,
+the conditions."""
 
 from __future__ import annotations
 
@@ -11,6 +12,20 @@ from ._checks import count
 from .denoiser import Denoiser
 
 Cond = Mapping[str, Tensor] | Callable[[Tensor], Mapping[str, Tensor]]
+
+
+def check_model(model: object, limited: bool = True) -> None:
+    """ValueError unless it is a :class:`Denoiser`; without limits on x̂₀, if those do not do."""
+    if not isinstance(model, Denoiser):
+        raise ValueError(
+            f"model must be a Denoiser, got {type(model).__name__}: wrap the network once as "
+            "ddim_ode.Denoiser(net, schedule)"
+        )
+    if model.limit and not limited:
+        raise ValueError(
+            f"the model limits x̂₀ ({model.limit.to_dict()}), which cannot be undone: encode and "
+            "log_likelihood need a Denoiser without clip and threshold"
+        )
 
 
 def sample_shape(model: Denoiser, shape: Sequence[int] | None) -> tuple[int, ...]:

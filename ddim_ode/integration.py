@@ -45,6 +45,7 @@ def integrate(
     *,
     draw: Callable[[], Tensor] | None = None,
     hold: bool = False,
+    project: Callable[[Tensor, int], Tensor] | None = None,
     after_call: Callable[[int, Tensor, Tensor], None] | None = None,
     after_step: Callable[[Progress], None] | None = None,
 ) -> Outcome:
@@ -52,6 +53,7 @@ def integrate(
 
     evaluate(y, k): what node k of the plan stores, at y. draw(): standard normal step noise like x.
     hold: keep the last finite state of a sample that turns non-finite (a check at every step).
+    project(x, k): what the state becomes at level k, reached after k steps (0: before the first).
     after_call(k, y, V), after_step(progress): observers, no part of the solve.
     """
     history: deque[Tensor] = deque(maxlen=plan.memory)
@@ -59,6 +61,8 @@ def integrate(
     error_weights = plan.error_weights or [0.0] * plan.nfe
     error: Tensor | None = None
     calls = steps = 0
+    if project is not None:
+        x = project(x, 0)
     # 0-d tensors: torch wraps a Python float anew at every product, for as long as the product takes.
     scales = torch.tensor([op.scale for op in plan.ops], dtype=x.dtype).to(x.device).unbind(0)
     for (factor, weights, node, commit, noise), scale in zip(plan.ops, scales):
@@ -72,6 +76,8 @@ def integrate(
             assert draw is not None, "a plan with step noise needs draw()"
             y = torch.add(y, draw(), alpha=noise)
         if commit:
+            if project is not None:
+                y = project(y, steps + 1)
             if alive is not None:
                 alive = alive & finite_samples(y)
                 y = torch.where(alive.reshape(-1, *[1] * (x.ndim - 1)), y, x)

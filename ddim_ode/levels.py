@@ -9,13 +9,16 @@ import numpy.typing as npt
 
 from ._checks import count, exclusive, one_of, refuse
 from .denoiser import Denoiser
-from .grids import FINALS, check_grid, default_name, from_timesteps, make_grid
+from .grids import FINALS, check_grid, default_name, from_timesteps, make_grid, upward
 from .schedule import Array
 
 
 @dataclass(frozen=True)
 class Levels:
-    """The arguments of :func:`ddim_ode.sample` that place its steps, checked against each other."""
+    """The arguments of :func:`ddim_ode.sample` that place its steps, checked against each other.
+
+    rising: the levels are passed upwards (:func:`ddim_ode.encode`); ``sigmas`` falls all the same.
+    """
 
     model: Denoiser
     steps: int | None = None
@@ -25,6 +28,7 @@ class Levels:
     final: str | None = None
     sigma_max: float | None = None
     sigma_min: float | None = None
+    rising: bool = False
 
     def __post_init__(self) -> None:
         for name in ("steps", "nfe"):
@@ -76,8 +80,15 @@ class Levels:
         return self._snapped(sigmas) if self.model.snap else sigmas
 
     def ends(self) -> Array:
-        """Where a solver that steps by itself begins and stops: σ_max, σ_min, and 0 if it lands there."""
-        return replace(self, grid="time", nfe=None).sigmas(1 if self.final == "sigma_min" else 2)
+        """Where a solver that steps by itself begins and stops: σ_max, σ_min, and 0 if it lands there;
+        rising, σ_min and σ_max."""
+        return self.passed(
+            replace(self, grid="time", nfe=None).sigmas(1 if self.final == "sigma_min" else 2)
+        )
+
+    def passed(self, sigmas: Array) -> Array:
+        """The levels of a (falling) grid in the order they are passed."""
+        return upward(sigmas) if self.rising else sigmas
 
     def required(self, who: str, remedy: str = "give steps=") -> Array:
         """The grid of ``steps`` steps, or the caller's own; ValueError if neither was given."""

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from .candidates import DEFAULT_METHODS
+from .candidates import CALIBRATED, DEFAULT_METHODS
 from .canvas import blank_figure
 from .solvers.methods import METHODS
 
@@ -34,6 +34,8 @@ _LABEL_GAP = 11.0  # points between two names at the right
 
 def look(method: str) -> dict[str, Any]:
     """Colour, marker and line style of a method: the same everywhere, also for names of your own."""
+    if method == CALIBRATED:
+        return dict(color=_INK, marker="s", linestyle="-")
     known = method in _ORDER
     i = _ORDER.index(method) if known else zlib.crc32(method.encode()) % (3 * len(_COLOURS))
     marker, line = _ROUNDS[i // len(_COLOURS) % len(_ROUNDS)]
@@ -80,7 +82,7 @@ def metric_plot(
         if converged is not None:
             axis.axhline(converged, color=_INK, lw=1, ls=(0, (4, 3)), zorder=1)
             axis.annotate(
-                "the converged solution itself",
+                "converged solution",
                 (0.01, converged),
                 xycoords=("axes fraction", "data"),
                 xytext=(0, 3),

@@ -34,7 +34,8 @@ class ProbabilityFlow:
     or in its Denoiser). cond, shared: passed to the network.
 
     A tensor state (B, *) gives a tensor and is differentiable (see ``norm``); a flat numpy state of
-    B·prod(shape) numbers gives a flat numpy array, without a gradient. ``nfe`` counts the calls.
+    B·prod(shape) numbers gives a flat numpy array, without a gradient. ``nfe`` counts the calls,
+    ``rows`` what the network processes in them for one sample (under guidance, two a call).
     ValueError at σ = 0, where the ODE ends (``span`` ends at σ_min, where ``ddim_ode.sample`` by default
     goes on to x̂₀); past the ends of the schedule, where adaptive solvers take
     trial steps, the field keeps the value it has at σ_min or σ(T).
@@ -67,7 +68,7 @@ class ProbabilityFlow:
         self.shape = None if shape is None else tuple(shape)
         self.dtype, self.device = dtype, torch.device(device)
         self.cond, self.shared = cond, shared
-        self.nfe = 0
+        self.nfe = self.rows = 0
 
     def __call__(self, tau: float | Tensor, state: Tensor | npt.NDArray[np.float64]) -> Any:
         if isinstance(state, np.ndarray):
@@ -76,7 +77,7 @@ class ProbabilityFlow:
         sigma = self._sigma(tau)
         x = self._scaled(state, sigma, inverse=False)
         x0, eps = self.model(x, sigma, self.cond, self.shared)
-        self.nfe += 1
+        self.nfe, self.rows = self.nfe + 1, self.rows + self.model.rows(sigma)
         d_alpha, d_beta = self._rates(tau, sigma)
         if self.state == "x":
             return x0 * d_alpha + eps * d_beta

@@ -20,7 +20,7 @@ import torch
 
 from . import __version__, plots, tables
 from .pictures import save_figure
-from .results import Comparison
+from .results import Comparison, by_mean
 from .tables import number
 
 if TYPE_CHECKING:
@@ -149,7 +149,8 @@ def best_lines(result: Comparison) -> list[tuple[str, str]]:
         if answer:
             tied = [_name(row) for row in found if row["tie"] and row["row"] != answer["row"]]
             also = f"; tied with it: {', '.join(dict.fromkeys(tied))}" if tied else ""
-            said = f"{_name(answer)}, error {_error(answer)}{also}"
+            ranked = [row for row in found if row["rank"]]
+            said = f"{_name(answer)}, error {_error(answer)}{also}{by_mean(ranked)}"
         elif floored:
             said = (
                 f"at the floor, not to be told apart: {', '.join(map(_name, floored))} "
@@ -237,7 +238,10 @@ def _figure(picture: Picture) -> str:
 
 
 def _overview_caption(result: Comparison) -> str:
-    return f"RMS error to the converged solution at each budget, with its {result.confidence:.0%} interval"
+    return (
+        f"Mean RMS error to the converged solution at each budget, with its {result.confidence:.0%} "
+        "interval; best and tied by the typical error, noise by noise"
+    )
 
 
 def _metrics(result: Comparison, measured: Measured | None, drawn: Mapping[str, Picture]) -> str:
@@ -282,10 +286,12 @@ def _reading(result: Comparison) -> list[str]:
         f"ends: the root mean square over the entries, then the mean over {len(result.seeds)} noises. "
         "No data set and no judge enters.",
         "A call is one run of the network on a sample; with guidance it evaluates the network twice.",
+        "Best: the smallest typical error, the geometric mean over the noises, in which each noise counts "
+        "alike. The mean can be the work of the few noises that a solver loses altogether.",
         "Tied: the paired bootstrap over the same noises cannot tell the two errors apart. Overlapping "
         "intervals alone do not make a tie, nor the other way round.",
-        f"Errors below {result.floor:.1e}, 100 × the reference's own error, are at the floor: better than "
-        "those above it, and not ranked.",
+        f"Typical errors below {result.floor:.1e}, 100 × the reference's own error, are at the floor: "
+        "better than those above it, and not ranked.",
         "Order says how fast the error falls when steps are many. At few calls the grid and the first "
         "steps decide, so another model may rank them otherwise.",
     ]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from .evaluate.bootstrap import Decision, mean_interval, paired_decision
+from .evaluate.bootstrap import Decision, geometric_mean, mean_interval, paired_decision
 from .reference import Reference
 from .schedule import Array
 
@@ -55,11 +55,11 @@ class Comparison:
 
     A row is a dict: method; budget (asked) and nfe (measured, mean over samples); grid and sigma_min,
     where its positive levels end; steps; error, the mean over samples of the per-sample RMS to the
-    reference, with error_low and error_high (None for a single sample) and error_median; seconds, of all
-    its batches;
-    net_evals, rows the network processed; n, samples reported; failed, those of them without an error,
-    which are left out of it; status, how many of each; at_floor, whether the error is below ``floor``
-    and so not resolved by the reference; note, why a row has no error.
+    reference, with error_low and error_high (None for a single sample), error_median, and error_typical,
+    the geometric mean, by which rows are ranked; seconds, of all its batches; net_evals, rows the
+    network processed; n, samples reported; failed, those of them without an error, which are left out of
+    it; status, how many of each; at_floor, whether error_typical is below ``floor`` and so not resolved
+    by the reference; note, why a row has no error.
 
     errors: (n,) per row, NaN for failed samples; samples: the kept end states, or None. seeds: of the
     reported noises. search: what ``grid="best"`` tried, on the ``searched`` noises before those.
@@ -94,6 +94,7 @@ class Comparison:
             error_low=None,
             error_high=None,
             error_median=None,
+            error_typical=None,
             at_floor=False,
             reference_error=self.reference_error,
             seconds=0.0,
@@ -118,9 +119,10 @@ class Comparison:
             row |= dict(failed=n - finite.size, status=dict(sorted(Counter(cell.status).items())))
             if finite.size:
                 low, high = mean_interval(finite, self.confidence)
-                error = float(finite.mean())
-                row |= dict(error=error, error_low=low, error_high=high)
-                row |= dict(error_median=float(np.median(finite)), at_floor=error < self.floor)
+                typical = geometric_mean(finite)
+                row |= dict(error=float(finite.mean()), error_low=low, error_high=high)
+                row |= dict(error_median=float(np.median(finite)), error_typical=typical)
+                row |= dict(at_floor=typical < self.floor)
             if row["failed"]:
                 why = ", ".join(f"{k} {s}" for s, k in row["status"].items() if s != "success")
                 row["note"] = f"{row['failed']} of {n} failed: {why}"
@@ -154,33 +156,35 @@ class Comparison:
     def ranking(self, nfe: int | None = None) -> list[Row]:
         """The rows at one budget, best first, with rank, ratio, ratio_low, ratio_high and tie.
 
-        ratio: the error over that of the best row, on the samples that both have, with its paired
-        bootstrap interval; tie: whether that contains 1. The intervals hold for all rows at once
-        (confidence 1 − (1 − c)/k for k comparisons, Bonferroni). Rows at the floor come first,
-        unranked; rows with more failed samples than others come last, unranked.
+        Ranked by error_typical. ratio: the geometric mean of the errors over those of the best row, on the
+        samples that both have, with its paired bootstrap interval; tie: whether that contains 1. The
+        confidence holds for all rows at once, by Holm's step-down (1979): k rows are compared at
+        1 − (1 − c)/k, and if some differ from the best, the m others again at 1 − (1 − c)/m. Rows at the
+        floor come first, unranked; rows with more failed samples than others come last, unranked.
         """
         found = self._at(nfe)
-        best = self._ranked(found)
-        level = 1 - (1 - self.confidence) / max(len(best) - 1, 1)
+        ranked = self._ranked(found)
+        decisions = self._decisions(ranked)
         out = [self._placed(row, None, None) for row in found if row["at_floor"]]
-        for rank, row in enumerate(best, start=1):
-            decision = None
-            if self._common(row, best[0]) >= 2:
-                decision = self.decide(row, best[0], level)
-            out.append(self._placed(row, rank, decision))
+        out += [
+            self._placed(row, rank, decisions.get(row["row"]))
+            for rank, row in enumerate(ranked, start=1)
+        ]
         seen = {row["row"] for row in out}
         return out + [self._placed(row, None, None) for row in found if row["row"] not in seen]
 
     def decide(self, a: int | Row, b: int | Row, confidence: float | None = None) -> Decision:
         """The ratio of the errors of two rows (numbers or dicts), sample by sample, and whether they tie.
 
-        ValueError where fewer than two samples are finished in both.
+        It is the geometric mean of the samples' ratios (evaluate/bootstrap.py). ValueError where fewer than
+        two samples are finished in both.
         """
         i, j = (row if isinstance(row, int) else row["row"] for row in (a, b))
-        return paired_decision(self.errors[i], self.errors[j], confidence or self.confidence)
+        level = self.confidence if confidence is None else confidence
+        return paired_decision(self.errors[i], self.errors[j], level)
 
     def best(self, nfe: int | None = None) -> Answer:
-        """The row of the smallest error at a budget (None: the only one), and what it ties with.
+        """The first of the ranking at a budget (None: the only one), and what it ties with.
 
         Empty, and printing why, where no row has an error, or rows are at the floor: those are better
         than all others, and the reference cannot tell them apart.
@@ -191,7 +195,7 @@ class Comparison:
         if floored:
             who = ", ".join(f"{row['method']} ({row['grid']})" for row in floored)
             return Answer(
-                f"nfe={budget}: at the floor, and not to be ranked: {who}. Their errors are below "
+                f"nfe={budget}: at the floor, and not to be ranked: {who}. Their typical errors are below "
                 f"{self.floor:.1e}, 100 × the reference's own; reference={self.reference_error / 10:.0e} "
                 "converges further"
             )
@@ -201,7 +205,7 @@ class Comparison:
         first = ranked[0]
         tied = [row["method"] for row in ranked[1:] if row["tie"]]
         also = f"; not to be told apart from it: {', '.join(dict.fromkeys(tied))}" if tied else ""
-        return Answer(f"{_describe(first)}{also}", self.rows[first["row"]])
+        return Answer(f"{_describe(first)}{also}{by_mean(ranked)}", self.rows[first["row"]])
 
     def recommend(self, target_error: float) -> Answer:
         """The cheapest row whose error, up to its upper bound, meets the target.
@@ -240,7 +244,23 @@ class Comparison:
         with_error = [row for row in found if row["error"] is not None]
         least = min((row["failed"] for row in with_error), default=0)
         fair = [row for row in with_error if row["failed"] == least and not row["at_floor"]]
-        return sorted(fair, key=lambda row: row["error"])
+        return sorted(fair, key=lambda row: row["error_typical"])
+
+    def _decisions(self, ranked: list[Row]) -> dict[int, Decision]:
+        """Of each row against the first, by row number; none where both have fewer than two samples."""
+        found: dict[int, Decision] = {}
+        numbers = [row["row"] for row in ranked if self._common(row, ranked[0]) >= 2]
+        others = numbers[1:]
+        if numbers:
+            found[numbers[0]] = self.decide(numbers[0], numbers[0])
+        while others:
+            level = 1 - (1 - self.confidence) / len(others)
+            found |= {i: self.decide(i, numbers[0], level) for i in others}
+            ties = [i for i in others if found[i].tie]
+            if len(ties) == len(others):
+                break
+            others = ties
+        return found
 
     def _common(self, a: Row, b: Row) -> int:
         """How many samples are finished in both."""
@@ -319,6 +339,15 @@ class Comparison:
         from .tables import html
 
         return html(self)
+
+
+def by_mean(ranked: list[Row]) -> str:
+    """Which row has the smallest mean error, where that is not the first: a word to append."""
+    least = min(ranked, key=lambda row: row["error"])
+    if least is ranked[0]:
+        return ""
+    who = f"{least['method']}: {least['error']:.3g}"
+    return f"; the smallest mean, which the worst noises decide, has {who}"
 
 
 def _describe(row: Row) -> str:

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from . import adaptive, external
+from . import adaptive, external, gradients
 from ._checks import exclusive, one_of, refuse
 from .denoiser import Denoiser, check_state
+from .editing import Known
+from .inputs import check_model
 from .integration import Progress, integrate
 from .levels import Levels
 from .schedule import Array
@@ -26,7 +28,7 @@ from .solvers.embedded import adaptive_names
 from .solvers.methods import Method, get_method
 from .solvers.plan import Node, Plan
 
-_NOT_ADAPTIVE = (
+NOT_ADAPTIVE = (
     "a fixed plan has no tolerance or budget of calls (adaptive are "
     f"{', '.join(adaptive_names())}, torchdiffeq:dopri5 and scipy:RK45)"
 )
@@ -62,7 +64,8 @@ def sample(
     callback: Callable[[Progress], None] | None = None,
     record: str = "none",
     on_nan: str = "report",
-    differentiable: bool = False,
+    differentiable: bool | str = False,
+    known: Known | None = None,
 ) -> Solution:
     """Integrate the sampling ODE from x (B, *) at the grid's first level to its last.
 
@@ -92,7 +95,12 @@ def sample(
     progress: a bar. callback: called with a :class:`ddim_ode.Progress` after each step. record: ``"x"``
     keeps the states, ``"x0"`` the x̂₀ of each level's call (the last entry is the end state, or where
     nothing is called there the last x̂₀ again). on_nan: ``"hold"`` keeps each sample's last finite state,
-    at the cost of a check per step (adaptive solves always do). differentiable: keep the graph.
+    at the cost of a check per step (adaptive solves always do).
+    differentiable: keep the graph, to x, to the network's parameters and to a guidance scale that is a
+    tensor; in less memory with ``"checkpoint"`` (fixed plans) or ``"adjoint"`` (torchdiffeq's solvers;
+    parameters only of a net that is a ``torch.nn.Module``), see :mod:`ddim_ode.gradients`.
+    known: a :class:`ddim_ode.Known`, the part of the pictures that is put back after each step of a fixed
+    plan: inpainting. That solves no ODE (``alterations`` say so), and has no error estimate.
 
     Returns a :class:`Solution`. ValueError says which argument to drop or change.
 
@@ -104,11 +112,7 @@ def sample(
     >>> sol.nfe, sol.status.tolist()
     (19, ['success', 'success', 'success'])
     """
-    if not isinstance(model, Denoiser):
-        raise ValueError(
-            f"model must be a Denoiser, got {type(model).__name__}: wrap the network once as "
-            "ddim_ode.Denoiser(net, schedule)"
-        )
+    check_model(model)
     x = check_state(x)
     if seeds is not None:
         seeds = check_seeds(seeds, x.shape[0])
@@ -117,7 +121,7 @@ def sample(
     exclusive(plan=plan, method=method)
     exclusive(nfe=nfe, noise_std=noise_std)
     levels = Levels(model, steps, nfe, grid, timesteps, final, sigma_max, sigma_min)
-    with torch.set_grad_enabled(differentiable):
+    with torch.set_grad_enabled(bool(differentiable)):
         if external.is_external(method):
             refuse(
                 f"{method} solves the ODE by its own steps",
@@ -131,13 +135,28 @@ def sample(
                 on_nan=None if on_nan == "report" else on_nan,
                 error_norm=error_norm,
                 dense=dense,
+                known=known,
             )
-            return external.sample(
-                model, x, str(method), levels, (rtol, atol), max_nfe, seeds, cond, shared, progress
-            )
-        run = (seeds, cond, shared, progress, callback, record, on_nan == "hold")
+            where = (model, x, str(method), levels, (rtol, atol), max_nfe)
+            return external.sample(*where, seeds, cond, shared, progress, differentiable)
+        run = (
+            seeds,
+            cond,
+            shared,
+            progress,
+            callback,
+            record,
+            on_nan == "hold",
+            differentiable,
+            known,
+        )
         if plan is not None:
             check_plan(plan, model)
+            if plan.grid[0] < plan.grid[-1]:
+                raise ValueError(
+                    f"plan {plan.method!r} goes up, from σ={plan.grid[0]:g} to {plan.grid[-1]:g}; use "
+                    "ddim_ode.encode"
+                )
             refuse(
                 "plan= already fixes how and where to step",
                 steps=steps,
@@ -154,14 +173,14 @@ def sample(
                 noise_std=noise_std,
             )
             refuse(
-                _NOT_ADAPTIVE,
+                NOT_ADAPTIVE,
                 rtol=rtol,
                 atol=atol,
                 max_nfe=max_nfe,
                 error_norm=error_norm,
                 dense=dense,
             )
-            return _run_plan(model, x, plan, *run)
+            return run_plan(model, x, plan, *run)
         spec = get_method("ddim" if method is None else method, variant)
         asked = (rtol, atol, max_nfe) != (None, None, None)
         if adaptive.is_adaptive(spec, asked, levels.placed):
@@ -173,8 +192,10 @@ def sample(
                 start=start,
                 chart=chart,
                 callback=callback,
+                known=known,
             )
             exclusive(nfe=nfe, max_nfe=max_nfe)
+            gradients.check_mode(differentiable, f"an adaptive {spec.name}")
             options = adaptive.Options(
                 adaptive.tolerance("rtol", rtol),
                 adaptive.tolerance("atol", atol),
@@ -185,10 +206,10 @@ def sample(
             )
             return adaptive.solve(model, x, spec, levels, options, seeds, cond, shared, progress)
         refuse(
-            _NOT_ADAPTIVE, rtol=rtol, atol=atol, max_nfe=max_nfe, error_norm=error_norm, dense=dense
+            NOT_ADAPTIVE, rtol=rtol, atol=atol, max_nfe=max_nfe, error_norm=error_norm, dense=dense
         )
         plan = compile_for(spec, levels, start, chart, eta, noise_std)
-        return _run_plan(model, x, plan, *run)
+        return run_plan(model, x, plan, *run)
 
 
 def compile_for(
@@ -207,6 +228,7 @@ def compile_for(
 
     def build(sigmas: Array, start: str | None) -> Plan:
         options = dict(start=start, chart=chart, vector=vector, eta=eta, noise_std=noise_std)
+        options["rising"] = levels.rising
         return compile_plan(spec, model.schedule, sigmas, **options)  # type: ignore[arg-type]
 
     if levels.nfe is None:
@@ -238,7 +260,7 @@ def _largest(
     raise refusal
 
 
-def _run_plan(
+def run_plan(
     model: Denoiser,
     x: Tensor,
     plan: Plan,
@@ -249,7 +271,10 @@ def _run_plan(
     callback: Callable[[Progress], None] | None,
     record: str,
     hold: bool,
+    differentiable: bool | str = False,
+    known: Known | None = None,
 ) -> Solution:
+    gradients.check_mode(differentiable, f"the fixed plan of {plan.method}", "checkpoint")
     batch = x.shape[0]
     draw = None
     if plan.is_stochastic:
@@ -257,10 +282,21 @@ def _run_plan(
             seeds = torch.randint(2**31, (batch,)).tolist()
         draw = StepNoise(seeds, x)
     evaluate = model.bind(plan.nodes, x, cond, shared)
+    if differentiable == "checkpoint":
+        evaluate = gradients.checkpointed(evaluate)
     if batch == 0:  # nothing to ask the network
         evaluate = lambda y, k: y  # noqa: E731
 
-    trajectory: list[Tensor] = [x] if record == "x" else []
+    alterations, project = model.alterations, None
+    if known is not None:
+        alterations, project = (
+            {**alterations, "known": True},
+            known.bind(plan.grid, model.schedule, x),
+        )
+
+    trajectory: list[Tensor] = []
+    if record == "x":
+        trajectory.append(x if project is None else project(x, 0))
     bar = tqdm(total=plan.nfe, unit="nfe", desc=plan.method) if progress else None
 
     level_calls = set(plan.level_calls()) if record == "x0" else set()
@@ -284,6 +320,7 @@ def _run_plan(
             x,
             draw=draw,
             hold=hold,
+            project=project,
             after_call=after_call if progress or record == "x0" else None,
             after_step=after_step if record == "x" or callback is not None else None,
         )
@@ -295,14 +332,15 @@ def _run_plan(
         sigmas=np.array(plan.grid),
         nfe=calls if batch else 0,
         sample_nfe=per_sample(calls, batch),
-        net_evals=calls * batch * model.rows_per_sample,
+        net_evals=batch * model.rows([node.sigma for node in plan.nodes]),
         accepted=per_sample(plan.steps, batch),
         rejected=per_sample(0, batch),
         plan=plan,
-        error=None if error is None else norm_per_sample(error),
+        error=None if error is None or known is not None else norm_per_sample(error),
         trajectory=torch.stack(trajectory) if trajectory else None,
         seeds=None if seeds is None else list(seeds),
         finite=finite,
+        alterations=alterations,
     )
 
 

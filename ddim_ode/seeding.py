@@ -2,7 +2,7 @@
 
 Sample i depends on its own seed and on nothing else: not on the batch it is in, its place there, or
 the device, since every draw is made on the CPU and moved. A seed has separate streams for its
-start and for the noise of its steps.
+start, for the noise of its steps, and for the probes and the dequantisation of a likelihood.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from ._checks import count
 from .schedule import Schedule
 
-_START, _STEP = 0, 1
+_START, _STEP, PROBES, DEQUANTIZE = range(4)
 
 
 def generator(seed: int, stream: int) -> torch.Generator:
@@ -51,11 +51,22 @@ def noise(
     level = schedule.sigma_max
     if sigma is not None:
         level = float(schedule.check_sigma(sigma))
-    scale = 1.0 if schedule.family == "vp" else float(schedule.scales(level)[1])
+    scale = prior_std(schedule, level)
     if not isinstance(seeds, Iterable):
         raise ValueError(f"seeds={seeds!r} must be a sequence, one seed per sample")
-    stacked = _draw([generator(seed, _START) for seed in seeds], tuple(shape), dtype)
-    return (stacked * scale).to(device)
+    like = torch.empty((0, *shape), dtype=dtype)
+    return (unit_noise(seeds, like) * scale).to(device)
+
+
+def unit_noise(seeds: Iterable[int], like: Tensor) -> Tensor:
+    """The start noise of these seeds at unit scale, standard normal; samples like those of ``like``."""
+    sources = [generator(seed, _START) for seed in seeds]
+    return _draw(sources, like.shape[1:], like.dtype).to(like.device)
+
+
+def prior_std(schedule: Schedule, sigma: float) -> float:
+    """The standard deviation of start noise: 1 for variance-preserving schedules, else β̄(σ)."""
+    return 1.0 if schedule.family == "vp" else float(schedule.scales(sigma)[1])
 
 
 def check_seeds(seeds: Sequence[int], batch: int) -> list[int]:

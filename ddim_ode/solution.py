@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from .solvers.plan import Plan
 
 if TYPE_CHECKING:
     from .dense import Path
+    from .round_trip import RoundTrip
 
 
 @dataclass(repr=False)
@@ -36,6 +37,9 @@ class Solution:
     accepted (n+1,), and what is recorded there (n+1, *); and ``at(sigma)`` is its state anywhere
     between. A sample with status "max_nfe" is at its own ``sigmas[i][-1]``: on the way if the budget
     was ``max_nfe=``, at the end but above tolerance if it was ``nfe=``.
+
+    alterations: what makes the ODE that was solved another than the network's own: guidance, its
+    interval and rescale, clip, threshold (:attr:`ddim_ode.Denoiser.alterations`).
     """
 
     x: Tensor
@@ -54,6 +58,9 @@ class Solution:
     failure: str | None = None  # a status that all samples of a joint solve share
     outcome: npt.NDArray[np.str_] | None = None  # the status (B,), where each sample has its own
     path: Path | None = None  # dense output
+    alterations: dict[str, Any] = field(default_factory=dict)
+    partner: Tensor | None = None  # the second state (B, *) of method "reversible"
+    round_trip: RoundTrip | None = None  # of an encode with certify=True
 
     def __repr__(self) -> str:
         return f"Solution({self.method}, x {tuple(self.x.shape)}, nfe {self.nfe})"
@@ -94,8 +101,13 @@ class Solution:
             status=self.status.tolist(),
             error=None if self.error is None else [_plain(e) for e in self.error.tolist()],
             seeds=self.seeds,
+            alterations={k: _number(v) for k, v in self.alterations.items()},
             plan=None if self.plan is None else self.plan.to_dict(),
         )
+
+
+def _number(value: Any) -> Any:
+    return float(value) if isinstance(value, Tensor) else value
 
 
 def _plain(sigma: Any) -> Any:

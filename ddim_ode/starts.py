@@ -19,16 +19,17 @@ GRIDS = ("quadratic", "log_snr", "karras", "time")
 
 class Effort(NamedTuple):
     """How much a budget spends. reference: steps, coarse to fine, until two differ by ``goal`` of the
-    solutions' RMS. methods: of the search for the incumbent. rounds: of that search, (candidates kept,
-    noises each) one after another. rank, starts, trial (iterations from each start, before one of them is
-    chosen), iterations, subset (noises of each of them, at least), whole (iterations after those, with all
-    noises): of the fit."""
+    solutions' RMS. methods, cuts: of the search for the incumbent. rounds: of that search, (candidates
+    kept, noises each) one after another. skips: first calls left out, each a search for a start of its own.
+    rank, starts, trial (iterations from each start, before one of them is chosen), iterations, subset
+    (noises of each of them, at least), whole (iterations after those, with all noises): of the fit."""
 
     reference: tuple[int, ...]
     goal: float
     methods: tuple[str, ...]
     cuts: tuple[int, ...]
     rounds: tuple[tuple[int, int], ...]
+    skips: tuple[int, ...]
     rank: int
     starts: int
     trial: int
@@ -46,6 +47,7 @@ EFFORTS = {
         methods=_FAST,
         cuts=CUTS[:4],
         rounds=((102, 1), (24, 4), (6, 16)),
+        skips=(1,),
         rank=4,
         starts=2,
         trial=3,
@@ -55,56 +57,77 @@ EFFORTS = {
     ),
     "thorough": Effort(
         reference=(100, 200, 400),
-        goal=3e-3,
+        goal=5e-3,
         methods=_ALL,
         cuts=CUTS,
-        rounds=((10_000, 4), (24, 16), (6, 48)),
+        rounds=((10_000, 2), (32, 12), (6, 48)),
+        skips=(1, 2),
         rank=6,
         starts=3,
-        trial=6,
-        iterations=50,
-        subset=24,
-        whole=8,
+        trial=4,
+        iterations=20,
+        subset=32,
+        whole=6,
     ),
 }
 
 
 class Candidate(NamedTuple):
-    """A textbook sampler, on a grid of that name, and its loss on the noises of the last round."""
+    """A sampler to start from: ``point``, the textbook plan without its ``skipped`` first calls, on a grid
+    of that name; its loss on the noises of the last round."""
 
     name: str
-    plan: Plan
+    point: Linear
     grid: str = ""
+    skipped: int = 0
     score: float = math.inf
 
+    @property
+    def plan(self) -> Plan:
+        return self.point.plan
 
-def textbook(model: Denoiser, nfe: int, effort: Effort, sigma_max: float | None) -> list[Candidate]:
-    """The samplers to search, those first that usually do well."""
+
+def textbook(
+    model: Denoiser, nfe: int, effort: Effort, sigma_max: float | None, skipped: int = 0
+) -> list[Candidate]:
+    """The samplers to search, those first that usually do well. skipped: first calls that each leaves
+    out, and spends further down."""
     found: dict[Plan, Candidate] = {}
+    if skipped:
+        effort = EFFORTS["fast"]
     cuts = [(grid, cut * model.schedule.sigma_min) for cut in effort.cuts for grid in GRIDS]
     refusal = ValueError(f"nfe={nfe} is too small for any sampler")
     for grid, cut in [*cuts[: len(GRIDS)], ("trailing", None), *cuts[len(GRIDS) :]]:
         for name in effort.methods:
             try:
-                levels = Levels(model, nfe=nfe, grid=grid, sigma_min=cut, sigma_max=sigma_max)
+                levels = Levels(
+                    model, nfe=nfe + skipped, grid=grid, sigma_min=cut, sigma_max=sigma_max
+                )
                 plan = compile_for(METHODS[name], levels, None, None, None, None)
             except ValueError as error:
                 refusal = error
                 continue
             end = "" if cut is None else f", σ_min {cut:.3g}"
-            found.setdefault(plan, Candidate(f"{name}, {grid}{end}", plan, grid))
-    if not found:
+            point = Linear.of(plan)
+            if skipped:
+                if plan.nfe != nfe + skipped:
+                    continue
+                point = point.without_calls(skipped, model.schedule)
+            found.setdefault(plan, Candidate(f"{name}, {grid}{end}", point, grid, skipped))
+    if not found and not skipped:
         raise refusal
     return list(found.values())
 
 
-def apart(found: Sequence[tuple[Candidate, Linear]], most: int) -> list[Linear]:
-    """The first, and those after it that share neither method nor grid with one chosen before."""
-    chosen: list[tuple[Candidate, Linear]] = []
-    for candidate, point in found:
+def apart(found: Sequence[Candidate], most: int) -> list[Candidate]:
+    """The first of each number of skipped calls, in the order of their scores, and then those that share
+    neither method nor grid with one chosen before."""
+    first = {candidate.skipped: candidate for candidate in reversed(found)}
+    chosen = sorted(first.values(), key=lambda c: c.score)[:most]
+    for candidate in found:
         near = any(
-            c.plan.method == candidate.plan.method or c.grid == candidate.grid for c, _ in chosen
+            c.plan.method == candidate.plan.method or c.grid == candidate.grid for c in chosen
         )
         if len(chosen) < most and not near:
-            chosen.append((candidate, point))
-    return [point for _, point in chosen]
+            chosen.append(candidate)
+    return chosen

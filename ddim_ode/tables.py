@@ -22,7 +22,7 @@ HEAD = (
     "error",
     "interval",
     "× best",
-    "median",
+    "typical",
     "seconds",
     "",
 )
@@ -104,7 +104,8 @@ def overview(result: Comparison, key: str = "error") -> list[Line]:
         lines.setdefault(name, Line(*name, [None] * len(budgets)))
     for i, (_, found) in enumerate(budgets):
         for row in found:
-            lines[row["method"], row["group"]].cells[i] = _cell(row, found, key)
+            cells = lines[row["method"], row["group"]].cells
+            cells[i] = cells[i] or _cell(row, found, key)  # of several plans, the better
     return list(lines.values())
 
 
@@ -123,7 +124,7 @@ def overview_text(result: Comparison, key: str = "error", last: list[str] | None
     if last:
         rows.append((last[0], *(f"{value}  " for value in last[1:])))
     meanings = dict(
-        best="* best of its column",
+        best="* best of its column by the typical error, noise by noise",
         tie="= not to be told apart from it (paired bootstrap)",
         floor=f"~ at the floor, below {result.floor:.1e}: not ranked",
         failed="! some samples failed and are left out",
@@ -184,12 +185,14 @@ def notes(result: Comparison) -> list[str]:
     lines = [
         f"error: RMS per entry to the converged solution, the mean over {n} noises, with its "
         f"{result.confidence:.0%} bootstrap interval.",
+        "typical: the geometric mean, by which rows are ranked; × best: its ratio, noise by noise.",
         "=: not to be told apart from the best of its block (paired bootstrap over the same noises).",
     ]
     if made is not None:
         lines.append(
             f"reference: {made.solver}, float64; refining moved it by {made.error:.1e}; "
-            f"{made.nfe:.0f} calls a sample. Errors below {result.floor:.1e} are at the floor, not ranked."
+            f"{made.nfe:.0f} calls a sample. Typical errors below {result.floor:.1e} are at the floor, "
+            "not ranked."
         )
     if result.searched:
         lines.append(
@@ -202,7 +205,7 @@ def number(value: float | None) -> str:
     """Three digits, trailing zeros kept, so that columns can be compared by eye."""
     if value is None:
         return "–"
-    shown = f"{value:#.3g}"
+    shown = f"{value:.0f}" if 999.5 <= abs(value) < 1e6 else f"{value:#.3g}"
     return shown.removesuffix(".")
 
 
@@ -269,11 +272,11 @@ def _cells(row: Row) -> tuple[str, ...]:
         number(row["error"]),
         interval,
         number(row["ratio"]),
-        number(row["error_median"]),
+        number(row["error_typical"]),
         f"{row['seconds']:.2f}",
         "at floor" if row["at_floor"] else row["note"],
     )
 
 
 def _short(value: Any) -> str:
-    return "–" if value is None else f"{value:.3g}"
+    return "–" if value is None else str(value) if isinstance(value, int) else f"{value:.3g}"

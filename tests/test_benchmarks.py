@@ -88,27 +88,6 @@ def test_gpu_without_a_gpu_says_so_and_writes_nothing(tmp_path, monkeypatch, cap
     assert not (tmp_path / "new").exists()
 
 
-def test_a_graph_finds_what_was_uploaded_before(monkeypatch):
-    """``sample`` on another device (meta): the second run makes no copy from the host at all."""
-    gpu = load("gpu")
-    schedule = ddim_ode.schedules.cosine()
-    model = ddim_ode.Denoiser(lambda x, t: x * t.reshape(-1, 1), schedule, "x0")
-    x = torch.empty(3, 2, device="meta")
-
-    def solve():
-        return ddim_ode.sample(model, x, "dpmpp2m", steps=4).x
-
-    with gpu.Uploads() as first:
-        solve()
-    assert len(first.kept) == 2  # network times and scales
-    assert {t.device.type for t in first.kept} == {"meta"}
-    with gpu.Uploads(first.kept) as second:
-        assert solve().device.type == "meta"
-    assert next(second.again, None) is None
-    with gpu.Uploads(first.kept[:1]), pytest.raises(StopIteration):
-        solve()
-
-
 def test_no_synchronisation_puts_the_network_back(monkeypatch):
     gpu = load("gpu")
     modes = []
@@ -241,6 +220,55 @@ def test_samples_are_kept_by_what_decides_them(common, tmp_path, monkeypatch):
     model.guide(2.0)
     with pytest.raises(TypeError):
         common.end_states(model, "ddim", range(3), tmp_path, batch=2, nfe=1)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "agreed"),
+    [
+        (("a", 1, ""), ("a", 1, ""), True),
+        (("a", 1, ""), ("b", 1, ""), False),  # both decide, and not alike
+        (("a", 1, ""), ("b", 0, "c a"), True),  # decided there, among the tied here
+        (("a", 1, ""), ("b", 0, "c"), False),  # here it is not even tied
+        (("a", 0, "b"), ("b", 0, "a"), True),
+        (("a", 0, "c"), ("b", 0, "c"), True),  # nothing is decided that could be contradicted
+    ],
+)
+def test_two_sets_agree_where_neither_contradicts_what_the_other_decides(
+    common, tmp_path, one, other, agreed
+):
+    ranking = load("ranking")
+    rows = [
+        dict(model="m", nfe=5, gaps=3, gaps_tied=1, largest_gap_tied=0.25)
+        | dict(zip(("best", "decided", "tied"), row))
+        for row in (one, other)
+    ]
+    for pair in ((0, 1), (1, 0)):
+        assert ranking.agree(*(rows[i] for i in pair)) is agreed
+    common.write_csv(tmp_path / "t.csv", rows)  # as --redraw reads them
+    for given in (rows, common.read_csv(tmp_path / "t.csv")):
+        found = ranking.summary(given)
+        assert found["decided"] == [one[1], other[1]]
+        assert found["decided_by_any"] == int(one[1] or other[1])
+        assert found["decided_by_any_and_agreed"] == int(bool(one[1] or other[1]) and agreed)
+        assert (found["gaps"], found["gaps_called_a_tie"]) == (6, 2)
+        assert found["largest_gap_called_a_tie"] == 0.25
+
+
+def test_a_cell_is_decided_when_its_best_ties_with_no_other(common):
+    """By a comparison of two on a mixture, whose ranking says the same."""
+    ranking = load("ranking")
+    model = _problem(common).model
+    options = dict(nfe=[5, 8], n=40, progress=False)
+    plan = ddim_ode.sample(model, torch.zeros(0, 1), "ddim", nfe=5).plan
+    result = ddim_ode.compare(model, {"x": "ddim", "y": "unipc3", "z": plan}, **options)
+    for row in ranking.judged("m", result):
+        first, *others = result.ranking(row["nfe"])
+        tied = [other["method"] for other in others if other["tie"]]
+        assert row["best"] == first["method"]
+        assert row["tied"].split() == tied
+        assert row["decided"] == int(not tied)
+        assert row["gaps"] == sum(other["ratio"] >= 1.2 for other in others)
+        assert row["ratio"] == others[0]["ratio"] >= 1
 
 
 def test_our_methods_look_the_same_everywhere_and_peers_are_grey(common):

@@ -37,6 +37,29 @@ def test_a_manifest_makes_the_same_samples_again(tmp_path):
     assert sorted(f.name for f in (out / "ddim").iterdir()) == [f"{i:06d}.png" for i in range(3)]
 
 
+def test_a_manifest_says_what_altered_the_ode_and_does_it_again(tmp_path):
+    out, again = tmp_path / "a", tmp_path / "b"
+    altered = ["--guidance-interval", "0.5", "20", "--guidance-rescale", "0.7", "--clip", "1"]
+    call = ["sample", *FAST[:-1], "3", *altered, "--npz", "--out", str(out)]
+    assert main(call) == 0
+    manifest = json.loads((out / "manifest.json").read_text())
+    (row,) = manifest["runs"]
+    assert row["alterations"] == dict(
+        guidance=3.0, guidance_interval=[0.5, 20.0], guidance_rescale=0.7, clip=1.0
+    )
+    assert row["net_evals"] < 2 * 2 * 3  # two calls, three samples, not all of them guided
+    remake = ["--manifest", str(out / "manifest.json"), "--npz", "--out", str(again)]
+    assert main(["sample", *remake]) == 0
+    with np.load(out / "ddim.npz") as first, np.load(again / "ddim.npz") as second:
+        assert np.array_equal(first["x"], second["x"])
+    for name in ("guidance_interval", "guidance_rescale", "clip", "threshold"):
+        del manifest["options"][name]  # as the manifests of before have it
+    (tmp_path / "old.json").write_text(json.dumps(manifest))
+    assert main(["sample", "--manifest", str(tmp_path / "old.json"), "--out", str(again)]) == 0
+    old = json.loads((again / "manifest.json").read_text())["runs"][0]
+    assert old["alterations"] == {"guidance": 3.0}
+
+
 def test_a_sample_does_not_depend_on_the_batch(tmp_path):
     for batch in ("1", "3"):
         out = ["--npz", "--out", str(tmp_path / batch), "--batch", batch]
@@ -89,6 +112,9 @@ def test_an_output_folder_that_cannot_be_is_explained(tmp_path, capsys):
         (["--model", "none.safetensors"], "none.safetensors: no such weights file"),
         (["--steps", "0"], "steps=0 must be a whole number >= 1"),
         (["--eta", "7"], "eta=7"),
+        (["--guidance-interval", "1", "2"], "--guidance-interval does nothing without guidance"),
+        (["--guidance-rescale", "0.5"], "--guidance-rescale does nothing without guidance"),
+        (["--clip", "1", "--threshold", "0.9"], "drop threshold"),
         (["--methods", "ddim", "heun", "--eta", "1"], "--eta belongs to ddim, and heun"),
     ],
 )

@@ -221,6 +221,18 @@ def test_other_guidance_than_a_plan_was_calibrated_for_is_said(tmp_path, schedul
         assert ("was calibrated at guidance 2, and runs at 1; --guidance 2" in error) == said
 
 
+def test_another_ode_than_a_plan_was_calibrated_for_is_said(tmp_path, schedule, capsys):
+    path, out = tmp_path / "p.json", ["--out", str(tmp_path)]
+    for fitted, given, said in (
+        ({"clip": 1.0}, [], True),
+        ({}, ["--clip", "1"], True),
+        ({"clip": 1.0}, ["--clip", "1"], False),
+    ):
+        plan_of(schedule, 1, guidance=None, alterations=fitted).save(path)
+        assert main([*SAMPLE, "--plan", str(path), *given, *out]) == 0
+        assert ("was calibrated for another ODE" in capsys.readouterr().err) == said
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

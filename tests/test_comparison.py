@@ -40,6 +40,7 @@ def test_rows_are_means_over_samples_of_the_errors_of_sample():
         assert (row["method"], row["nfe"], row["budget"]) == (method, sol.nfe, 6)
         assert row["error"] == pytest.approx(e.mean(), rel=1e-5)
         assert row["error_median"] == pytest.approx(np.median(e), rel=1e-5)
+        assert row["error_typical"] == pytest.approx(np.exp(np.log(e).mean()), rel=1e-5)
         assert row["error_low"] < row["error"] < row["error_high"]
         assert (row["grid"], row["sigma_min"]) == ("trailing", sol.sigmas[-2])
         assert r.samples[row["row"]].numpy() == pytest.approx(sol.x[:9].numpy(), abs=1e-6)
@@ -87,7 +88,7 @@ def test_best_grid_is_chosen_on_other_noises_than_it_is_reported_on():
     for row in r.rows:
         tried = [s for s in r.search if s["method"] == row["method"]]
         assert len(tried) == row["grids_tried"] == 25
-        chosen = min(tried, key=lambda s: s["error"])
+        chosen = min(tried, key=lambda s: s["error_typical"])
         assert (row["grid"], row["sigma_min"]) == (chosen["grid"], chosen["sigma_min"])
         cut = None if row["grid"] == "trailing" else row["sigma_min"]
         again = [
@@ -229,8 +230,11 @@ def test_a_network_without_a_key_is_not_kept(tmp_path):
         (dict(methods=["ddpm"]), "adds noise"),
         (dict(methods=[]), "methods is empty"),
         (dict(methods={"a": "ddim", "b": 3}), "unknown method"),
+        (dict(methods={"a": "ddim", "b": {}}), "'b'. has no plans"),
         (dict(nfe=[]), "nfe is empty"),
         (dict(nfe=[5, 0]), "whole number >= 1"),
+        (dict(nfe=5.0), "nfe=5.0 must be a whole number"),
+        (dict(nfe=None), "nfe=None must be a whole number"),
         (dict(grid="spiral"), "unknown grid 'spiral'"),
         (dict(grid=[]), "grid is empty"),
         (dict(grid="trailing", sigma_min=0.1), "drop sigma_min"),

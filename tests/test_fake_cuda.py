@@ -47,7 +47,13 @@ class Guard(TorchDispatchMode):
 
 
 def run(
-    prediction="eps", denoiser=None, cond=False, channels=1, loop=integration.integrate, **options
+    prediction="eps",
+    denoiser=None,
+    cond=False,
+    channels=1,
+    known=False,
+    loop=integration.integrate,
+    **options,
 ):
     """``sample`` on fake CUDA tensors, guarded from the first network call until it returns."""
     with FakeTensorMode(), Guard() as guard:
@@ -57,8 +63,12 @@ def run(
             return torch.tanh(x * t.reshape(-1, 1, 1, 1).to(x.dtype)).repeat(1, channels, 1, 1)
 
         x = torch.empty(3, 2, 4, 4, device="cuda")
-        model = ddim_ode.Denoiser(net, COSINE, prediction, **(denoiser or {}))
+        denoiser = denoiser() if callable(denoiser) else denoiser or {}
+        model = ddim_ode.Denoiser(net, COSINE, prediction, **denoiser)
         labels = dict(y=torch.zeros(3, dtype=torch.long, device="cuda")) if cond else None
+        if known:
+            mask = torch.ones(4, 4, dtype=torch.bool)
+            options["known"] = ddim_ode.Known(torch.zeros(3, 2, 4, 4), mask, seeds=[0, 1, 2])
         where = {} if "nfe" in options else {"steps": 7}
         with mock.patch.object(sampling, "integrate", loop):
             sol = ddim_ode.sample(model, x, cond=labels, **where, **options)
@@ -86,6 +96,18 @@ def test_chart_is_solved_on_the_device(name, chart):
     run(method=name, chart=chart)
 
 
+def guided(scale, **options):
+    return ddim_ode.Guidance(scale, null=dict(y=10), **options)
+
+
+def tensor_scale():
+    guidance = guided(2.0)
+    object.__setattr__(
+        guidance, "scale", torch.empty((), device="cuda")
+    )  # past the check of its value
+    return dict(guidance=guidance)
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -99,9 +121,17 @@ def test_chart_is_solved_on_the_device(name, chart):
         dict(denoiser=dict(snap=True)),
         dict(denoiser=dict(time=lambda t, sigma: 0.25 * sigma)),
         dict(denoiser=dict(learned_variance="split"), channels=2),
-        dict(denoiser=dict(guidance=ddim_ode.Guidance(2.0, null=dict(y=10))), cond=True),
+        dict(denoiser=dict(guidance=guided(2.0)), cond=True),
+        dict(denoiser=dict(guidance=guided(2.0, interval=(0.5, 5.0))), cond=True),
+        dict(denoiser=dict(guidance=guided(2.0, rescale=0.7)), cond=True),
+        dict(denoiser=tensor_scale, cond=True),
+        dict(denoiser=dict(clip=1.0)),
+        dict(known=True),
+        dict(differentiable="checkpoint"),
+        dict(denoiser=dict(threshold=0.9)),
+        dict(denoiser=dict(guidance=guided(2.0, interval=(0.5, 5.0)), clip=1.0), cond=True),
     ],
-    ids=lambda options: "-".join(options),
+    ids=str,
 )
 def test_option_leaves_the_device_alone(options):
     run(method="heun", **options)

@@ -332,11 +332,24 @@ def test_the_distance_is_the_relative_difference_of_what_the_states_are_made_of(
     assert nearest(plan, COSINE).distance == pytest.approx(expected)
 
 
+def test_a_first_call_told_a_lower_level_is_compared_from_there_on():
+    """A plan that goes to its first call as if x̂₀ were 0 there, and then as dpmpp2m does, is dpmpp2m's."""
+    whole = ddim_ode.plan("dpmpp2m", COSINE, GRID[1:])
+    top = COSINE.scales(GRID[0])
+    entry = COSINE.scales(GRID[1])[1] / top[1]
+    first, second, *others = whole.ops
+    ops = (first._replace(scale=entry), second._replace(scale=entry * second.scale), *others)
+    plan = dataclasses.replace(whole, ops=ops, grid=(GRID[0], *GRID[2:]))
+    found = nearest(plan, COSINE)
+    assert (found.name, found.distance) == ("dpmpp2m", pytest.approx(0, abs=1e-12))
+    assert plan.level_calls()[0] == 0
+
+
 def test_there_is_no_nearest_where_no_method_makes_the_same_calls():
     assert nearest(ddim_ode.plan("ddpm", COSINE, GRID), COSINE) is None
     plan = ddim_ode.plan("heun", COSINE, GRID)
-    first = plan.ops[0]
-    ops = (first._replace(node=first.node._replace(sigma=9.0)), *plan.ops[1:])
+    stage = plan.ops[1]
+    ops = (plan.ops[0], stage._replace(node=stage.node._replace(sigma=9.0)), *plan.ops[2:])
     odd = dataclasses.replace(plan, ops=ops)
     assert nearest(odd, COSINE) is None
     assert "no deterministic method" in odd.describe(COSINE)

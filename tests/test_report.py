@@ -166,6 +166,14 @@ def test_metrics_leave_out_rows_with_failed_samples(result):
     assert r.rows[0]["energy_distance"] is None
 
 
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(0.1, "0.100"), (12.345, "12.3"), (999.7, "1000"), (1008.4, "1008"), (2e7, "2.00e+07")],
+)
+def test_numbers_have_three_digits(value, shown):
+    assert tables.number(value) == shown
+
+
 def test_pictures_stand_in_their_cells():
     dark, light = torch.full((2, 1, 4, 4), 1.0), torch.full((2, 1, 4, 4), -1.0)
     light[1] = torch.nan

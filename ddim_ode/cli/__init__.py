@@ -1,4 +1,4 @@
-"""The command line: ``ddim-ode sample``, ``compare``, ``calibrate``, ``train``, ``methods``."""
+"""The command line: ``ddim-ode sample``, ``compare`` and so on; ``ddim-ode --help`` lists them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,12 @@ from .. import __version__
 from .calibration import add_arguments as add_calibrate_arguments
 from .common import print_table
 from .comparison import add_arguments as add_compare_arguments
+from .doctor import add_arguments as add_doctor_arguments
+from .editing import add_arguments as add_edit_arguments
+from .evaluation import add_arguments as add_evaluate_arguments
+from .generation import add_arguments as add_generate_arguments
+from .interpolation import add_arguments as add_interpolate_arguments
+from .inversion import add_arguments as add_encode_arguments
 from .sampling import add_arguments as add_sample_arguments
 from .training import add_arguments as add_train_arguments
 
@@ -68,6 +74,62 @@ def _parser() -> argparse.ArgumentParser:
             description="Fit a plan for each number of network calls to where the ODE takes the model's "
             "own noises, from the best textbook sampler on: files for ddim-ode sample --plan, what each "
             "gains on noises held out, and pictures.",
+            formatter_class=_Help,
+        )
+    )
+    add_generate_arguments(
+        commands.add_parser(
+            "generate",
+            help="many samples into a folder, by any number of processes",
+            description="Make samples into shards of a folder. Start it once per processor, by hand or "
+            "under torchrun (-m ddim_ode generate -n ...): the processes share the work. Stopped at any "
+            "moment, by whatever means, the same command makes what is missing or damaged.",
+            formatter_class=_Help,
+        )
+    )
+    add_evaluate_arguments(
+        commands.add_parser(
+            "evaluate",
+            help="verify what generate made, and hold it against real data",
+            description="Read a folder of ddim-ode generate shard by shard: checksums, failures, and "
+            "distances to real data.",
+            formatter_class=_Help,
+        )
+    )
+    add_encode_arguments(
+        commands.add_parser(
+            "encode",
+            help="pictures to latents and back",
+            description="Solve the ODE from pictures up to their latents and down again: the latents in a "
+            "file, a picture, and the error of the round trip.",
+            formatter_class=_Help,
+        )
+    )
+    add_interpolate_arguments(
+        commands.add_parser(
+            "interpolate",
+            help="pictures between two noises or two pictures",
+            description="Go from one latent to another on a great circle, and beside it on the straight "
+            "line: the latents of seeds, or of pictures, which are encoded first.",
+            formatter_class=_Help,
+        )
+    )
+    add_edit_arguments(
+        commands.add_parser(
+            "edit",
+            help="pictures under another class, from half-way up, or with a part made anew",
+            description="Change pictures: --to another class by way of their latents, by adding noise of "
+            "some --strength, or inside a --mask.",
+            formatter_class=_Help,
+        )
+    )
+    add_doctor_arguments(
+        commands.add_parser(
+            "doctor",
+            help="what will go wrong with a model, and the fix",
+            description="Ask a model on a few noised samples what its sampling will suffer from: what it "
+            "predicts, at which scale and time, where its scheduler steps, clipping, half precision. Exit "
+            "status 1 if anything is found.",
             formatter_class=_Help,
         )
     )

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import argparse
+import platform
 from typing import TYPE_CHECKING, Any
 
 from .._checks import one_of
 
 # Of a model with classes, where samples are made to be looked at.
 GUIDANCE = 2.0
+MOST_SEEDS = 100_000
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
 
     from ..denoiser import Denoiser
+    from ..evaluate.features import Features
+    from ..nets.pretrained import PretrainedModel
 
 
 def find_device(name: str) -> torch.device:
@@ -53,3 +60,103 @@ def parse_classes(text: str, model: Denoiser, n: int) -> list[int] | None:
         numbers |= {str(i): i for i in range(len(names))}
         chosen = [numbers[one_of("class", name.strip(), numbers)] for name in text.split(",")]
     return [chosen[i % len(chosen)] for i in range(n)]
+
+
+def parse_features(
+    name: str | None,
+    shape: tuple[int, ...],
+    default: Callable[[], Features],
+    device: str,
+    option: str,
+) -> Features:
+    """The features of that name; without one the identity for vectors, else ``default()`` if it has any.
+
+    ValueError, naming the option that needs them, where nothing is the default.
+    """
+    from ..evaluate import features
+
+    if name == "identity" or (name is None and len(shape) == 1):
+        return features.IDENTITY
+    if name == "inception":
+        return features.inception_features(device=device)
+    if name is not None:
+        return features.classifier_features(name, device)
+    try:
+        return default()
+    except ValueError:
+        raise ValueError(
+            f"{option}: no default features for this model; give --features a classifier.safetensors, "
+            "inception, or identity"
+        ) from None
+
+
+def add_ode_arguments(parser: argparse.ArgumentParser, guided: bool) -> None:
+    """What makes the ODE another than the network's own; guided: by default, if the model has classes."""
+    add = parser.add_argument
+    add(
+        "--guidance",
+        type=float,
+        default=None,
+        help="classifier-free guidance; 1 is none"
+        + (f" ({GUIDANCE:g} for a model with classes)" if guided else " (and the default)"),
+    )
+    add(
+        "--guidance-interval",
+        type=float,
+        nargs=2,
+        default=None,
+        metavar=("LOW", "HIGH"),
+        help="guide only where LOW < σ <= HIGH",
+    )
+    add(
+        "--guidance-rescale",
+        type=float,
+        default=0.0,
+        metavar="PHI",
+        help="bring the guided prediction back to the spread of the conditional one: 0 (not) to 1",
+    )
+    add("--clip", type=float, default=None, help="keep x̂₀ in [-CLIP, CLIP]: another ODE")
+    add(
+        "--threshold",
+        type=float,
+        default=None,
+        help="dynamic thresholding at this quantile of |x̂₀|: another ODE",
+    )
+
+
+def set_ode(model: PretrainedModel, args: argparse.Namespace, guided: bool) -> None:
+    """Guide and limit the model as the command line says; guided: as for :func:`add_ode_arguments`."""
+    from ..guidance import Limit
+
+    if args.guidance is None:
+        args.guidance = GUIDANCE if guided and model.num_classes else 1.0
+    interval = None if args.guidance_interval is None else tuple(args.guidance_interval)
+    if args.guidance == 1 and (interval is not None or args.guidance_rescale):
+        name = "--guidance-rescale" if interval is None else "--guidance-interval"
+        raise ValueError(f"{name} does nothing without guidance; drop it, or give --guidance")
+    model.guide(args.guidance, interval, args.guidance_rescale)
+    model.limit = Limit(args.clip, args.threshold)
+
+
+def parse_seeds(text: str, name: str = "--seeds", most: int = MOST_SEEDS) -> list[int]:
+    """The whole numbers of "0-9", "3,5,8" or a mix of both."""
+    ranges: list[range] = []
+    try:
+        for part in text.split(","):
+            first, _, last = part.partition("-")
+            ranges.append(range(int(first), int(last or first) + 1))
+    except ValueError:
+        raise ValueError(f"{name} {text!r}: write 0-9, or 3,5,8, or a mix of both") from None
+    n = sum(len(r) for r in ranges)
+    if not 0 < n <= most or max(r.stop for r in ranges) > 2**63:
+        what = name.removeprefix("--")
+        raise ValueError(f"{name} {text!r} names {n} {what}; give 1 to {most:,}, each below 2^63")
+    return [seed for r in ranges for seed in r]
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that the numbers depend on."""
+    import numpy
+    import torch
+
+    return dict(python=platform.python_version(), torch=torch.__version__, numpy=numpy.__version__)

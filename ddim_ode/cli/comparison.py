@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._checks import count
-from .common import find_device, parse_classes
+from .common import find_device, parse_classes, parse_features
 from .models import HELP, Loaded, load_model
 
 if TYPE_CHECKING:
@@ -17,16 +17,21 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from ..denoiser import Denoiser
     from ..evaluate.features import Features
     from ..evaluate.measured import Measured
     from ..evaluate.statistics import FeatureStatistics
     from ..report import Samples
     from ..results import Comparison
 
-_N, _QUICK_N = 64, 20
+_N = 64
+_QUICK_N = (
+    12  # the shipped model's reference, 2,000 calls a noise at most, then fits into two minutes
+)
 _NFE = (5, 8, 10, 20)
 _PICTURES = 4  # of the same seeds, in every cell of the strip
 _MOST_DOTS = 300  # of a 2-D model's end points
+_FEW = 4  # noises that a network is tried on before the long run
 _LEAST = 4  # samples that a metric takes
 _DRAWS = 10_000  # of an exact mixture, to measure against
 
@@ -46,7 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="PATH",
-        help="also plans that Plan.save wrote, such as calibrated ones",
+        help="also plans that Plan.save wrote, such as those of ddim-ode calibrate",
+    )
+    add(
+        "--calibrated",
+        action="store_true",
+        help="also the plans that ship with the model, fitted to it: one line, at the budgets they fit",
     )
     add("--nfe", nargs="+", type=int, default=list(_NFE), help="budgets of network calls")
     add(
@@ -107,15 +117,16 @@ def _compare(args: argparse.Namespace) -> int:
     for target in args.target:
         if not 0 < target < float("inf"):
             raise ValueError(f"--target {target:g} must be a positive RMS error")
+    solvers = _solvers(args, loaded.denoiser)
     measure = _Measuring(args, loaded, n)
     cond = _conditions(args, loaded, n)
-    _check_network(loaded, cond, args)
+    _check_network(loaded, cond, n, args)
     args.out.mkdir(parents=True, exist_ok=True)
     stopped = ""
     try:
         result = compare(
             loaded.denoiser,
-            _solvers(args),
+            solvers,
             args.nfe,
             shape=loaded.shape,
             n=n,
@@ -151,16 +162,26 @@ def _compare(args: argparse.Namespace) -> int:
     return 130 if stopped else 0
 
 
-def _solvers(args: argparse.Namespace) -> Any:
-    """The methods asked for, and plans under their own names, or their files' where a method has that."""
-    from ..candidates import DEFAULT_METHODS
+def _solvers(args: argparse.Namespace, model: Denoiser) -> dict[str, Any]:
+    """The methods asked for, then plans: fitted ones are one line, others go by their method's name.
+
+    A plan whose place is taken, by a method or by another plan of as many calls, goes by its file's name.
+    """
+    from ..candidates import CALIBRATED, DEFAULT_METHODS
     from ..solvers.plan import Plan
 
     methods: dict[str, Any] = {name: name for name in args.methods or DEFAULT_METHODS}
-    plans: dict[str, dict[str, Plan]] = {}
+    plans: dict[str, dict[Any, Plan]] = {}
+    if args.calibrated:
+        within = getattr(model, "calibrated_within", None)
+        if within is None:
+            raise ValueError("--calibrated: no plans ship with this model; give --plan its own")
+        plans[CALIBRATED] = within(args.nfe)
     for path in args.plan:
         plan = Plan.load(path)
-        label = Path(path).stem if plan.method in methods else plan.method
+        label = CALIBRATED if plan.fit is not None else plan.method
+        if label in methods or any(plan.nfe == p.nfe for p in plans.get(label, {}).values()):
+            label = Path(path).stem
         plans.setdefault(label, {})[path] = plan
     return methods | plans
 
@@ -174,21 +195,22 @@ def _conditions(args: argparse.Namespace, loaded: Loaded, n: int) -> dict[str, T
 
 
 def _check_network(
-    loaded: Loaded, cond: dict[str, Tensor] | None, args: argparse.Namespace
+    loaded: Loaded, cond: dict[str, Tensor] | None, n: int, args: argparse.Namespace
 ) -> None:
-    """Two calls, before the long run: a network that gives NaN or the wrong shape is said at once."""
+    """Two calls, before the long run: a network of the wrong shape, or of nothing but NaN, is said at once.
+
+    One that gives NaN for some seeds is no reason to stop: their cells say so.
+    """
     from ..sampling import sample
     from ..seeding import noise
 
-    model = loaded.denoiser
-    x = noise(loaded.shape, model.schedule, [args.seed], device=args.device)
-    first = (
-        None if cond is None else {name: rows[:1].to(args.device) for name, rows in cond.items()}
-    )
-    if sample(model, x, "ddim", steps=2, cond=first).status[0] != "success":
+    model, few = loaded.denoiser, min(n, _FEW)
+    x = noise(loaded.shape, model.schedule, range(args.seed, args.seed + few), device=args.device)
+    some = cond and {name: rows[:few].to(args.device) for name, rows in cond.items()}
+    if not (sample(model, x, "ddim", steps=2, cond=some).status == "success").any():
         raise ValueError(
-            f"--model {args.model}: its network gives NaN or inf on noise (seed {args.seed}, two steps of "
-            "ddim); look at its weights, and at the scale of its inputs"
+            f"--model {args.model}: its network gives NaN or inf on noise (seeds from {args.seed}, two "
+            "steps of ddim); look at its weights, and at the scale of its inputs"
         )
 
 
@@ -235,21 +257,12 @@ class _Measuring:
 
 
 def _features(name: str | None, loaded: Loaded, device: str) -> Features:
-    from ..evaluate import features
+    from ..evaluate.features import default_features
 
-    if name == "identity" or (name is None and len(loaded.shape) == 1):
-        return features.IDENTITY
-    if name == "inception":
-        return features.inception_features(device=device)
-    if name is not None:
-        return features.classifier_features(name, device)
-    try:
-        return features.default_features(loaded.denoiser)
-    except ValueError:
-        raise ValueError(
-            "--metrics: no default features for this model; give --features a classifier.safetensors, "
-            "inception, or identity"
-        ) from None
+    def default() -> Features:
+        return default_features(loaded.denoiser)
+
+    return parse_features(name, loaded.shape, default, device, "--metrics")
 
 
 def _real(

@@ -1,4 +1,4 @@
-"""What ``--model`` names: a shipped model, one of ``ddim-ode train``, or an exact mixture."""
+"""What ``--model`` names: a shipped model, one of ``ddim-ode train``, diffusers', or an exact mixture."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 MIXTURE = "mixture"
 HELP = (
-    "a shipped name, a model.safetensors, an exact mixture (.json or .npz with weights, means, covs and "
-    f"schedule), or {MIXTURE}, a small one to try"
+    "a shipped name, a model.safetensors, a directory of diffusers, an exact mixture (.json or .npz with "
+    f"weights, means, covs and schedule), or {MIXTURE}, a small one to try"
 )
 _NEEDS = ("weights", "means", "covs")
 # Three components of different width and direction: enough to tell solvers apart, and seen at a glance.
@@ -42,7 +42,26 @@ def load_model(name: str, guidance: float | None = None, device: Any = "cpu") ->
     if Path(name).suffix in (".json", ".npz"):
         path = Path(name)
         return _mixture(_read(path), path.stem, guidance, str(path))
+    if Path(name).is_dir():
+        from ..interop.diffusers import is_model_folder
+
+        if is_model_folder(name):
+            return _of_diffusers(name, guidance, device)
     return _trained(name, guidance, device)
+
+
+def _of_diffusers(name: str, guidance: float | None, device: Any) -> Loaded:
+    from ..interop.diffusers import load
+
+    model = load(name, guidance=guidance, device=device)
+    if model.shape is None:
+        raise ValueError(f"{name}: the network takes samples of any shape; load it in Python")
+    facts = dict(
+        model=f"{name}, {type(model.scheduler).__name__}",
+        prediction=model.prediction,
+        schedule=repr(model.schedule),
+    )
+    return Loaded(model, model.shape, Path(name).resolve().name, facts)
 
 
 def _trained(name: str, guidance: float | None, device: Any) -> Loaded:

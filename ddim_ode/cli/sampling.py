@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import platform
 import re
 import sys
 import time
@@ -15,7 +14,15 @@ from typing import TYPE_CHECKING, Any
 from .. import __version__
 from .._checks import count, one_of, refuse
 from ..grids import NAMES
-from .common import GUIDANCE, find_device, parse_classes, print_table
+from .common import (
+    add_ode_arguments,
+    find_device,
+    parse_classes,
+    parse_seeds,
+    print_table,
+    set_ode,
+    versions,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,13 +31,14 @@ if TYPE_CHECKING:
     from ..solution import Solution
     from ..solvers.plan import Plan
 
-_MOST_SEEDS = 100_000
 _PLACED = ("steps", "nfe", "grid", "final", "sigma_max", "sigma_min", "eta")
 _METHODS = ("ddim", "heun", "dpmpp3m", "rk45")
+_ODE = ("guidance_interval", "guidance_rescale", "clip", "threshold")
 # What a manifest keeps of the command line, to run it again.
 _OPTIONS = (
     *("model", "methods", "steps", "nfe", "grid", "final", "sigma_max", "sigma_min", "eta"),
     *("rtol", "atol", "seeds", "classes", "guidance", "batch", "plan"),
+    *_ODE,
 )
 
 
@@ -80,18 +88,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--atol", type=float, default=1e-3, help="of the same")
     add("--seeds", default="0-9", help="one picture each: 0-9 or 3,5,8")
     add("--classes", default="all", help="names or numbers, repeated over the seeds: 'sneaker,bag'")
-    add(
-        "--guidance",
-        type=float,
-        default=None,
-        help=f"classifier-free guidance; 1 is none ({GUIDANCE:g} for a model with classes)",
-    )
     add("--batch", type=int, default=64, help="samples solved together")
     add("--device", default="cpu", help="cpu, cuda, cuda:1 ...")
     add("--out", type=Path, default=Path("out"), help="directory for the results")
     add("--npz", action="store_true", help="also write the arrays, one .npz a method")
     add("--png", action="store_true", help="also write one PNG a sample")
     add("--manifest", type=Path, default=None, help="run again what this manifest.json says")
+    add_ode_arguments(parser, guided=True)
     parser.set_defaults(run=_sample, parser=parser, sha256=None, plan_sha256=None)
 
 
@@ -116,7 +119,7 @@ def _sample(args: argparse.Namespace) -> int:
     model = _load_model(args)
     _check_plans(plans, model, args.guidance)
     solvers: dict[str, str | Plan] = {**{name: name for name in args.methods}, **plans}
-    seeds = _parse_seeds(args.seeds)
+    seeds = parse_seeds(args.seeds)
     labels = parse_classes(args.classes, model, len(seeds))
     args.out.mkdir(parents=True, exist_ok=True)
 
@@ -144,7 +147,9 @@ def _apply_manifest(args: argparse.Namespace) -> None:
         raise ValueError(f"--manifest already says --{given[0].replace('_', '-')}; drop it")
     try:
         manifest = json.loads(args.manifest.read_text())
-        written = {"plan": None, **manifest["options"]}  # the first manifests had no plans
+        # The first manifests had no plans, and nothing that changed the ODE but guidance.
+        later = {name: args.parser.get_default(name) for name in ("plan", *_ODE)}
+        written = {**later, **manifest["options"]}
         options = {name: written[name] for name in _OPTIONS}
         args.sha256 = manifest["model"]["sha256"]
         if options["plan"]:
@@ -187,6 +192,14 @@ def _check_plans(plans: dict[str, Plan], model: PretrainedModel, guidance: float
     for label, plan in plans.items():
         check_plan(plan, model)
         fitted = (plan.fit or {}).get("guidance", guidance)
+        further = {k: v for k, v in model.alterations.items() if k != "guidance"}
+        before = (plan.fit or {}).get("alterations", {})
+        if plan.fit is not None and before != further:
+            print(
+                f"{label} was calibrated for another ODE, altered by {before or 'nothing'}, "
+                f"and runs with {further or 'nothing'}",
+                file=sys.stderr,
+            )
         if (1.0 if fitted is None else fitted) != guidance:
             print(
                 f"{label} was calibrated at guidance {fitted or 1:g}, and runs at {guidance:g}; --guidance "
@@ -218,9 +231,7 @@ def _load_model(args: argparse.Namespace) -> PretrainedModel:
             f"{args.manifest}: was made with weights {args.sha256[:12]}…, and {args.model} now has "
             f"{model.sha256[:12]}…"
         )
-    if args.guidance is None:
-        args.guidance = GUIDANCE if model.num_classes else 1.0
-    model.guide(args.guidance)
+    set_ode(model, args, guided=True)
     return model
 
 
@@ -263,6 +274,7 @@ def _run_solver(
         seconds=round(seconds, 3),
         sigmas=first.to_dict()["sigmas"],
         status={name: status.count(name) for name in sorted(set(status))},
+        alterations=first.to_dict()["alterations"],
         plan=None if first.plan is None else first.plan.to_dict(),
     )
 
@@ -315,9 +327,6 @@ def _report(
     strips: list[tuple[str, Tensor]],
     labels: list[int] | None,
 ) -> None:
-    import numpy
-    import torch
-
     from ..pictures import sample_grid, save_figure
 
     headings: list[str] = []
@@ -332,9 +341,7 @@ def _report(
         plans=[dict(file=f, sha256=h) for f, h in zip(args.plan or (), args.plan_sha256)],
         runs=runs,
         device=args.device,
-        versions=dict(
-            python=platform.python_version(), torch=torch.__version__, numpy=numpy.__version__
-        ),
+        versions=versions(),
     )
     (args.out / "manifest.json").write_text(json.dumps(manifest, indent=1, ensure_ascii=False))
     columns = ("method", "steps", "nfe", "net_evals", "seconds", "status")
@@ -345,19 +352,3 @@ def _report(
         row["status"] = ", ".join(f"{n} {name}" for name, n in row["status"].items())
     print_table(rows)
     print(f"\n{args.out / 'samples.png'}   {args.out / 'manifest.json'}")
-
-
-def _parse_seeds(text: str) -> list[int]:
-    ranges: list[range] = []
-    try:
-        for part in text.split(","):
-            first, _, last = part.partition("-")
-            ranges.append(range(int(first), int(last or first) + 1))
-    except ValueError:
-        raise ValueError(f"--seeds {text!r}: write 0-9, or 3,5,8, or a mix of both") from None
-    n = sum(len(r) for r in ranges)
-    if not 0 < n <= _MOST_SEEDS or max(r.stop for r in ranges) > 2**63:
-        raise ValueError(
-            f"--seeds {text!r} names {n} seeds; give 1 to {_MOST_SEEDS:,}, each below 2^63"
-        )
-    return [seed for r in ranges for seed in r]

@@ -6,6 +6,7 @@
     energy     energy_distance
     features   Features: images to rows; of the shipped classifier, of Inception, of the samples themselves
     statistics FeatureStatistics: what real data look like in some features, on disk
+    streaming  the same of a large run on disk, a shard at a time
     metrics    all of these names, and measure(): several metrics at once, as one row
 
 The first four take rows (N, D), numpy or torch, compute in float64, and never import torch.

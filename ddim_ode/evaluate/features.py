@@ -123,15 +123,20 @@ def classifier_features(
 
 def default_features(model: object) -> Features:
     """The shipped classifier for the shipped model. Others have no default: a metric is a choice."""
-    if isinstance(model, PretrainedModel):
-        shipped = (ASSETS / "fashion-mnist.safetensors").read_bytes()
-        if model.sha256 == hashlib.sha256(shipped).hexdigest():
-            return classifier_features()
+    found = shipped_features(model.sha256) if isinstance(model, PretrainedModel) else None
+    if found is not None:
+        return found
     raise ValueError(
         f"no default features for this {type(model).__name__}; pass some: classifier_features(path), "
         "inception_features(weights), IDENTITY for samples of few dimensions, or your own "
         "Features(name, sha256, f)"
     )
+
+
+def shipped_features(sha256: str | None) -> Features | None:
+    """The features of the shipped model whose weights have this SHA-256; None for other weights."""
+    shipped = (ASSETS / "fashion-mnist.safetensors").read_bytes()
+    return classifier_features() if sha256 == hashlib.sha256(shipped).hexdigest() else None
 
 
 def inception_features(

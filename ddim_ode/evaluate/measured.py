@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -23,6 +23,14 @@ if TYPE_CHECKING:
     from ..results import Comparison
 
 INDEPENDENT = ("kernel_distance", "mmd")  # estimated without bias from independent samples only
+# What ``measure`` says of its numbers, and the column of a comparison that has it.
+_ABOUT = dict(
+    n="metrics_n",
+    seed="metrics_seed",
+    features_sha256="metrics_features",
+    reference="metrics_reference",
+    reference_n="metrics_reference_n",
+)
 TITLES = dict(
     frechet_distance="Fréchet distance",
     kernel_distance="kernel distance (KID)",
@@ -78,8 +86,9 @@ def measure_rows(
 ) -> Measured:
     """Put the metrics of every row into ``result.rows``; None where not all n samples are there.
 
-    The comparison must have kept all end states (``keep=n``). data: what to hold them against, said as
-    ``against``; None: the converged solutions of the same noises.
+    With them go metrics_n, metrics_seed, metrics_features and metrics_reference (the starts of their
+    hashes) and metrics_reference_n. The comparison must have kept all end states (``keep=n``). data: what
+    to hold them against, said as ``against``; None: the converged solutions of the same noises.
     """
     names = check_metrics(metrics, data is not None)
     n, exact = len(result.seeds), result.reference
@@ -90,14 +99,15 @@ def measure_rows(
         data, against = FeatureStatistics.of(x, features), "the converged solutions of their noises"
         x = None
 
-    def values(samples: Tensor) -> dict[str, float]:
+    def values(samples: Tensor) -> dict[str, Any]:
         found = measure(samples, data, features, metrics=names)
-        return {name: float(found[name]) for name in names}
+        about = {column: found[key] for key, column in _ABOUT.items()}
+        return {name: float(found[name]) for name in names} | about
 
     for row, samples in zip(result.rows, result.samples):
-        row.update(dict.fromkeys(names))
+        row.update(dict.fromkeys((*names, *_ABOUT.values())))
         if samples is not None and len(samples) == n and not row["failed"]:
             row.update(values(samples))
-    return Measured(
-        names, against, f"{features.name} features", values(x) if x is not None else {}, n
-    )
+    own = values(x) if x is not None else {}
+    converged = {name: own[name] for name in names if name in own}
+    return Measured(names, against, f"{features.name} features", converged, n)

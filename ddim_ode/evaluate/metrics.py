@@ -20,7 +20,7 @@ from .features import (
 )
 from .frechet import frechet_distance, frechet_from_moments, moments
 from .kernel import KernelDistance, kernel_distance, median_bandwidth, mmd
-from .rows import as_rows
+from .rows import Floats, as_rows
 from .sliced import sliced_wasserstein
 from .statistics import FeatureStatistics
 
@@ -73,14 +73,35 @@ def measure(
     >>> row["n"], row["features"], row["energy_distance"] < 0.1
     (1000, 'identity', True)
     """
-    names = [] if isinstance(metrics, str) else [one_of("metric", m, METRICS) for m in metrics]
-    if not names:
-        raise ValueError(
-            f"metrics={metrics!r} must be a list of at least one of {', '.join(METRICS)}"
-        )
+    names = check_names(metrics)
     count("seed", seed, 0)
     reference.check(features)
     a = as_rows("the samples' features", features(samples))
+    return measure_features(
+        a,
+        moments(a),
+        reference,
+        names,
+        seed=seed,
+        projections=projections,
+        subsets=subsets,
+        subset_size=subset_size,
+    )
+
+
+def measure_features(
+    a: Floats,
+    gaussian: tuple[Floats, Floats],
+    reference: FeatureStatistics,
+    names: Sequence[str],
+    *,
+    seed: int = 0,
+    projections: int = 256,
+    subsets: int = 100,
+    subset_size: int | None = None,
+) -> dict[str, float | int | str]:
+    """The row of :func:`measure` from features already taken: rows a (N, D), and the mean and covariance
+    that the Fréchet distance uses, which may be of more rows than these."""
     b = reference.rows
     if len(b) < 4 and names != ["frechet_distance"]:
         raise ValueError(
@@ -90,7 +111,7 @@ def measure(
     row: dict[str, float | int | str] = {}
     for name in names:
         if name == "frechet_distance":
-            row[name] = frechet_from_moments(*moments(a), reference.mean, reference.cov)
+            row[name] = frechet_from_moments(*gaussian, reference.mean, reference.cov)
         elif name == "kernel_distance":
             kid = kernel_distance(a, b, subsets=subsets, subset_size=subset_size, seed=seed)
             row |= {name: kid.mean, f"{name}_std": kid.std}
@@ -106,9 +127,19 @@ def measure(
     return row | dict(
         n=len(a),
         seed=seed,
-        features=features.name,
-        features_sha256=features.sha256[:12],
+        features=reference.features,
+        features_sha256=reference.features_sha256[:12],
         reference=reference.sha256[:12],
         reference_n=reference.n,
         reference_rows=len(b),
     )
+
+
+def check_names(metrics: Sequence[str]) -> list[str]:
+    """The metrics' names; ValueError for none, or one that is unknown."""
+    names = [] if isinstance(metrics, str) else [one_of("metric", m, METRICS) for m in metrics]
+    if not names:
+        raise ValueError(
+            f"metrics={metrics!r} must be a list of at least one of {', '.join(METRICS)}"
+        )
+    return names

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import torch
 
 from .. import schedules
 from .._checks import one_of
-from ..denoiser import Denoiser, Guidance
+from ..denoiser import Denoiser
+from ..guidance import Guidance
 from ..solvers.plan import Plan
 from . import weights
 from .classifier import Classifier
@@ -45,11 +47,20 @@ class PretrainedModel(Denoiser):
         self.shipped: str | None = None  # its name, where the package brings it
         self.guide(guidance)
 
-    def guide(self, scale: float) -> None:
-        """Set the scale of classifier-free guidance; ValueError for an unconditional model but at 1."""
-        if scale != 1 and not self.num_classes:
+    def guide(
+        self,
+        scale: float | torch.Tensor,
+        interval: tuple[float, float] | None = None,
+        rescale: float = 0.0,
+    ) -> None:
+        """Set classifier-free guidance (see :class:`ddim_ode.Guidance`).
+
+        ValueError for an unconditional model but at scale 1.
+        """
+        guidance = Guidance(scale, {"y": self.num_classes}, interval, rescale)
+        if not guidance.is_off and not self.num_classes:
             raise ValueError(f"guidance={scale!r}: this model is unconditional; use guidance=1")
-        self.guidance = Guidance(scale, {"y": self.num_classes}) if scale != 1 else None
+        self.guidance = None if guidance.is_off else guidance
 
     def calibrated(self, nfe: int) -> Plan:
         """The plan of ``nfe`` network calls that ships with this model, fitted to it at its guidance.
@@ -61,16 +72,52 @@ class PretrainedModel(Denoiser):
         >>> plan.nfe, plan.fit["held_out"]["after"] < plan.fit["held_out"]["before"]
         (6, True)
         """
-        scale = 1.0 if self.guidance is None else self.guidance.scale
-        stem = f"{self.shipped}-guidance-{scale:g}-nfe-"
-        found = {int(file.stem.removeprefix(stem)): file for file in ASSETS.glob(f"{stem}*.json")}
+        found = self._plan_files()
         if nfe not in found:
-            raise ValueError(
-                f"no plan of nfe={nfe!r} at guidance {scale:g} ships with this model (there are: "
-                f"{', '.join(map(str, sorted(found))) or 'none'}); "
-                "ddim_ode.calibrate(model, nfe=...) makes one"
-            )
+            raise self._no_plan(f"nfe={nfe!r}", found)
         return Plan.load(found[nfe])
+
+    def calibrated_within(self, budgets: Sequence[int]) -> dict[int, Plan]:
+        """{budget: plan}, as ``compare(model, {"calibrated": plans})`` takes it: the most calls that fit.
+
+        Of the plans that ship; each once, at the smallest budget it serves. ValueError where none fits.
+
+        >>> import ddim_ode
+        >>> plans = ddim_ode.load("fashion-mnist").calibrated_within([5, 7, 20, 30])
+        >>> {budget: plan.nfe for budget, plan in plans.items()}
+        {5: 5, 7: 6, 20: 10}
+        """
+        found, served = self._plan_files(), dict[int, int]()
+        for budget in sorted(budgets):
+            most = max((nfe for nfe in found if nfe <= budget), default=None)
+            if most is not None:
+                served.setdefault(most, budget)
+        if not served:
+            raise self._no_plan(f"nfe <= {max(budgets, default=0)}", found)
+        return {budget: Plan.load(found[nfe]) for nfe, budget in served.items()}
+
+    def _plan_files(self) -> dict[int, Path]:
+        """By their calls. ValueError for a model whose ODE is not the plain or the plainly guided one."""
+        found = dict(self.alterations)
+        found.pop("guidance", None)
+        if found:
+            raise ValueError(
+                f"the plans that ship with this model are for its plain ODE, and it has {found}; "
+                "ddim_ode.calibrate(model, nfe=...) makes one for that"
+            )
+        stem = f"{self.shipped}-guidance-{self._scale:g}-nfe-"
+        return {int(file.stem.removeprefix(stem)): file for file in ASSETS.glob(f"{stem}*.json")}
+
+    @property
+    def _scale(self) -> float:
+        return float(self.alterations.get("guidance", 1.0))
+
+    def _no_plan(self, wanted: str, found: Iterable[int]) -> ValueError:
+        return ValueError(
+            f"no plan of {wanted} at guidance {self._scale:g} ships with this model (there are: "
+            f"{', '.join(map(str, sorted(found))) or 'none'}); "
+            "ddim_ode.calibrate(model, nfe=...) makes one"
+        )
 
 
 def load(

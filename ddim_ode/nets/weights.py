@@ -13,18 +13,25 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 
 def write(path: str | Path, tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
-    """Write tensors and a JSON-able configuration, atomically."""
+    """Write tensors and a JSON-able configuration, atomically.
+
+    A process that is killed leaves the old file or the new one, a full disk the old one and an OSError.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     contiguous = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     try:
-        save_file(contiguous, beside, metadata={"config": json.dumps(config)})
+        # Not save_file: it reports a full disk as a format error, without its errno.
+        with open(beside, "wb") as file:
+            file.write(save(contiguous, metadata={"config": json.dumps(config)}))
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)

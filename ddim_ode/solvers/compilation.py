@@ -1,7 +1,8 @@
 """Compilation: a method on a grid becomes a plan.
 
-Two kinds of step are DDIM steps in any method: the landing on σ = 0, and a start from σ = inf
-where the chart's clock or gauge is infinite. Both are exact for a constant prediction.
+Two kinds of step are DDIM steps in any method: the landing on σ = 0, and a start from σ = inf (or, going
+up, the last step to it) where the chart's clock or gauge is infinite. They are exact for a constant
+prediction. Nothing else depends on the direction: clocks, rulers and weights are signed.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._checks import exclusive, one_of
-from ..grids import check_grid
+from ..grids import check_grid, upward
 from ..schedule import Array, Schedule
 from .chart import VECTORS, get_chart
 from .methods import RK_START_FROM, STARTS, Method, get_method
@@ -33,6 +34,7 @@ def plan(
     vector: str | None = None,
     eta: float | None = None,
     noise_std: npt.ArrayLike | None = None,
+    rising: bool = False,
 ) -> Plan:
     """Compile a method on a grid (σ, strictly decreasing).
 
@@ -45,10 +47,10 @@ def plan(
     vector: what the plan stores; by default the chart's own vector. A one-step method can store any
     (``"eps" | "x0" | "v" | "flow" | "score" | "exp"``, the last chart exp's own), best the one its network
     predicts; a multistep method only its chart's. eta, noise_std: the step noise of ``ddim``, as in
-    :func:`ddim_ode.sample`.
+    :func:`ddim_ode.sample`. rising: go the other way, up the same grid, as :func:`ddim_ode.encode` does.
 
     ValueError for an unknown name, a grid outside the schedule, a start where there is no choice, or
-    noise where there is none.
+    noise where there is none; rising, also for a grid that ends at 0, and for any noise.
 
     >>> import ddim_ode
     >>> schedule = ddim_ode.schedules.exponential()
@@ -61,9 +63,12 @@ def plan(
         one_of("start", start, STARTS)
     if chart is not None:
         spec = replace(spec, chart=chart)  # checked like any method
+    if rising and (eta or noise_std is not None or spec.eta):
+        name = "noise_std" if noise_std is not None else "eta" if eta else spec.name
+        raise ValueError(f"{name}: step noise cannot be undone; go up with a deterministic method")
     noise = _step_noise(spec, schedule, sigmas, eta, noise_std)
     key = None if noise is None else tuple(noise.tolist())
-    levels = tuple(sigmas.tolist())
+    levels = tuple((upward(sigmas) if rising else sigmas).tolist())
     return _compile(spec, schedule, levels, vector, start, key)
 
 

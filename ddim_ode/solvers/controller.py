@@ -37,6 +37,7 @@ import numpy.typing as npt
 from ..schedule import Array
 
 SUCCESS, MAX_NFE, NON_FINITE, UNDERFLOW = "success", "max_nfe", "non_finite", "step_underflow"
+STATUSES = (SUCCESS, MAX_NFE, NON_FINITE, UNDERFLOW)
 Mask = npt.NDArray[np.bool_]
 Index = npt.NDArray[np.int64]
 

@@ -3,13 +3,17 @@
 With N network calls V_k = V(y_k, σ_k), a sampler that is linear in the state and in what the network
 returned is
 
-    y_0 = x_T,   y_{k+1} = a_k y_k + Σ_{j ≤ k} w_kj V_j,   the end state y_N,
+    y_0 = a_0 x_T,   y_{k+1} = a_{k+1} y_k + Σ_{j ≤ k} w_kj V_j,   the end state y_N,
 
 so it is its told levels σ_k, its scales a_k and the lower triangle w. Multistep methods have a short
-memory (w_kj = 0 for j < k − 3), stages of Runge–Kutta methods are y_k like any other. A level is only what
-the network (and the conversion of its prediction) is told: the state need not lie on it, since the scales
-and weights are free. This is the "non-stationary" family of Shaul et al. 2024, "Bespoke Non-Stationary
-Solvers", with the levels free as well.
+memory (w_kj = 0 for j < k − 3), stages of Runge–Kutta methods are y_k like any other, and in the textbook
+a_0 = 1. A level is only what the network (and the conversion of its prediction) is told: the state need
+not lie on it, since the scales and weights are free. This is the "non-stationary" family of Shaul et al.
+2024, "Bespoke Non-Stationary Solvers", with the levels free as well.
+
+At the start, where all is noise, a call says little: x̂₀ is near the mean of the data. So members of the
+family that go the first part of the way without one, as if x̂₀ were 0, and spend the call further down,
+are often the better ones ("analytic first step", Dockhorn et al. 2022, "GENIE").
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..schedule import Array, Schedule
+from .chart import convert
 from .plan import Node, Op, Plan
 
 MEMORY = 4  # past vectors whose weights are free; those beyond keep their values
@@ -37,7 +42,7 @@ class Parameter(NamedTuple):
 
 @dataclass(frozen=True)
 class Linear:
-    """A sampler of the family. sigma (N,): told levels; scale (N,); weights (N, N), lower triangle;
+    """A sampler of the family. sigma (N,): told levels; scale (N+1,); weights (N, N), lower triangle;
     vectors: what call k stores. plan: the one it was read from."""
 
     sigma: Array
@@ -69,15 +74,37 @@ class Linear:
                 states.append(y)
                 calls += 1
         states.append(x)
-        before, after = np.array(states[:-1]), np.array(states[1:])
-        scale = after[:, 0] / before[:, 0]
-        return cls(
-            np.array([node.sigma for node in plan.nodes]),
-            scale,
-            (after - scale[:, None] * before)[:, 1:],
-            tuple(node.vector for node in plan.nodes),
-            plan,
+        sigma = np.array([node.sigma for node in plan.nodes])
+        return cls._through(
+            np.array(states), sigma, tuple(node.vector for node in plan.nodes), plan
         )
+
+    @classmethod
+    def _through(cls, states: Array, sigma: Array, vectors: tuple[str, ...], plan: Plan) -> Linear:
+        """The sampler of these states, coefficients (N+1, N+1) of (x_T, V_0 … V_{N−1})."""
+        before, after = states[:-1], states[1:]
+        ratio = after[:, 0] / before[:, 0]
+        weights = (after - ratio[:, None] * before)[:, 1:]
+        return cls(sigma, np.append(states[0, 0], ratio), weights, vectors, plan)
+
+    def _states(self) -> Array:
+        """The coefficients of (x_T, V_0 … V_{N−1}) in the states of the calls and the end."""
+        states = np.zeros((self.nfe + 1, self.nfe + 1))
+        states[0, 0] = self.scale[0]
+        for k in range(self.nfe):
+            states[k + 1] = self.scale[k + 1] * states[k]
+            states[k + 1, 1:] += self.weights[k]
+        return states
+
+    def without_calls(self, first: int, schedule: Schedule) -> Linear:
+        """The sampler that does not make its first calls, and goes as if each had answered x̂₀ = 0."""
+        states = self._states()
+        for k in range(first):
+            # an x̂₀ of 0 says V = a x
+            a, _ = convert("x0", self.vectors[k], *schedule.scales(self.sigma[k : k + 1]))
+            states[:, 0] += states[:, 1 + k] * float(a[0]) * states[k, 0]
+        kept = states[first:, [0, *range(1 + first, self.nfe + 1)]]
+        return self._through(kept, self.sigma[first:], self.vectors[first:], self.plan)
 
     @property
     def nfe(self) -> int:
@@ -89,12 +116,12 @@ class Linear:
         return bool(np.all(np.diff(self.sigma) < 0))
 
     def parameters(self, levels: bool = True, memory: int = MEMORY) -> list[Parameter]:
-        """What a fit may move, in the order in which a run meets it. The first level is the start's."""
-        out = []
+        """What a fit may move, in the order in which a run meets it: a level, the call, the step after."""
+        out = [Parameter("scale", 0)]
         for k in range(self.nfe):
-            if levels and k:
+            if levels and np.isfinite(self.sigma[k]):
                 out.append(Parameter("level", k))
-            out.append(Parameter("scale", k))
+            out.append(Parameter("scale", k + 1))
             out += [Parameter("weight", k, j) for j in range(k, max(-1, k - memory), -1)]
         return out
 
@@ -114,25 +141,26 @@ class Linear:
         return replace(self, sigma=sigma, scale=scale, weights=weights)
 
     def to_plan(self, schedule: Schedule, method: str, fit: Mapping[str, Any]) -> Plan:
-        """The plan that runs this sampler; its grid is the told levels, and then 0."""
+        """The plan that runs this sampler; its grid is the start, the told levels below it, and 0."""
         times = schedule.time(self.sigma)
         nodes = [
             Node(float(sigma), float(t), vector)
             for sigma, t, vector in zip(self.sigma, times, self.vectors)
         ]
-        ops = [Op(1.0, (), nodes[0], False, 0.0)]
+        ops = [Op(float(self.scale[0]), (), nodes[0], False, 0.0)]
         for k, after in enumerate([*nodes[1:], None]):
             newest_first = self.weights[k, k::-1]
             kept = np.flatnonzero(newest_first)
             length = int(kept[-1]) + 1 if kept.size else 0
             weights = tuple(newest_first[:length].tolist())
-            ops.append(Op(float(self.scale[k]), weights, after, True, 0.0))
+            scale = self.scale[k + 1] * (1.0 if k else self.scale[0])  # no op has committed y_0
+            ops.append(Op(float(scale), weights, after, True, 0.0))
         return Plan(
             method,
             tuple(ops),
             self.plan.vector,
             self.plan.chart,
-            (*self.sigma.tolist(), 0.0),
+            (self.plan.grid[0], *self.sigma[1:].tolist(), 0.0),
             schedule.fingerprint,
             fit=fit,
         )

@@ -37,7 +37,8 @@ def nearest(plan: Plan, schedule: Schedule) -> Nearest | None:
     two tables (c_k, W_kj) of the rows after the start, each row divided by the size √(ᾱ²+β̄²) of a
     state at its level (and c_k multiplied by that of x_T), the distance is ‖A − B‖/‖B‖ in the Frobenius
     norm: the relative RMS difference, 1 for a plan of nothing but zeros. A calibrated plan can be further
-    off, where it tells the network other levels than its state is at. None for a plan with step noise, or
+    off, where it tells the network other levels than its state is at; one whose first call is told a
+    level below the start is compared from that call on. None for a plan with step noise, or
     where no method makes the same calls. ValueError for another schedule than the plan's.
 
     >>> import ddim_ode
@@ -54,13 +55,14 @@ def nearest(plan: Plan, schedule: Schedule) -> Nearest | None:
         return None
     levels = np.array([node.sigma for node in plan.nodes])
     ours = _table(plan, schedule)
+    grid = (plan.nodes[0].sigma, *plan.grid[1:])
     found = []
     for method in METHODS.values():
         for start in ("ramp", "rk") if method.rk_steps else (None,):
             if method.order is None:
                 continue
             try:
-                other = compile_plan(method, schedule, plan.grid, start=start)
+                other = compile_plan(method, schedule, grid, start=start)
             except ValueError:  # no finite weights on this grid, or a chart of other schedules
                 continue
             if other.nfe != plan.nfe:
@@ -106,7 +108,7 @@ def _table(plan: Plan, schedule: Schedule) -> Array:
             rows.append(y / _size(op.node.sigma, schedule))
     rows.append(x / _size(plan.grid[-1], schedule))
     table = np.array(rows[1:])
-    table[:, 0] *= start
+    table[:, 0] *= start / plan.ops[0].scale
     return table
 
 

@@ -140,9 +140,9 @@ class Plan:
         """For each level but the last, the network call that looked at the state there.
 
         Of several calls at a level the last is the state's own: a Runge–Kutta stage at the end of its
-        step comes before the call at that end.
+        step comes before the call at that end. The first call is at the start, whatever level it is told.
         """
-        last = {node.sigma: k for k, node in enumerate(self.nodes)}
+        last = {self.grid[0]: 0} | {node.sigma: k for k, node in enumerate(self.nodes)}
         return [last.get(sigma) for sigma in self.grid[:-1]]
 
     def plot(self, schedule: Schedule | None = None) -> Figure:

@@ -42,8 +42,8 @@ class Steps:
         self.alpha, self.beta = schedule.scales(sigmas)
         self.clock = SCALES[chart.clock]
         # At ᾱ = 0 the pair (x, ε̂) says nothing of x̂₀: what is stored there is x̂₀ itself.
-        blind = np.isinf(sigmas[0]) and vector in ("eps", "score", "exp")
-        self.first_vector = "x0" if blind else vector
+        self._blind = bool(np.isinf(sigmas).any()) and vector in ("eps", "score", "exp")
+        self.first_vector = "x0" if self._blind and np.isinf(sigmas[0]) else vector
         levels, times = sigmas.tolist(), schedule.time(sigmas).tolist()
         self._nodes: list[Node | None] = [Node(s, t, vector) for s, t in zip(levels, times)]
         self._nodes[0] = Node(levels[0], times[0], self.first_vector)
@@ -55,18 +55,21 @@ class Steps:
 
     def interior(self, method: Method) -> tuple[int, int]:
         """The steps [first, last) that the method can take in its chart; the others are DDIM steps."""
-        top = self.sigmas[:1]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            startable = (
-                self.first_vector == self.vector
-                and np.isfinite(self.clock.of(top))[0]
-                and self.chart.gauge(self.alpha[:1], self.beta[:1])[0] > 0
-                and np.isfinite(self._ruler(method)[0].of(top))[0]
-            )
         n = self.sigmas.size - 1
+        rising = self.sigmas[-1] > self.sigmas[0]
+        top = slice(n, None) if rising else slice(1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            within = (
+                not self._blind
+                and np.isfinite(self.clock.of(self.sigmas[top]))[0]
+                and self.chart.gauge(self.alpha[top], self.beta[top])[0] > 0
+                and np.isfinite(self._ruler(method)[0].of(self.sigmas[top]))[0]
+            )
+        if rising:
+            return 0, n - int(not within)
         lands = self.sigmas[-1] == 0 and method.final != "full_order"
         last = n - int(lands)
-        return min(int(not startable), last), last
+        return min(int(not within), last), last
 
     def error_weights(self) -> tuple[float, ...]:
         """One weight per network call, for the error of x at the last positive level; () if none."""

@@ -1,0 +1,205 @@
+"""Latents of real images against the noise that sampling starts from: norm, mean and covariance.
+
+    python benchmarks/latents.py --quick --data DIR      # DIR: Fashion-MNIST's IDX files
+    python benchmarks/latents.py --full --data DIR
+
+Test images are encoded on the trained model that ships, their class given and guidance off. If the model's
+density at σ_min were that of the images, their latents would be N(0, I). Two ways to put an image at σ_min
+are compared: as it is, which is how inversion is used, and with the noise of that level, ᾱ x₀ + β̄ ε, which
+is where the model was trained. Beside them, as many draws of N(0, I).
+
+The spectrum of a covariance estimated from n samples in D dimensions is not flat for N(0, I): as both
+grow its eigenvalues fill (1 ± √(D/n))² by the law of Marčenko and Pastur (1967), with max(0, D − n) at
+zero. That curve, and not the line at 1, is what the eigenvalues are to be compared with.
+
+Finished batches are kept under --cache, and a run that was interrupted goes on from there.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from common import GREY, INK, Run, arguments, label, legend_below, panels, plain
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+from torch import Tensor
+from tqdm import tqdm
+
+import ddim_ode
+from ddim_ode.content import digest
+from ddim_ode.nets.data import load_images, to_unit
+
+METHOD, GRID = "dpmpp2m", "log_snr"
+BATCH = 20
+COLOURS = {
+    "images as they are": "#CC6677",
+    "with the noise of σ_min": "#332288",
+    "N(0, I)": "#6b6b6b",
+}
+MARKS = {"images as they are": "--", "with the noise of σ_min": "-", "N(0, I)": ":"}
+Array = npt.NDArray[np.float64]
+
+
+class Size(NamedTuple):
+    images: int
+    calls: int
+
+
+FULL = Size(1000, 12)
+QUICK = Size(16, 4)
+
+
+def marchenko_pastur(d: int, n: int) -> Array:
+    """The d eigenvalues, falling, that n samples of N(0, I) in d dimensions are expected to show:
+    quantiles of √((b − λ)(λ − a))/(2π c λ) on [a, b] = (1 ∓ √c)², c = d/n, with d − n of them at zero."""
+    c = d / n
+    low, high = (1 - np.sqrt(c)) ** 2, (1 + np.sqrt(c)) ** 2
+    angle = np.linspace(
+        0.0, np.pi, 20_001
+    )  # λ by angle: the density vanishes like a root at the ends
+    value = 0.5 * (low + high) - 0.5 * (high - low) * np.cos(angle)
+    half = 0.5 * (high - low) * np.sin(angle)
+    with np.errstate(invalid="ignore"):
+        rate = np.nan_to_num(half * half / value)
+    share = np.concatenate([[0.0], np.cumsum(0.5 * (rate[1:] + rate[:-1]))])
+    positive = min(d, n)
+    ranks = (np.arange(positive) + 0.5) / positive
+    quantiles = np.interp(ranks, share / share[-1], value)
+    return np.concatenate([quantiles[::-1], np.zeros(d - positive)])
+
+
+def encoded(size: Size, data: Path, cache: Path) -> dict[str, Tensor]:
+    """Latents (n, D) float64 of both kinds, and draws of N(0, I)."""
+    model = ddim_ode.load("fashion-mnist")
+    found = load_images(data, "test")
+    assert found.labels is not None, f"{data} has no labels"
+    x0, y = to_unit(found.pixels[: size.images]), found.labels[: size.images]
+    alpha, beta = map(float, model.schedule.scales(model.schedule.sigma_min))
+    noise = ddim_ode.noise(model.shape, model.schedule, range(len(x0)))
+    kinds = {"images as they are": x0, "with the noise of σ_min": alpha * x0 + beta * noise}
+    out = {}
+    cache.mkdir(parents=True, exist_ok=True)
+    for name, x in kinds.items():
+        parts = []
+        for i in tqdm(range(0, len(x), BATCH), desc=name):
+            batch, cond = x[i : i + BATCH], {"y": y[i : i + BATCH]}
+            key = digest("latents", model.sha256, METHOD, GRID, size.calls, batch, cond)
+            file = cache / f"latents-{key}.npy"
+            if not file.exists():
+                latent = ddim_ode.encode(model, batch, METHOD, nfe=size.calls, grid=GRID, cond=cond)
+                with open(unfinished := file.with_suffix(".part"), "wb") as out_file:
+                    np.save(out_file, latent.x.numpy())
+                unfinished.replace(file)
+            parts.append(torch.from_numpy(np.load(file, allow_pickle=False)))
+        out[name] = torch.cat(parts).flatten(1).double()
+    seeds = range(len(x0), 2 * len(x0))
+    out["N(0, I)"] = ddim_ode.noise(model.shape, model.schedule, seeds).flatten(1).double()
+    return out
+
+
+def spectrum(z: Array) -> Array:
+    """Eigenvalues of the sample covariance about the sample mean, falling."""
+    return np.linalg.svd(z - z.mean(axis=0), compute_uv=False) ** 2 / (len(z) - 1)
+
+
+def row(name: str, z: Array) -> dict[str, Any]:
+    norms, mean, values = np.linalg.norm(z, axis=1), z.mean(axis=0), spectrum(z)
+    expected = marchenko_pastur(z.shape[1], len(z) - 1)
+    return dict(
+        latents=name,
+        n=len(z),
+        norm_mean=norms.mean(),
+        norm_std=norms.std(ddof=1),
+        mean_rms=np.sqrt(np.mean(mean**2)),
+        mean_rms_expected=1 / np.sqrt(len(z)),
+        variance=z.var(axis=0, ddof=1).mean(),
+        eigenvalue_largest=values[0],
+        eigenvalue_median=np.median(values[: z.shape[1]]),
+        expected_largest=expected[0],
+        expected_median=np.median(expected),
+    )
+
+
+def draw(latents: dict[str, Array]) -> Figure:
+    figure, axes = panels(3, width=12.0, height=4.4)
+    n, d = next(iter(latents.values())).shape
+    for name, z in latents.items():
+        style = dict(color=COLOURS[name], ls=MARKS[name], lw=1.8, label=name)
+        axes[0].plot(*density(np.linalg.norm(z, axis=1)), **style)
+        axes[1].plot(*density(np.sqrt(n) * z.mean(axis=0)), **style)
+        values = spectrum(z)
+        axes[2].plot(np.arange(1, len(values) + 1), values, **style)
+    reference = dict(color=INK, lw=0.9, zorder=1)
+    axes[0].axvline(np.sqrt(d - 0.5), **reference)
+    note(axes[0], "√D", (np.sqrt(d - 0.5), 0.97))
+    expected = marchenko_pastur(d, n - 1)
+    kept = expected > 0
+    axes[2].plot(
+        np.arange(1, d + 1)[kept],
+        expected[kept],
+        label="Marčenko–Pastur, N(0, I)",
+        color=INK,
+        lw=0.9,
+    )
+    label(axes[0], "Norm of a latent", "‖z‖", "density")
+    label(axes[1], "Mean of a pixel's latents", "√n · mean, 1 is its standard error", "density")
+    label(axes[2], f"Covariance of {n} latents in {d} dimensions", "rank", "eigenvalue")
+    axes[2].set_xscale("log")
+    axes[2].set_yscale("log")
+    axes[2].set_ylim(bottom=max(1e-3, 0.5 * float(expected[kept].min())))
+    for axis in (axes[2].xaxis, axes[2].yaxis):
+        axis.set_major_formatter(FuncFormatter(plain))
+    legend_below(figure, axes, 4)
+    return figure
+
+
+def note(axis: Axes, text: str, at: tuple[float, float]) -> None:
+    axis.annotate(
+        text,
+        at,
+        xycoords=("data", "axes fraction"),
+        xytext=(4, -8),
+        textcoords="offset points",
+        fontsize=9.5,
+        color=GREY,
+    )
+
+
+def density(values: Array) -> tuple[Array, Array]:
+    """A kernel density estimate, by Scott's rule, where there is any."""
+    from scipy.stats import gaussian_kde
+
+    margin = 0.15 * np.ptp(values)
+    at = np.linspace(values.min() - margin, values.max() + margin, 400)
+    return at, gaussian_kde(values)(at)
+
+
+def main() -> None:
+    parser = arguments(__doc__, "16 images, 4 calls", "1,000 images, 12 calls")
+    parser.add_argument("--data", type=Path, help="a folder with Fashion-MNIST's IDX files")
+    add = parser.add_argument
+    add(
+        "--cache",
+        type=Path,
+        default=Path("out/cache"),
+        help="finished batches (default: out/cache)",
+    )
+    args = parser.parse_args()
+    if args.data is None:
+        parser.error("latents of real images need --data")
+    run = Run("latents", args)
+    size = FULL if args.full else QUICK
+    latents = {name: z.numpy() for name, z in encoded(size, args.data, args.cache).items()}
+    rows = [row(name, z) for name, z in latents.items()]
+    for found in rows:
+        print(*(f"{v:.3g}" if isinstance(v, float) else v for v in found.values()))
+    run.save(rows, draw(latents), method=METHOD, grid=GRID, calls=size.calls, images=size.images)
+
+
+if __name__ == "__main__":
+    main()

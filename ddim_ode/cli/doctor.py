@@ -1,0 +1,70 @@
+"""``ddim-ode doctor MODEL``: what will go wrong when a model is sampled, measured on it, with the fix."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import textwrap
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .._checks import count
+from .common import find_device
+from .models import HELP, load_model
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("model", nargs="?", default="fashion-mnist", help=HELP)
+    add("--data", type=Path, default=None, help="clean images, as for ddim-ode train: finds more")
+    add("--steps", type=int, default=50, help="the number of steps you mean to take")
+    add("--n", type=int, default=8, help="samples to ask the model with")
+    add("--seed", type=int, default=0, help="of the first noise")
+    add("--guidance", type=float, default=None, help="classifier-free guidance, as you sample with")
+    add("--device", default="cpu", help="cpu, cuda, cuda:1 ...")
+    add("--json", action="store_true", help="print the findings as JSON")
+    parser.set_defaults(run=_doctor)
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from ..diagnosis import diagnose
+
+    for name in ("steps", "n"):
+        count(f"--{name}", getattr(args, name), least=2)
+    device = find_device(args.device)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # what the loader leaves out is measured below
+        loaded = load_model(args.model, args.guidance, device)
+    findings = diagnose(
+        loaded.denoiser,
+        data=None if args.data is None else _read(args.data, args.n),
+        shape=loaded.shape,
+        steps=args.steps,
+        n=args.n,
+        seed=args.seed,
+        device=device,
+    )
+    if args.json:
+        print(json.dumps([asdict(finding) for finding in findings], ensure_ascii=False, indent=1))
+        return int(bool(findings))
+    for key, value in loaded.facts.items():
+        print(f"{key}: {value}")
+    if not findings:
+        print(f"nothing found, on {args.n} samples and for {args.steps} steps")
+    for finding in findings:
+        print(f"\n{finding.severity}: {finding.check}")
+        print(textwrap.fill(finding.message, 96, initial_indent="  ", subsequent_indent="  "))
+        fix = f"fix: {finding.fix}"
+        print(textwrap.fill(fix, 96, initial_indent="  ", subsequent_indent="       "))
+    return int(bool(findings))
+
+
+def _read(path: Path, n: int) -> Tensor:
+    from ..nets.data import load_images, to_unit
+
+    return to_unit(load_images(path, "train").pixels[:n])

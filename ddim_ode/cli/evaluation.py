@@ -1,0 +1,115 @@
+"""``ddim-ode evaluate``: a folder of ddim-ode generate, verified and held against real data."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .common import find_device, parse_features
+
+if TYPE_CHECKING:
+    from ..evaluate.features import Features
+    from ..evaluate.statistics import FeatureStatistics
+    from ..shards import Shards
+
+_METRICS = ("frechet_distance", "kernel_distance")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("folder", type=Path, metavar="DIR", help="what ddim-ode generate --out made")
+    add(
+        "--data",
+        type=Path,
+        default=None,
+        help="real images, as for ddim-ode train (the test split of an IDX pair), or a .safetensors of "
+        "FeatureStatistics.save; without, the samples are verified and counted",
+    )
+    add(
+        "--features",
+        default=None,
+        help="a classifier.safetensors, inception, or identity (the samples themselves)",
+    )
+    add("--metrics", nargs="+", default=list(_METRICS), metavar="METRIC", help="for --data")
+    add("--keep", type=int, default=10_000, help="rows for all metrics but frechet_distance")
+    add("--seed", type=int, default=0, help="of which rows, and of the metrics' own draws")
+    add("--device", default="cpu", help="for the features: cpu, cuda ...")
+    add("--out", type=Path, default=None, help="folder for evaluation.csv and .json (DIR)")
+    parser.set_defaults(run=_evaluate)
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    from ..evaluate.metrics import check_names
+    from ..evaluate.streaming import summarise
+    from ..shards import Shards
+
+    check_names(args.metrics)
+    shards = Shards.open(args.folder)
+    features, reference = None, None
+    if args.data is not None:
+        features = _features(args, shards)
+        reference = _reference(args.data, shards, features)
+    elif args.features is not None:
+        raise ValueError("--features belongs to --data; give both, or drop it")
+    found = summarise(
+        shards,
+        features,
+        reference,
+        metrics=args.metrics,
+        keep=args.keep,
+        seed=args.seed,
+        progress=True,
+    )
+    out = args.out or args.folder
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out / "evaluation.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(found.row))
+        writer.writeheader()
+        writer.writerow(found.row)
+    record = dict(
+        row=found.row,
+        status=dict(found.status),
+        samples_sha256=found.sha256,
+        reference_sha256=None if reference is None else reference.sha256,
+        run=dict(shards.run.decides),
+        about=dict(shards.run.about),
+    )
+    text = json.dumps(record, indent=1, ensure_ascii=False)
+    (out / "evaluation.json").write_text(text + "\n", encoding="utf-8")
+    width = max(map(len, found.row))
+    for name, value in found.row.items():
+        print(f"{name:{width}}  {f'{value:.6g}' if isinstance(value, float) else value}")
+    for word, count in found.status.items():
+        print(f"{count:,} of {shards.run.n:,} samples: {word}")
+    print(f"\n{out / 'evaluation.csv'}   {out / 'evaluation.json'}")
+    return 0
+
+
+def _features(args: argparse.Namespace, shards: Shards) -> Features:
+    from ..evaluate.features import shipped_features
+
+    def default() -> Features:
+        found = shipped_features(shards.run.about.get("sha256"))
+        if found is None:
+            raise ValueError("no features for other weights than the shipped")
+        return found
+
+    find_device(args.device)
+    return parse_features(args.features, shards.run.shape, default, args.device, "--data")
+
+
+def _reference(path: Path, shards: Shards, features: Features) -> FeatureStatistics:
+    from ..evaluate.statistics import FeatureStatistics
+    from ..nets.data import load_images, to_unit
+
+    if path.suffix == ".safetensors":
+        return FeatureStatistics.load(path, features)
+    pixels = load_images(path, "test").pixels
+    if tuple(pixels.shape[1:]) != shards.run.shape:
+        raise ValueError(
+            f"--data {path}: images are {tuple(pixels.shape[1:])}, and the samples {shards.run.shape}"
+        )
+    return FeatureStatistics.of(to_unit(pixels), features)

@@ -1,0 +1,154 @@
+"""``ddim-ode generate``: many samples into a folder; stopped at any moment, it goes on from there."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .._checks import one_of
+from .common import GUIDANCE, find_device, parse_classes, print_table
+from .models import HELP, load_model
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..denoiser import Denoiser
+    from ..generation import Generated
+    from ..inputs import Cond
+
+_DTYPES = ("float32", "bfloat16", "float16")
+_NFE = 20
+_SOLVER = ("steps", "nfe", "grid", "final", "sigma_max", "sigma_min", "eta", "rtol", "atol")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", default="fashion-mnist", help=HELP)
+    # -n for torchrun, which takes a --n among the program's options for one of its own.
+    add("-n", "--n", type=int, required=True, help="samples, those of seeds SEED to SEED+n-1")
+    add("--out", type=Path, required=True, help="folder of the run, new or to be finished")
+    add("--method", default=None, help="a name from ddim-ode methods (ddim)")
+    add("--plan", default=None, metavar="FILE", help="a plan of ddim-ode calibrate, instead")
+    add("--nfe", type=int, default=None, help=f"most network calls ({_NFE} without --steps)")
+    add("--steps", type=int, default=None, help="intervals of the grid")
+    add("--grid", default=None, help="time, quadratic, log_snr, karras or trailing")
+    add("--final", default=None, help="zero (land on x̂₀) or sigma_min")
+    add("--sigma-max", type=float, default=None, help="first noise level")
+    add("--sigma-min", type=float, default=None, help="last positive noise level")
+    add("--eta", type=float, default=None, help="step noise of ddim: 0 is DDIM, 1 is DDPM")
+    add("--rtol", type=float, default=None, help="solve adaptively, with this tolerance")
+    add("--atol", type=float, default=None, help="of the same")
+    add("--seed", type=int, default=0, help="of sample 0")
+    add("--classes", default="all", help="names or numbers, repeated over the seeds: 'sneaker,bag'")
+    add(
+        "--guidance",
+        type=float,
+        default=None,
+        help=f"classifier-free guidance; 1 is none ({GUIDANCE:g} for a model with classes)",
+    )
+    add("--batch", default="auto", help="samples solved together, or auto: as memory allows")
+    add("--shard", type=int, default=None, help="samples a file (64, or the batch if less)")
+    add("--device", default="cpu", help="cpu, cuda (under torchrun: one each), cuda:1 ...")
+    add("--compile", action="store_true", help="torch.compile the network")
+    add("--channels-last", action="store_true", help="its convolutions' memory layout")
+    add("--dtype", default="float32", help="of the network: float32, bfloat16 or float16")
+    add("--cuda-graph", action="store_true", help="a fixed plan as one CUDA graph")
+    parser.set_defaults(run=_generate)
+
+
+def _generate(args: argparse.Namespace) -> int:
+    import torch
+
+    from ..generation import generate
+    from ..solvers.plan import Plan
+
+    one_of("dtype", args.dtype, _DTYPES)
+    device = _device(args.device)
+    loaded = load_model(args.model, args.guidance, device)
+    model: Any = loaded.denoiser
+    if args.guidance is None and getattr(model, "num_classes", 0) > 0:
+        model.guide(GUIDANCE)
+    try:
+        run = generate(
+            model,
+            args.n,
+            args.out,
+            args.method,
+            plan=None if args.plan is None else Plan.load(args.plan),
+            shape=loaded.shape,
+            seed=args.seed,
+            cond=_labels(args, model),
+            batch=int(args.batch) if args.batch.isdecimal() else args.batch,
+            shard=args.shard,
+            device=device,
+            compile=args.compile,
+            channels_last=args.channels_last,
+            dtype=None if args.dtype == "float32" else getattr(torch, args.dtype),
+            cuda_graph=args.cuda_graph,
+            progress=True,
+            about=dict(
+                model=args.model,
+                sha256=getattr(model, "sha256", None),
+                guidance=None if model.guidance is None else model.guidance.scale,
+                classes=getattr(model, "classes", None),
+            ),
+            **_solver(args),
+        )
+    except KeyboardInterrupt:
+        print(
+            f"stopped: what is finished is kept in {args.out}, and the same command makes the rest",
+            file=sys.stderr,
+        )
+        return 130
+    if int(os.environ.get("RANK", 0)) == 0:
+        _report(run)
+    return 0
+
+
+def _device(name: str) -> torch.device:
+    """``cuda`` is a device for each process that torchrun starts on a machine."""
+    local = os.environ.get("LOCAL_RANK")
+    return find_device(f"cuda:{local}" if name == "cuda" and local is not None else name)
+
+
+def _solver(args: argparse.Namespace) -> dict[str, Any]:
+    """What was given, and a number of calls where the method needs one."""
+    from .. import external
+    from ..solvers.embedded import adaptive_by_itself
+    from ..solvers.methods import get_method
+
+    given = {name: getattr(args, name) for name in _SOLVER if getattr(args, name) is not None}
+    if args.plan is not None or given.keys() & {"nfe", "steps", "rtol", "atol"}:
+        return given
+    method = args.method or "ddim"
+    if external.is_external(method):
+        own = not external.is_fixed_step(method)
+    else:
+        own = adaptive_by_itself(get_method(method)) and args.grid is None
+    return given if own else dict(given, nfe=_NFE)
+
+
+def _labels(args: argparse.Namespace, model: Denoiser) -> Cond | None:
+    """The classes in turn over the seeds."""
+    import torch
+
+    labels = parse_classes(args.classes, model, args.seed + args.n)
+    return None if labels is None else {"y": torch.tensor(labels[args.seed :])}
+
+
+def _report(run: Generated) -> None:
+    row = dict(
+        samples=run.shards.run.n,
+        shards=len(run.shards),
+        made_here=run.made,
+        shards_remade=run.remade,
+        seconds=f"{run.seconds:.1f}",
+        status=", ".join(f"{count} {word}" for word, count in run.status.items()),
+    )
+    if run.missing:
+        row["missing"] = run.missing
+    print_table([row])
+    print(f"\n{run.shards.folder}   (ddim-ode evaluate {run.shards.folder})")

@@ -1,0 +1,60 @@
+"""What will go wrong when a model is sampled, measured on the model itself.
+
+The checks are of two kinds. Of the network (network.py): what it returns, what it predicts, at which
+scale and time, what happens where there is no signal, and in half precision. Of the levels
+(levels.py): where a scheduler or a grid steps, and what its departures cost at the end. Both run the model
+on a few noised samples; a configuration only says where to look.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from ..denoiser import Denoiser
+from .findings import Finding as Finding
+
+
+def diagnose(
+    model: Denoiser,
+    *,
+    data: Tensor | None = None,
+    cond: Mapping[str, Tensor] | None = None,
+    shared: Mapping[str, Any] | None = None,
+    shape: Sequence[int] | None = None,
+    steps: int = 50,
+    n: int = 8,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+) -> list[Finding]:
+    """What is wrong with a model and with the scheduler it came with, the worst first.
+
+    data: clean samples (N, *) in the network's space, of which n are used. With data, prediction type,
+    input scale and network time are measured against truth; without, against samples that the model
+    makes itself, which finds less. cond: conditions of n samples (classes in turn where the model knows
+    its number of classes). steps: the number of steps you mean to take; strides and levels depend on it.
+
+    An empty list means that nothing was found, at these noises and this number of steps. ValueError where
+    the model cannot be asked at all (no shape, conditions missing).
+
+    >>> import ddim_ode
+    >>> schedule = ddim_ode.schedules.ddpm()
+    >>> model = ddim_ode.exact.gaussian_mixture(
+    ...     [0.5, 0.5], [[-1.0, 1.0], [1.0, 1.0]], [[0.1, 0.1]] * 2, schedule
+    ... )
+    >>> ddim_ode.diagnose(model)
+    []
+    >>> misread = ddim_ode.Denoiser(model.net, schedule, "x0", time=lambda t, sigma: sigma)
+    >>> [finding.check for finding in ddim_ode.diagnose(misread, data=model.draw(64).float(), n=64)]
+    ['prediction']
+    """
+    from . import levels, network
+    from .findings import Probe
+
+    probe = Probe(model, data, cond, shared, shape, steps, n, seed, device)
+    found = [*network.checks(probe), *levels.checks(probe)]
+    return sorted(found, key=lambda finding: finding.severity != "error")

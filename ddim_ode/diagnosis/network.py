@@ -1,0 +1,350 @@
+"""Checks of the network: what it returns, predicts, expects, and survives."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..denoiser import Denoiser
+from .findings import Finding, Probe, rms
+
+_READINGS = ("eps", "x0", "v")
+_CLEARLY = 1.25  # ratio of losses from which one reading is better than another
+_SCALES = (0.25, 0.5, 2.0, 4.0)
+_TIMES = (1e-3, 0.25, 0.5, 0.75, 1.33, 2.0)
+_BLIND = 100.0  # error of x̂₀ at the first level, in units of the data, that no first step survives
+_ALIKE = 0.7  # correlation of an answer with x
+_WILD = 3.0  # RMS of samples that no model of data on the scale of its noise makes
+_HALF = 0.1  # relative error of a network in half precision that is more than rounding
+
+
+def checks(probe: Probe) -> Iterator[Finding]:
+    """All findings of the network; what is wrong with its output is set right for the rest."""
+    variance = learned_variance(probe)
+    if variance is not None:
+        yield variance
+        probe.model = probe.variant(learned_variance="split")
+    broken = non_finite(probe)
+    if broken is not None:
+        yield broken
+        return
+    yield from filter(None, (half_precision(probe), misunderstood(probe) or terminal_snr(probe)))
+
+
+def misunderstood(probe: Probe) -> Finding | None:
+    """Of a wrong reading, scale or time the one whose cure helps most: each makes the others look wrong."""
+    found = [f for f in (prediction(probe), input_scale(probe)) if f is not None]
+    if found:
+        return max(found, key=lambda finding: finding.evidence)
+    return network_time(probe)
+
+
+def learned_variance(probe: Probe) -> Finding | None:
+    """Twice the channels: a prediction and a variance."""
+    model = probe.model
+    if model.learned_variance == "split":
+        config = getattr(model, "config", {})
+        kind = config.get("variance_type", "learned")
+        if kind in ("learned", "learned_range"):
+            return None
+        return Finding(
+            "learned-variance",
+            "error",
+            2.0,
+            "the network returns twice the channels of x, and its scheduler is told "
+            f"variance_type={kind!r}: it would take the variance for a part of the prediction",
+            "set variance_type='learned_range' in the scheduler's configuration (this package splits the "
+            "output by itself)",
+        )
+    channels: list[float] = []
+
+    def listening(x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        out: Tensor = model.net(x, t, **cond)
+        if x.ndim > 1 and out.shape[1:2] == (2 * x.shape[1],):
+            channels.append(out.shape[1] / x.shape[1])
+            return out[:, : x.shape[1]]
+        return out
+
+    probe.ask(probe.variant(net=listening), probe.noise, float(probe.sigmas[0]))
+    if not channels:
+        return None
+    return Finding(
+        "learned-variance",
+        "error",
+        channels[0],
+        f"the network returns {channels[0]:g} × the channels of x: a prediction and a learned variance",
+        "Denoiser(..., learned_variance='split')",
+    )
+
+
+def non_finite(probe: Probe) -> Finding | None:
+    """NaN or inf at some level."""
+    x = probe.noise if probe.data is None else probe.data
+    bad = 0
+    for sigma in probe.sigmas.tolist():
+        bad += int((~probe.ask(probe.model, probe.noised(x, sigma), sigma)[1].isfinite()).sum())
+    if not bad:
+        return None
+    share = bad / (x.numel() * len(probe.sigmas))
+    return Finding(
+        "non-finite",
+        "error",
+        share,
+        f"{share:.1%} of the network's answers are NaN or inf",
+        "look for overflow in the weights' precision: load them in float32",
+    )
+
+
+def terminal_snr(probe: Probe) -> Finding | None:
+    """ε-prediction where ᾱ is (almost) 0: x̂₀ = (x − β̄ε̂)/ᾱ magnifies the network's error by σ."""
+    model, schedule = probe.model, probe.model.schedule
+    if model.prediction not in ("eps", "score"):
+        return None
+    top = schedule.sigma_max
+    call = model.network(probe.noise, probe.cond, probe.shared)
+    level = model.snapped(np.array([top]))
+    t = torch.full((probe.n,), float(model.network_time(level)[0]), device=probe.device)
+    with torch.no_grad():
+        answer = call(probe.noise, t)
+    beta = float(schedule.scales(top)[1])
+    eps = answer if model.prediction == "eps" else -beta * answer
+    error = rms(eps - probe.noise / beta)
+    fix = (
+        "train for v or x0 there (prediction_type='v_prediction'), or start lower: "
+        f"sigma_max={float(schedule.sigma(0.98 * schedule.T)):.3g}"
+    )
+    if math.isinf(top):
+        return Finding(
+            "terminal-snr",
+            "error",
+            error,
+            "ᾱ=0 at the first level (zero terminal SNR, rescale_betas_zero_snr): the network's ε̂ errs by "
+            f"RMS {error:.2g} there, and x̂₀ = (x − ε̂)/0",
+            fix,
+        )
+    blown = top * error / rms(probe.x0)
+    if not blown > _BLIND:
+        return None
+    return Finding(
+        "terminal-snr",
+        "error",
+        blown,
+        f"at σ(T)={top:.3g} the network's ε̂ errs by RMS {error:.2g}, so x̂₀ errs by {blown:.3g} times the "
+        "data",
+        fix,
+    )
+
+
+def prediction(probe: Probe) -> Finding | None:
+    """Which reading of the output makes the denoiser consistent with noise that was added to samples.
+
+    With data, the reading of least error. Without, by correlations of the answer with x (see
+    :func:`_by_correlation`), and on samples that the model makes when read so.
+    """
+    declared = probe.model.prediction
+    if declared not in _READINGS:
+        return None
+    if probe.data is None:
+        best = _by_correlation(probe)
+        x0 = probe.made if best == declared else probe.generate(_read_as(probe, best))
+        if not rms(x0) < _WILD:
+            return None
+    else:
+        x0 = probe.data
+        best = min(_READINGS, key=lambda reading: probe.loss(_read_as(probe, reading), x0))
+    errors = [probe.loss(_read_as(probe, reading), x0) for reading in (declared, best)]
+    ratio = errors[0] / max(errors[1], 1e-12)
+    if not ratio > _CLEARLY:
+        return None
+    key = dict(eps="epsilon", x0="sample", v="v_prediction")[best]
+    return Finding(
+        "prediction",
+        "error",
+        ratio,
+        f"declared as {declared!r}, but read as {best!r} it denoises {ratio:.3g} times better (errors "
+        f"{errors[0]:.2f} and {errors[1]:.2f}, where no answer has 1)",
+        f"prediction={best!r} (in a scheduler's configuration prediction_type={key!r})",
+    )
+
+
+def _by_correlation(probe: Probe) -> str:
+    """The reading that the answers look like.
+
+    In pure noise an ε-network returns x, in almost clean samples an x0-network does, and a v-network never.
+    The almost clean samples are those the model makes when read as x0 or v, where they are tame.
+    """
+    if _correlation(probe, probe.eps, float(probe.sigmas[-1])) > _ALIKE:
+        return "eps"
+    made = [probe.generate(_read_as(probe, reading)) for reading in ("x0", "v")]
+    sigma = float(probe.sigmas[0])
+    clear = [_correlation(probe, probe.noised(x0, sigma), sigma) for x0 in made if rms(x0) < _WILD]
+    return "x0" if clear and max(clear) > _ALIKE else "v"
+
+
+def _correlation(probe: Probe, x: Tensor, sigma: float) -> float:
+    """Of the network's answer with x, over all entries."""
+    reading = probe.model.prediction
+    x0, eps = probe.ask(probe.model, x, sigma)
+    alpha, beta = (float(scale) for scale in probe.model.schedule.scales(sigma))
+    answer = dict(eps=eps, x0=x0, v=alpha * eps - beta * x0)[reading]
+    return float(torch.corrcoef(torch.stack([answer.flatten(), x.flatten()]))[0, 1])
+
+
+def input_scale(probe: Probe) -> Finding | None:
+    """Whether the data, and what the network is shown, have the scale it was trained in."""
+    tame = rms(probe.made) < _WILD
+    if probe.data is None and not tame:
+        return None
+    own = probe.loss(probe.model, probe.x0)
+    best, factor = own, 1.0
+    for scale in _SCALES:
+        variant = probe.variant(net=_scaled(probe.model, scale))
+        x0 = probe.data if probe.data is not None else probe.generate(variant)
+        loss = probe.loss(variant, x0) if rms(x0) < _WILD else float("inf")
+        if loss < best:
+            best, factor = loss, scale
+    ratio = own / max(best, 1e-12)
+    if ratio >= 1.5:
+        return Finding(
+            "input-scale",
+            "error",
+            ratio,
+            f"shown {factor:g}·x instead of x, the network denoises {ratio:.3g} times better",
+            f"net=lambda x, t, **cond: net({factor:g} * x, t, **cond), or the schedule of that scale "
+            "(ddim_ode.schedules.ve for networks that see x/ᾱ)",
+        )
+    return _other_data(probe, probe.data) if probe.data is not None and tame else None
+
+
+def _other_data(probe: Probe, data: Tensor) -> Finding | None:
+    """Data whose mean or width is not that of the model's own samples."""
+    a, b = (float(v) for v in (data.mean(), data.std()))
+    c, d = (float(v) for v in (probe.made.mean(), probe.made.std()))
+    ratio = b / d
+    if 0.5 < ratio < 2 and abs(a - c) <= d:
+        return None
+    return Finding(
+        "input-scale",
+        "error",
+        max(ratio, 1 / ratio),
+        f"the data have mean {a:.3g} and std {b:.3g}, what the model makes {c:.3g} and {d:.3g}: "
+        f"{ratio:.3g} times the scale it was trained in",
+        f"x ↦ {d / b:.3g}·(x − {a:.3g}) + {c:.3g}, as in training (pixels to [−1, 1], latents "
+        "times their scaling factor)",
+    )
+
+
+def network_time(probe: Probe) -> Finding | None:
+    """Whether other times than those it is told suit the network better: a wrong schedule or unit of t."""
+    model, T = probe.model, probe.model.schedule.T
+    if not rms(probe.x0) < _WILD:
+        return None
+    sigmas, ratios, factors = probe.sigmas[1:-1], [], []
+    for sigma in sigmas.tolist():
+        level = np.array([sigma])
+        own = probe.loss(model, probe.x0, level)
+        t = float(model.network_time(model.snapped(level))[0])
+        losses = {1.0: own}
+        for factor in _TIMES:
+            if 0 < factor * t <= T:
+                losses[factor] = probe.loss(_at_time(probe, factor * t), probe.x0, level)
+        best = min(losses, key=losses.__getitem__)
+        ratios.append(own / max(losses[best], 1e-12))
+        factors.append(best)
+    ratio = float(np.exp(np.mean(np.log(ratios))))
+    if ratio < 1.5:
+        return None
+    shown = ", ".join(f"{f:g}×" for f in factors)
+    return Finding(
+        "network-time",
+        "error",
+        ratio,
+        f"told other times than its own, the network denoises {ratio:.3g} times better (best at {shown} "
+        f"the time, for σ = {', '.join(f'{s:.3g}' for s in sigmas)})",
+        "the schedule is not the one of training, or t is counted otherwise: check the betas, time= and "
+        "time_offset=",
+    )
+
+
+def half_precision(probe: Probe) -> Finding | None:
+    """The same network in float16 and bfloat16, on the same inputs."""
+    net = probe.model.net
+    if not isinstance(net, nn.Module) or not any(p.is_floating_point() for p in net.parameters()):
+        return None
+    few = slice(0, min(2, probe.n))
+    cond = None if probe.cond is None else {name: v[few] for name, v in probe.cond.items()}
+    sigmas = probe.sigmas[[0, len(probe.sigmas) // 2, -1]].tolist()
+    inputs = [probe.noised(probe.x0, sigma)[few] for sigma in sigmas]
+
+    def answers(model: Denoiser) -> Tensor:
+        with torch.no_grad():
+            out = [model(x, s, cond, probe.shared)[1] for x, s in zip(inputs, sigmas)]
+        return torch.stack(out)
+
+    exact = answers(probe.model)
+    for dtype in (torch.float16, torch.bfloat16):
+        try:
+            half = answers(probe.variant(net=copy.deepcopy(net).to(dtype), dtype=dtype))
+        except (RuntimeError, NotImplementedError):  # no such kernels on this device
+            continue
+        name = str(dtype).removeprefix("torch.")
+        if not half.isfinite().all():
+            most = _largest_activation(probe.model, net, answers)
+            return Finding(
+                "half-precision",
+                "warning",
+                most,
+                f"in {name} the network's answers are not finite: its activations reach {most:.3g}, and "
+                f"{name} ends at {torch.finfo(dtype).max:.3g}",
+                "keep it in float32, or use torch.bfloat16",
+            )
+        error = rms(half - exact) / rms(exact)
+        if error > _HALF:
+            return Finding(
+                "half-precision",
+                "warning",
+                error,
+                f"in {name} the network's answers move by {error:.1%}",
+                "keep the network in float32",
+            )
+    return None
+
+
+def _largest_activation(
+    model: Denoiser, net: nn.Module, answers: Callable[[Denoiser], Tensor]
+) -> float:
+    """The largest entry of any module's output, in the network's own precision."""
+    most = [0.0]
+
+    def listening(module: nn.Module, given: Any, out: Any) -> None:
+        if isinstance(out, Tensor) and out.is_floating_point():
+            most[0] = max(most[0], float(out.abs().max()))
+
+    hooks = [module.register_forward_hook(listening) for module in net.modules()]
+    try:
+        answers(model)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return most[0]
+
+
+def _read_as(probe: Probe, reading: str) -> Denoiser:
+    return probe.variant(prediction=reading)
+
+
+def _scaled(model: Denoiser, scale: float) -> Callable[..., Tensor]:
+    return lambda x, t, **cond: model.net(scale * x, t, **cond)
+
+
+def _at_time(probe: Probe, t: float) -> Denoiser:
+    """The model told t whatever the level."""
+    return probe.variant(
+        time=lambda _, sigma: np.full(sigma.shape, t), time_offset=0.0, _levels=None, snap=False
+    )

@@ -1,0 +1,160 @@
+"""The metrics of a run that does not fit into memory: one shard at a time, each verified as it is read.
+
+The Fréchet distance needs a mean and a covariance, which add up over parts (Chan, Golub & LeVeque 1979):
+with d = m_b − m_a and S the sums of squares about the means,
+
+    n = n_a + n_b,   m = m_a + d n_b/n,   S = S_a + S_b + d dᵀ n_a n_b/n.
+
+The other metrics need rows, and get a random ``keep`` of them: those whose samples drew the smallest of n
+random numbers, so that which they are does not depend on the shards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from .._checks import count
+from ..shards import Shards
+from ..solvers.controller import SUCCESS
+from .features import Features
+from .metrics import METRICS, check_names, measure_features
+from .rows import Floats, as_rows
+from .statistics import FeatureStatistics
+
+
+class Moments:
+    """Mean and covariance of rows that come in parts.
+
+    >>> parts = np.random.default_rng(0).standard_normal((3, 10, 2))
+    >>> found = Moments()
+    >>> for part in parts:
+    ...     found.add(part)
+    >>> np.allclose(found.cov, np.cov(parts.reshape(-1, 2), rowvar=False))
+    True
+    """
+
+    def __init__(self) -> None:
+        self.n = 0
+        self.mean: Floats = np.zeros(0)
+        self._squares: Floats = np.zeros((0, 0))
+
+    def add(self, rows: Floats) -> None:
+        """Take in rows (k, D)."""
+        mean = rows.mean(axis=0)
+        squares = (rows - mean).T @ (rows - mean)
+        n, k = self.n, len(rows)
+        if n:
+            gap = mean - self.mean
+            squares += self._squares + np.outer(gap, gap) * (n * k / (n + k))
+            mean = self.mean + gap * (k / (n + k))
+        self.n, self.mean, self._squares = n + k, mean, squares
+
+    @property
+    def cov(self) -> Floats:
+        """(D, D), unbiased; ValueError with fewer than two rows."""
+        if self.n < 2:
+            raise ValueError(f"{self.n} good samples have no covariance; at least 2 are needed")
+        return self._squares / (self.n - 1)
+
+
+class Kept:
+    """The rows with the ``most`` smallest keys, of rows that come in parts."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._rows, self._keys, self._held = most, list[Any](), list[Floats](), 0
+
+    def add(self, rows: Floats, keys: Floats) -> None:
+        """Take in rows (k, D) with their keys (k,)."""
+        self._rows.append(rows)
+        self._keys.append(keys)
+        self._held += len(rows)
+        if self._held > 2 * self._most + 4096:
+            self._cut()
+
+    @property
+    def rows(self) -> Floats:
+        """(≤ most, D), in the order in which they came."""
+        self._cut()
+        return self._rows[0]
+
+    def _cut(self) -> None:
+        rows, keys = np.concatenate(self._rows), np.concatenate(self._keys)
+        first = np.sort(np.argsort(keys, kind="stable")[: self._most])
+        self._rows, self._keys, self._held = [rows[first]], [keys[first]], len(first)
+
+
+class Summary(NamedTuple):
+    """What a run's samples are. distinct: different ones, by their bytes. sha256: of all that was read."""
+
+    row: dict[str, Any]
+    status: Counter[str]
+    distinct: int
+    sha256: str
+
+
+def summarise(
+    shards: Shards,
+    features: Features | None = None,
+    reference: FeatureStatistics | None = None,
+    *,
+    metrics: Sequence[str] = METRICS,
+    keep: int = 10_000,
+    seed: int = 0,
+    progress: bool = False,
+) -> Summary:
+    """Read and verify every shard; with a reference, also the metrics of the good samples against it.
+
+    features: those of the reference. keep: rows for all metrics but the Fréchet distance, which uses every
+    sample. ``Summary.row``: the run's n, failed (not "success", left out of everything but the counts),
+    seeds, run and samples (the starts of their hashes), mean and std of the entries, and what
+    :func:`ddim_ode.evaluate.metrics.measure` says. Memory: one shard, ``keep`` rows, and a covariance.
+
+    ValueError for a shard that is missing or damaged, features unlike the reference's, or unknown metrics.
+    """
+    if (features is None) != (reference is None):
+        raise ValueError("features and reference belong together; give both, or neither")
+    names = check_names(metrics)
+    run = shards.run
+    order = np.random.default_rng(count("seed", seed, 0)).random(run.n)
+    status: Counter[str] = Counter()
+    bytes_of, whole = set[bytes](), hashlib.sha256()
+    entries, gaussian, kept = Moments(), Moments(), Kept(count("keep", keep, 4))
+    if features is not None and reference is not None:
+        reference.check(features)
+    for shard in tqdm(shards, total=len(shards), unit="shard", disable=not progress):
+        status.update(shard.status)
+        for sample in shard.x.numpy():
+            digest = hashlib.sha256(sample.tobytes()).digest()
+            bytes_of.add(digest[:16])
+            whole.update(digest)
+        good = np.array([word == SUCCESS for word in shard.status])
+        if not good.any():
+            continue
+        x = shard.x[good]
+        entries.add(x.double().reshape(-1, 1).numpy())
+        if features is not None:
+            rows = features(x)
+            gaussian.add(as_rows("the samples' features", rows, least=1))
+            kept.add(rows, order[np.array(shard.samples)[good]])
+    row: dict[str, Any] = dict(
+        n=run.n,
+        failed=run.n - status[SUCCESS],
+        distinct=len(bytes_of),
+        seeds=f"{run.seed}-{run.seed + run.n - 1}",
+        run=run.sha256[:12],
+        samples=whole.hexdigest()[:12],
+    )
+    if entries.n > 1:
+        row |= dict(mean=float(entries.mean[0]), std=float(entries.cov[0, 0]) ** 0.5)
+    if reference is not None:
+        moments = (gaussian.mean, gaussian.cov)
+        a = as_rows("the samples' features", kept.rows)
+        measured = measure_features(a, moments, reference, names, seed=seed)
+        row |= dict(measured, n=run.n, rows=len(a))
+    return Summary(row, status, len(bytes_of), whole.hexdigest())

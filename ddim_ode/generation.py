@@ -1,0 +1,336 @@
+"""More samples than one call, one process or one evening can make.
+
+Sample i has seed ``seed + i`` and the conditions of index i, and nothing else decides it: not the
+process, the batch, or how often the run was stopped. So samples are independent pieces of work, and a run
+is a folder of shards (shards.py) that any number of processes fill. Shard k belongs to process k mod W;
+who is done with his own takes what nobody holds a claim on (claims.py). Processes exchange nothing else,
+so under ``torchrun`` there is no process group, no gloo and no nccl: only its environment is read.
+
+What is not on disk is missing, whatever the reason: the same call makes what is missing, and first checks
+what is there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from . import __version__
+from ._checks import count, one_of
+from .acceleration import accelerate, rows_of
+from .claims import Claims
+from .content import digest, model_key
+from .denoiser import Denoiser
+from .indexed import Conditions, IndexedSolver
+from .inputs import Cond, device_of, sample_shape
+from .shards import MANIFEST, Run, Shards
+from .solvers.methods import Method
+from .solvers.plan import Plan
+
+_BATCH, _GPU_BATCH = 64, 256
+_SHARD = 64
+_POLL = 0.2  # seconds between looks at what other processes are making
+_SOLVER = (
+    *("steps", "nfe", "grid", "timesteps", "variant", "start", "chart", "final", "sigma_max"),
+    *("sigma_min", "eta", "noise_std", "rtol", "atol", "max_nfe", "error_norm", "on_nan"),
+)
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A finished run, and this process's part in it.
+
+    shards: iterate over it for the samples, shard by shard, verified. made: samples made by this call.
+    remade: damaged shards found and made again. status: how many of the samples have which. seconds: of
+    this call. missing: samples that others are still making; 0 on a file system that has locks, as every
+    process then stays until the run is complete.
+    """
+
+    shards: Shards
+    made: int
+    remade: int
+    status: dict[str, int]
+    seconds: float
+    missing: int
+
+
+def generate(
+    model: Denoiser,
+    n: int,
+    out: str | Path,
+    method: str | Method | None = None,
+    *,
+    plan: Plan | None = None,
+    shape: Sequence[int] | None = None,
+    seed: int = 0,
+    cond: Cond | None = None,
+    shared: Mapping[str, Any] | None = None,
+    batch: int | str = "auto",
+    shard: int | None = None,
+    key: str | None = None,
+    device: str | torch.device | None = None,
+    compile: bool | Mapping[str, Any] = False,
+    channels_last: bool = False,
+    dtype: torch.dtype | None = None,
+    cuda_graph: bool = False,
+    rank: int | None = None,
+    world_size: int | None = None,
+    progress: bool = False,
+    about: Mapping[str, Any] | None = None,
+    **solver: Any,
+) -> Generated:
+    """Make samples 0..n−1 into the folder ``out``, or those of them that are not there yet.
+
+    method, plan and ``solver``: as in :func:`ddim_ode.sample` (steps, nfe, grid, eta, rtol, ...). shape:
+    of ONE sample. Sample i has seed ``seed + i``. cond: {name: tensor (n, ...)}, or a function of indices
+    (b,) that gives the rows of these, always the same. shared: as in ``sample``.
+
+    batch: samples solved together; ``"auto"`` is 64 on a CPU and 256 elsewhere, in network calls of as many
+    rows as fit into memory. compile, channels_last, dtype: see :func:`ddim_ode.accelerate`. cuda_graph:
+    record the whole of a deterministic plan for batches of the first one's shape. shard: samples a file
+    (64, or the batch if that is less), which is all that a kill can lose beside the batch in flight.
+
+    key: a name for the model, to be changed whenever it changes, where the network is neither an exact
+    mixture nor a ``torch.nn.Module``. device: the network's own by default. rank, world_size: torchrun's
+    by default. about: plain data to keep in the manifest. progress: a bar over all n samples, shown by the
+    first process.
+
+    Any number of processes may run the same call on the same folder; each returns when all n samples are
+    there. However it is divided, the samples are the same to rounding (an adaptive solve: its tolerance).
+
+    ValueError for a folder of another run, naming what differs. OSError when the folder cannot be written,
+    or the disk is full; what is finished is kept, then and on Ctrl-C.
+
+    >>> import tempfile, ddim_ode
+    >>> model = ddim_ode.exact.gaussian([1.0], [[0.25]], ddim_ode.schedules.cosine())
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     run = ddim_ode.generate(model, 100, folder, "dpmpp2m", steps=10)
+    ...     again = ddim_ode.generate(model, 100, folder, "dpmpp2m", steps=10)
+    ...     mean = sum(float(shard.x.sum()) for shard in run.shards) / 100
+    >>> run.made, again.made, run.status, 0.8 < mean < 1.2
+    (100, 0, {'success': 100}, True)
+    """
+    if not isinstance(model, Denoiser):
+        raise ValueError(
+            f"model must be a Denoiser, got {type(model).__name__}: wrap the network once as "
+            "ddim_ode.Denoiser(net, schedule)"
+        )
+    started = time.perf_counter()
+    n, seed = count("n", n), count("seed", seed, least=0)
+    where = device_of(model, device)
+    rows = rows_of(batch) or (_BATCH if where.type == "cpu" else _GPU_BATCH)
+    share = _share(rank, world_size)
+    for name in solver:
+        one_of("option", name, _SOLVER)
+    work = IndexedSolver(
+        accelerate(
+            model,
+            compile=compile,
+            channels_last=channels_last,
+            dtype=dtype,
+            batch=batch if batch == "auto" else None,
+        ),
+        sample_shape(model, shape),
+        seed,
+        Conditions(cond, n, where),
+        shared,
+        where,
+        rows,
+        cuda_graph,
+        dict(solver, method=method, plan=plan),
+    )
+    run = Run(
+        n=n,
+        seed=seed,
+        shard=count("shard", min(_SHARD, rows, n) if shard is None else shard),
+        shape=work.shape,
+        decides=dict(
+            model=_model_key(model, key, shared),
+            schedule=model.schedule.fingerprint,
+            network_dtype=None if work.model.dtype is None else str(work.model.dtype),
+            conditions=work.cond.digest(),
+            shared=None if key is not None else digest(shared),
+            solver=work.described(),
+        ),
+        about={"ddim_ode": __version__, "torch": torch.__version__, **(about or {})},
+    )
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    with Claims(folder / ".claims") as claims:
+        shards = _settle(folder, run, claims, any_shard=shard is None)
+        filler = _Filler(shards, claims, share, work, rows)
+        with _explained(shards):
+            filler.fill(progress and share[0] == 0)
+    status = dict(shards.statuses())
+    seconds = time.perf_counter() - started
+    return Generated(shards, filler.made, filler.remade, status, seconds, n - sum(status.values()))
+
+
+class _Filler:
+    """Makes the shards that are not there."""
+
+    def __init__(
+        self, shards: Shards, claims: Claims, share: tuple[int, int], work: IndexedSolver, rows: int
+    ) -> None:
+        self.shards, self.claims, self.work, self.rows = shards, claims, work, rows
+        self._rank, self._world = share
+        self.made = self.remade = 0
+
+    def fill(self, progress: bool) -> None:
+        """Return when nothing is missing that we could make or wait for."""
+        self._drop_damaged()
+        left = self._missing()
+        n = self.shards.run.n
+        bar = tqdm(total=n, initial=n - self._samples(left), unit="sample") if progress else None
+        with bar or contextlib.nullcontext():
+            while left:
+                with self._taken(left) as taken:
+                    self._make(taken)
+                    if not taken:  # others are at it, and we stay to take over if they die
+                        time.sleep(_POLL)
+                left = self._missing()
+                if bar is not None:
+                    bar.update(n - self._samples(left) - bar.n)
+
+    def _mine(self, k: int) -> bool:
+        return k % self._world == self._rank
+
+    def _missing(self) -> list[int]:
+        """What is not there, our own shards first; without claims those alone."""
+        present = self.shards.present()
+        missing = [k for k in range(len(self.shards)) if k not in present]
+        if not self.claims.work:
+            return list(filter(self._mine, missing))
+        return sorted(missing, key=lambda k: (not self._mine(k), k))
+
+    def _samples(self, shards: Sequence[int]) -> int:
+        return sum(len(self.shards.index(k)) for k in shards)
+
+    @contextlib.contextmanager
+    def _taken(self, missing: Sequence[int]) -> Iterator[list[int]]:
+        """Claims on the next of those shards: a batch of our own, or a single one of another's."""
+        batch = max(1, self.rows // self.shards.run.shard)
+        held: list[int] = []
+        try:
+            for k in missing:
+                if len(held) >= (batch if self._mine(k) else 1):
+                    break
+                if self.claims.take(k + 1):
+                    held.append(k)
+            # Somebody may have made it since we looked, and dropped the claim that we then took.
+            yield [k for k in held if not self.shards.path(k).exists()]
+        finally:
+            for k in held:
+                self.claims.drop(k + 1)
+
+    def _make(self, taken: Sequence[int]) -> None:
+        if not taken:
+            return
+        index = [i for k in taken for i in self.shards.index(k)]
+        parts = [self.work(index[i : i + self.rows]) for i in range(0, len(index), self.rows)]
+        x = torch.cat([part for part, _ in parts])
+        status = [s for _, part in parts for s in part]
+        first = 0
+        for k in taken:
+            mine = self.shards.index(k)
+            piece = slice(first, first := first + len(mine))
+            if self.claims.work:
+                self.shards.clean(self.shards.path(k).name)
+            self.shards.write(k, x[piece], status[piece], self._labels(mine))
+            self.made += len(mine)
+
+    def _labels(self, index: range) -> dict[str, Tensor]:
+        """The conditions that are one number a sample."""
+        cond = self.work.cond(index) or {}
+        return {name: values for name, values in cond.items() if values.ndim == 1}
+
+    def _drop_damaged(self) -> None:
+        """Verify our own shards that are there, and remove the damaged: then they are missing."""
+        for k in filter(self._mine, sorted(self.shards.present())):
+            if self._damaged(k) and self.claims.take(k + 1):
+                if self._damaged(k):  # still: nobody has made it again before our claim
+                    self.shards.path(k).unlink(missing_ok=True)
+                    self.remade += 1
+                self.claims.drop(k + 1)
+
+    def _damaged(self, k: int) -> bool:
+        try:
+            self.shards.read(k)
+        except ValueError:
+            return self.shards.path(k).exists()
+        return False
+
+
+def _settle(folder: Path, run: Run, claims: Claims, any_shard: bool) -> Shards:
+    """The folder's run, if it is this one; else, in an empty folder, this run's manifest."""
+    claims.take(0, wait=True)
+    try:
+        if not (folder / MANIFEST).exists():
+            others = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+            if others:
+                raise ValueError(
+                    f"{folder}: is not empty ({others[0]}) and holds no {MANIFEST}; give a new folder"
+                )
+            Shards(folder, run).save_manifest()
+        there = Shards.open(folder)
+    finally:
+        claims.drop(0)
+    if any_shard:
+        run = replace(run, shard=there.run.shard)
+    difference = there.run.difference(run)
+    if difference:
+        raise ValueError(f"{folder}: holds another run: {difference}; give another folder")
+    return there
+
+
+@contextlib.contextmanager
+def _explained(shards: Shards) -> Iterator[None]:
+    """A full disk, said as one, with what is kept."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        kept = sum(len(shards.index(k)) for k in shards.present())
+        raise OSError(
+            error.errno,
+            f"the disk is full: {kept:,} of {shards.run.n:,} samples are kept; free some space, and the "
+            "same command makes the rest",
+            str(shards.folder),
+        ) from error
+
+
+def _model_key(model: Denoiser, key: str | None, shared: Any) -> str:
+    if key is not None:
+        return digest("given", str(key), model.prediction, model.snap, str(model.guidance))
+    found = model_key(model)
+    if found is None:
+        raise ValueError(
+            "the network is neither an exact mixture nor a torch.nn.Module, so a later call could not tell "
+            "whether it is the same: give key=, a name that you change whenever it changes"
+        )
+    try:
+        digest(shared)
+    except TypeError as error:
+        raise ValueError(f"shared= cannot be told from another ({error}); give key=") from None
+    return found
+
+
+def _share(rank: int | None, world_size: int | None) -> tuple[int, int]:
+    """(rank, world size), as given or in the environment of torchrun."""
+    world = int(os.environ.get("WORLD_SIZE", 1)) if world_size is None else world_size
+    mine = int(os.environ.get("RANK", 0)) if rank is None else rank
+    count("world_size", world)
+    if count("rank", mine, least=0) >= world:
+        raise ValueError(f"rank={mine} must be below world_size={world}")
+    return mine, world

@@ -1,0 +1,244 @@
+"""Guidance, and limits on x̂₀: what makes a denoiser's ODE another than its network's own.
+
+With P what the network predicts, conditionally P_c and without the condition P_∅, the guided prediction is
+
+    P_s = P_∅ + s (P_c − P_∅)                                       Ho & Salimans 2022, eq. 6 (s = 1 + w)
+    P   = P_s (φ std P_c / std P_s + 1 − φ)                         Lin et al. 2024, eqs. 15 and 16
+
+where the standard deviation runs over the entries of one sample. All predictions are affine in each other
+at a given x, so the first formula is the same whatever the network predicts. The second is not: it
+acts on the network's own prediction, as in the paper (whose network predicts v). For σ outside an interval
+P = P_c, and the null branch is not evaluated (Kynkäänniemi et al. 2024).
+
+A limit acts last, on the x̂₀ that follows from P, and ε̂ is then the one that keeps x = ᾱ x̂₀ + β̄ ε̂.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from numbers import Real
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from .schedule import Array
+
+Mask = npt.NDArray[np.bool_]
+Pair = tuple[Any, Any]  # numbers, or tensors (B, 1, ...)
+Call = Callable[..., Tensor]  # (x, t, at: Level | None = None) -> the prediction
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Classifier-free guidance: null + scale·(conditional − null), in one batched call.
+
+    scale: a number, or a 0-d tensor, whose gradient ``sample(..., differentiable=True)`` keeps. Scale 1 is
+    the conditional network alone and costs no second branch. null: for each condition to be dropped, its
+    value for the null branch: a number, or a tensor of one sample's shape. Conditions not named there are
+    the same in both branches.
+
+    interval: (low, high): guided only where low < σ ≤ high, and elsewhere the conditional network alone, at
+    the cost of one row a sample. The field jumps at its ends, which adaptive solvers find by rejected
+    steps. rescale: φ in [0, 1]; 1 gives each sample's prediction (of two entries or more) the standard
+    deviation that the conditional one has; a constant prediction, which has none to scale, stays.
+
+    References: Ho & Salimans 2022, https://arxiv.org/abs/2207.12598; interval: Kynkäänniemi et al. 2024,
+    https://arxiv.org/abs/2404.07724; rescale: Lin et al. 2024, https://arxiv.org/abs/2305.08891.
+
+    >>> import ddim_ode
+    >>> ddim_ode.Guidance(3.0, null={"y": 10}, interval=(0.3, 5.0), rescale=0.7).to_dict()
+    {'guidance': 3.0, 'guidance_interval': [0.3, 5.0], 'guidance_rescale': 0.7}
+    """
+
+    scale: float | Tensor
+    null: Mapping[str, Any] = field(default_factory=dict)
+    interval: tuple[float, float] | None = None
+    rescale: float = 0.0
+
+    def __post_init__(self) -> None:
+        number = self.scale.detach() if isinstance(self.scale, Tensor) else self.scale
+        if isinstance(number, Tensor):
+            good = number.ndim == 0 and number.is_floating_point() and math.isfinite(number)
+        else:
+            good = isinstance(number, Real) and math.isfinite(number)
+        if not good:
+            raise ValueError(
+                f"guidance scale {self.scale!r} must be a finite number (1 is no guidance), or a 0-d "
+                "floating tensor"
+            )
+        if not self.is_off and not self.null:
+            raise ValueError("guidance needs null={name: value}: the conditions of the null branch")
+        _number("rescale", self.rescale, 0.0, 1.0, "0 is none")
+        if self.interval is not None:
+            ends = tuple(self.interval) if isinstance(self.interval, (tuple, list)) else ()
+            real = len(ends) == 2 and all(isinstance(end, Real) for end in ends)
+            if not (real and 0 <= ends[0] < ends[1]):
+                raise ValueError(
+                    f"guidance interval {self.interval!r} must be (low, high) with 0 <= low < high, noise "
+                    "levels σ; None guides everywhere"
+                )
+
+    @property
+    def is_off(self) -> bool:
+        """Whether it is the conditional network alone, with no gradient to keep."""
+        return not isinstance(self.scale, Tensor) and self.scale == 1
+
+    def covers(self, sigma: Array) -> Mask:
+        """Which of the levels are guided."""
+        if self.interval is None:
+            return np.ones(sigma.shape, dtype=bool)
+        low, high = self.interval
+        return (low < sigma) & (sigma <= high)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The scale (a tensor stays one), and interval and rescale where they are used."""
+        scale = self.scale
+        if isinstance(scale, Tensor):  # as it is now, and without waiting for the device
+            scale = scale.detach().clone()
+        found: dict[str, Any] = dict(guidance=scale)
+        if self.interval is not None:
+            found["guidance_interval"] = [e if math.isfinite(e) else "inf" for e in self.interval]
+        if self.rescale:
+            found["guidance_rescale"] = self.rescale
+        return found
+
+
+class Level(NamedTuple):
+    """What one call needs to know of its noise levels.
+
+    guided: all samples, none, or the rows that are. to_x0: (a, b) with x̂₀ = a·x + b·P. back: with
+    P = a·x + b·x̂₀.
+    """
+
+    guided: bool | Tensor = True
+    to_x0: Pair = (0.0, 1.0)
+    back: Pair = (0.0, 1.0)
+
+    def part(self, rows: slice, batch: int) -> Level:
+        """For some rows of the batch."""
+        guided = self.guided
+        if isinstance(guided, Tensor):
+            first, last, _ = rows.indices(batch)
+            guided = guided[(first <= guided) & (guided < last)] - first
+        to_x0, back = (
+            tuple(c[rows] if isinstance(c, Tensor) else c for c in pair)
+            for pair in (self.to_x0, self.back)
+        )
+        return Level(guided, to_x0, back)  # type: ignore[arg-type]
+
+
+class Branches:
+    """The conditions of a batch, and their null values: asks for both in one call, and combines them.
+
+    rows: the batch's conditions, one row a sample. like: a tensor of the state's dtype and device.
+    """
+
+    def __init__(self, guidance: Guidance, rows: dict[str, Tensor], like: Tensor) -> None:
+        missing = [name for name in guidance.null if name not in rows]
+        if missing:
+            raise ValueError(
+                f"guidance drops {missing[0]!r}, so sampling needs cond[{missing[0]!r}]"
+            )
+        dropped, self.rows, self.rescale = guidance.null, rows, guidance.rescale
+        self.null = {k: _null(k, dropped[k], v) if k in dropped else v for k, v in rows.items()}
+        self.both = {k: torch.cat([v, self.null[k]]) for k, v in rows.items()}
+        scale = guidance.scale
+        self.scale = scale.to(like) if isinstance(scale, Tensor) else scale
+
+    def __call__(
+        self,
+        ask: Callable[[Tensor, Tensor, dict[str, Tensor]], Tensor],
+        x: Tensor,
+        t: Tensor,
+        guided: bool | Tensor,
+    ) -> Tensor:
+        if guided is False:
+            return ask(x, t, self.rows)
+        if guided is True:
+            conditional, null = ask(torch.cat([x, x]), torch.cat([t, t]), self.both).chunk(2)
+            return self._combined(conditional, null)
+        extra = {k: torch.cat([v, self.null[k][guided.to(v.device)]]) for k, v in self.rows.items()}
+        out = ask(torch.cat([x, x[guided]]), torch.cat([t, t[guided]]), extra)
+        conditional, null = out.split([len(x), len(guided)])
+        return conditional.index_copy(0, guided, self._combined(conditional[guided], null))
+
+    def _combined(self, conditional: Tensor, null: Tensor) -> Tensor:
+        guided = torch.lerp(null, conditional, self.scale)
+        if not self.rescale:
+            return guided
+        if 0 < guided.numel() <= guided.shape[0]:
+            raise ValueError("guidance rescale needs samples of two entries or more; drop rescale")
+        spread = guided.flatten(1).std(dim=1)
+        ratio = conditional.flatten(1).std(dim=1) / spread
+        ratio = torch.where(spread == 0, torch.ones_like(ratio), ratio)
+        return guided * (1 + self.rescale * (ratio - 1)).reshape(-1, *[1] * (guided.ndim - 1))
+
+
+class Limit:
+    """Keeps x̂₀ in range: ``clip`` to [−clip, clip], or dynamic thresholding of data in [−1, 1].
+
+    threshold: p in (0, 1]: s is the p-quantile of a sample's |x̂₀|, and where s > 1, x̂₀ becomes
+    clamp(x̂₀, −s, s)/s (Saharia et al. 2022, section 2.3, https://arxiv.org/abs/2205.11487). Either one
+    changes the ODE. ValueError for both, and for values out of range.
+    """
+
+    def __init__(self, clip: float | None = None, threshold: float | None = None) -> None:
+        if clip is not None:
+            if threshold is not None:
+                raise ValueError("both clip and threshold are given; drop threshold")
+            _number("clip", clip, 0.0, math.inf, "a bound on |x̂₀|", strictly=True)
+        if threshold is not None:
+            _number("threshold", threshold, 0.0, 1.0, "a quantile of |x̂₀|", strictly=True)
+        self.clip, self.threshold = clip, threshold
+
+    def __bool__(self) -> bool:
+        return self.clip is not None or self.threshold is not None
+
+    def to_dict(self) -> dict[str, float]:
+        """The one in use, as plain data."""
+        found = dict(clip=self.clip, threshold=self.threshold)
+        return {name: value for name, value in found.items() if value is not None}
+
+    def __call__(self, prediction: Tensor, x: Tensor, level: Level) -> Tensor:
+        """The prediction at x (B, *) whose x̂₀ is the limited one."""
+        (a, b), (c, d) = level.to_x0, level.back
+        return c * x + d * self._limited(a * x + b * prediction)
+
+    def _limited(self, x0: Tensor) -> Tensor:
+        if self.clip is not None:
+            return x0.clamp(-self.clip, self.clip)
+        assert self.threshold is not None
+        s = torch.quantile(x0.abs().flatten(1), self.threshold, dim=1).clamp_min(1.0)
+        s = s.reshape(-1, *[1] * (x0.ndim - 1))
+        return torch.maximum(torch.minimum(x0, s), -s) / s
+
+
+def _number(
+    name: str, value: Any, low: float, high: float, meaning: str, strictly: bool = False
+) -> None:
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    if not number or not low <= value <= high or math.isinf(value) or (strictly and value == low):
+        ends = f"{'(' if strictly else '['}{low:g}, {high:g}{')' if math.isinf(high) else ']'}"
+        raise ValueError(f"{name}={value!r} must be a number in {ends}: {meaning}")
+
+
+def _null(name: str, null: Any, value: Tensor) -> Tensor:
+    """The null value of one condition, a row for each of ``value``'s."""
+    try:
+        given = torch.as_tensor(null)
+        rows = given.to(value).expand_as(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"null[{name!r}]={null!r} is no value of cond[{name!r}], whose samples have shape "
+            f"{tuple(value.shape[1:])}"
+        ) from error
+    if given.is_floating_point() and not value.is_floating_point():
+        raise ValueError(
+            f"null[{name!r}]={null!r} is a fraction, but cond[{name!r}] is {value.dtype}"
+        )
+    return rows

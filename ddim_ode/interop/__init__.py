@@ -1,0 +1,4 @@
+"""Other libraries' models and pipelines. Nothing in the core imports this package.
+
+:mod:`ddim_ode.interop.diffusers` reads their models and runs our plans inside their pipelines.
+"""

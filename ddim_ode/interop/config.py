@@ -1,0 +1,175 @@
+"""What a diffusers scheduler's configuration says, and which of it is the model's.
+
+Such a file mixes three things. The *model's*: how data were noised in training and what the network
+predicts, which a :class:`ddim_ode.Denoiser` takes over. The *sampler's*: where it steps and how,
+which ``grid=``, ``final=`` and ``method=`` replace (and :mod:`.placement` gives back on request). And
+*departures from the ODE*: clipping and thresholding of x̂₀. A clipped x̂₀ beside the old ε̂ breaks
+x = ᾱx̂₀ + β̄ε̂, so no ODE has these steps; they are named in a warning and left out.
+
+The ᾱ are computed in float64 from the same formulas, not read from diffusers' float32 products, whose
+1 − ᾱ² keeps three digits at t = 1.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .. import schedules
+from .._checks import one_of
+from ..schedule import Array, Schedule
+
+PREDICTIONS = {
+    "epsilon": "eps",
+    "sample": "x0",
+    "v_prediction": "v",
+    "flow_prediction": "flow",
+}
+DISCRETE = (
+    *("DDIMScheduler", "DDIMParallelScheduler", "DDIMInverseScheduler"),
+    *("DDPMScheduler", "DDPMParallelScheduler", "PNDMScheduler"),
+    *("DPMSolverMultistepScheduler", "DPMSolverMultistepInverseScheduler"),
+    *("DPMSolverSinglestepScheduler", "DPMSolverSDEScheduler", "DEISMultistepScheduler"),
+    *("UniPCMultistepScheduler", "SASolverScheduler", "LCMScheduler", "TCDScheduler"),
+    *("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler"),
+    *("KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "LMSDiscreteScheduler"),
+    "DDIMODEScheduler",
+)
+FLOW = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
+BETAS = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
+LEARNED = ("learned", "learned_range")
+
+_MODEL = (
+    *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas"),
+    *("prediction_type", "rescale_betas_zero_snr", "variance_type", "use_flow_sigmas"),
+    *("schedule", "time_offset"),
+)
+_LEVELS = (
+    *("timestep_spacing", "steps_offset", "set_alpha_to_one", "final_sigmas_type"),
+    *("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas"),
+    *("sigma_min", "sigma_max", "lambda_min_clipped", "interpolation_type", "timestep_type"),
+    *("original_inference_steps", "shift", "flow_shift", "shift_terminal", "base_shift"),
+    *("max_shift", "base_image_seq_len", "max_image_seq_len", "use_dynamic_shifting"),
+    *("time_shift_type", "grid", "final", "snap"),
+)
+_SOLVER = (
+    *("solver_order", "algorithm_type", "solver_type", "lower_order_final", "euler_at_final"),
+    *("predict_x0", "disable_corrector", "solver_p", "predictor_order", "corrector_order"),
+    *("tau_func", "noise_sampler_seed", "skip_prk_steps", "timestep_scaling", "method", "eta"),
+    *("plans", "stochastic_sampling"),
+)
+# What no ODE has, with its reason, and the settings of it.
+_DEPARTURES = dict(
+    clip_sample="it is not the ODE (x̂₀ clipped beside the old ε̂)",
+    thresholding="it is not the ODE (x̂₀ squeezed by a quantile of itself beside the old ε̂)",
+    invert_sigmas="this package knows no levels that rise",
+)
+_OF_DEPARTURES = ("clip_sample_range", "dynamic_thresholding_ratio", "sample_max_value")
+
+
+class InteropWarning(UserWarning):
+    """Something of a foreign configuration that is left out; the message names the key."""
+
+
+class Note(NamedTuple):
+    """What became of a key: ``"honoured"``, ``"replaced"`` (by grid=, method= ...) or ``"left out"``."""
+
+    key: str
+    value: Any
+    outcome: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.key}={self.value!r}: {self.outcome}, {self.text}"
+
+
+def schedule_of(config: Mapping[str, Any]) -> Schedule:
+    """The noise schedule of a scheduler's configuration (with defaults filled in).
+
+    ValueError for a class or a ``beta_schedule`` that is none of the known ones.
+
+    >>> schedule_of(dict(num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02))
+    ddim_ode.schedules.ddpm(T=1000, beta_start=0.0001, beta_end=0.02)
+    """
+    if is_flow(config):
+        return schedules.flow()
+    if config.get("schedule") is not None:
+        return schedules.build(config["schedule"]["name"], config["schedule"]["params"])
+    T = int(config["num_train_timesteps"])
+    trained, zero_snr = config.get("trained_betas"), config.get("rescale_betas_zero_snr")
+    name = one_of("beta_schedule", config.get("beta_schedule", "linear"), BETAS)
+    if trained is None and not zero_snr:
+        if name == "linear":
+            return schedules.ddpm(T, config["beta_start"], config["beta_end"])
+        if name == "squaredcos_cap_v2":
+            return schedules.cosine(T)
+    squares = np.cumprod(1 - _betas(name, T, config))
+    if zero_snr:  # Lin et al. 2024, algorithm 1
+        root = np.sqrt(squares)
+        squares = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+    return schedules.from_alphas_cumprod(squares)
+
+
+def _betas(name: str, T: int, config: Mapping[str, Any]) -> Array:
+    trained = config.get("trained_betas")
+    if trained is not None:
+        if len(trained) != T:
+            raise ValueError(
+                f"trained_betas has {len(trained)} entries and num_train_timesteps={T}; they must agree"
+            )
+        return np.array(trained, dtype=np.float64)
+    start, end = float(config["beta_start"]), float(config["beta_end"])
+    if name == "linear":
+        return np.linspace(start, end, T)
+    if name == "scaled_linear":
+        return np.linspace(start**0.5, end**0.5, T) ** 2
+    if name == "sigmoid":
+        return start + (end - start) / (1 + np.exp(-np.linspace(-6, 6, T)))
+    alphas = schedules.cosine(T).alpha_bar(np.arange(T + 1.0)) ** 2
+    return 1 - alphas[1:] / alphas[:-1]
+
+
+def is_flow(config: Mapping[str, Any]) -> bool:
+    """Whether it interpolates x = (1 − t)x₀ + tε; ValueError for a scheduler class we do not know."""
+    name = config.get("_class_name", "DDIMScheduler")
+    one_of("scheduler", name, (*DISCRETE, *FLOW))
+    return name in FLOW or bool(config.get("use_flow_sigmas"))
+
+
+def prediction_of(config: Mapping[str, Any]) -> str:
+    """Our name of the configuration's ``prediction_type``."""
+    if is_flow(config):
+        return "flow"
+    given = config.get("prediction_type", "epsilon")
+    return PREDICTIONS[one_of("prediction_type", given, PREDICTIONS)]
+
+
+def notes_of(config: Mapping[str, Any]) -> list[Note]:
+    """What becomes of each key, those first that are left out."""
+    out = []
+    for key, value in config.items():
+        if key.startswith("_") or key in _OF_DEPARTURES:
+            continue
+        if key in _DEPARTURES:
+            outcome, text = ("left out", _DEPARTURES[key]) if value else ("honoured", "off")
+            out.append(Note(key, value, outcome, text))
+        elif key in _MODEL:
+            out.append(Note(key, value, "honoured", "part of the schedule or the prediction"))
+        elif key in _LEVELS:
+            text = "grid=, final= say where to step; model.grid(steps) are that scheduler's levels"
+            out.append(Note(key, value, "replaced", text))
+        elif key in _SOLVER:
+            out.append(Note(key, value, "replaced", "method= says how to step"))
+        else:
+            out.append(Note(key, value, "left out", "this version does not know the key"))
+    return sorted(out, key=lambda note: note.outcome != "left out")
+
+
+def warn_of(notes: list[Note], stacklevel: int = 3) -> None:
+    """An :class:`InteropWarning` for each thing left out."""
+    for note in notes:
+        if note.outcome == "left out":
+            warnings.warn(str(note), InteropWarning, stacklevel=stacklevel + 1)

@@ -1,0 +1,349 @@
+"""diffusers' models as denoisers, and our plans in their pipelines.
+
+:func:`load` reads a pipeline directory, or a model and a scheduler, and returns a
+:class:`DiffusersModel`: a :class:`ddim_ode.Denoiser` on their network. :class:`DDIMODEScheduler` goes
+the other way. Their networks count times 0..T−1, ours are 1..T, hence ``time_offset=-1``.
+
+Weights are read from safetensors alone: a ``.bin`` file is a pickle, which can run code.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..denoiser import Denoiser
+from ..grids import check_grid
+from ..guidance import Guidance
+from ..schedule import Array
+from .config import LEARNED as _LEARNED
+from .config import InteropWarning, Note, is_flow, notes_of, prediction_of, schedule_of, warn_of
+from .placement import placement
+
+if TYPE_CHECKING:
+    from .scheduler import DDIMODEScheduler as DDIMODEScheduler
+
+__all__ = ["DDIMODEScheduler", "DiffusersModel", "InteropWarning", "Note", "load"]
+
+_NETWORKS = ("unet", "transformer")
+_SCHEDULER = "scheduler_config.json"
+# Of SDXL-like networks: what their forward wants inside added_cond_kwargs.
+_ADDED = ("text_embeds", "time_ids", "image_embeds", "resolution", "aspect_ratio")
+
+
+def __getattr__(name: str) -> Any:
+    if name == "DDIMODEScheduler":  # its base class is diffusers', which takes seconds to import
+        from .scheduler import DDIMODEScheduler
+
+        return DDIMODEScheduler
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+class _Network(nn.Module):
+    """A diffusers model called as ``net(x, t, **cond)``."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        added = {name: cond.pop(name) for name in _ADDED if name in cond}
+        if added:
+            cond["added_cond_kwargs"] = added
+        out: Tensor = self.model(x, timestep=t, return_dict=False, **cond)[0]
+        return out
+
+
+class DiffusersModel(Denoiser):
+    """A diffusers network as a :class:`ddim_ode.Denoiser`.
+
+    shape: of ONE sample, or None where the network takes any. notes: what became of each key of the
+    scheduler's configuration, ``report`` the same as text. scheduler: the diffusers scheduler it came
+    with, config its settings, defaults filled in. num_classes: labels the network knows, 0 for none.
+
+    Conditions go by the network's own names, ``cond={"class_labels": (B,)}`` or ``{"encoder_hidden_states":
+    (B, L, D)}``; ``"y"`` is taken for class labels, as in the rest of this package.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        scheduler: Any,
+        guidance: float | Guidance | None,
+        snap: bool,
+        dtype: torch.dtype | None,
+    ) -> None:
+        # The scheduler's own numbers come from here on; its state is never used.
+        self.scheduler, self.config = scheduler, dict(scheduler.config)
+        self.config["_class_name"] = type(scheduler).__name__
+        net_config: Mapping[str, Any] = model.config  # type: ignore[assignment]
+        channels, out = net_config["in_channels"], net_config.get("out_channels")
+        out = channels if out is None else out
+        if out not in (channels, 2 * channels):
+            raise ValueError(
+                f"{type(model).__name__} turns {channels} channels into {out}: only networks whose extra "
+                "inputs are conditions (in_channels = out_channels, or twice as many for a learned "
+                "variance) are denoisers"
+            )
+        T = int(self.config["num_train_timesteps"])
+        flow = is_flow(self.config)
+        super().__init__(
+            _Network(model),
+            schedule_of(self.config),
+            prediction_of(self.config),
+            time_offset=0.0 if flow else float(self.config.get("time_offset", -1.0)),
+            time=(lambda t, sigma: t * T) if flow else None,
+            snap=snap,
+            learned_variance="split" if out == 2 * channels else None,
+            dtype=dtype,
+        )
+        self.notes = notes_of(self.config)
+        if self.config.get("variance_type") in _LEARNED and out == channels:
+            text = f"the network returns {out} channels, a prediction and no variance"
+            self.notes.insert(
+                0, Note("variance_type", self.config["variance_type"], "left out", text)
+            )
+        size = net_config.get("sample_size")
+        sizes = (size, size) if isinstance(size, int) else size
+        self.shape = None if sizes is None else (int(channels), *(int(s) for s in sizes))
+        self.num_classes = _num_classes(net_config)
+        self.classes = [str(i) for i in range(self.num_classes)]
+        self.guide(guidance)
+
+    @property
+    def report(self) -> str:
+        """A line for each key of the scheduler's configuration: honoured, replaced, or left out."""
+        return "\n".join(map(str, self.notes))
+
+    def guide(self, guidance: float | Guidance | None) -> None:
+        """Set classifier-free guidance: a scale for networks whose null label is known (DiT), or a
+        :class:`ddim_ode.Guidance`; ValueError for a scale alone otherwise."""
+        if isinstance(guidance, Guidance):
+            null = {_plain(name): value for name, value in guidance.null.items()}
+            guidance = Guidance(guidance.scale, null)
+        elif guidance is not None and guidance != 1:
+            assert isinstance(self.net, _Network)
+            label = _null_label(self.net.model)
+            if label is None:
+                raise ValueError(
+                    f"guidance={guidance!r}: what the null branch of this network sees is not in its "
+                    "configuration; give ddim_ode.Guidance(scale, null={name: value})"
+                )
+            guidance = Guidance(guidance, {"class_labels": label})
+        else:
+            guidance = None
+        self.guidance = guidance if guidance is not None and guidance.scale != 1 else None
+
+    def grid(self, steps: int) -> Array:
+        """σ of the levels that the model's own scheduler visits in so many steps, to hand to ``grid=``.
+
+        Its spacing, offset and final ᾱ, whatever it does between them. ValueError for a scheduler
+        that has no such list (more calls a step), or whose levels do not fall from step to step.
+        """
+        placed = placement(self.scheduler, self.schedule, steps)
+        if placed is None:
+            raise ValueError(
+                f"{type(self.scheduler).__name__} does not call once a level; give grid= a name or σ's"
+            )
+        return check_grid(np.append(placed.asked, placed.reached[-1]), self.schedule)
+
+    def network(
+        self,
+        like: Tensor,
+        cond: Mapping[str, Tensor] | None = None,
+        shared: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """As of a :class:`ddim_ode.Denoiser`; ``"y"`` becomes the network's ``class_labels``."""
+        if isinstance(cond, Mapping):
+            cond = {_plain(name): value for name, value in cond.items()}
+        return super().network(like, cond, shared)
+
+
+def load(
+    source: Any,
+    scheduler: Any = None,
+    *,
+    guidance: float | Guidance | None = None,
+    snap: bool = False,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    revision: str | None = None,
+) -> DiffusersModel:
+    """A diffusers model as a denoiser, ready to sample.
+
+    source: the directory of a pipeline (``model_index.json``), one with ``unet`` or ``transformer`` and
+    ``scheduler`` inside, a model's own (its scheduler's configuration in it or beside it), the id
+    of any of these on a hub, or a pipeline or model in memory. scheduler: the one to read instead, an
+    object, a directory or a ``scheduler_config.json``; a model in memory needs it.
+    guidance: a :class:`ddim_ode.Guidance`, or a scale where the null label is known (DiT). snap: only
+    whole times 0..T−1 reach the network. dtype: half precision for weights and network input, the
+    state stays float32.
+
+    What the configuration asks for and is not part of the ODE (``clip_sample=True``,
+    ``thresholding=True``), or is not known, is left out with an :class:`InteropWarning` that names the
+    key; ``model.report`` lists every key. A VAE stays outside: x is the latent.
+
+    ValueError for a class that is not diffusers' own, an unknown scheduler, or pickled weights; OSError
+    where something is missing or cannot be read.
+    """
+    if isinstance(source, nn.Module):
+        model = source
+        if scheduler is None:
+            raise ValueError("a model in memory needs scheduler=: its object, directory or file")
+        given = scheduler
+    elif isinstance(source, (str, Path)):
+        folder = _local(source, revision)
+        found = _network_folder(folder)
+        given = _scheduler_file(folder, found) if scheduler is None else scheduler
+        model = _read_network(found, dtype)
+    else:
+        found_model = next((m for n in _NETWORKS if (m := getattr(source, n, None))), None)
+        if found_model is None:
+            raise ValueError(
+                f"source={type(source).__name__}: give a directory, a hub id, a pipeline with a unet or "
+                "transformer, or a model"
+            )
+        model, given = found_model, source.scheduler if scheduler is None else scheduler
+    model.eval().requires_grad_(False).to(device)
+    if dtype is not None and next(model.parameters()).dtype != dtype:
+        model.to(dtype)
+    denoiser = DiffusersModel(model, _read_scheduler(given), guidance, snap, dtype)
+    warn_of(denoiser.notes)
+    return denoiser
+
+
+def is_model_folder(path: str | Path) -> bool:
+    """Whether a directory is laid out as diffusers lays out a pipeline or a model."""
+    path = Path(path)
+    names = ["model_index.json", *(f"{name}/config.json" for name in _NETWORKS)]
+    if any((path / name).is_file() for name in names):
+        return True
+    return (path / "config.json").is_file() and "_class_name" in _read_json(path / "config.json")
+
+
+def _local(source: str | Path, revision: str | None) -> Path:
+    """The directory, or a snapshot of the hub's: configurations and safetensors, nothing else."""
+    path = Path(source)
+    if path.is_dir():
+        return path
+    try:
+        from huggingface_hub import snapshot_download
+
+        parts = [f"{name}/*.{kind}" for name in _NETWORKS for kind in ("json", "safetensors")]
+        wanted = ["model_index.json", "config.json", "scheduler*.json", "scheduler/*.json", *parts]
+        return Path(snapshot_download(str(source), revision=revision, allow_patterns=wanted))
+    except Exception as error:
+        raise FileNotFoundError(
+            f"{source}: no such directory, and no model of that id could be fetched ({error})"
+        ) from error
+
+
+def _network_folder(folder: Path) -> Path:
+    inside = [folder / name for name in _NETWORKS if (folder / name / "config.json").is_file()]
+    if inside:
+        return inside[0]
+    if (folder / "config.json").is_file():
+        return folder
+    raise FileNotFoundError(
+        f"{folder}: holds no unet/config.json, transformer/config.json or config.json of a model"
+    )
+
+
+def _scheduler_file(folder: Path, network: Path) -> Path:
+    places = [folder / "scheduler", folder, network.parent / "scheduler", network.parent]
+    for place in places:
+        if (place / _SCHEDULER).is_file():
+            return place / _SCHEDULER
+    raise FileNotFoundError(
+        f"{folder}: holds no scheduler/{_SCHEDULER}; give scheduler=, without which nobody knows how the "
+        "network was trained"
+    )
+
+
+def _read_network(folder: Path, dtype: torch.dtype | None) -> nn.Module:
+    import diffusers
+
+    name = _read_json(folder / "config.json").get("_class_name")
+    cls = getattr(diffusers, str(name), None)
+    if not (isinstance(cls, type) and issubclass(cls, diffusers.ModelMixin)):
+        raise ValueError(
+            f"{folder}: _class_name={name!r} is no model of diffusers {diffusers.__version__}; build it "
+            "yourself and load(model, scheduler)"
+        )
+    if not list(folder.glob("*.safetensors")):
+        pickled = next(iter(sorted(folder.glob("*.bin"))), None)
+        if pickled is not None:
+            raise ValueError(
+                f"{pickled}: pickled weights are not read, since they can run code; save the model "
+                "again with save_pretrained(safe_serialization=True)"
+            )
+        raise FileNotFoundError(f"{folder}: holds no .safetensors weights")
+    try:
+        return cls.from_pretrained(
+            folder,
+            use_safetensors=True,
+            torch_dtype=dtype,
+            local_files_only=True,
+            low_cpu_mem_usage=False,  # which wants another package
+        )
+    except Exception as error:  # of many kinds, by what is wrong with the file
+        raise ValueError(f"{folder}: its weights cannot be read ({error})") from error
+
+
+def _read_scheduler(given: Any) -> Any:
+    """The scheduler's object, its class looked up in diffusers or here, its defaults filled in."""
+    import diffusers
+
+    if isinstance(given, (str, Path)):
+        path = Path(given)
+        path = path / _SCHEDULER if path.is_dir() else path
+        given = _read_json(path)
+    if isinstance(given, Mapping):
+        # Keys listed there would go back to their defaults, whatever they say.
+        given = {key: value for key, value in given.items() if key != "_use_default_values"}
+        name = str(given.get("_class_name"))
+        is_flow(given)  # refuses classes we do not know
+        if name == "DDIMODEScheduler":
+            from .scheduler import DDIMODEScheduler
+
+            return DDIMODEScheduler.from_config(given)
+        return getattr(diffusers, name).from_config(given)
+    if not hasattr(given, "config"):
+        raise ValueError(f"scheduler={given!r}: give its object, directory or configuration file")
+    return given
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: truncated, or not JSON ({error})") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"{path}: holds a {type(data).__name__}, not a configuration")
+    return data
+
+
+def _plain(name: str) -> str:
+    return "class_labels" if name == "y" else name
+
+
+def _num_classes(config: Mapping[str, Any]) -> int:
+    """Of a network that takes integer labels."""
+    if config.get("_class_name") == "DiTTransformer2DModel":
+        return int(config["num_embeds_ada_norm"])
+    return int(config.get("num_class_embeds") or 0)
+
+
+def _null_label(model: nn.Module) -> int | None:
+    """The label of DiT's null branch, one beyond its classes."""
+    if type(model).__name__ == "DiTTransformer2DModel":
+        return int(model.config["num_embeds_ada_norm"])  # type: ignore[index]
+    return None

@@ -1,0 +1,379 @@
+"""Our plans inside diffusers' pipelines.
+
+A pipeline asks its network itself and hands the answer to ``scheduler.step``. So the loop of
+:mod:`ddim_ode.integration` is turned inside out: ``timesteps`` has an entry for each network call of the
+plan, stages of Runge–Kutta steps included, and call k of ``step`` files the answer to call k, runs
+the plan's operations up to the next call and returns the state to show the network there. The numbers are
+the plan's, so any plan runs: a method on a grid, or a calibrated one from the configuration.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.schedulers.scheduling_utils import (
+    KarrasDiffusionSchedulers,
+    SchedulerMixin,
+    SchedulerOutput,
+)
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from .._checks import count, exclusive
+from ..denoiser import Denoiser
+from ..levels import Levels
+from ..sampling import check_plan, compile_for
+from ..schedule import Array
+from ..solvers import plan_file
+from ..solvers.methods import get_method
+from ..solvers.plan import Plan
+from .config import notes_of, prediction_of, schedule_of, warn_of
+
+Generators = torch.Generator | list[torch.Generator] | None
+
+
+class DDIMODEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # theirs overlap
+    """A diffusers scheduler that runs one of our plans.
+
+    ``DDIMODEScheduler.from_config(pipe.scheduler.config, method="unipc3")`` takes the model's part of
+    another scheduler's configuration (betas, prediction type) and leaves the rest. What is no part of the
+    ODE (``clip_sample``, ``thresholding``) is left out with an
+    :class:`~ddim_ode.interop.config.InteropWarning`.
+
+    method, grid, final, eta: as in :func:`ddim_ode.sample`; ``set_timesteps(n)`` compiles n steps of it.
+    plans: compiled plans instead, as ``Plan.save`` writes them (see :meth:`from_plans`);
+    ``set_timesteps(n)`` takes the one of n network calls. snap: only whole times 0..T−1 reach the
+    network. time_offset: added to the schedule's t = 1..T, −1 for networks that count from 0. Network
+    times are floats, which diffusers' own networks take; without snap they need not be whole.
+    schedule: ``{"name": ..., "params": {...}}`` of :mod:`ddim_ode.schedules` in place of betas, such as
+    a continuous one.
+
+    ``DDIMPipeline`` turns whatever it is constructed with into its own scheduler: assign to
+    ``pipe.scheduler`` afterwards.
+
+    ValueError for a schedule that does not preserve variance (flow matching), an unknown method or grid,
+    a plan of another schedule.
+
+    >>> scheduler = DDIMODEScheduler(method="heun")
+    >>> scheduler.set_timesteps(2)
+    >>> scheduler.timesteps
+    tensor([999., 499., 499.])
+    """
+
+    _compatibles = [member.name for member in KarrasDiffusionSchedulers]  # noqa: RUF012
+    order = 1
+
+    @register_to_config  # type: ignore[untyped-decorator]
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        trained_betas: Sequence[float] | None = None,
+        prediction_type: str = "epsilon",
+        rescale_betas_zero_snr: bool = False,
+        use_flow_sigmas: bool = False,
+        clip_sample: bool = False,
+        clip_sample_range: float = 1.0,
+        thresholding: bool = False,
+        variance_type: str | None = None,
+        method: str | None = None,
+        grid: str | None = None,
+        final: str | None = None,
+        eta: float | None = None,
+        plans: Sequence[Mapping[str, Any]] | None = None,
+        snap: bool = False,
+        time_offset: float = -1.0,
+        schedule: Mapping[str, Any] | None = None,
+    ) -> None:
+        config = {**self.config, "_class_name": type(self).__name__}
+        noise = schedule_of(config)
+        if noise.family != "vp":
+            raise ValueError(
+                "DDIMODEScheduler runs in variance-preserving pipelines, not with flow matching; "
+                "ddim_ode.interop.diffusers.load takes such models"
+            )
+        self._plan: Plan | None = None
+        self._answer: Any = None  # the pipeline's network's, to the call under way
+        # The network of this denoiser hands out the answer that the pipeline has already made.
+        self._denoiser = Denoiser(
+            lambda x, t: self._answer, noise, prediction_of(config), time_offset, snap=snap
+        )
+        if plans is None:
+            self._method = get_method(method or "ddim")
+        else:
+            exclusive(plans=plans, method=method)
+            exclusive(plans=plans, grid=grid)
+            exclusive(plans=plans, final=final)
+            exclusive(plans=plans, eta=eta)
+        self._plans = {plan.nfe: plan for plan in map(_plan_of, plans or ())}
+        for plan in self._plans.values():
+            check_plan(plan, self._denoiser)
+        warn_of([n for n in notes_of(config) if n.key in ("clip_sample", "thresholding")], 5)
+        self.alphas_cumprod = torch.tensor(noise.alpha_bar(np.arange(1.0, noise.T + 1)) ** 2)
+        self.init_noise_sigma = 1.0
+        self.num_inference_steps: int | None = None
+        self.timesteps = torch.arange(num_train_timesteps - 1, -1, -1, dtype=torch.float32)
+        self._run: _Run | None = None
+        self._call = 0
+
+    @classmethod
+    def from_config(cls, config: Any = None, *args: Any, **options: Any) -> Any:
+        """Of another scheduler's configuration, or our own; options go before what it says.
+
+        What it says by its class's defaults counts as well (diffusers would put ours in their place).
+        """
+        if isinstance(config, Mapping):
+            config = {key: value for key, value in config.items() if key != "_use_default_values"}
+        return super().from_config(config, *args, **options)
+
+    @classmethod
+    def from_plans(
+        cls, plans: Plan | Sequence[Plan], config: Mapping[str, Any], **options: Any
+    ) -> DDIMODEScheduler:
+        """Around compiled plans, one for each number of network calls.
+
+        config: of the pipeline's own scheduler, for the schedule and prediction type. options: more
+        arguments of the constructor. ValueError for two plans of as many calls.
+        """
+        plans = [plans] if isinstance(plans, Plan) else list(plans)
+        trees = [json.loads(plan_file.dumps(plan)) for plan in plans]
+        calls = sorted(plan.nfe for plan in plans)
+        if len(set(calls)) < len(calls):
+            raise ValueError(f"plans of {calls} calls: give one plan for each number of calls")
+        kept = {k: v for k, v in config.items() if k not in ("method", "grid", "final", "eta")}
+        made: DDIMODEScheduler = cls.from_config(kept, plans=trees, **options)
+        return made
+
+    @property
+    def plan(self) -> Plan | None:
+        """The plan that runs, from ``set_timesteps`` on."""
+        return self._plan
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        timesteps: Sequence[float] | None = None,
+    ) -> None:
+        """Compile, or choose, the plan of the next run, and forget the last one's state.
+
+        num_inference_steps: steps of the method, or with ``plans`` network calls. timesteps: the
+        network times to step through instead, falling. ``timesteps`` (n,) are then those of each call.
+        """
+        exclusive(num_inference_steps=num_inference_steps, timesteps=timesteps)
+        if self._plans:
+            if timesteps is not None:
+                raise ValueError("this scheduler runs compiled plans; drop timesteps=")
+            only = next(iter(self._plans)) if len(self._plans) == 1 else None
+            calls = only if num_inference_steps is None else num_inference_steps
+            if calls not in self._plans:
+                has = ", ".join(map(str, sorted(self._plans)))
+                raise ValueError(
+                    f"num_inference_steps={calls!r}: this scheduler runs compiled plans of {has} network "
+                    "calls; ask for one of these, or give method= instead of plans"
+                )
+            plan = self._plans[calls]
+        elif timesteps is not None:
+            offset = self._denoiser.time_offset
+            plan = self._compile(timesteps=[float(t) - offset for t in timesteps])
+        else:
+            steps = count("num_inference_steps", num_inference_steps)
+            plan = self._compile(steps=steps, grid=self.config["grid"])
+        self._start(plan, device)
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """Begin at that entry of ``timesteps`` (pipelines that start from an image).
+
+        ValueError where the plan cannot: a compiled plan, or calls from there that are not those of the
+        same method begun at that level.
+        """
+        if begin_index == 0:
+            return
+        plan, calls = self._running(), self.timesteps
+        if begin_index not in (levels := plan.level_calls()) or self._plans:
+            raise ValueError(
+                f"begin_index={begin_index}: {plan.method!r} can begin at calls that start a step of a "
+                "method (compiled plans only at the first)"
+            )
+        rest = np.array(plan.grid[levels.index(begin_index) :])
+        self._start(self._compile(grid=rest), calls.device, calls[begin_index:])
+
+    def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
+        """The sample: the network sees the state as it is."""
+        return sample
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        eta: float | None = None,
+        generator: Generators = None,
+        use_clipped_model_output: bool | None = None,
+        return_dict: bool = True,
+    ) -> SchedulerOutput | tuple[Tensor]:
+        """Take the network's answer at ``sample`` and go on to the next call, or to the end.
+
+        Calls go through ``timesteps`` in their order; a step out of order is a ValueError (checked where t
+        is a number or on the CPU, so as not to wait for a device). generator: of the step noise, if any.
+        eta: only what the scheduler was made with; 0 and None ask for nothing.
+        """
+        plan = self._running()
+        if use_clipped_model_output:
+            raise ValueError(
+                "use_clipped_model_output: x̂₀ is never clipped here; drop it (or use None)"
+            )
+        if eta and eta != self.config["eta"]:
+            raise ValueError(
+                f"eta={eta:g}: step noise is compiled in set_timesteps; make the scheduler with "
+                f"DDIMODEScheduler(..., eta={eta:g})"
+            )
+        self._check_turn(timestep)
+        if self._run is None:
+            self._run = _Run(plan, self._denoiser, sample)
+        self._answer = _prediction(model_output, sample, self.config["variance_type"])
+        shown = self._run.step(sample, generator)
+        self._call += 1
+        return SchedulerOutput(prev_sample=shown) if return_dict else (shown,)
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """x_t = ᾱx₀ + β̄ε at network times (B,)."""
+        t = np.asarray(timesteps.detach().cpu(), dtype=np.float64) - self._denoiser.time_offset
+        schedule = self._denoiser.schedule
+        shape = (-1,) + (1,) * (original_samples.ndim - 1)
+        alpha, beta = (
+            torch.as_tensor(scale).to(original_samples).reshape(shape)
+            for scale in schedule.scales(schedule.sigma(np.atleast_1d(t)))
+        )
+        return alpha * original_samples + beta * noise
+
+    def __len__(self) -> int:
+        return int(self.config["num_train_timesteps"])
+
+    # -- the run ------------------------------------------------------------------------------
+    def _compile(
+        self,
+        steps: int | None = None,
+        grid: str | Array | None = None,
+        timesteps: Sequence[float] | None = None,
+    ) -> Plan:
+        final = self.config["final"] if isinstance(grid, (str, type(None))) else None
+        if timesteps is not None:
+            final = None
+        levels = Levels(self._denoiser, steps, grid=grid, timesteps=timesteps, final=final)
+        return compile_for(self._method, levels, None, None, self.config["eta"], None)
+
+    def _start(
+        self, plan: Plan, device: str | torch.device | None, times: Tensor | None = None
+    ) -> None:
+        first = plan.ops[0]
+        if first.weights or first.scale != 1.0 or first.noise or first.node is None:
+            raise ValueError(
+                f"plan {plan.method!r} does not begin by asking the network at the state it is given; "
+                "a pipeline cannot run it"
+            )
+        nodes = plan.nodes
+        levels = self._denoiser.snapped(np.array([node.sigma for node in nodes]))
+        host = self._denoiser.network_time(levels, np.array([node.t for node in nodes]))
+        told = torch.tensor(host, dtype=torch.float32)
+        if times is not None and not torch.equal(told, times.cpu()):
+            raise ValueError(
+                f"{plan.method!r} begun there would ask the network at other times than listed; begin at "
+                "0, or use a one-step method"
+            )
+        self._plan, self.timesteps = plan, told.to(device)
+        self.num_inference_steps = len(told)
+        self._run, self._call = None, 0
+
+    def _running(self) -> Plan:
+        if self._plan is None:
+            raise ValueError("call set_timesteps before step")
+        return self._plan
+
+    def _check_turn(self, timestep: Any) -> None:
+        if self._call >= len(self.timesteps):
+            raise ValueError(
+                f"all {len(self.timesteps)} network calls of this run are made; set_timesteps begins anew"
+            )
+        if isinstance(timestep, Tensor) and timestep.device.type != "cpu":
+            return
+        due = float(self.timesteps[self._call]) if self.timesteps.device.type == "cpu" else None
+        if due is not None and abs(float(timestep) - due) > 1e-3:
+            raise ValueError(
+                f"step {self._call + 1} is due at t={due:g}, and was called with t={float(timestep):g}: "
+                "steps go through timesteps in order (set_timesteps begins anew, set_begin_index later on)"
+            )
+
+
+class _Run:
+    """A plan on its way: :func:`ddim_ode.integration.integrate`, a network call at a time.
+
+    x: the state. shown: what the network is to be shown next, the state or a stage, and the tensor handed
+    out for it (a narrower copy in half-precision pipelines).
+    """
+
+    def __init__(self, plan: Plan, denoiser: Denoiser, sample: Tensor) -> None:
+        dtype = torch.promote_types(sample.dtype, torch.float32)
+        self.plan = plan
+        self.x = sample.to(dtype)
+        self.shown = (self.x, sample)
+        self.committed = True
+        self.history: deque[Tensor] = deque(maxlen=plan.memory)
+        self.evaluate = denoiser.bind(plan.nodes, self.x)
+        # 0-d tensors as in the loop, so that a pipeline's samples are the same to the last bit.
+        scales = torch.tensor([op.scale for op in plan.ops], dtype=dtype)
+        self.scales = scales.to(sample.device).unbind(0)
+        self.op = self.call = 0
+
+    def step(self, sample: Tensor, generator: Generators) -> Tensor:
+        """File the network's answer at ``sample``; on to the next call, or to the end."""
+        wide, handed_out = self.shown
+        y = wide if sample is handed_out else sample.to(wide.dtype)
+        if self.committed:
+            self.x = y  # a pipeline may have changed it, such as for inpainting
+        self.history.appendleft(self.evaluate(y, self.call))
+        self.call += 1
+        y = self._advance(generator)
+        self.shown = (y, y.to(sample.dtype))
+        return self.shown[1]
+
+    def _advance(self, generator: Generators) -> Tensor:
+        while self.op + 1 < len(self.plan.ops):
+            self.op += 1
+            factor, weights, node, commit, noise = self.plan.ops[self.op]
+            y = self.x
+            if weights or factor != 1.0:
+                y = y * self.scales[self.op]
+                for weight, vector in zip(weights, self.history):
+                    if weight:
+                        y.add_(vector, alpha=weight)
+            if noise:
+                z = randn_tensor(y.shape, generator=generator, device=y.device, dtype=y.dtype)
+                y = torch.add(y, z, alpha=noise)
+            if commit:
+                self.x = y
+            if node is not None:
+                self.committed = commit
+                return y
+        return self.x
+
+
+def _plan_of(tree: Mapping[str, Any]) -> Plan:
+    """A plan of a configuration, checked as a plan's file is."""
+    return plan_file.loads(json.dumps(tree).encode(), "plans in the scheduler's configuration")
+
+
+def _prediction(model_output: Tensor, sample: Tensor, variance_type: str | None) -> Tensor:
+    """The prediction of a network that may return a variance as well, which the ODE has no use for."""
+    doubled = model_output.ndim > 1 and model_output.shape[1] == 2 * sample.shape[1]
+    if doubled and variance_type in ("learned", "learned_range"):
+        return model_output.chunk(2, dim=1)[0]
+    return model_output

@@ -1,0 +1,187 @@
+"""The doctor: each seeded fault is found on the model, by name; a healthy model has nothing."""
+
+import json
+
+import pytest
+import torch
+from mixture_net import SIDE, MixtureNet
+from peers import load as peer
+from peers import quiet
+from tiny_pipelines import BETAS, images, save, train, unet
+
+import ddim_ode
+from ddim_ode import schedules
+from ddim_ode.cli import main
+from ddim_ode.interop.config import schedule_of
+from ddim_ode.interop.diffusers import load
+
+SHAPE = (1, SIDE, SIDE)
+
+
+def with_scheduler(name="DDIM", prediction="eps", net=None, **config):
+    """A perfect ε-network (or another) as loaded beside a scheduler of diffusers."""
+    cls = getattr(peer("diffusers"), f"{name}Scheduler")
+    config = dict(clip_sample=False) | config if name in ("DDIM", "DDPM") else config
+    with quiet():
+        scheduler = cls(**config)
+        schedule = schedule_of({**scheduler.config, "_class_name": cls.__name__})
+        return load(net or MixtureNet(schedule, prediction), scheduler)
+
+
+def bare(net_prediction="eps", declared=None, told=None, **options):
+    """The same as a plain Denoiser, on DDPM's schedule unless told otherwise."""
+    net = MixtureNet(schedules.ddpm(), net_prediction, **options)
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = net
+
+        def forward(self, x, t):
+            return self.inner(x, t)[0]
+
+    return ddim_ode.Denoiser(
+        Net(), told or schedules.ddpm(), declared or net_prediction, time_offset=-1.0
+    )
+
+
+def data(n=16):
+    return MixtureNet(schedules.ddpm(), "eps").draw(n)
+
+
+def found(model, **options):
+    options = dict(shape=None if options.get("data") is not None else SHAPE) | options
+    return {finding.check: finding for finding in ddim_ode.diagnose(model, **options)}
+
+
+KARRAS = dict(use_karras_sigmas=True)
+FAULTS = {
+    "terminal-snr": (lambda: with_scheduler(rescale_betas_zero_snr=True), {}),
+    "clipping": (lambda: with_scheduler(clip_sample=True, clip_sample_range=0.7), {}),
+    "stride": (lambda: with_scheduler(timestep_spacing="trailing"), dict(steps=30)),
+    "duplicate-timesteps": (lambda: with_scheduler("DPMSolverMultistep", **KARRAS), dict(steps=80)),
+    "rounded-timesteps": (lambda: with_scheduler("DPMSolverMultistep", **KARRAS), dict(steps=20)),
+    "last-alpha": (
+        lambda: with_scheduler(
+            beta_schedule="scaled_linear",
+            **BETAS["scaled_linear"],
+            set_alpha_to_one=False,
+            steps_offset=1,
+        ),
+        {},
+    ),
+    "prediction": (lambda: with_scheduler(prediction="x0", prediction_type="v_prediction"), {}),
+    "learned-variance": (lambda: bare(variance=True), {}),
+    "input-scale": (lambda: bare(), dict(data=127.5 * (data() + 1))),
+    "half-precision": (lambda: bare(gain=1e6), {}),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_each_of_ten_faults_is_found(fault):
+    make, options = FAULTS[fault]
+    findings = found(make(), **options)
+    assert fault in findings
+    assert findings[fault].evidence > 0
+    # Nothing is called an error but the fault.
+    assert {c for c, f in findings.items() if f.severity == "error"} <= {fault}
+
+
+@pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
+@pytest.mark.parametrize("seen", ["its own samples", "data"])
+def test_a_healthy_model_has_nothing(prediction, seen):
+    options = dict(data=data()) if seen == "data" else {}
+    kind = dict(eps="epsilon", x0="sample", v="v_prediction")[prediction]
+    assert found(bare(prediction), **options) == {}
+    for config in (
+        {},
+        dict(timestep_spacing="trailing", beta_schedule="scaled_linear"),
+        dict(beta_schedule="squaredcos_cap_v2"),
+    ):
+        model = with_scheduler(prediction=prediction, prediction_type=kind, **config)
+        assert found(model, **options) == {}
+
+
+@pytest.mark.parametrize("true", ["eps", "x0", "v"])
+@pytest.mark.parametrize("declared", ["eps", "x0", "v"])
+@pytest.mark.parametrize("seen", ["its own samples", "data"])
+def test_the_prediction_type_is_told_from_the_answers(true, declared, seen):
+    options = dict(data=data()) if seen == "data" else {}
+    findings = found(bare(true, declared), **options)
+    assert ("prediction" in findings) == (true != declared)
+    if true != declared:
+        assert findings["prediction"].fix.startswith(f"prediction={true!r}")
+
+
+@pytest.mark.parametrize(
+    ("fault", "make", "options"),
+    [
+        ("input-scale", lambda: bare(scale=4.0), dict(data=data())),
+        ("input-scale", lambda: bare(scale=0.25), dict(data=data())),
+        ("network-time", lambda: bare(told=schedules.cosine()), dict(data=data())),
+        ("clipping", lambda: with_scheduler(thresholding=True, sample_max_value=1.0), {}),
+        ("stride", lambda: with_scheduler(timestep_spacing="linspace"), dict(steps=20)),
+        ("last-alpha", lambda: with_scheduler(set_alpha_to_one=False), {}),
+    ],
+)
+def test_other_faces_of_the_faults(fault, make, options):
+    if fault == "clipping":  # thresholding bites beyond ±1 only
+        wide = MixtureNet(schedules.ddpm(), "eps")
+        wide.exact = ddim_ode.exact.gaussian_mixture(
+            wide.exact.weights, 1.5 * wide.exact.means, wide.exact.eigenvalues, schedules.ddpm()
+        )
+        make = lambda: with_scheduler(net=wide, thresholding=True)  # noqa: E731
+    assert fault in found(make(), **options)
+
+
+def test_evidence_is_measured_not_read_from_the_configuration():
+    """The same setting, on models that it harms differently, and on one that it does not touch."""
+    harsh, mild, none = (
+        found(with_scheduler(clip_sample=True, clip_sample_range=bound)).get("clipping")
+        for bound in (0.3, 0.7, 5.0)
+    )
+    assert none is None
+    assert harsh.evidence > mild.evidence > 0
+
+
+def test_the_stride_of_one_n_is_not_that_of_another():
+    model = with_scheduler(timestep_spacing="trailing")
+    assert "stride" in found(model, steps=30)
+    assert "stride" not in found(model, steps=25)
+
+
+def test_a_half_precision_that_rounds_is_no_overflow():
+    findings = found(bare(gain=1e4))
+    assert findings == {}
+
+
+def test_a_trained_pipeline_is_healthy_and_its_faults_are_not(tmp_path, capsys):
+    diffusers = peer("diffusers")
+    scheduler = diffusers.DDIMScheduler(
+        **BETAS["linear"], prediction_type="v_prediction", clip_sample=False
+    )
+    net = train(unet(), scheduler)
+    save(tmp_path / "good", net, scheduler)
+    assert main(["doctor", str(tmp_path / "good")]) == 0
+    assert "nothing found" in capsys.readouterr().out
+    bad = diffusers.DDIMScheduler.from_config(
+        scheduler.config, clip_sample=True, prediction_type="epsilon", set_alpha_to_one=False
+    )
+    save(tmp_path / "bad", net, bad)
+    assert main(["doctor", str(tmp_path / "bad"), "--json"]) == 1
+    checks = [row["check"] for row in json.loads(capsys.readouterr().out)]
+    assert {"prediction", "clipping", "last-alpha"} <= set(checks)
+    pictures = images(8, torch.Generator().manual_seed(3))
+    with quiet():
+        model = load(tmp_path / "bad")
+    by_name = {f.check: f for f in ddim_ode.diagnose(model, data=pictures)}
+    assert by_name["prediction"].fix.startswith("prediction='v'")
+
+
+def test_what_cannot_be_asked():
+    with pytest.raises(ValueError, match="Denoiser"):
+        ddim_ode.diagnose(lambda x, t: x)
+    with pytest.raises(ValueError, match="shape"):
+        ddim_ode.diagnose(bare())
+    with pytest.raises(ValueError, match="data"):
+        ddim_ode.diagnose(bare(), data=torch.zeros(4, dtype=torch.long))

@@ -1,0 +1,290 @@
+"""diffusers' models as denoisers, against diffusers' own samplers on the same networks."""
+
+import json
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from peers import load as peer
+from peers import quiet
+from tiny_pipelines import BETAS, dit, ends, save, start, text_unet, train, unet
+
+import ddim_ode
+from ddim_ode import Guidance
+from ddim_ode.interop.config import InteropWarning, schedule_of
+from ddim_ode.interop.diffusers import is_model_folder, load
+
+TRAINED = [(b, p) for b in BETAS for p in ("epsilon", "sample", "v_prediction")]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Pipelines trained for 200 steps, saved by diffusers: {(betas, prediction): directory}."""
+    diffusers, made = peer("diffusers"), {}
+    for betas, prediction in TRAINED:
+        scheduler = diffusers.DDIMScheduler(
+            beta_schedule=betas,
+            **BETAS[betas],
+            prediction_type=prediction,
+            clip_sample=False,
+            timestep_spacing="trailing",
+        )
+        net = train(unet(), scheduler)
+        made[betas, prediction] = save(tmp_path_factory.mktemp("pipe"), net, scheduler)
+    return made
+
+
+def theirs(folder, steps, **config):
+    """Where their DDIM takes ``start()`` in their pipeline."""
+    diffusers = peer("diffusers")
+    with quiet():
+        pipe = diffusers.DDPMPipeline.from_pretrained(folder)
+    if config:
+        pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config, **config)
+    generator = torch.Generator().manual_seed(1)
+    return ends(pipe, batch_size=3, generator=generator, num_inference_steps=steps)[-1]
+
+
+def off(ours, theirs):
+    return float((ours - theirs).abs().max() / theirs.abs().max())
+
+
+# -- the schedule -----------------------------------------------------------------------------
+ZERO_SNR = dict(rescale_betas_zero_snr=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        *(("DDIM", dict(beta_schedule=name, **betas)) for name, betas in BETAS.items()),
+        *(("DDIM", dict(beta_schedule=n, **b, **ZERO_SNR)) for n, b in BETAS.items()),
+        ("DDPM", dict(beta_schedule="sigmoid")),
+        ("DDIM", dict(trained_betas=np.geomspace(1e-4, 0.1, 50).tolist(), num_train_timesteps=50)),
+        ("DPMSolverMultistep", dict(num_train_timesteps=400, beta_end=0.05)),
+    ],
+)
+def test_the_schedule_is_theirs_in_float64(name, config):
+    scheduler = getattr(peer("diffusers"), f"{name}Scheduler")(**config)
+    schedule = schedule_of({**scheduler.config, "_class_name": f"{name}Scheduler"})
+    squares = scheduler.alphas_cumprod.double().numpy()
+    ours = schedule.alpha_bar(np.arange(1, len(squares) + 1)) ** 2
+    np.testing.assert_allclose(ours, squares, rtol=2e-4, atol=3e-7)  # of their float32 products
+    assert (ours[-1] == 0) == bool(config.get("rescale_betas_zero_snr"))
+
+
+def test_the_usual_schedules_are_ours_so_that_plans_fit():
+    scheduler = peer("diffusers").DDIMScheduler(beta_schedule="linear")
+    config = {**scheduler.config, "_class_name": "DDIMScheduler"}
+    assert schedule_of(config).fingerprint == ddim_ode.schedules.ddpm().fingerprint
+
+
+# -- the network ------------------------------------------------------------------------------
+@pytest.mark.parametrize("combination", TRAINED)
+def test_ddim_is_their_ddim(folders, combination):
+    expected = theirs(folders[combination], 10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", InteropWarning)
+        model = load(folders[combination])
+    assert model.shape == (1, 8, 8)
+    ours = ddim_ode.sample(model, start(), "ddim", steps=10, grid="trailing").x
+    assert off(ours, expected) < 1e-4
+    # One time step off is seen: the agreement is not of networks that do nothing.
+    model.time_offset = 0.0
+    assert (
+        off(ddim_ode.sample(model, start(), "ddim", steps=10, grid="trailing").x, expected) > 1e-3
+    )
+
+
+def test_clip_sample_is_left_out_by_name(folders, tmp_path):
+    folder = folders["linear", "epsilon"]
+    diffusers = peer("diffusers")
+    with quiet():
+        pipe = diffusers.DDPMPipeline.from_pretrained(folder)
+    config = {**pipe.scheduler.config, "clip_sample": True}
+    save(tmp_path, pipe.unet, diffusers.DDIMScheduler.from_config(config))
+    with pytest.warns(InteropWarning, match=r"clip_sample=True.*not the ODE"):
+        model = load(tmp_path)
+    ours = ddim_ode.sample(model, start(), "ddim", steps=10, grid="trailing").x
+    assert off(ours, theirs(folder, 10)) < 1e-4  # the ODE's, whatever they clip
+    assert off(ours, theirs(folder, 10, clip_sample=True)) > 1e-2
+    assert model.notes[0].key == "clip_sample"
+    assert model.notes[0].outcome == "left out"
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        dict(timestep_spacing="leading", steps_offset=1),
+        dict(timestep_spacing="leading", steps_offset=1, set_alpha_to_one=False),
+        dict(timestep_spacing="trailing"),
+    ],
+)
+def test_grid_gives_their_levels(folders, config):
+    model = load(folders["linear", "epsilon"])
+    scheduler = peer("diffusers").DDIMScheduler.from_config(model.scheduler.config, **config)
+    model = load(model.net.model, scheduler)
+    ours = ddim_ode.sample(model, start(), "ddim", grid=model.grid(20)).x
+    assert off(ours, theirs(folders["linear", "epsilon"], 20, **config)) < 1e-4
+
+
+def test_flow_matching_is_their_euler():
+    diffusers = peer("diffusers")
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    net = unet()
+    model = load(net, scheduler)
+    scheduler.set_timesteps(6)
+    x, t = start(), scheduler.sigmas.double().numpy()
+    with np.errstate(divide="ignore"):
+        sigmas = t / (1 - t)
+    ours = ddim_ode.sample(model, x, "ddim", grid=sigmas).x
+    with torch.no_grad():
+        for time in scheduler.timesteps:
+            x = scheduler.step(net(x, time).sample, time, x).prev_sample
+    assert off(ours, x) < 1e-5
+
+
+def test_conditions_and_guidance_reach_a_text_network(tmp_path):
+    scheduler = peer("diffusers").DDIMScheduler(clip_sample=False, timestep_spacing="trailing")
+    save(tmp_path / "unused", unet(), scheduler)
+    text_unet().save_pretrained(tmp_path / "unet")
+    scheduler.save_pretrained(tmp_path / "scheduler")
+    words = torch.randn(3, 3, 8, generator=torch.Generator().manual_seed(5))
+    empty = torch.full((3, 8), 0.3)
+    model = load(tmp_path, guidance=Guidance(3.0, {"encoder_hidden_states": empty}))
+    cond = {"encoder_hidden_states": words}
+    ours = ddim_ode.sample(model, start(channels=2), steps=5, grid="trailing", cond=cond).x
+    x, net = start(channels=2), text_unet().eval()
+    scheduler.set_timesteps(5)
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            null = net(x, t, encoder_hidden_states=empty.expand(3, -1, -1)).sample
+            told = net(x, t, encoder_hidden_states=words).sample
+            x = scheduler.step(null + 3.0 * (told - null), t, x).prev_sample
+    assert off(ours, x) < 1e-4
+
+
+def test_labels_are_y_or_class_labels():
+    scheduler = peer("diffusers").DDIMScheduler(clip_sample=False)
+    model = load(unet(num_class_embeds=4), scheduler)
+    labels = torch.tensor([0, 1, 3])
+    named, short = (
+        ddim_ode.sample(model, start(), steps=3, cond={name: labels}).x
+        for name in ("class_labels", "y")
+    )
+    other = ddim_ode.sample(model, start(), steps=3, cond={"y": labels.flip(0)}).x
+    assert torch.equal(named, short)
+    assert not torch.equal(named[0], other[0])
+    assert model.num_classes == 4
+    with pytest.raises(ValueError, match="Guidance"):
+        model.guide(2.0)
+
+
+def test_a_learned_variance_is_split_off():
+    net = dit()
+    scheduler = peer("diffusers").DDIMScheduler(clip_sample=False, timestep_spacing="trailing")
+    model = load(net, scheduler)
+    assert model.learned_variance == "split"
+    x, labels = start(channels=2), torch.tensor([4, 5, 6])
+    ours = ddim_ode.sample(model, x, steps=5, grid="trailing", cond={"y": labels}).x
+    scheduler.set_timesteps(5)
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            out = net(x, t.expand(3), class_labels=labels).sample[:, :2]
+            x = scheduler.step(out, t, x).prev_sample
+    assert off(ours, x) < 1e-4
+
+
+# -- layouts, and what is refused --------------------------------------------------------------
+def test_a_bare_model_beside_its_scheduler(tmp_path):
+    scheduler = peer("diffusers").DDPMScheduler(clip_sample=False)
+    unet().save_pretrained(tmp_path)
+    assert is_model_folder(tmp_path)
+    with pytest.raises(FileNotFoundError, match="scheduler"):
+        load(tmp_path)
+    scheduler.save_pretrained(tmp_path)
+    a = load(tmp_path)
+    b = load(unet(), scheduler)
+    assert torch.equal(a(start(), 2.0)[0], b(start(), 2.0)[0])
+
+
+def test_pickled_weights_are_refused(tmp_path):
+    scheduler = peer("diffusers").DDPMScheduler(clip_sample=False)
+    net = unet()
+    with quiet():
+        net.save_pretrained(tmp_path, safe_serialization=False)
+    assert list(tmp_path.glob("*.bin"))
+    with pytest.raises(ValueError, match="run code"):
+        load(tmp_path, scheduler)
+
+
+def test_classes_are_looked_up_in_diffusers_alone(tmp_path):
+    scheduler = peer("diffusers").DDPMScheduler(clip_sample=False)
+    unet().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for name in ("os", "DDPMScheduler", "MyUNet"):
+        (tmp_path / "config.json").write_text(json.dumps({**config, "_class_name": name}))
+        with pytest.raises(ValueError, match="no model of diffusers"):
+            load(tmp_path, scheduler)
+
+
+def test_truncated_weights_are_named(tmp_path):
+    scheduler = peer("diffusers").DDPMScheduler(clip_sample=False)
+    unet().save_pretrained(tmp_path)
+    file = next(tmp_path.glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="cannot be read"):
+        load(tmp_path, scheduler)
+
+
+@pytest.mark.parametrize(
+    ("config", "match"),
+    [
+        (dict(_class_name="EDMEulerScheduler"), "unknown scheduler"),
+        (dict(_class_name="DDIMScheduler", beta_schedule="exp"), "exp"),
+        (dict(_class_name="DDIMScheduler", prediction_type="noise"), "noise"),
+        (dict(_class_name="DDIMScheduler", trained_betas=[0.1, 0.2]), "must agree"),
+    ],
+)
+def test_configurations_that_cannot_be_honoured(config, match):
+    peer("diffusers")
+    with pytest.raises((ValueError, NotImplementedError), match=match):
+        load(unet(), config)
+
+
+@pytest.mark.parametrize(
+    ("config", "match"),
+    [
+        (dict(_class_name="DDPMScheduler", thresholding=True, clip_sample=False), "thresholding"),
+        (dict(_class_name="DDIMScheduler"), "clip_sample"),  # clipping is their default
+    ],
+)
+def test_what_is_left_out_is_warned_of(config, match):
+    peer("diffusers")
+    with pytest.warns(InteropWarning, match=match):
+        load(unet(), config)
+
+
+def test_eps_at_zero_terminal_snr_is_refused_where_it_is_blind():
+    scheduler = peer("diffusers").DDIMScheduler(clip_sample=False, rescale_betas_zero_snr=True)
+    model = load(unet(), scheduler)
+    with pytest.raises(ValueError, match="rescale_betas_zero_snr"):
+        ddim_ode.sample(model, start(), steps=5)
+    config = {**scheduler.config, "prediction_type": "v_prediction", "_class_name": "DDIMScheduler"}
+    sol = ddim_ode.sample(load(unet(), config), start(), steps=5)
+    assert sol.sigmas[0] == np.inf
+    assert torch.isfinite(sol.x).all()
+
+
+def test_more_input_than_output_channels_is_no_denoiser():
+    scheduler = peer("diffusers").DDIMScheduler(clip_sample=False)
+    with pytest.raises(ValueError, match="9 channels into 4"):
+        load(unet(in_channels=9, out_channels=4), scheduler)
+
+
+def test_the_command_line_takes_a_directory(folders):
+    from ddim_ode.cli.models import load_model
+
+    loaded = load_model(str(folders["linear", "epsilon"]))
+    assert loaded.shape == (1, 8, 8)
+    assert loaded.denoiser.schedule.fingerprint == ddim_ode.schedules.ddpm().fingerprint

@@ -1,0 +1,352 @@
+"""Our plans inside unmodified diffusers pipelines: the same samples as ours, to the last bits."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from peers import load as peer
+from peers import quiet
+from tiny_pipelines import dit, ends, save, start, text_unet, unet
+
+import ddim_ode
+from ddim_ode import Guidance, Plan
+from ddim_ode.interop.config import InteropWarning
+from ddim_ode.interop.diffusers import load
+
+
+def ours(**options):
+    peer("diffusers")
+    from ddim_ode.interop.diffusers import DDIMODEScheduler
+
+    return DDIMODEScheduler(**options)
+
+
+def pipeline(scheduler, net=None, name="DDPMPipeline"):
+    diffusers = peer("diffusers")
+    plain = diffusers.DDIMScheduler(clip_sample=False)
+    with quiet():
+        pipe = getattr(diffusers, name)(net or unet(), plain)
+    pipe.scheduler = scheduler
+    return pipe
+
+
+def run(pipe, steps, **call):
+    generator = torch.Generator().manual_seed(1)
+    return ends(pipe, batch_size=3, generator=generator, num_inference_steps=steps, **call)
+
+
+def off(a, b):
+    return float((a - b).abs().max() / b.abs().max())
+
+
+# Every kind of plan: stages, multistep, correctors that commit without a call, Runge–Kutta starts.
+METHODS = [
+    ("ddim", 5),
+    ("heun", 4),
+    ("rk4", 3),
+    ("dpm3", 3),
+    ("dpmpp2m", 6),
+    ("unipc3", 6),
+    ("ab4", 16),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "steps"),
+    [
+        *(("DDPMPipeline", *row) for row in METHODS),
+        ("DDIMPipeline", "ddim", 5),
+        ("DDIMPipeline", "heun", 4),
+    ],
+)
+def test_a_pipeline_makes_our_samples(name, method, steps):
+    scheduler = ours(method=method, prediction_type="v_prediction")
+    pipe = pipeline(scheduler, name=name)
+    made = run(pipe, steps)
+    model = load(pipe.unet, scheduler)
+    sol = ddim_ode.sample(model, start(), method, steps=steps)
+    assert len(made) == sol.nfe == len(scheduler.timesteps)
+    assert off(made[-1], sol.x) < 1e-6
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
+def test_whatever_the_network_predicts(prediction):
+    scheduler = ours(method="heun", prediction_type=prediction, beta_schedule="squaredcos_cap_v2")
+    pipe = pipeline(scheduler)
+    made = run(pipe, 4)
+    sol = ddim_ode.sample(load(pipe.unet, scheduler), start(), "heun", steps=4)
+    assert off(made[-1], sol.x) < 1e-6
+
+
+def test_snap_asks_at_whole_times():
+    scheduler = ours(method="unipc2", snap=True, prediction_type="sample")
+    pipe = pipeline(scheduler)
+    made = run(pipe, 7)
+    assert scheduler.timesteps.tolist() == scheduler.timesteps.round().tolist()
+    model = load(pipe.unet, scheduler, snap=True)
+    assert off(made[-1], ddim_ode.sample(model, start(), "unipc2", steps=7).x) < 1e-6
+
+
+def test_class_conditional_and_guided_through_the_dit_pipeline(tmp_path):
+    diffusers = peer("diffusers")
+    torch.manual_seed(0)
+    vae = diffusers.AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        block_out_channels=(4,),
+        norm_num_groups=2,
+        latent_channels=2,
+        sample_size=8,
+    )
+    scheduler = ours(method="midpoint", prediction_type="v_prediction")
+    with quiet():
+        diffusers.DiTPipeline(dit(), vae, scheduler).save_pretrained(tmp_path)
+        pipe = diffusers.DiTPipeline.from_pretrained(tmp_path)
+    assert type(pipe.scheduler) is type(scheduler)
+    labels = [7, 8, 9]
+    generator = torch.Generator().manual_seed(1)
+    made = ends(pipe, class_labels=labels, generator=generator, num_inference_steps=3)
+    model = load(tmp_path, guidance=4.0)
+    assert model.guidance == Guidance(4.0, {"class_labels": 1000})
+    cond = {"class_labels": torch.tensor(labels)}
+    sol = ddim_ode.sample(model, start(channels=2), "midpoint", steps=3, cond=cond)
+    assert len(made) == sol.nfe == 5
+    assert off(made[-1][:3], sol.x) < 1e-4
+
+
+def test_a_latent_text_to_image_loop():
+    """The protocol of the Stable Diffusion pipelines: eta, generator and scale_model_input by signature."""
+    scheduler = ours(
+        method="dpmpp2s", beta_schedule="scaled_linear", beta_start=8.5e-4, beta_end=0.012
+    )
+    net, words = text_unet().eval(), torch.randn(2, 3, 8)
+    empty = torch.zeros(3, 8)
+    scheduler.set_timesteps(4, device="cpu")
+    x = start(2, 2) * scheduler.init_noise_sigma
+    both = torch.cat([empty.expand(2, -1, -1), words])
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            shown = scheduler.scale_model_input(torch.cat([x] * 2), t)
+            null, told = net(shown, t, encoder_hidden_states=both, return_dict=False)[0].chunk(2)
+            noise = null + 5.0 * (told - null)
+            x = scheduler.step(noise, t, x, eta=0.0, generator=None, return_dict=False)[0]
+    model = load(net, scheduler, guidance=Guidance(5.0, {"encoder_hidden_states": empty}))
+    cond = {"encoder_hidden_states": words}
+    assert off(x, ddim_ode.sample(model, start(2, 2), "dpmpp2s", steps=4, cond=cond).x) < 1e-4
+
+
+# -- compiled plans ---------------------------------------------------------------------------
+def calibrated():
+    """A fitted plan of the shipped model, whose schedule is continuous."""
+    return ddim_ode.load("fashion-mnist").calibrated(6)
+
+
+EXPONENTIAL = dict(name="exponential", params=dict(rate=5.0, T=1000))
+
+
+def with_plans(plans):
+    return type(ours()).from_plans(plans, ours(schedule=EXPONENTIAL).config)
+
+
+def test_a_calibrated_plan_travels_inside_the_pipeline(tmp_path):
+    plan = calibrated()
+    pipe = pipeline(with_plans([plan, ddim_ode.load("fashion-mnist").calibrated(4)]))
+    made = run(pipe, 6)
+    with quiet():
+        pipe.save_pretrained(tmp_path)
+        again = peer("diffusers").DDPMPipeline.from_pretrained(tmp_path)
+    assert torch.equal(run(again, 6)[-1], made[-1])
+    assert again.scheduler.plan == plan
+    assert again.scheduler.plan.fit == plan.fit
+    model = load(tmp_path)
+    assert off(made[-1], ddim_ode.sample(model, start(), plan=plan).x) < 1e-6
+    with pytest.raises(ValueError, match="4, 6 network calls"):
+        again.scheduler.set_timesteps(5)
+
+
+def test_a_tampered_plan_is_refused(tmp_path):
+    with_plans(calibrated()).save_pretrained(tmp_path)
+    file = tmp_path / "scheduler_config.json"
+    config = json.loads(file.read_text())
+    scheduler = type(ours())
+    for change, match in [
+        (lambda plan: plan["ops"][1].update(scale="1"), r"ops\[1\].scale"),
+        (lambda plan: plan.update(schedule="0" * 16), "schedule"),
+        (lambda plan: plan.update(nfe=7), "nfe"),
+    ]:
+        bad = json.loads(json.dumps(config))
+        change(bad["plans"][0])
+        file.write_text(json.dumps(bad))
+        with quiet(), pytest.raises(ValueError, match=match):
+            scheduler.from_pretrained(tmp_path)
+
+
+def test_a_plan_of_another_schedule_is_refused():
+    plan = calibrated()
+    with pytest.raises(ValueError, match="schedule"):
+        type(ours()).from_plans(plan, ours(beta_end=0.03).config)
+
+
+def test_plans_come_without_method():
+    tree = with_plans(calibrated()).config["plans"]
+    with pytest.raises(ValueError, match="both plans and method"):
+        ours(plans=tree, schedule=EXPONENTIAL, method="heun")
+
+
+# -- the protocol -----------------------------------------------------------------------------
+def walk(scheduler, x, calls=None):
+    for t in scheduler.timesteps[:calls]:
+        x = scheduler.step(torch.tanh(x) * 0.5, t, x).prev_sample
+    return x
+
+
+def test_a_run_broken_off_leaves_nothing_behind():
+    scheduler = ours(method="unipc3")
+    scheduler.set_timesteps(8)
+    whole = walk(scheduler, start())
+    scheduler.set_timesteps(8)
+    walk(scheduler, start(5, seed=3), 5)  # another batch size, stopped on the way
+    scheduler.set_timesteps(8)
+    assert torch.equal(walk(scheduler, start()), whole)
+    with pytest.raises(ValueError, match="all 8 network calls"):
+        scheduler.step(whole, scheduler.timesteps[-1], whole)
+
+
+def test_steps_out_of_order_are_refused():
+    scheduler = ours(method="dpmpp2m")
+    with pytest.raises(ValueError, match="set_timesteps"):
+        scheduler.step(start(), 999, start())
+    scheduler.set_timesteps(4)
+    with pytest.raises(ValueError, match="due at t=999"):
+        scheduler.step(start(), scheduler.timesteps[1], start())
+
+
+def test_begin_index_is_the_method_begun_there():
+    scheduler = ours(method="dpmpp2m", grid="trailing")
+    scheduler.set_timesteps(10)
+    times, sigmas = scheduler.timesteps, scheduler.plan.grid
+    scheduler.set_begin_index(4)
+    assert torch.equal(scheduler.timesteps, times[4:])
+    model = ddim_ode.Denoiser(
+        lambda x, t: torch.tanh(x) * 0.5, ddim_ode.schedules.ddpm(), time_offset=-1
+    )
+    expected = ddim_ode.sample(model, start(), "dpmpp2m", grid=np.array(sigmas[4:])).x
+    assert torch.equal(walk(scheduler, start()), expected)
+    heun = ours(method="heun")
+    heun.set_timesteps(4)
+    with pytest.raises(ValueError, match="begin_index=1"):
+        heun.set_begin_index(1)
+
+
+def test_what_a_pipeline_changes_between_steps_counts():
+    """Inpainting overwrites part of the state; stages are shown and taken back."""
+    scheduler = ours(method="ddim")
+    scheduler.set_timesteps(3)
+    a = scheduler.step(start() * 0, scheduler.timesteps[0], start()).prev_sample
+    changed = a + 1.0
+    b = scheduler.step(a * 0, scheduler.timesteps[1], changed).prev_sample
+    plan = scheduler.plan
+    alpha = np.array([ddim_ode.schedules.ddpm().scales(s)[0] for s in plan.grid])
+    torch.testing.assert_close(b, changed * float(alpha[2] / alpha[1]))
+
+
+def test_step_noise_is_the_generators_and_has_the_posterior_variance():
+    scheduler = ours(method="ddpm")
+    scheduler.set_timesteps(50)
+    x = torch.zeros(4, 1, 64, 64)
+    made = [
+        scheduler.step(x, scheduler.timesteps[0], x, generator=torch.Generator().manual_seed(s))
+        for s in (0,)
+    ]
+    schedule, grid = ddim_ode.schedules.ddpm(), scheduler.plan.grid
+    ratio = grid[1] / grid[0]
+    expected = float(schedule.scales(grid[1])[1]) * np.sqrt(1 - ratio**2)
+    assert float(made[0].prev_sample.std()) == pytest.approx(expected, rel=0.02)
+    scheduler.set_timesteps(50)
+    again = scheduler.step(x, scheduler.timesteps[0], x, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(again.prev_sample, made[0].prev_sample)
+
+
+def test_eta_and_clipping_are_not_taken_on_the_way():
+    scheduler = ours(method="ddim")
+    scheduler.set_timesteps(3)
+    t = scheduler.timesteps[0]
+    with pytest.raises(ValueError, match=r"eta=0\.5"):
+        scheduler.step(start(), t, start(), eta=0.5)
+    with pytest.raises(ValueError, match="use_clipped_model_output"):
+        scheduler.step(start(), t, start(), use_clipped_model_output=True)
+    with pytest.warns(InteropWarning, match="clip_sample"):
+        type(scheduler).from_config(peer("diffusers").DDIMScheduler().config)
+
+
+def test_defaults_of_another_class_come_along():
+    """diffusers replaces what a scheduler has by default with the new class's own default."""
+    heun = peer("diffusers").HeunDiscreteScheduler()
+    scheduler = type(ours()).from_config(heun.config)
+    assert scheduler.config.beta_start == heun.config.beta_start != ours().config.beta_start
+    torch.testing.assert_close(
+        scheduler.alphas_cumprod.float(), heun.alphas_cumprod, rtol=1e-4, atol=1e-7
+    )
+
+
+def test_half_precision_keeps_a_wide_state():
+    """400 steps with nothing predicted: x shrinks by ᾱ ratios that bfloat16 cannot tell from 1."""
+    scheduler = ours(method="ddim", grid="time")
+    scheduler.set_timesteps(400)
+    x = start().bfloat16()
+    first = x.float()
+    for t in scheduler.timesteps[:-1]:
+        x = scheduler.step(torch.zeros_like(x), t, x).prev_sample
+    schedule = ddim_ode.schedules.ddpm()
+    grid = scheduler.plan.grid
+    factor = float(schedule.scales(grid[-2])[0] / schedule.scales(grid[0])[0])
+    torch.testing.assert_close(x.float(), first * factor, rtol=2**-8, atol=0)
+
+
+def test_a_learned_variance_from_the_pipeline_is_split():
+    scheduler = ours(method="ddim", variance_type="learned_range")
+    scheduler.set_timesteps(2)
+    out = torch.cat([start(), 100 * start()], 1)
+    both = scheduler.step(out, scheduler.timesteps[0], start()).prev_sample
+    scheduler.set_timesteps(2)
+    assert torch.equal(both, scheduler.step(start(), scheduler.timesteps[0], start()).prev_sample)
+    plain = ours(method="ddim")
+    plain.set_timesteps(2)
+    with pytest.raises(ValueError, match="learned variance"):
+        plain.step(out, plain.timesteps[0], start())
+
+
+def test_add_noise_is_theirs():
+    diffusers = peer("diffusers")
+    t = torch.tensor([0, 500, 999])
+    x0, noise = start(), start(seed=2)
+    theirs = diffusers.DDIMScheduler().add_noise(x0, noise, t)
+    torch.testing.assert_close(ours().add_noise(x0, noise, t), theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_custom_timesteps():
+    scheduler = ours(method="ddim")
+    scheduler.set_timesteps(timesteps=[999, 600, 200, 50])
+    assert scheduler.timesteps.tolist() == [999, 600, 200, 50]
+
+
+def test_a_saved_pipeline_loads_with_our_scheduler(tmp_path):
+    scheduler = ours(method="heun", grid="karras", prediction_type="sample")
+    save(tmp_path, unet(), scheduler)
+    with quiet():
+        pipe = peer("diffusers").DDPMPipeline.from_pretrained(tmp_path)
+    kept = {key: v for key, v in scheduler.config.items() if not key.startswith("_")}
+    assert kept == {key: pipe.scheduler.config[key] for key in kept}
+
+
+def test_plans_must_begin_at_the_state():
+    plan = calibrated()
+    first = plan.ops[0]._replace(scale=0.5)
+    from dataclasses import replace
+
+    odd = replace(plan, ops=(first, *plan.ops[1:]))
+    assert isinstance(odd, Plan)
+    scheduler = with_plans(odd)
+    with pytest.raises(ValueError, match="begin"):
+        scheduler.set_timesteps(6)

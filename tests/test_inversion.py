@@ -1,0 +1,492 @@
+"""Upwards: order, the DDIM inversion of the paper, exact reversal, and what a certificate says."""
+
+import re
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from problems import (
+    COSINE,
+    DDPM,
+    EXPONENTIAL,
+    SCHEDULES,
+    Counting,
+    gaussian_2d,
+    mixture_1d,
+    mixture_2d,
+    points,
+    zero_snr,
+)
+
+import ddim_ode
+from ddim_ode import Denoiser, Guidance, Method, schedules
+from ddim_ode.solution import norm_per_sample
+from ddim_ode.solvers.methods import METHODS
+
+TOLERANCE = 0.15
+MODEL = mixture_1d(EXPONENTIAL)
+LOW, HIGH = 0.2, 2.0
+DETERMINISTIC = [name for name, method in METHODS.items() if method.order is not None]
+
+
+def data(n=6):
+    """n points spread over the 1-D mixture."""
+    return torch.linspace(-2.2, 2.4, n, dtype=torch.float64)[:, None]
+
+
+def slope(model, method, coarse, x=None, ends=(LOW, HIGH), **options):
+    x = data() if x is None else x
+    errors = []
+    for steps in (coarse, 2 * coarse):
+        options |= dict(sigma_min=ends[0], sigma_max=ends[1], grid="time")
+        latent = ddim_ode.encode(model, x, method, steps=steps, **options).x
+        errors.append(float((latent - model.flow(x, *ends)).square().mean().sqrt()))
+    return np.log2(errors[0] / errors[1])
+
+
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_a_method_keeps_its_order_on_the_way_up(name):
+    method = METHODS[name]
+    measured = slope(MODEL, name, 200 if method.multistep else 32 if name == "rk45" else 64)
+    assert measured == pytest.approx(method.order_as_run, abs=TOLERANCE)
+
+
+def test_a_ramp_and_other_charts_keep_theirs():
+    assert slope(MODEL, "ab3", 100, start="ramp", ends=(1.0, 2.0)) == pytest.approx(
+        2, abs=TOLERANCE
+    )
+    for chart in ("data", "log", "trig", "exp"):
+        assert slope(MODEL, "bosh3", 64, chart=chart) == pytest.approx(3, abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("prediction", ["eps", "x0", "v", "flow"])
+@pytest.mark.parametrize("name", ["ddpm", "cosine", "ve", "flow"])
+def test_ddim_upwards_is_the_inversion_of_the_paper(name, prediction):
+    schedule = SCHEDULES[name]
+    model, x = mixture_2d(schedule, prediction), points(4, 2)
+    grid = [9.0, 3.0, 0.8, 0.1, 0.02]
+    latent = ddim_ode.encode(model, x, grid=grid).x
+    for here, there in zip(grid[:0:-1], grid[-2::-1]):
+        x0, eps = model(x, here)  # at the lower level of the two
+        alpha, beta = map(float, schedule.scales(there))
+        x = alpha * x0 + beta * eps
+    torch.testing.assert_close(latent, x, rtol=1e-12, atol=1e-12)
+
+
+def test_levels_calls_and_trajectory_are_those_of_decode_in_the_other_order():
+    net = Counting(mixture_2d(COSINE).net)
+    model = Denoiser(net, COSINE, time=lambda t, sigma: sigma)
+    up = ddim_ode.encode(model, points(3, 2), "heun", steps=5, record="x")
+    assert net.calls == up.nfe == up.plan.nfe == 10
+    np.testing.assert_array_equal(torch.stack(net.times)[::2, 0], up.sigmas[:-1])
+    assert up.trajectory.shape == (6, 3, 2)
+    torch.testing.assert_close(up.trajectory[-1], up.x, rtol=0, atol=0)
+    down = ddim_ode.decode(model, up.x, "heun", steps=5)
+    np.testing.assert_array_equal(down.sigmas, up.sigmas[::-1])
+    assert down.sigmas[-1] == COSINE.sigma_min
+    seen = []
+    ddim_ode.encode(model, points(3, 2), steps=3, callback=seen.append)
+    assert [step.sigma for step in seen] == ddim_ode.encode(model, points(3, 2), steps=3).sigmas[
+        1:
+    ].tolist()
+
+
+# -- adaptive, and other packages -----------------------------------------------------------------
+@pytest.mark.parametrize(("name", "tolerance"), [("rk45", 1e-4), ("bosh3", 1e-4), ("heun", 1e-3)])
+def test_adaptive_steps_go_up_within_their_tolerance(name, tolerance):
+    x, ends = data(), (0.05, 40.0)
+    options = dict(rtol=tolerance, atol=tolerance, sigma_min=0.05, sigma_max=40.0)
+    found = ddim_ode.encode(MODEL, x, name, **options)
+    error = norm_per_sample(found.x - MODEL.flow(x, *ends))
+    assert (found.status == "success").all()
+    assert error.max() < 1e-3
+    assert (error < 6 * found.error + 1e-6).all()
+    for sigma in (0.1, 1.0, 7.0):
+        assert (found.at(sigma) - MODEL.flow(x, 0.05, sigma)).abs().max() < 3e-3
+    back = ddim_ode.decode(MODEL, found.x, name, **options)
+    assert (back.x - x).abs().max() < 3e-3
+    assert (np.diff(found.sigmas[0]) > 0).all()
+
+
+def test_every_sample_goes_up_by_its_own_steps():
+    x = data()
+    together = ddim_ode.encode(MODEL, x, "rk45", rtol=1e-6, atol=1e-6)
+    assert len(set(together.sample_nfe.tolist())) > 1
+    for i in (0, 3):
+        alone = ddim_ode.encode(MODEL, x[i : i + 1], "rk45", rtol=1e-6, atol=1e-6)
+        np.testing.assert_array_equal(alone.sigmas[0], together.sigmas[i])
+        torch.testing.assert_close(alone.x[0], together.x[i], rtol=1e-12, atol=1e-12)
+
+
+def test_the_recorded_x0_of_an_adaptive_solve_is_the_models():
+    x = data()
+    found = ddim_ode.encode(MODEL, x, "rk45", sigma_max=20.0, rtol=1e-5, atol=1e-5, record="x0")
+    states = ddim_ode.encode(MODEL, x, "rk45", sigma_max=20.0, rtol=1e-5, atol=1e-5, record="x")
+    for k in (0, 3, -1):
+        x0, _ = MODEL(states.trajectory[2][k][None], found.sigmas[2][k])
+        torch.testing.assert_close(found.trajectory[2][k], x0[0], rtol=1e-9, atol=1e-9)
+
+
+def test_a_budget_brings_every_sample_up():
+    found = ddim_ode.encode(MODEL, data(), "rk45", nfe=25, rtol=1e-9, atol=1e-9)
+    assert (found.status == "max_nfe").all()  # above tolerance, but there
+    assert (found.sample_nfe <= 25).all()
+    last = [sigmas[-1] for sigmas in found.sigmas]
+    np.testing.assert_allclose(last, EXPONENTIAL.sigma_max, rtol=1e-9)
+    stopped = ddim_ode.encode(MODEL, data(), "rk45", max_nfe=25, rtol=1e-9, atol=1e-9)
+    assert all(sigmas[-1] < 0.99 * EXPONENTIAL.sigma_max for sigmas in stopped.sigmas)
+
+
+@pytest.mark.parametrize("method", ["scipy:DOP853", "torchdiffeq:dopri8", "torchdiffeq:rk4"])
+def test_other_packages_go_up(method):
+    options = dict(steps=60) if method.endswith("rk4") else dict(rtol=1e-8, atol=1e-8, max_nfe=3000)
+    up = ddim_ode.encode(MODEL, data(), method, sigma_max=20.0, **options)
+    exact = MODEL.flow(data(), EXPONENTIAL.sigma_min, 20.0)
+    assert (up.x - exact).abs().max() < 1e-4
+    down = ddim_ode.decode(MODEL, up.x, method, sigma_max=20.0, **options)
+    assert (down.x - data()).abs().max() < 1e-4
+
+
+# -- the reversible scheme ------------------------------------------------------------------------
+@pytest.mark.parametrize("chart", [None, "eps", "trig", "log"])
+@pytest.mark.parametrize("steps", [1, 5, 60])
+def test_the_reversible_scheme_comes_back_at_rounding_error_from_any_network(steps, chart):
+    rough = Denoiser(lambda x, t: torch.sin(3 * x + t[:, None]).round(decimals=1), COSINE)
+    x = points(5, 2)
+    options = dict(steps=steps, sigma_min=0.05, sigma_max=20.0, chart=chart)
+    up = ddim_ode.encode(rough, x, "reversible", **options)
+    assert up.nfe == steps + 1
+    down = ddim_ode.decode(rough, up.x, "reversible", partner=up.partner, **options)
+    assert (down.x - x).abs().max() < 1e-10
+    assert (down.partner - x).abs().max() < 1e-10
+    again = ddim_ode.decode(rough, up)  # the Solution says it all
+    torch.testing.assert_close(again.x, down.x, rtol=0, atol=0)
+
+
+def test_the_reversible_scheme_comes_back_from_below_too():
+    z = points(5, 1)
+    down = ddim_ode.decode(MODEL, z, "reversible", steps=8)
+    up = ddim_ode.encode(MODEL, down.x, "reversible", steps=8, partner=down.partner)
+    torch.testing.assert_close(up.x, z, rtol=0, atol=1e-11)
+
+
+def test_without_its_partner_the_reversible_scheme_does_not_come_back():
+    up = ddim_ode.encode(MODEL, data(), "reversible", steps=8)
+    down = ddim_ode.decode(MODEL, up.x, "reversible", steps=8)
+    assert 1e-4 < (down.x - data()).abs().max() < 1
+
+
+@pytest.mark.parametrize("chart", ["eps", "flow", "log", "trig", "exp", "data"])
+def test_the_reversible_scheme_is_of_second_order(chart):
+    measured = slope(MODEL, "reversible", 100, chart=chart)
+    assert measured == pytest.approx(2, abs=TOLERANCE)
+
+
+def test_the_reversible_scheme_is_the_one_of_its_paper():
+    """Two steps by hand in y = x/ᾱ over σ."""
+    grid, x = np.array([0.2, 0.5, 1.1]), data()
+    alpha = EXPONENTIAL.scales(grid)[0]
+
+    def f(y, k):
+        return MODEL(float(alpha[k]) * y, float(grid[k]))[1]
+
+    y = hat = x / float(alpha[0])
+    for k, h in enumerate(np.diff(grid).tolist()):
+        ahead = 2 * y - hat + h * f(hat, k)
+        y = y + h / 2 * (f(hat, k) + f(ahead, k + 1))
+        hat = ahead
+    found = ddim_ode.encode(MODEL, x, "reversible:eps", grid=grid[::-1])
+    torch.testing.assert_close(found.x, float(alpha[2]) * y, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found.partner, float(alpha[2]) * hat, rtol=1e-12, atol=1e-12)
+
+
+# -- plans ------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", ["ddim", "ab3", "dpmpp2m:exact", "unipc2", "dpm3", "rk4"])
+def test_any_textbook_plan_goes_up_on_its_positive_levels(name):
+    grid = [20.0, 6.0, 2.0, 0.7, 0.2, 0.05]
+    for plan in (
+        ddim_ode.plan(name, EXPONENTIAL, [*grid, 0.0]),
+        ddim_ode.plan(name, EXPONENTIAL, grid),
+    ):
+        up = ddim_ode.encode(MODEL, data(), plan=plan)
+        asked = ddim_ode.encode(MODEL, data(), name, grid=grid, start=plan.start)
+        torch.testing.assert_close(up.x, asked.x, rtol=1e-12, atol=1e-12)
+        np.testing.assert_array_equal(up.sigmas, grid[::-1])
+        down = ddim_ode.decode(MODEL, up)
+        torch.testing.assert_close(
+            ddim_ode.decode(MODEL, up.x, plan=plan).x, down.x, rtol=1e-12, atol=1e-12
+        )
+        np.testing.assert_array_equal(down.sigmas, grid)
+
+
+def test_a_rising_plan_runs_as_it_is_and_sample_refuses_it():
+    plan = ddim_ode.plan("heun", EXPONENTIAL, [5.0, 1.0, 0.2], rising=True)
+    assert plan.grid == (0.2, 1.0, 5.0)
+    assert ddim_ode.encode(MODEL, data(), plan=plan).plan is plan
+    with pytest.raises(
+        ValueError, match=r"plan 'heun' goes up, from σ=0.2 to 5; use ddim_ode.encode"
+    ):
+        ddim_ode.sample(MODEL, data(), plan=plan)
+
+
+def test_a_plan_that_is_not_what_its_label_says_cannot_be_turned():
+    plan = ddim_ode.plan("ab2", EXPONENTIAL, [5.0, 1.0, 0.2])
+    bent = replace(plan, ops=(*plan.ops[:-1], plan.ops[-1]._replace(scale=0.9)))
+    fitted = replace(bent, fit={"held_out": {}})
+    own = ddim_ode.plan(Method("mine", 3, "flow", past=3), EXPONENTIAL, [5.0, 1.0, 0.2])
+    assert ddim_ode.decode(MODEL, data(), plan=fitted).plan is fitted  # its own way, to a level > 0
+    for plan, kind in ((bent, "made"), (fitted, "calibrated"), (own, "made")):
+        with pytest.raises(
+            ValueError, match=rf"plan '.*' was {kind} for the way down .*give method="
+        ):
+            ddim_ode.encode(MODEL, data(), plan=plan)
+    noisy = ddim_ode.plan("ddim", EXPONENTIAL, [5.0, 1.0, 0.2], eta=1.0)
+    for run in (ddim_ode.encode, ddim_ode.decode):
+        with pytest.raises(ValueError, match="plan 'ddim' has step noise, which cannot be undone"):
+            run(MODEL, data(), plan=noisy)
+
+
+# -- the certificate ----------------------------------------------------------------------------------
+@pytest.mark.parametrize(("name", "order"), [("ddim", 1), ("ab3", 3), ("bosh3", 3), ("heun", 3)])
+def test_a_certificate_is_the_round_trip_and_its_order(name, order):
+    """heun's is one above its own: of an even order the leading errors cancel."""
+    net = Counting(MODEL.net)
+    model = Denoiser(net, EXPONENTIAL, time=lambda t, sigma: sigma)
+    options = dict(steps=64, grid="time", sigma_min=LOW, sigma_max=HIGH)
+    up = ddim_ode.encode(model, data(), name, certify=True, **options)
+    trip = up.round_trip
+    assert net.calls == up.nfe + trip.nfe
+    back = ddim_ode.decode(MODEL, up.x, name, **options).x
+    torch.testing.assert_close(trip.error, norm_per_sample(back - data()), rtol=1e-9, atol=1e-15)
+    assert trip.order == pytest.approx(order, abs=0.3)
+    half = ddim_ode.encode(MODEL, data(), name, start=up.plan.start, **(options | dict(steps=32)))
+    torch.testing.assert_close(
+        trip.latent_gap, norm_per_sample(half.x - up.x), rtol=1e-6, atol=1e-12
+    )
+    assert trip.unguided is None
+
+
+def test_a_certificate_of_what_has_no_order():
+    adaptive = ddim_ode.encode(MODEL, data(), "rk45", rtol=1e-5, atol=1e-5, certify=True).round_trip
+    assert adaptive.error.max() < 1e-4
+    assert (adaptive.order, adaptive.latent_gap) == (None, None)
+    exact = ddim_ode.encode(MODEL, data(), "reversible", steps=8, certify=True).round_trip
+    assert exact.error.max() < 1e-12
+    assert exact.order is None
+    assert exact.latent_gap.max() > 1e-3  # the round trip alone does not see how good the latent is
+
+
+def guided(scale):
+    def net(x, t, y):
+        return torch.tanh(x + y[:, None]) + 0.1 * y[:, None]
+
+    guidance = Guidance(scale, null={"y": 0.0})
+    return Denoiser(net, COSINE, guidance=guidance), {
+        "y": torch.linspace(1, 3, 4, dtype=torch.float64)
+    }
+
+
+def test_guidance_warns_and_the_certificate_says_by_how_much():
+    (model, cond), x = guided(7.0), points(4, 2)
+    options = dict(steps=20, sigma_max=20.0, cond=cond)
+    with pytest.warns(UserWarning, match=r"guidance 7 makes inversion unfaithful.*certify=True"):
+        ddim_ode.encode(model, x, **options)
+    with pytest.warns(
+        UserWarning, match="guidance 7 .*off by .* RMS, without guidance by"
+    ) as caught:
+        up = ddim_ode.encode(model, x, certify=True, **options)
+    plain, _ = guided(1.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        without = ddim_ode.encode(plain, x, certify=True, **options).round_trip
+    torch.testing.assert_close(up.round_trip.unguided, without.error)
+    said = map(float, re.findall(r"[\d.]*\d(?:e-\d+)?(?= RMS|$)", str(caught[0].message)))
+    for value, error in zip(said, (up.round_trip.error, up.round_trip.unguided)):
+        assert value == pytest.approx(float(error.square().mean().sqrt()), rel=0.05)
+
+
+# -- the edges ------------------------------------------------------------------------------------------
+X = points(3, 2)
+STUB = Denoiser(Counting(), COSINE)
+DOWN = ddim_ode.plan("ddim", COSINE, [5.0, 1.0, 0.2])
+
+
+@pytest.mark.parametrize("run", [ddim_ode.encode, ddim_ode.decode])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(grid=[0.2, 1.0, 5.0]), r"grid\[1\]=1 does not fall below grid\[0\]=0.2"),
+        (dict(grid=[5.0, 1.0, 1.0]), r"grid\[2\]=1 does not fall"),
+        (dict(grid=[5.0, np.nan, 1.0]), r"grid\[1\]=nan is outside"),
+        (dict(grid=[1e9, 1.0]), r"grid\[0\]=1e\+09 is outside this schedule's range"),
+        (dict(grid=[5.0, 1.0, 0.0]), r"grid\[2\]=0: the ODE ends before σ=0.*drop that entry"),
+        (dict(steps=5, sigma_min=0.0), "sigma_min=0: need 0 < sigma_min < sigma_max"),
+        (dict(steps=5, sigma_max=1e9), "sigma_max=1e.09 is outside"),
+        (dict(steps=5, final="zero"), "final='zero': the jump to σ=0 cannot be undone"),
+        (dict(steps=5, eta=0.5), "step noise cannot be undone; drop eta=0.5"),
+        (dict(steps=5, noise_std=[0.1] * 5), "step noise cannot be undone; drop noise_std="),
+        (dict(steps=5, method="ddpm"), "step noise cannot be undone; drop method='ddpm'"),
+        (dict(steps=5, method="hune"), "unknown method 'hune'; valid, nearest first: heun,"),
+        (dict(steps=5, nfe=5), "both steps and nfe are given; drop nfe"),
+        (dict(plan=DOWN, method="ddim"), "both plan and method are given; drop method"),
+        (dict(plan=DOWN, steps=4), "plan= already fixes how and where to step; drop steps=4"),
+        (dict(plan="ddim"), "plan must be a Plan"),
+        (dict(steps=5, rtol=1e-3), "a fixed plan has no tolerance"),
+        (dict(), "method 'ddim' needs to know where to step"),
+        (dict(steps=5, partner=X), "only method='reversible' has a second state; drop partner="),
+        (dict(method="reversible"), "method 'reversible' needs to know where to step"),
+        (dict(method="reversible", nfe=1), "nfe=1 is less than one step of 'reversible' costs"),
+        (dict(method="reversible", steps=2, rtol=1e-3), "reversible has one way.*drop rtol"),
+        (dict(method="reversible", steps=2, record="x"), "reversible has one way.*drop record"),
+        (dict(method="reversible:eps", steps=2, chart="log"), "both method='reversible:eps' and chart="),
+        (dict(method="reversible:esp", steps=2), "unknown chart 'esp'.*first: exp, eps"),
+        (dict(method="reversible", steps=2, partner=X[:1]), r"partner has shape \(1, 2\)"),
+        (dict(method="scipy:RK45", steps=5), "scipy:RK45 chooses its own steps"),
+        (dict(method="scipy:RK45", chart="log"), "scipy:RK45 solves the ODE by its own steps; drop chart"),
+        (dict(method="rk45", chart="log"), "rk45 solves adaptively, in its own chart.*drop chart"),
+        (dict(steps=5, record="all"), "unknown record 'all'"),
+    ],
+)  # fmt: skip
+def test_each_edge_says_what_to_change_in_both_directions(run, options, message):
+    with pytest.raises(ValueError, match=message):
+        run(STUB, X, **options)
+
+
+@pytest.mark.parametrize("run", [ddim_ode.encode, ddim_ode.decode])
+def test_wrong_types_are_named(run):
+    with pytest.raises(ValueError, match="model must be a Denoiser, got Counting"):
+        run(Counting(), X, steps=3)
+    with pytest.raises(ValueError, match="x must be a floating tensor"):
+        run(STUB, X.long(), steps=3)
+    with pytest.raises(ValueError, match="the network returned shape"):
+        run(Denoiser(lambda x, t: x[:, :1], COSINE), X, steps=3)
+    with pytest.raises(ValueError, match=r"cond\['y'\] must be a tensor with one row per sample"):
+        run(STUB, X, steps=3, cond={"y": torch.zeros(2)})
+    with pytest.raises(ValueError, match="the plan was made for schedule"):
+        run(mixture_2d(DDPM), X, plan=DOWN)
+
+
+def test_the_solution_of_an_encode_says_all_but_the_conditions():
+    up = ddim_ode.encode(MODEL, data(), steps=3)
+    with pytest.raises(ValueError, match="already says how to go back; drop steps=3"):
+        ddim_ode.decode(MODEL, up, steps=3)
+    with pytest.raises(ValueError, match=r"rk45 has no plan to undo: give its \.x"):
+        ddim_ode.decode(MODEL, ddim_ode.encode(MODEL, data(), "rk45"))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *(dict(method=name, steps=6) for name in ("ddim", "heun", "unipc2", "reversible")),
+        dict(method="rk45"),
+        dict(method="ddim", steps=6, on_nan="hold"),
+    ],
+)
+@pytest.mark.parametrize("run", [ddim_ode.encode, ddim_ode.decode])
+def test_a_nan_stays_in_its_sample(run, options):
+    def net(x, t):
+        bad = (x[:, :1] > 50).expand_as(x)
+        return torch.where(bad, torch.nan, torch.tanh(x))
+
+    model, x = Denoiser(net, COSINE), points(4, 2)
+    x[1, 0] = 1e3
+    found = run(model, x, sigma_max=20.0, **options)
+    assert found.status.tolist() == ["success", "non_finite", "success", "success"]
+    others = [0, 2, 3]
+    clean = run(model, x[others], sigma_max=20.0, **options)
+    torch.testing.assert_close(found.x[others], clean.x, rtol=1e-12, atol=1e-12)
+    if options["method"] == "rk45" or "on_nan" in options:
+        assert found.x.isfinite().all()  # the last good state
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(steps=4),
+        dict(method="reversible", steps=4),
+        dict(method="rk45"),
+        dict(method="scipy:RK45"),
+    ],
+)
+def test_an_empty_batch_asks_the_network_nothing(options):
+    net = Counting()
+    found = ddim_ode.encode(Denoiser(net, COSINE), points(0, 2), certify=True, **options)
+    assert (found.x.shape, net.calls, found.nfe, len(found.round_trip.error)) == ((0, 2), 0, 0, 0)
+
+
+INFINITE = {"flow": schedules.flow(), "zero_snr": zero_snr()}
+
+
+@pytest.mark.parametrize("name", INFINITE)
+@pytest.mark.parametrize(
+    "options",
+    [
+        *(dict(method=m, steps=400) for m in ("midpoint", "rk4", "reversible", "dpmpp2m")),
+        dict(method="rk45", rtol=1e-6, atol=1e-6),
+        dict(method="scipy:RK45", rtol=1e-4, atol=1e-4, max_nfe=4000),
+    ],
+    ids=lambda options: options["method"],
+)
+def test_the_way_up_may_end_at_infinity(name, options):
+    schedule = INFINITE[name]
+    model = gaussian_2d(schedule, "flow" if name == "flow" else "v")
+    x = points(4, 2)
+    if "steps" in options:
+        options = options | dict(grid="time")
+    up = ddim_ode.encode(model, x, sigma_min=0.05, **options)
+    assert np.asarray(up.sigmas[0] if isinstance(up.sigmas, list) else up.sigmas)[-1] == np.inf
+    exact = model.flow(x, 0.05, np.inf)
+    loose = options["method"] == "dpmpp2m" or name == "zero_snr"  # a DDIM step at the end; kinks
+    assert (up.x - exact).abs().max() < (0.05 if loose else 1e-3)
+
+
+def test_an_eps_network_is_not_asked_at_infinity_on_the_way_up():
+    """The last call is below, and the last step by DDIM. A method that must ask there is refused."""
+    model = gaussian_2d(schedules.flow(), "eps")
+    up = ddim_ode.encode(model, X, "heun", steps=200, sigma_min=0.1, chart="flow")
+    assert (up.x - model.flow(X, 0.1, np.inf)).abs().max() < 0.02
+    for options in (
+        dict(method="rk45"),
+        dict(method="reversible", steps=5),
+    ):
+        with pytest.raises(ValueError, match="prediction='eps' says nothing of x0 at σ=inf"):
+            ddim_ode.encode(model, X, sigma_min=0.1, **options)
+    v = gaussian_2d(schedules.flow(), "v")
+    with pytest.raises(ValueError, match="reversible: chart 'eps' is infinite at σ=inf"):
+        ddim_ode.encode(v, X, "reversible:eps", steps=5, sigma_min=0.1)
+
+
+def test_snap_goes_up_over_trained_levels():
+    schedule = schedules.ddpm(T=20, beta_end=0.4)
+    net = Counting()
+    model = Denoiser(net, schedule, snap=True)
+    up = ddim_ode.encode(model, X, steps=6)
+    assert set(up.sigmas.tolist()) <= set(schedule.levels.tolist())
+    assert {float(t[0]) for t in net.times} <= set(range(1, 21))
+    with pytest.raises(
+        ValueError, match=r"snap=True: 31 levels .* only 20 distinct trained levels"
+    ):
+        ddim_ode.encode(model, X, steps=30)
+
+
+def test_nothing_is_clipped_or_scaled():
+    """ε̂ = 0: the ODE only scales, by ᾱ, whatever the size of x."""
+    model = Denoiser(lambda x, t: torch.zeros_like(x), COSINE)
+    x = 1e3 * points(3, 2)
+    up = ddim_ode.encode(model, x, grid=[5.0, 0.1])
+    alpha = COSINE.scales(np.array([5.0, 0.1]))[0]
+    torch.testing.assert_close(up.x, x * float(alpha[0] / alpha[1]), rtol=1e-12, atol=0)
+
+
+def test_a_gradient_goes_up_too():
+    x = data(2).requires_grad_()
+    up = ddim_ode.encode(MODEL, x, "heun", steps=8, sigma_max=5.0, differentiable=True)
+    (gradient,) = torch.autograd.grad(up.x.sum(), x)
+    h = 1e-5
+    ahead, behind = (
+        ddim_ode.encode(MODEL, data(2) + s * h, "heun", steps=8, sigma_max=5.0).x for s in (1, -1)
+    )
+    torch.testing.assert_close(gradient, (ahead - behind) / (2 * h), rtol=1e-6, atol=1e-8)
+    assert not ddim_ode.encode(MODEL, x, steps=3).x.requires_grad
