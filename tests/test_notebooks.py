@@ -2,6 +2,7 @@
 
 import base64
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import nbformat
@@ -11,7 +12,9 @@ from nbclient import NotebookClient
 FOLDER = Path(__file__).parent.parent / "notebooks"
 NAMES = ("01_ddim_is_an_ode", "02_compare_solvers", "03_steps_vs_quality", "04_your_model")
 LARGEST = 1_500_000  # bytes
-MACHINE = re.compile(r"/(work|root|home|tmp|opt|Users)/|site-packages|ipykernel_\d|[A-Z]:\\\\")
+MACHINE = re.compile(
+    r"/(work|root|home|tmp|opt|Users)/|site-packages|ipykernel_\d|[A-Z]:\\\\|\b0x[0-9a-f]{6,}"
+)
 
 # Run by the kernel before the first cell. A warning is ours if our code is what called warnings.warn,
 # though stacklevel= names the reader's cell as its place, or if its place is in our code, whoever warned
@@ -70,6 +73,14 @@ def kinds(cell):
     }
 
 
+def shown(notebook):
+    """What each cell puts out; without diffusers, not the cell that uses it, which then only says so."""
+    cells = code_cells(notebook)
+    if find_spec("diffusers") is None:
+        cells = [cell for cell in cells if "diffusers" not in cell.source]
+    return [kinds(cell) for cell in cells]
+
+
 def test_these_are_all_notebooks():
     assert sorted(path.stem for path in FOLDER.glob("*.ipynb")) == list(NAMES)
 
@@ -82,7 +93,7 @@ def test_it_runs_without_an_error_or_a_warning_of_ours_and_puts_out_what_is_comm
         cells=[nbformat.v4.new_code_cell(cell.source) for cell in code_cells(committed)]
     )
     run(fresh)
-    assert [kinds(cell) for cell in fresh.cells] == [kinds(cell) for cell in code_cells(committed)]
+    assert shown(fresh) == shown(committed)
 
 
 @pytest.mark.parametrize("name", NAMES)
