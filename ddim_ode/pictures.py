@@ -13,6 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator
 from torch import Tensor
 
+from .canvas import blank_figure
 from .nets.data import to_pixels
 
 _INK = "#222222"
@@ -38,8 +39,7 @@ def sample_grid(
     gap = 0.12  # inches between strips
     height = top + sum(rows) * _CELL + gap * len(strips) + 0.05
     width = _LABEL + per_row * _CELL + 0.1
-    figure = Figure(figsize=(width, height), dpi=150, facecolor="white")
-    FigureCanvasAgg(figure)
+    figure = blank_figure(width, height, dpi=150)
 
     y = height - top
     for (label, images), n_rows in zip(strips, rows):
@@ -73,8 +73,7 @@ def solver_grid(
     cell, gap, left, top = 0.5, 0.14, 1.2, 0.32
     width = left + len(columns) * (k * cell + gap)
     height = top + len(lines) * (cell + 0.06) + 0.06
-    figure = Figure(figsize=(width, height), dpi=150, facecolor="white")
-    FigureCanvasAgg(figure)
+    figure = blank_figure(width, height, dpi=150)
     for i, (label, colour, cells) in enumerate(lines):
         y = height - top - (i + 1) * (cell + 0.06) + 0.06
         middle = (y + cell / 2) / height

@@ -6,10 +6,10 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from .canvas import blank_figure
 from .grids import NAMES, make_grid
 from .solvers.plan import Plan
 
@@ -45,12 +45,13 @@ def plan_plot(plan: Plan, schedule: Schedule | None = None) -> Figure:
     wide, tall = (max(min(_CELL * n, _MOST), _LEAST) for n in (plan.nfe, rows))
     left, between, right, bottom, top = 0.75, 1.5, 1.3, 0.55, 0.4
     width, height = left + _LEVELS + between + wide + right, bottom + max(tall, _LEAST) + top
-    figure = Figure(figsize=(width, height), dpi=130, facecolor="white")
-    FigureCanvasAgg(figure)
+    figure = blank_figure(width, height, dpi=130)
 
     def panel(x: float, w: float, h: float) -> Any:
         """Axes that hang from the top, in inches."""
-        return figure.add_axes((x / width, 1 - (top + h) / height, w / width, h / height))
+        axes = figure.add_axes((x / width, 1 - (top + h) / height, w / width, h / height))
+        axes.grid(False)  # whatever the reader's style says: no lines on a heat map
+        return axes
 
     levels = panel(left, _LEVELS, min(max(tall, _LEAST), 4.2))
     weights = panel(left + _LEVELS + between, wide, tall)
@@ -137,6 +138,7 @@ def _weights(figure: Figure, axis: Any, bar: Any, plan: Plan) -> None:
         beside = axis.twinx()
         beside.set_ylim(axis.get_ylim())
         beside.set_yticks(range(len(scales)), scales, fontsize=7)
+        beside.grid(False)
         beside.tick_params(length=0)
         beside.spines[:].set_visible(False)
     else:

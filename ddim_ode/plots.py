@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from .candidates import CALIBRATED, DEFAULT_METHODS
+from .canvas import blank_figure
 from .solvers.methods import METHODS
 
 if TYPE_CHECKING:
@@ -112,8 +112,7 @@ def ends_plot(
     """
     size, left, top = 1.45, 1.05, 0.35
     width, height = left + size * len(columns) + 0.1, top + size * len(lines) + 0.1
-    figure = Figure(figsize=(width, height), dpi=130, facecolor="white")
-    FigureCanvasAgg(figure)
+    figure = blank_figure(width, height, dpi=130)
     axes = figure.subplots(len(lines), len(columns), squeeze=False)
     figure.subplots_adjust(
         left=left / width,
@@ -153,8 +152,7 @@ def _panels(
     groups = list(dict.fromkeys(row["group"] for row in rows if row["group"] != "plan")) or ["plan"]
     columns = min(len(groups), _PER_ROW)
     lines = -(-len(groups) // columns)
-    figure = Figure(figsize=(6.2 * columns, 4.4 * lines), dpi=130, facecolor="white")
-    FigureCanvasAgg(figure)
+    figure = blank_figure(6.2 * columns, 4.4 * lines, dpi=130)
     axes = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
     figure.subplots_adjust(
         left=0.85 / (6.2 * columns),
@@ -269,11 +267,13 @@ def _name_lines(figure: Figure, axis: Any, rows: Sequence[Row], key: str) -> Non
         placed[i] = (method, end, min(height, limit) if shift else height)
     right = axis.get_window_extent().x1 * points
     for method, end, height in placed:
+        x, y = axis.transData.transform(end) * points
         axis.annotate(
             method,
             end,
-            xytext=(right + 8, height),  # in points, which are the same at any resolution
-            textcoords="figure points",
+            # points are the same at any resolution, and from the end in any crop (notebooks crop)
+            xytext=(right + 8 - x, height - y),
+            textcoords="offset points",
             va="center",
             fontsize=8.5,
             color=_INK,  # the lighter colours do not read as text

@@ -137,7 +137,8 @@ class ProbabilityFlow:
 
     def _within(self, tau: float) -> float:
         """τ where the field is defined; ValueError at σ = 0."""
-        if self.variable != "log_sigma" and tau <= 0:
+        past_the_end = np.exp(tau) == 0 if self.variable == "log_sigma" else tau <= 0
+        if past_the_end:
             if tau == 0:
                 raise ValueError(
                     f"the ODE ends before σ=0 ({self.variable}=0): stop at sigma_min > 0 and take x̂₀ "

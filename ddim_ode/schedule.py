@@ -167,7 +167,7 @@ class LogAlphaSchedule(Schedule):
 
     def _sigma(self, t: Array) -> Array:
         with np.errstate(over="ignore"):
-            return np.sqrt(np.expm1(-2.0 * self._log_alpha(t)))
+            return np.sqrt(np.expm1(-2.0 * self._log_alpha(t))) + 0.0  # and not −0 at t = 0
 
     def _time(self, sigma: Array) -> Array:
         # ½ log1p(σ²), in a form that does not overflow for σ > 1e154

@@ -184,6 +184,13 @@ def test_the_field_ends_before_sigma_zero(variable):
 
 
 @pytest.mark.parametrize("variable", VARIABLES)
+def test_the_field_past_the_end_is_that_of_sigma_min(variable):
+    # dopri5's first trial step over data of unit variance, whose x hardly moves, is as long as this
+    ode, x = ddim_ode.ProbabilityFlow(tanh_model(), variable), points(2, 2)
+    assert torch.equal(ode(-2000.0, x), ode(ode.tau(ode.model.schedule.sigma_min), x))
+
+
+@pytest.mark.parametrize("variable", VARIABLES)
 def test_the_span_ends_before_sigma_zero(variable):
     ode = ddim_ode.ProbabilityFlow(tanh_model(), variable)
     with pytest.raises(ValueError, match=r"sigma=0.0 must be positive: the ODE ends before σ=0"):

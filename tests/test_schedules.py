@@ -105,6 +105,13 @@ def test_sigma_rises_and_is_beta_over_alpha(name):
     )
 
 
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_time_zero_has_no_noise_and_no_minus_sign(name):
+    schedule = SCHEDULES[name]
+    assert [schedule.sigma(0), schedule.beta_bar(0), schedule.alpha_bar(0)] == [0, 0, 1]
+    assert not np.signbit([schedule.sigma(0), schedule.beta_bar(0)]).any()
+
+
 @pytest.mark.parametrize("name", ["ddpm", "exponential", "cosine", "vp"])
 def test_variance_is_preserved(name):
     schedule = SCHEDULES[name]
