@@ -152,17 +152,18 @@ def prediction(probe: Probe) -> Finding | None:
     declared = probe.model.prediction
     if declared not in _READINGS:
         return None
-    x0 = probe.data
-    if x0 is not None:
+    if probe.data is not None:
+        x0 = probe.data
         best = min(_READINGS, key=lambda reading: probe.loss(_read_as(probe, reading), x0))
     else:
         best = _by_what_it_follows(probe)
         if best == declared:
             return None
         made = (probe.generate(_read_as(probe, reading)) for reading in (best, "v"))
-        x0 = next((x for x in made if rms(x) < _WILD), None)
-        if x0 is None:
+        tame = next((x for x in made if rms(x) < _WILD), None)
+        if tame is None:
             return None
+        x0 = tame
     errors = [probe.loss(_read_as(probe, reading), x0) for reading in (declared, best)]
     ratio = errors[0] / max(errors[1], 1e-12)
     if not (ratio > _CLEARLY and errors[1] < 1 / _CLEARLY):  # a reading that explains the answers
