@@ -20,9 +20,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ._checks import one_of
+from ._checks import function, named, number, numbers, one_of
 from .guidance import Branches, Call, Guidance, Level, Limit
-from .schedule import Array, Schedule
+from .schedule import Array, Schedule, check_schedule
 from .solvers.chart import convert
 from .solvers.plan import Node
 
@@ -74,11 +74,7 @@ class Denoiser:
     ) -> None:
         if not callable(net):
             raise ValueError(f"net must be callable as net(x, t, **cond), got {type(net).__name__}")
-        if not isinstance(schedule, Schedule):
-            raise ValueError(
-                f"schedule must come from ddim_ode.schedules, got {type(schedule).__name__}; an array "
-                "of ᾱ² goes through ddim_ode.schedules.from_alphas_cumprod"
-            )
+        check_schedule(schedule)
         if learned_variance not in (None, "split"):
             raise ValueError(f"learned_variance={learned_variance!r}: use 'split' or None")
         if guidance is not None and not isinstance(guidance, Guidance):
@@ -89,6 +85,11 @@ class Denoiser:
             raise ValueError(
                 f"dtype={dtype!r} must be a floating torch dtype such as torch.bfloat16"
             )
+        time_offset = number("time_offset", time_offset)
+        if not np.isfinite(time_offset):
+            raise ValueError(f"time_offset={time_offset!r} must be finite")
+        if time is not None:
+            function("time", time)
         if time is not None and time_offset:
             raise ValueError("both time and time_offset are given; let time() add the offset")
         self.net = net
@@ -154,12 +155,12 @@ class Denoiser:
         cond: tensors (B, ...), one row a sample. shared: passed to the network as it is.
         """
         x = check_state(x)
-        host = sigma.detach().cpu().numpy() if isinstance(sigma, Tensor) else np.asarray(sigma)
+        host = numbers("sigma", sigma.detach().cpu() if isinstance(sigma, Tensor) else sigma)
         if host.size not in (1, x.shape[0]):
             raise ValueError(
                 f"sigma has {host.size} entries for a batch of {x.shape[0]}; give 1 or B"
             )
-        levels = np.resize(host.astype(np.float64), x.shape[0])
+        levels = np.resize(host, x.shape[0])
         if not (levels > 0).all():
             raise ValueError("sigma must be positive: at σ=0 there is no noise to predict")
         levels = self.snapped(self.schedule.check_sigma(levels))
@@ -265,6 +266,8 @@ class Denoiser:
     def _network(
         self, like: Tensor, rows: dict[str, Tensor], shared: Mapping[str, Any] | None
     ) -> Call:
+        if shared is not None:
+            named("shared", shared)
         both = set(rows) & set(shared or {})
         if both:
             raise ValueError(f"{min(both)!r} is in cond and in shared; drop one of them")
@@ -331,8 +334,8 @@ def check_state(x: Tensor) -> Tensor:
 
 
 def _check_cond(cond: Mapping[str, Tensor] | None, x: Tensor) -> dict[str, Tensor]:
-    if cond is not None and not isinstance(cond, Mapping):
-        raise ValueError(f"cond must be {{name: tensor (B, ...)}}, got {type(cond).__name__}")
+    if cond is not None:
+        named("cond", cond)
     for name, value in (cond or {}).items():
         rows = value.shape[0] if isinstance(value, Tensor) and value.ndim else None
         if rows != x.shape[0]:

@@ -21,7 +21,7 @@ from torch import Tensor
 from ._checks import exclusive
 from .denoiser import Denoiser, check_state
 from .guidance import Limit
-from .schedule import Schedule
+from .schedule import Schedule, check_schedule
 from .seeding import check_seeds, unit_noise
 from .solution import Solution
 
@@ -55,6 +55,7 @@ def renoise(
     9
     """
     x0 = check_state(x0)
+    check_schedule(schedule)
     exclusive(strength=strength, sigma=sigma)
     if sigma is None:
         if not isinstance(strength, Real) or not 0 < strength <= 1:
@@ -64,7 +65,7 @@ def renoise(
             )
         level = float(schedule.sigma(float(strength) * schedule.T))
     else:
-        level = float(schedule.check_sigma(sigma))
+        level = schedule.level(sigma)
         if level == 0:
             raise ValueError("sigma=0 adds no noise: there is nothing to sample from")
     alpha, beta = map(float, schedule.scales(level))

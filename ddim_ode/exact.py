@@ -20,6 +20,7 @@ import torch
 from scipy.special import ndtr
 from torch import Tensor
 
+from ._checks import numbers
 from .denoiser import Denoiser
 from .schedule import Array, Schedule
 
@@ -37,7 +38,7 @@ class ExactModel(Denoiser):
         **options: Any,
     ) -> None:
         self.weights, self.means, covs = (
-            np.array(a, dtype=np.float64) for a in (weights, means, covs)
+            numbers(name, a) for name, a in (("weights", weights), ("means", means), ("covs", covs))
         )
         if self.means.ndim == 1:
             self.means = self.means[:, None]
@@ -67,7 +68,7 @@ class ExactModel(Denoiser):
 
     def log_prob(self, x: Tensor, sigma: float) -> Tensor:
         """Log density (B,) of x (B, *), in nats, under the marginal at level σ (0 allowed)."""
-        level = float(self.schedule.check_sigma(sigma))
+        level = self.schedule.level(sigma)
         levels = torch.full((x.shape[0],), level, dtype=x.dtype, device=x.device)
         d = self.means.shape[1]
         return torch.logsumexp(self._components(x, levels)[0], dim=1) - 0.5 * d * np.log(2 * np.pi)
@@ -85,8 +86,8 @@ class ExactModel(Denoiser):
         ValueError for a mixture in more than one dimension, whose flow has no closed form.
         """
         k, d = self.means.shape
-        sigma_from = float(self.schedule.check_sigma(sigma_from, "sigma_from"))
-        sigma_to = float(self.schedule.check_sigma(sigma_to, "sigma_to"))
+        sigma_from = self.schedule.level(sigma_from, "sigma_from")
+        sigma_to = self.schedule.level(sigma_to, "sigma_to")
         self._check_width(x)
         flat = x.detach().cpu().double().reshape(x.shape[0], -1).numpy()
         if k == 1:
@@ -151,7 +152,7 @@ class ExactModel(Denoiser):
             one = torch.ones_like(sigma)
             alpha, beta = 1 / torch.hypot(one, sigma), 1 / torch.hypot(one, 1 / sigma)
         variance = alpha**2 * eigenvalues + beta**2
-        centred = x.reshape(x.shape[0], 1, -1) - alpha * means
+        centred = x.reshape(x.shape[0], 1, means.shape[1]) - alpha * means
         z = torch.einsum("bki,kij->bkj", centred, eigenvectors)
         scaled = z / variance
         log_joint = log_weights - 0.5 * (z * scaled + torch.log(variance)).sum(-1)

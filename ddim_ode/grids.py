@@ -17,8 +17,8 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from ._checks import count, one_of
-from .schedule import Array, Schedule
+from ._checks import count, number, numbers, one_of
+from .schedule import Array, Schedule, check_schedule
 
 _RHO = 7.0
 
@@ -83,13 +83,14 @@ def make_grid(
     ValueError for an unknown name, a range outside the schedule's, or σ_max = inf in a grid
     that is spaced in σ.
     """
+    check_schedule(schedule)
     one_of("grid", name, NAMES)
     one_of("final", final, FINALS)
     steps = count("steps", steps)
     top = schedule.sigma_max
     if sigma_max is not None:
-        top = float(schedule.check_sigma(sigma_max, "sigma_max"))
-    cut = schedule.sigma_min if sigma_min is None else float(sigma_min)
+        top = schedule.level(sigma_max, "sigma_max")
+    cut = schedule.sigma_min if sigma_min is None else number("sigma_min", sigma_min)
     if not 0 < cut < top:
         raise ValueError(
             f"sigma_max={top:g}, sigma_min={cut:g}: need 0 < sigma_min < sigma_max <= "
@@ -128,8 +129,9 @@ def from_timesteps(schedule: Schedule, timesteps: npt.ArrayLike, final: str = "z
     The network is called at each τ; ``final="zero"`` then lands on σ = 0, ``"sigma_min"`` stops
     at the last. (A network trained on indices 0..T−1 still has its times counted 1..T here.)
     """
+    check_schedule(schedule)
     one_of("final", final, FINALS)
-    tau = np.array(timesteps, dtype=np.float64)
+    tau = numbers("timesteps", timesteps)
     if tau.ndim != 1 or tau.size == 0:
         raise ValueError(f"timesteps must be a non-empty 1-D sequence, got shape {tau.shape}")
     tau = tau[::-1] if tau.size > 1 and tau[0] < tau[-1] else tau
@@ -161,7 +163,8 @@ def upward(grid: Array) -> Array:
 
 def check_grid(grid: npt.ArrayLike, schedule: Schedule) -> Array:
     """``grid`` as a float64 array; ValueError naming the entry that makes it no grid."""
-    sigmas = np.array(grid, dtype=np.float64)
+    check_schedule(schedule)
+    sigmas = numbers("grid", grid)
     if sigmas.ndim != 1 or sigmas.size < 2:
         raise ValueError(f"a grid is a 1-D array of at least two σ, got shape {sigmas.shape}")
     if not np.all((sigmas >= 0) & (sigmas <= schedule.sigma_max)):

@@ -16,6 +16,7 @@ A limit acts last, on the x̂₀ that follows from P, and ε̂ is then the one t
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from numbers import Real
@@ -26,6 +27,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ._checks import named
 from .schedule import Array
 
 Mask = npt.NDArray[np.bool_]
@@ -65,12 +67,13 @@ class Guidance:
         if isinstance(number, Tensor):
             good = number.ndim == 0 and number.is_floating_point() and math.isfinite(number)
         else:
-            good = isinstance(number, Real) and math.isfinite(number)
+            good = isinstance(number, Real) and abs(number) <= sys.float_info.max
         if not good:
             raise ValueError(
                 f"guidance scale {self.scale!r} must be a finite number (1 is no guidance), or a 0-d "
                 "floating tensor"
             )
+        named("null", self.null)
         if not self.is_off and not self.null:
             raise ValueError("guidance needs null={name: value}: the conditions of the null branch")
         _number("rescale", self.rescale, 0.0, 1.0, "0 is none")
@@ -194,7 +197,8 @@ class Limit:
             _number("clip", clip, 0.0, math.inf, "a bound on |x̂₀|", strictly=True)
         if threshold is not None:
             _number("threshold", threshold, 0.0, 1.0, "a quantile of |x̂₀|", strictly=True)
-        self.clip, self.threshold = clip, threshold
+        self.clip = None if clip is None else float(clip)
+        self.threshold = None if threshold is None else float(threshold)
 
     def __bool__(self) -> bool:
         return self.clip is not None or self.threshold is not None
@@ -222,7 +226,12 @@ def _number(
     name: str, value: Any, low: float, high: float, meaning: str, strictly: bool = False
 ) -> None:
     number = isinstance(value, Real) and not isinstance(value, bool)
-    if not number or not low <= value <= high or math.isinf(value) or (strictly and value == low):
+    if (
+        not number
+        or not low <= value <= high
+        or value > sys.float_info.max
+        or (strictly and value == low)
+    ):
         ends = f"{'(' if strictly else '['}{low:g}, {high:g}{')' if math.isinf(high) else ']'}"
         raise ValueError(f"{name}={value!r} must be a number in {ends}: {meaning}")
 

@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ._checks import count
+from ._checks import device_of as _device
 from .denoiser import Denoiser
+from .seeding import sizes
 
 Cond = Mapping[str, Tensor] | Callable[[Tensor], Mapping[str, Tensor]]
 
@@ -35,12 +36,12 @@ def sample_shape(model: Denoiser, shape: Sequence[int] | None) -> tuple[int, ...
         shape = (model.means.shape[1],)
     if shape is None:
         raise ValueError("give shape=, of ONE sample, such as (3, 32, 32)")
-    return tuple(count("shape", size) for size in shape)
+    return sizes(shape)
 
 
 def device_of(model: Denoiser, device: str | torch.device | None) -> torch.device:
     if device is not None:
-        return torch.device(device)
+        return _device(device)
     if isinstance(model.net, torch.nn.Module):
         return next((p.device for p in model.net.parameters()), torch.device("cpu"))
     return torch.device("cpu")

@@ -17,6 +17,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ._checks import numbers
+
 
 def slerp(a: Tensor, b: Tensor, weights: npt.ArrayLike) -> Tensor:
     """Points (K, B, *) between latents a and b (B, *), each sample on a great circle of its own.
@@ -32,9 +34,12 @@ def slerp(a: Tensor, b: Tensor, weights: npt.ArrayLike) -> Tensor:
     >>> [round(float(z.norm()), 5) for z in slerp(a, b, [0.0, 0.5, 1.0])]
     [3.0, 4.0, 5.0]
     """
-    w = np.asarray(weights, dtype=np.float64)
+    w = numbers("weights", weights)
     if w.ndim > 1 or not np.all((w >= 0) & (w <= 1)):
         raise ValueError(f"weights={weights!r} must be numbers in [0, 1], from a (0) to b (1)")
+    for name, z in (("a", a), ("b", b)):
+        if not isinstance(z, Tensor):
+            raise ValueError(f"latent {name} must be a tensor (B, *), got {type(z).__name__}")
     if a.ndim < 2 or (a.shape, a.dtype) != (b.shape, b.dtype) or not a.is_floating_point():
         raise ValueError(
             f"latents must be two floating tensors (B, *) alike, got {a.dtype} {tuple(a.shape)} and "

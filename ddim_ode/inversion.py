@@ -28,7 +28,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ._checks import one_of, refuse
+from ._checks import number, one_of, refuse
 from .denoiser import Denoiser, check_state
 from .directions import Task, solve
 from .grids import FINALS
@@ -228,7 +228,8 @@ def _check(
             f"final={final!r}: the jump to σ=0 cannot be undone, so both directions end at a level > 0; "
             "drop final, or use sample"
         )
-    refuse("step noise cannot be undone", eta=eta or None, noise_std=noise_std)
+    eta = None if eta is None else number("eta", eta) or None
+    refuse("step noise cannot be undone", eta=eta, noise_std=noise_std)
 
 
 def _way_back(sol: Solution) -> tuple[str | None, Plan | None, Array | None]:

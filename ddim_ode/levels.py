@@ -12,6 +12,8 @@ from .denoiser import Denoiser
 from .grids import FINALS, check_grid, default_name, from_timesteps, make_grid, upward
 from .schedule import Array
 
+MOST = 1_000_000  # steps or calls: beyond, a slip of the pen
+
 
 @dataclass(frozen=True)
 class Levels:
@@ -33,7 +35,7 @@ class Levels:
     def __post_init__(self) -> None:
         for name in ("steps", "nfe"):
             if getattr(self, name) is not None:
-                count(name, getattr(self, name))
+                count(name, getattr(self, name), most=MOST)
         if self.final is not None:
             one_of("final", self.final, FINALS)
         exclusive(steps=self.steps, nfe=self.nfe, timesteps=self.timesteps)

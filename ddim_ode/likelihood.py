@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ._checks import count, one_of, refuse
+from ._checks import count, number, one_of, refuse
 from .active_set import Field, Solver, column, combined
 from .adaptive import DEFAULT_MAX_NFE, gathered, is_adaptive, tolerance
 from .denoiser import Denoiser, check_state
@@ -206,7 +206,7 @@ def dequantized(x: Tensor, seeds: Sequence[int], cell: float = CELL) -> Tensor:
     >>> bool(((noisy + 1).abs() <= 1 / 255).all())
     True
     """
-    x = check_state(x)
+    x, cell = check_state(x), number("cell", cell)
     out = torch.empty(x.shape, dtype=x.dtype)
     for row, seed in zip(out, check_seeds(seeds, len(x))):
         row.uniform_(-0.5, 0.5, generator=generator(seed, DEQUANTIZE))

@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from . import adaptive, external, gradients
-from ._checks import exclusive, one_of, refuse
+from ._checks import exclusive, function, one_of, refuse
 from .denoiser import Denoiser, check_state
 from .editing import Known
 from .inputs import check_model
@@ -116,6 +116,10 @@ def sample(
     x = check_state(x)
     if seeds is not None:
         seeds = check_seeds(seeds, x.shape[0])
+    if callback is not None:
+        function("callback", callback)
+    if known is not None and not isinstance(known, Known):
+        raise ValueError(f"known must be a ddim_ode.Known, got {type(known).__name__}")
     one_of("record", record, ("none", "x", "x0"))
     one_of("on_nan", on_nan, ("report", "hold"))
     exclusive(plan=plan, method=method)

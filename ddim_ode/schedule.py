@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-Array = npt.NDArray[np.float64]
+from ._checks import Array, number, numbers
+
 ArrayLike = npt.ArrayLike
 
 # Rounding slack at the ends of a range: a float32 copy of σ(T) is off by 6e-8 relative.
@@ -74,6 +75,10 @@ class Schedule(ABC):
         """σ as float64; ValueError outside [0, σ(T)], up to the rounding of a float32 copy of σ(T)."""
         return _within(name, sigma, self.sigma_max)
 
+    def level(self, sigma: ArrayLike, name: str = "sigma") -> float:
+        """One σ as a float; ValueError outside [0, σ(T)]."""
+        return float(self.check_sigma(number(name, sigma), name))
+
     def alpha_bar(self, t: ArrayLike) -> Array:
         """ᾱ(t), the coefficient of x₀. ValueError outside [0, T]."""
         return self.scales(self.sigma(t))[0]
@@ -84,7 +89,8 @@ class Schedule(ABC):
 
     def scales(self, sigma: ArrayLike) -> tuple[Array, Array]:
         """(ᾱ, β̄) at noise level σ ∈ [0, inf]."""
-        return self._normed(np.asarray(sigma, dtype=np.float64), np.hypot(1.0, sigma))
+        sigma = numbers("sigma", sigma)
+        return self._normed(sigma, np.hypot(1.0, sigma))
 
     @staticmethod
     def _normed(sigma: Array, norm: Array) -> tuple[Array, Array]:
@@ -106,8 +112,9 @@ class Schedule(ABC):
 
     def scale_rates(self, sigma: ArrayLike) -> tuple[Array, Array]:
         """(dᾱ/dσ, dβ̄/dσ) of the family, at finite σ."""
+        sigma = numbers("sigma", sigma)
         alpha = self.scales(sigma)[0]
-        return -np.asarray(sigma) * alpha**3, alpha**3
+        return -sigma * alpha**3, alpha**3
 
     @functools.cached_property
     def sigma_max(self) -> float:
@@ -182,8 +189,17 @@ class LogAlphaSchedule(Schedule):
         return d_alpha, -alpha * d_alpha / beta
 
 
+def check_schedule(schedule: object) -> None:
+    """ValueError unless it is a :class:`Schedule`."""
+    if not isinstance(schedule, Schedule):
+        raise ValueError(
+            f"schedule must come from ddim_ode.schedules, got {type(schedule).__name__}; an array "
+            "of ᾱ² goes through ddim_ode.schedules.from_alphas_cumprod"
+        )
+
+
 def _within(name: str, value: ArrayLike, top: float) -> Array:
-    value = np.asarray(value, dtype=np.float64)
+    value = numbers(name, value)
     good = (value >= 0) & (value <= top * (1 + _SLACK))  # False for NaN
     if not np.all(good):
         bad = value[~good].flat[0] if value.ndim else value

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ._checks import one_of
+from ._checks import count, number, numbers, one_of
 from .schedule import Array, ArrayLike, LogAlphaSchedule, Schedule
 
 
@@ -65,6 +65,7 @@ def ddpm(T: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Sch
     is interpolated linearly. ``ddpm(beta_start=2e-5)`` is α_t = √(1 − 0.02 t/T).
     """
     T = _check_T(T)
+    beta_start, beta_end = number("beta_start", beta_start), number("beta_end", beta_end)
     if not 0 < beta_start <= beta_end < 1:
         raise ValueError(
             f"beta_start={beta_start!r}, beta_end={beta_end!r}: need 0 < beta_start <= beta_end < 1"
@@ -81,7 +82,7 @@ def exponential(rate: float = 5.0, T: float = 1000) -> Schedule:
     |ᾱ_exponential − ᾱ_ddpm| is 0.0019 for ``beta_start=2e-5`` (α_t = √(1 − 0.02 t/T), whose limit
     it is) and 0.0080 for the usual ``beta_start=1e-4``.
     """
-    _check_positive(rate=rate, T=T)
+    rate, T = _positive("rate", rate), _positive("T", T)
     return LogAlphaSchedule(
         "exponential",
         T,
@@ -100,7 +101,7 @@ def cosine(T: int = 1000, s: float = 0.008, max_beta: float = 0.999) -> Schedule
     one, T−1 to T, which ends at ᾱ_T = 4.9e-5): there ln ᾱ is linear in t.
     """
     T = _check_T(T)
-    _check_positive(s=s)
+    s, max_beta = _positive("s", s), number("max_beta", max_beta)
     if not 0 < max_beta < 1:
         raise ValueError(f"max_beta={max_beta!r}: need 0 < max_beta < 1")
 
@@ -156,7 +157,7 @@ def from_alphas_cumprod(array: ArrayLike) -> Schedule:
     ``array`` (T,) must fall strictly within (0, 1); its last entry may be 0 (zero terminal SNR,
     for v-, x0- and flow-networks). Between integer times ln ᾱ is linear in t.
     """
-    squares = np.array(array, dtype=np.float64)
+    squares = numbers("alphas_cumprod", array)
     if squares.ndim != 1 or squares.size < 2:
         raise ValueError(f"alphas_cumprod must be 1-D with at least 2 entries, got {squares.shape}")
     good = (squares > 0) & (squares < 1)
@@ -175,6 +176,7 @@ def from_alphas_cumprod(array: ArrayLike) -> Schedule:
 
 def vp(beta_min: float = 0.1, beta_max: float = 20.0) -> Schedule:
     """The continuous VP SDE (Song et al. 2021), T = 1: ln ᾱ = −¼t²(β_max − β_min) − ½tβ_min."""
+    beta_min, beta_max = number("beta_min", beta_min), _positive("beta_max", beta_max)
     if not 0 < beta_min <= beta_max:
         raise ValueError(
             f"beta_min={beta_min!r}, beta_max={beta_max!r}: need 0 < beta_min <= beta_max"
@@ -196,7 +198,7 @@ class _VE(Schedule):
     family = "ve"
 
     def scales(self, sigma: ArrayLike) -> tuple[Array, Array]:
-        sigma = np.asarray(sigma, dtype=np.float64)
+        sigma = numbers("sigma", sigma)
         return np.ones_like(sigma), sigma
 
     def scale_rates(self, sigma: ArrayLike) -> tuple[Array, Array]:
@@ -214,7 +216,7 @@ class _VE(Schedule):
 
 def ve(sigma_max: float) -> Schedule:
     """Variance exploding: ᾱ = 1, β̄ = σ = t, T = ``sigma_max`` (EDM's parameterisation)."""
-    _check_positive(sigma_max=sigma_max)
+    sigma_max = _positive("sigma_max", sigma_max)
     return _VE("ve", sigma_max, dict(sigma_max=sigma_max), discrete=False)
 
 
@@ -222,11 +224,11 @@ class _Flow(Schedule):
     family = "flow"
 
     def scales(self, sigma: ArrayLike) -> tuple[Array, Array]:
-        sigma = np.asarray(sigma, dtype=np.float64)
+        sigma = numbers("sigma", sigma)
         return self._normed(sigma, 1.0 + sigma)
 
     def scale_rates(self, sigma: ArrayLike) -> tuple[Array, Array]:
-        rate = (1.0 + np.asarray(sigma, dtype=np.float64)) ** -2
+        rate = (1.0 + numbers("sigma", sigma)) ** -2
         return -rate, rate
 
     def _sigma(self, t: Array) -> Array:
@@ -247,12 +249,12 @@ def flow() -> Schedule:
 
 
 def _check_T(T: int) -> int:
-    if not isinstance(T, (int, np.integer)) or T < 2:
-        raise ValueError(f"T={T!r}: the number of discrete levels must be an integer >= 2")
-    return int(T)
+    """T as an int; its levels are kept in arrays, hence the upper bound."""
+    return count("T", T, least=2, most=10_000_000)
 
 
-def _check_positive(**values: float) -> None:
-    for name, value in values.items():
-        if not (np.isfinite(value) and value > 0):
-            raise ValueError(f"{name}={value!r} must be positive and finite")
+def _positive(name: str, value: float) -> float:
+    found = number(name, value)
+    if not (np.isfinite(found) and found > 0):
+        raise ValueError(f"{name}={value!r} must be positive and finite")
+    return found

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._checks import count
-from .schedule import Schedule
+from ._checks import count, device_of
+from .schedule import Schedule, check_schedule
 
 _START, _STEP, PROBES, DEQUANTIZE = range(4)
 
@@ -48,14 +48,20 @@ def noise(
     >>> ddim_ode.noise((1, 28, 28), ddim_ode.schedules.ddpm(), seeds=[0, 1]).shape
     torch.Size([2, 1, 28, 28])
     """
-    level = schedule.sigma_max
-    if sigma is not None:
-        level = float(schedule.check_sigma(sigma))
+    check_schedule(schedule)
+    level = schedule.sigma_max if sigma is None else schedule.level(sigma)
     scale = prior_std(schedule, level)
-    if not isinstance(seeds, Iterable):
-        raise ValueError(f"seeds={seeds!r} must be a sequence, one seed per sample")
-    like = torch.empty((0, *shape), dtype=dtype)
-    return (unit_noise(seeds, like) * scale).to(device)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"dtype={dtype!r} must be a floating torch dtype such as torch.float32")
+    like = torch.empty((0, *sizes(shape)), dtype=dtype)
+    return (unit_noise(_listed(seeds), like) * scale).to(device_of(device))
+
+
+def sizes(shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape of one sample; ValueError unless it is whole numbers >= 1."""
+    if not isinstance(shape, Sequence) or isinstance(shape, str):
+        raise ValueError(f"shape={shape!r} must be that of ONE sample, such as (3, 32, 32)")
+    return tuple(count("shape", size) for size in shape)
 
 
 def unit_noise(seeds: Iterable[int], like: Tensor) -> Tensor:
@@ -71,8 +77,16 @@ def prior_std(schedule: Schedule, sigma: float) -> float:
 
 def check_seeds(seeds: Sequence[int], batch: int) -> list[int]:
     """The seeds as a list of ints, one per sample; ValueError otherwise."""
-    if not isinstance(seeds, Iterable) or len(given := list(seeds)) != batch:
+    if len(given := _listed(seeds)) != batch:
         raise ValueError(f"seeds={seeds!r} for a batch of {batch}; give one seed per sample")
+    return given
+
+
+def _listed(seeds: Sequence[int]) -> list[int]:
+    try:
+        given = list(seeds)
+    except TypeError:
+        raise ValueError(f"seeds={seeds!r} must be a sequence, one seed per sample") from None
     return [count("seed", seed, least=0) for seed in given]
 
 

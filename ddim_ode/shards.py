@@ -25,8 +25,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ._checks import count, named
 from .content import digest
 from .nets import weights
+from .seeding import sizes
 from .solvers.controller import STATUSES
 
 MANIFEST = "manifest.json"
@@ -106,8 +108,13 @@ class Shards:
             data = json.loads(path.read_text(encoding="utf-8"))
             if data.pop("kind") != "samples":
                 raise ValueError("it is another kind of manifest")
-            run = Run(**{**data, "shape": tuple(data["shape"])})
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            run = Run(**{**data, "shape": sizes(data["shape"])})
+            count("n", run.n)
+            count("shard", run.shard)
+            count("seed", run.seed, least=0)
+            named("decides", run.decides)
+            named("about", run.about)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(
                 f"{path}: damaged, or not of ddim-ode generate ({error!r}); "
                 "give another folder, or move this one away"

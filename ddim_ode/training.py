@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ._checks import function
 from .denoiser import check_output
-from .schedule import Schedule
+from .schedule import Schedule, check_schedule
 
 
 def eps_loss(
@@ -34,8 +35,13 @@ def eps_loss(
 
     Reference: Ho, Jain, Abbeel 2020, https://arxiv.org/abs/2006.11239.
     """
-    if x0.ndim < 1 or not x0.is_floating_point():
-        raise ValueError(f"x0 must be a floating (B, *) tensor, got {x0.dtype} {tuple(x0.shape)}")
+    function("net", net)
+    check_schedule(schedule)
+    if not isinstance(x0, Tensor) or x0.ndim < 1 or not x0.is_floating_point():
+        got = f"{x0.dtype} {tuple(x0.shape)}" if isinstance(x0, Tensor) else type(x0).__name__
+        raise ValueError(f"x0 must be a floating (B, *) tensor, got {got}")
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise ValueError(f"generator must be a torch.Generator, got {type(generator).__name__}")
     source = generator.device if generator is not None else x0.device
     b = x0.shape[0]
     if schedule.discrete:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,6 +18,8 @@ HELP = (
     "a shipped name, a model.safetensors, a directory of diffusers, an exact mixture (.json or .npz with "
     f"weights, means, covs and schedule), or {MIXTURE}, a small one to try"
 )
+# What json, zipfile, zlib and numpy's header parser raise for bytes that are not theirs.
+_UNREADABLE = (ValueError, EOFError, RuntimeError, SyntaxError, zlib.error, zipfile.BadZipFile)
 _NEEDS = ("weights", "means", "covs")
 # Three components of different width and direction: enough to tell solvers apart, and seen at a glance.
 _DEMO: dict[str, Any] = dict(
@@ -141,7 +144,7 @@ def _read(path: Path) -> dict[str, Any]:
                 data = {key: file[key] for key in file.files}
             if "schedule" in data:
                 data["schedule"] = str(data["schedule"])
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+    except _UNREADABLE as error:
         raise ValueError(f"{path}: truncated, or not {path.suffix[1:]} ({error})") from None
     if not isinstance(data, dict):
         raise ValueError(f"{path}: holds a {type(data).__name__}, not weights, means and covs")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from .. import schedules
-from .._checks import one_of
+from .._checks import device_of, one_of, path_of
 from ..denoiser import Denoiser
 from ..guidance import Guidance
 from ..solvers.plan import Plan
@@ -150,7 +150,7 @@ def load(
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path}: its configuration is not one of ddim_ode's ({error})") from error
     _fill(net, tensors, path)
-    net.to(device=device, dtype=dtype)
+    net.to(device=device_of(device), dtype=dtype)
     if path.parent == ASSETS:
         model.shipped = path.stem
     return model
@@ -165,11 +165,11 @@ def load_classifier(
     _check_kind(config, "classifier", path)
     net = Classifier(**config["net"])
     _fill(net, tensors, path)
-    return net.to(device)
+    return net.to(device_of(device))
 
 
 def _locate(name_or_path: str | Path, suffix: str) -> Path:
-    path = Path(name_or_path)
+    path = path_of("name_or_path", name_or_path)
     if path.is_dir():
         return path / "model.safetensors"
     if path.suffix or path.exists():

@@ -55,7 +55,7 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise ValueError(
             f"{path}: truncated or not a safetensors file ({error}); fetch or train it again"
         ) from error
-    except (KeyError, json.JSONDecodeError) as error:
+    except (KeyError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: a safetensors file, but not one of ddim_ode's") from error
     widened = {k: v.float() if v.dtype == torch.float16 else v for k, v in tensors.items()}
     return widened, config

@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from .._checks import exclusive, one_of
+from .._checks import exclusive, number, numbers, one_of
 from ..grids import check_grid, upward
 from ..schedule import Array, Schedule
 from .chart import VECTORS, get_chart
@@ -61,6 +61,10 @@ def plan(
     spec = get_method(method, variant)
     if start is not None:
         one_of("start", start, STARTS)
+    if vector is not None:
+        one_of("vector", vector, VECTORS)
+    if eta is not None:
+        eta = number("eta", eta)
     if chart is not None:
         spec = replace(spec, chart=chart)  # checked like any method
     if rising and (eta or noise_std is not None or spec.eta):
@@ -111,7 +115,7 @@ def _step_noise(
             return None
         noise = eta_noise(schedule, sigmas, float(eta))
     else:
-        noise = np.array(noise_std, dtype=np.float64)
+        noise = numbers("noise_std", noise_std)
         if noise.shape != (sigmas.size - 1,):
             raise ValueError(
                 f"noise_std has shape {noise.shape}; give one standard deviation per step, "
@@ -139,7 +143,7 @@ def _compile(
     noise: tuple[float, ...] | None,
 ) -> Plan:
     chart = get_chart(method.chart, schedule)
-    vector = one_of("vector", vector or chart.vector, VECTORS)
+    vector = vector or chart.vector
     if method.multistep and vector != chart.vector:
         raise ValueError(
             f"multistep method {method.name!r} in chart {chart.name!r} stores {chart.vector!r}, "

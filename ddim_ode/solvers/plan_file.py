@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .._checks import one_of
+from .._checks import one_of, path_of
 from .chart import VECTORS
 from .plan import Node, Op, Plan
 
@@ -48,7 +48,7 @@ def read(path: str | Path) -> Plan:
 
 def content(path: str | Path) -> bytes:
     """The bytes of a file, no more than tell that it is too large; FileNotFoundError without it."""
-    if not Path(path).is_file():
+    if not path_of("path", path).is_file():
         raise FileNotFoundError(f"{path}: no such plan file")
     with open(path, "rb") as file:
         return file.read(SIZE_LIMIT + 1)
