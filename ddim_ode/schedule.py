@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ._checks import Array, number, numbers
+from ._checks import Array as Array
+from ._checks import number, numbers
 
 ArrayLike = npt.ArrayLike
 
