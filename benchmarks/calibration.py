@@ -165,7 +165,8 @@ def incumbent(plan: ddim_ode.Plan, model: ddim_ode.Denoiser) -> ddim_ode.Plan:
     """The textbook plan that a fit started from."""
     assert plan.fit is not None
     kept: Mapping[str, Any] = plan.fit["incumbent_plan"]
-    return compile_plan(kept["method"], model.schedule, kept["grid"], start=kept["start"])
+    grid = [float(sigma) for sigma in kept["grid"]]  # "inf" in plain data
+    return compile_plan(kept["method"], model.schedule, grid, start=kept["start"])
 
 
 def ratio(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:

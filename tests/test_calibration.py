@@ -44,9 +44,8 @@ def rms(x):
 def log_ratio(model, plan):
     """Mean and 95 % half width of ln(error / the incumbent's)."""
     incumbent = plan.fit["incumbent_plan"]
-    before = compile_plan(
-        incumbent["method"], model.schedule, incumbent["grid"], start=incumbent["start"]
-    )
+    grid = [float(sigma) for sigma in incumbent["grid"]]  # "inf" in plain data
+    before = compile_plan(incumbent["method"], model.schedule, grid, start=incumbent["start"])
     ratio = np.log(unseen(model, plan) / unseen(model, before))
     return ratio.mean(), 2 * ratio.std() / np.sqrt(len(ratio))
 
