@@ -39,7 +39,7 @@ def count(name: str, value: Any, least: int = 1, most: int | None = None) -> int
     except (TypeError, ValueError, RuntimeError):  # arrays of many, among others
         found = None
     if found is None or found < least or (most is not None and found > most):
-        bound = f">= {least}" if most is None else f"in {least}..{most}"
+        bound = f">= {least}" + ("" if most is None else f" and <= {most}")
         raise ValueError(f"{name}={value!r} must be a whole number {bound}")
     return found
 

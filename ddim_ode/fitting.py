@@ -172,7 +172,8 @@ def linearised(
     """The residuals (b, entries) of some noises, and their derivatives (b, parameters, entries)."""
     x = problem.x[rows]
     y = x * float(point.scale[0])
-    tangents = x[:, None]  # of y, by the parameters met so far: the first scale
+    # of y, by the parameters met so far: the first scale, if it is one
+    tangents = x[:, None] if Parameter("scale", 0) in parameters else x[:, None][:, :0]
     past: list[Tensor] = []
     slopes: list[
         tuple[Tensor, Tensor]
@@ -264,7 +265,7 @@ def gauss_newton(
     anew. patience: iterations without a better held-out error. allowed: rows of the network that may be
     spent; an iteration that might exceed them is not begun.
     """
-    parameters = point.parameters(levels)
+    parameters = point.parameters(levels, first_scale=problem.model.schedule.family != "vp")
     draw = np.random.default_rng(seed)
     size = min(subset or len(rows), len(rows))
     calls = problem.model.rows_per_sample * point.nfe

@@ -125,6 +125,7 @@ def encode(
         cond,
         shared,
     )
+    check_model(model, limited=False)
     _check(model, final, eta, noise_std)
     x0 = check_state(x0)
     with torch.set_grad_enabled(differentiable):

@@ -137,7 +137,8 @@ class ProbabilityFlow:
 
     def _within(self, tau: float) -> float:
         """τ where the field is defined; ValueError at σ = 0."""
-        past_the_end = np.exp(tau) == 0 if self.variable == "log_sigma" else tau <= 0
+        with np.errstate(over="ignore"):  # a trial step far past the start
+            past_the_end = np.exp(tau) == 0 if self.variable == "log_sigma" else tau <= 0
         if past_the_end:
             if tau == 0:
                 raise ValueError(

@@ -72,28 +72,38 @@ def test_every_textbook_plan_is_a_point_of_the_family(name):
 @pytest.mark.parametrize("first", [1, 2])
 def test_calls_left_out_answered_no_data(name, first):
     """Beside a network that says x̂₀ = 0 down to where the first call is made."""
-    model = mixture()
-    x = ddim_ode.noise((6,), SCHEDULE, seeds=range(3), dtype=torch.float64)
+    schedule = ddim_ode.schedules.ve(80.0)
+    model = mixture(schedule)
+    x = ddim_ode.noise((6,), schedule, seeds=range(3), dtype=torch.float64)
     plan = ddim_ode.sample(model, x, name, steps=6).plan
     told, inner = plan.nodes[first].t, model.net
 
     def blind(y, sigma):
         top = float(sigma[0])
-        _, beta_bar = SCHEDULE.scales(top)
-        return (
-            y / float(beta_bar) if top > plan.nodes[first].sigma * (1 + 1e-6) else inner(y, sigma)
-        )
+        _, beta_bar = schedule.scales(top)
+        if top > plan.nodes[first].sigma * (1 + 1e-6):
+            return y / float(beta_bar)
+        return inner(y, sigma)
 
     model.net = blind
     whole = ddim_ode.sample(model, x, plan=plan).x
     model.net = inner
-    point = Linear.of(plan).without_calls(first, SCHEDULE)
-    short = point.to_plan(SCHEDULE, "short", {})
+    point = Linear.of(plan).without_calls(first, schedule)
+    short = point.to_plan(schedule, "short", {})
     assert (short.nfe, short.nodes[0].t) == (plan.nfe - first, told)
     sol = ddim_ode.sample(model, x, plan=short, record="x0")
     assert float((sol.x - whole).abs().max()) < 1e-9
     assert sol.trajectory.shape == (short.steps + 1, 3, 6)
     assert float((Problem(model, x, x).run(point, torch.arange(3)) - whole).abs().max()) < 1e-9
+
+
+def test_where_the_noise_has_the_size_of_every_state_the_first_call_sees_it_as_it_is():
+    plan = ddim_ode.plan("unipc3", SCHEDULE, [2e4, 60.0, 8.0, 1.0, 0.2, 0.0])
+    short = Linear.of(plan).without_calls(1, SCHEDULE).to_plan(SCHEDULE, "short", {})
+    assert short.ops[0].scale == 1.0
+    told = Linear.of(plan).without_calls(1, ddim_ode.schedules.ve(2e4))
+    assert told.scale[0] != 1.0
+    assert ddim_ode.calibrate(mixture(), 4, n=48, progress=False).ops[0].scale == 1.0
 
 
 def test_a_plan_with_step_noise_is_no_point_of_it():

@@ -256,7 +256,7 @@ def test_fingerprint_follows_the_curve_and_not_the_constructor():
         (lambda: schedules.ddpm().sigma([1.0, -2.0]), r"t=-2 is outside"),
         (lambda: schedules.ddpm().alpha_bar(np.nan), r"t=nan is outside"),
         (lambda: schedules.ve(80.0).time(81.0), r"sigma=81 is outside .*\[0, 80\]"),
-        (lambda: schedules.ddpm(T=1), r"T=1 must be a whole number in 2"),
+        (lambda: schedules.ddpm(T=1), r"T=1 must be a whole number >= 2"),
         (lambda: schedules.ddpm(beta_start=0.03), "beta_start=0.03, beta_end=0.02: need"),
         (lambda: schedules.vp(beta_min=0.0), "beta_min=0.0, beta_max=20.0: need"),
         (lambda: schedules.ve(np.inf), "sigma_max=inf must be positive and finite"),

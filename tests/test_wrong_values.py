@@ -108,7 +108,7 @@ def test_a_wrong_value_is_named_or_refused(name, argument):
         (lambda: COSINE.time([1.0, None]), "sigma=.* must be real numbers"),
         (lambda: COSINE.time(torch.ones(1, requires_grad=True)), "tensor.detach"),
         (lambda: ddim_ode.sample(MODEL, X, steps=2, sigma_max=[3.0]), "sigma_max=.* one number"),
-        (lambda: ddim_ode.sample(MODEL, X, nfe=10**30), "nfe=.* whole number in 1..1000000"),
+        (lambda: ddim_ode.sample(MODEL, X, nfe=10**30), "nfe=.* whole number >= 1 and <= 1000000"),
         (lambda: ddim_ode.sample(MODEL, X, steps=2, known=X), "must be a ddim_ode.Known"),
         (lambda: ddim_ode.sample(MODEL, X, steps=2, callback=1), "callback=1 must be callable"),
         (lambda: ddim_ode.sample(MODEL, X, steps=2, shared=[1]), "shared=.*name: value"),

@@ -97,13 +97,19 @@ class Linear:
         return states
 
     def without_calls(self, first: int, schedule: Schedule) -> Linear:
-        """The sampler that does not make its first calls, and goes as if each had answered x̂₀ = 0."""
+        """The sampler that does not make its first calls, and goes as if each had answered x̂₀ = 0.
+
+        Where ᾱ² + β̄² = 1 the noise has the size of every state, to ᾱ²/2, and the first call sees it
+        unscaled: programs that run plans for others can seldom scale the input of a call.
+        """
         states = self._states()
         for k in range(first):
             # an x̂₀ of 0 says V = a x
             a, _ = convert("x0", self.vectors[k], *schedule.scales(self.sigma[k : k + 1]))
             states[:, 0] += states[:, 1 + k] * float(a[0]) * states[k, 0]
         kept = states[first:, [0, *range(1 + first, self.nfe + 1)]]
+        if schedule.family == "vp":
+            kept[0, 0] = 1.0
         return self._through(kept, self.sigma[first:], self.vectors[first:], self.plan)
 
     @property
@@ -115,9 +121,11 @@ class Linear:
         """Whether each call is told a lower level than the one before."""
         return bool(np.all(np.diff(self.sigma) < 0))
 
-    def parameters(self, levels: bool = True, memory: int = MEMORY) -> list[Parameter]:
+    def parameters(
+        self, levels: bool = True, memory: int = MEMORY, first_scale: bool = True
+    ) -> list[Parameter]:
         """What a fit may move, in the order in which a run meets it: a level, the call, the step after."""
-        out = [Parameter("scale", 0)]
+        out = [Parameter("scale", 0)] if first_scale else []
         for k in range(self.nfe):
             if levels and np.isfinite(self.sigma[k]):
                 out.append(Parameter("level", k))
