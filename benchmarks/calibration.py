@@ -347,7 +347,7 @@ def draw(rows: list[Row]) -> Figure:
         label="trained U-Net, the plans that ship",
     )
     right.axhline(1.0, color=INK, lw=1.0)
-    right.set_ylim(0.1, 1.2)
+    right.set_ylim(0.1, 1.4)
     calls = "network calls per sample"
     unseen = int(mine[0]["unseen"])
     label(
@@ -357,8 +357,8 @@ def draw(rows: list[Row]) -> Figure:
         f"mean RMS error to the converged end\nof {unseen} unseen noises",
     )
     label(right, "What is left of the error", calls, "error / error of the best textbook sampler")
-    for axis in (left, right):
-        axis.legend(fontsize=9.5, frameon=False)
+    for axis, place in ((left, "upper right"), (right, "lower left")):
+        axis.legend(fontsize=9.5, frameon=False, loc=place)
     return figure
 
 
