@@ -8,16 +8,20 @@ out/benchmarks, which git ignores: a quick run never replaces a figure that is q
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import hashlib
 import importlib.metadata
 import importlib.util
+import io
 import json
+import logging
 import os
 import platform
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -372,3 +376,16 @@ def legend_below(figure: Figure, axes: Sequence[Axes], columns: int) -> None:
         handlelength=2.6,
         columnspacing=1.6,
     )
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Other packages warn, log and print."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

@@ -17,19 +17,15 @@ with the scheduler and loaded again.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import sys
 import tempfile
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import diffusers
 import numpy as np
 import torch
-from common import Row, Run, arguments, label, labels, panels, rms
+from common import Row, Run, arguments, label, labels, panels, quiet, rms
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.unets.unet_2d import UNet2DOutput
@@ -192,18 +188,6 @@ def reference(model: PretrainedModel, x: Tensor) -> Tensor:
     ]
     print(f"reference: rk4, 120 karras steps; with 60 it moves by {rms(ends[0] - ends[1]):.1e}\n")
     return ends[0]
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)
 
 
 def draw(rows: list[dict[str, Any]], nfe: int) -> Figure:

@@ -19,11 +19,8 @@ import contextlib
 import functools
 import importlib
 import importlib.util
-import io
-import logging
 import sys
 import types
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -40,6 +37,7 @@ from common import (
     load_problem,
     log_scales,
     panels,
+    quiet,
     rms,
 )
 from matplotlib.figure import Figure
@@ -262,19 +260,6 @@ PEERS: dict[str, Callable[[Problem], Iterator[tuple[str, Sampler]]]] = {
     "torchdiffeq": torchdiffeq_samplers,
     "torchode": torchode_samplers,
 }
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """The peers warn, log and print."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)
 
 
 def measure(problem: Problem, budgets: Sequence[int]) -> Iterator[Row]:

@@ -20,7 +20,8 @@ GRIDS = ("quadratic", "log_snr", "karras", "time")
 class Effort(NamedTuple):
     """How much a budget spends. reference: steps, coarse to fine, until two differ by ``goal`` of the
     solutions' RMS. methods, cuts: of the search for the incumbent. rounds: of that search, (candidates
-    kept, noises each) one after another. skips: first calls left out, each a search for a start of its own.
+    kept, noises each) one after another. skips: first calls left out, each a search of its own for a start,
+    among the methods and cuts of the fast budget.
     rank, starts, trial (iterations from each start, before one of them is chosen), iterations, subset
     (noises of each of them, at least), whole (iterations after those, with all noises): of the fit."""
 
