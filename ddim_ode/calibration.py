@@ -6,8 +6,9 @@ the levels, the scales and the weights together. What it minimises is the error 
 where the ODE takes the same noise. The network is only ever called; nothing of it is changed or
 differentiated.
 
-The noises are split: three quarters are fitted, one quarter is held out and decides where to stop, and
-whether the fitted plan is better than the incumbent at all.
+The noises are split: three quarters are fitted, one quarter is held out and decides whether the fitted plan
+is better than the incumbent at all. When to stop, the thorough budget asks all of them, and the fast one,
+which cannot pay for that, those held out.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def calibrate(
     shape: of ONE sample (default: the model's own, where it has one). n: noises, of the seeds
     seed..seed+n−1, a quarter of them held out. From two upwards; below 16 a warning says that the
     held-out figures say little. budget: ``"fast"`` spends at most n × (100 + 12 nfe) network evaluations,
-    ``"thorough"`` several times that: some n × (300 + 150 nfe), and searches all textbook samplers.
+    ``"thorough"`` several times that: some n × (300 + 300 nfe), and searches all textbook samplers.
     start: a plan to improve, instead of the best textbook sampler. cond: conditions {name: tensor (n,
     ...)}, or f(indices (n,)) that gives them; guidance is part of the model. shared: passed to the network
     as it is. features: f(x (b, *)) -> (b, ...), to measure the error in; default x itself. sigma_max:
@@ -232,7 +233,7 @@ class _Run:
             found = None
         else:
             found = self._fit(candidates, nfe, allowed - (self.problem.evals - before))
-        after = errors if found is None else found.held
+        after = errors if found is None else self.problem.errors(found.point, self.held)
         ratio = np.log(np.maximum(after, 1e-300) / np.maximum(errors, 1e-300))
         mean, spread = float(np.mean(ratio)), _spread(ratio)
         # of the hard noises, too: the mean error is mostly theirs
@@ -313,6 +314,7 @@ class _Run:
     def _fit(self, candidates: Sequence[Candidate], nfe: int, allowed: float) -> Fit | None:
         """The best fit from the best candidates that a fit can start from; None if there is none."""
         schedule, effort = self.model.schedule, self.effort
+        judges = torch.cat([self.fitted, self.held]) if effort.pooled else self.held
         able = [
             candidate
             for candidate in candidates
@@ -326,15 +328,16 @@ class _Run:
         tries = effort.trial if len(points) > 1 else 0
         # never so few that their residuals do not determine the parameters
         entries = self.problem.goal[0].numel()
-        least = math.ceil(_RESIDUALS * len(points[0].parameters()) / entries)
+        least = math.ceil(_RESIDUALS * len(points[0].parameters(memory=effort.memory)) / entries)
         size = max(effort.subset, least)
         if math.isfinite(allowed):  # what leaves room for all iterations
             iterations = effort.iterations + tries * len(points)
-            runs = allowed / (iterations * nfe * self.model.rows_per_sample) - len(self.held)
+            runs = allowed / (iterations * nfe * self.model.rows_per_sample) - len(judges)
             size = max(size, int(runs / (effort.rank + 4.5)))
         size = min(size, len(self.fitted))
         options: dict[str, Any] = dict(
             rank=effort.rank,
+            memory=effort.memory,
             levels=not self.model.snap,
             limits=(schedule.sigma_min, schedule.sigma_max),
             seed=self.seed,
@@ -347,7 +350,7 @@ class _Run:
                 self.problem,
                 point,
                 self.fitted,
-                self.held,
+                judges,
                 iterations=iterations,
                 allowed=end - self.problem.evals,
                 **options,
@@ -356,7 +359,7 @@ class _Run:
 
         if tries:
             found = [descend(point, tries, subset=size) for point in points]
-            points = [min(found, key=lambda fit: self.problem.loss(fit.held)).point]
+            points = [min(found, key=lambda fit: self.problem.loss(fit.errors)).point]
         fit = descend(points[0], effort.iterations, subset=size)
         if effort.whole:
             fit = descend(fit.point, effort.whole, patience=3)

@@ -11,7 +11,8 @@ w_i = 1/(e_i² + f²) + 1/(mean e² + f²) and solves the damped normal equation
 
     (Σ_i w_i J_iᵀ J_i + μ diag) δ = −Σ_i w_i J_iᵀ r_i
 
-(Levenberg–Marquardt), whose size is the number of parameters, some 7 a call. No gradient is taken: J is
+(Levenberg–Marquardt), whose size is the number of parameters, some 7 a call; a level stays between its
+neighbours, and where that bounds its step, the others are chosen for the step that is left. No gradient is taken: J is
 carried forward beside the run. A call turns the tangents ∂y/∂θ of its state into ∂V/∂θ = (∂V/∂y) ∂y/∂θ
 and needs a directional derivative, a difference of two calls, for every direction. But the tangents of one
 sample, of which there are many, lie near a space of few dimensions, since all V of a sample resemble one
@@ -27,6 +28,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.linalg import solve_triangular
+from scipy.optimize import lsq_linear
 from torch import Tensor
 
 from .denoiser import Denoiser
@@ -236,10 +239,10 @@ def normal_equations(
 
 @dataclass
 class Fit:
-    """point: the best on the held-out noises, with its errors there. iterations: made."""
+    """point: the best on the noises that judge, with its errors there; iterations: made before it."""
 
     point: Linear
-    held: Array
+    errors: Array
     iterations: int
 
 
@@ -247,33 +250,35 @@ def gauss_newton(
     problem: Problem,
     point: Linear,
     rows: Tensor,
-    held: Tensor,
+    judges: Tensor,
     *,
     iterations: int,
     rank: int,
     levels: bool,
     limits: tuple[float, float],
+    memory: int | None = None,
     subset: int | None = None,
     patience: int = 10,
     allowed: float = float("inf"),
     seed: int = 0,
     observe: Callable[[], object] = lambda: None,
 ) -> Fit:
-    """Move ``point`` downhill on the noises ``rows``, as long as the ``held`` ones gain.
+    """Move ``point`` downhill on the noises ``rows``, as long as the ``judges`` gain.
 
-    levels: whether the told levels move too, within ``limits``. subset: noises of each iteration, drawn
-    anew. patience: iterations without a better held-out error. allowed: rows of the network that may be
-    spent; an iteration that might exceed them is not begun.
+    levels: whether the told levels move too, within ``limits``. memory: past vectors whose weights move
+    (None: all). subset: noises of each iteration, drawn anew. patience: iterations without a better
+    judgement. allowed: rows of the network that may be spent; an iteration that might exceed them is not
+    begun.
     """
-    parameters = point.parameters(levels, first_scale=problem.model.schedule.family != "vp")
+    parameters = point.parameters(levels, memory, first_scale=problem.model.schedule.family != "vp")
     draw = np.random.default_rng(seed)
     size = min(subset or len(rows), len(rows))
     calls = problem.model.rows_per_sample * point.nfe
     budget = problem.evals + allowed
-    best = Fit(point, problem.errors(point, held), 0)
+    best = Fit(point, problem.errors(point, judges), 0)
     damping, stale = 1e-2, 0
     for iteration in range(iterations):
-        trial_cost = calls * (size + len(held))
+        trial_cost = calls * (size + len(judges))
         if problem.evals + calls * size * (rank + 3) + trial_cost > budget or stale >= patience:
             break
         some = rows[torch.from_numpy(np.sort(draw.permutation(len(rows))[:size])).to(rows.device)]
@@ -286,13 +291,9 @@ def gauss_newton(
         for _ in range(_TRIES):
             if problem.evals + trial_cost > budget:
                 break
-            step = _damped(matrix, vector, damping)
-            trial = None if step is None else point.moved(parameters, step, *limits)
-            if (
-                trial is not None
-                and trial.falls
-                and problem.loss(problem.errors(trial, some), floor) < now
-            ):
+            step = _damped(matrix, vector, damping, point.bounds(parameters, *limits))
+            trial = None if step is None else point.moved(parameters, step)
+            if trial is not None and problem.loss(problem.errors(trial, some), floor) < now:
                 moved, damping = trial, max(damping / 4, 1e-8)
                 break
             damping *= 8
@@ -302,18 +303,27 @@ def gauss_newton(
                 break
             continue
         point = moved
-        found = problem.errors(point, held)
+        found = problem.errors(point, judges)
         stale += 1
-        if problem.loss(found) < problem.loss(best.held):
+        if problem.loss(found) < problem.loss(best.errors):
             best, stale = Fit(point, found, iteration + 1), 0
     return best
 
 
-def _damped(matrix: Array, vector: Array, damping: float) -> Array | None:
-    """The step, in parameters scaled to unit diagonal; None where there is none."""
+def _damped(
+    matrix: Array, vector: Array, damping: float, bounds: tuple[Array, Array]
+) -> Array | None:
+    """The step within bounds, in parameters scaled to unit diagonal; None where there is none."""
     size = np.sqrt(np.diag(matrix))
     if not (np.all(np.isfinite(matrix)) and np.all(np.isfinite(vector)) and size.any()):
         return None
     size = np.where(size > 0, size, 1.0)  # a parameter without effect stays
     system = matrix / size[:, None] / size + damping * np.eye(len(size))
-    return -np.linalg.solve(system, vector / size) / size
+    step = -np.linalg.solve(system, vector / size)
+    low, high = (bound * size for bound in bounds)
+    if np.all((low <= step) & (step <= high)):
+        return step / size
+    # what is held back by a bound changes what is best for the others
+    factor = np.linalg.cholesky(system)
+    aim = -solve_triangular(factor, vector / size, lower=True)
+    return lsq_linear(factor.T, aim, (low, high), method="bvls").x / size

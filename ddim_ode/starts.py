@@ -22,8 +22,9 @@ class Effort(NamedTuple):
     solutions' RMS. methods, cuts: of the search for the incumbent. rounds: of that search, (candidates
     kept, noises each) one after another. skips: first calls left out, each a search of its own for a start,
     among the methods and cuts of the fast budget.
-    rank, starts, trial (iterations from each start, before one of them is chosen), iterations, subset
-    (noises of each of them, at least), whole (iterations after those, with all noises): of the fit."""
+    rank, memory, starts, trial (iterations from each start, before one of them is chosen), iterations,
+    subset (noises of each of them, at least), whole (iterations after those, with all noises), pooled
+    (whether all noises judge the iterations, and not the held-out ones alone): of the fit."""
 
     reference: tuple[int, ...]
     goal: float
@@ -32,11 +33,13 @@ class Effort(NamedTuple):
     rounds: tuple[tuple[int, int], ...]
     skips: tuple[int, ...]
     rank: int
+    memory: int | None
     starts: int
     trial: int
     iterations: int
     subset: int
     whole: int
+    pooled: bool
 
 
 _FAST = ("ipndm", "dpmpp2m", "unipc3", "dpmpp3m", "unipc2", "deis3")
@@ -47,14 +50,16 @@ EFFORTS = {
         goal=math.inf,
         methods=_FAST,
         cuts=CUTS[:4],
-        rounds=((102, 1), (24, 4), (6, 16)),
+        rounds=((102, 1), (16, 4), (4, 12)),
         skips=(1,),
-        rank=4,
+        rank=10,
+        memory=4,
         starts=1,
         trial=0,
-        iterations=9,
+        iterations=8,
         subset=8,
         whole=0,
+        pooled=False,
     ),
     "thorough": Effort(
         reference=(100, 200, 400),
@@ -63,12 +68,14 @@ EFFORTS = {
         cuts=CUTS,
         rounds=((10_000, 2), (32, 12), (6, 48)),
         skips=(1, 2),
-        rank=6,
+        rank=12,
+        memory=None,
         starts=3,
         trial=4,
         iterations=40,
         subset=32,
         whole=6,
+        pooled=True,
     ),
 }
 

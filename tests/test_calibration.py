@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import ddim_ode
-from ddim_ode.fitting import Problem, linearised
+from ddim_ode.fitting import Problem, _damped, linearised
 from ddim_ode.reference import METHOD
 from ddim_ode.solvers.compilation import plan as compile_plan
 from ddim_ode.solvers.family import Linear
@@ -120,7 +120,7 @@ def test_the_linearisation_is_the_derivative(features, rank, left_out):
     model = mixture()
     x = ddim_ode.noise((6,), SCHEDULE, seeds=range(2), dtype=torch.float64)
     problem = Problem(model, x, torch.zeros_like(x), features=features)
-    plan = ddim_ode.sample(model, x, "dpmpp2m", steps=5).plan
+    plan = ddim_ode.sample(model, x, "dpmpp2m", steps=5, sigma_max=100.0).plan
     point, rows = Linear.of(plan).without_calls(left_out, SCHEDULE), torch.arange(2)
     parameters = point.parameters()
     _, jacobian = linearised(problem, point, rows, parameters, rank)
@@ -128,11 +128,48 @@ def test_the_linearisation_is_the_derivative(features, rank, left_out):
         step = np.zeros(len(parameters))
         step[i] = 1e-5
         above, below = (
-            problem.residual(problem.run(point.moved(parameters, s, 1e-4, 1e4), rows), rows)
+            problem.residual(problem.run(point.moved(parameters, s), rows), rows)
             for s in (step, -step)
         )
         slope = (above - below) / 2e-5
         assert float((slope - jacobian[:, i]).abs().max()) < 2e-4 * (1 + float(slope.abs().max()))
+
+
+@pytest.mark.parametrize("part", [-1.0, 1.0])
+def test_a_move_within_its_bounds_keeps_levels_in_order_and_in_range(part):
+    """Levels that all go down, or up, as far as they may, ten times over."""
+    x = ddim_ode.noise((6,), SCHEDULE, seeds=range(2))
+    point = Linear.of(ddim_ode.sample(mixture(), x, "dpmpp2m", steps=5).plan)
+    parameters = point.parameters()
+    told = [parameter.kind == "level" for parameter in parameters]
+    lowest, highest = SCHEDULE.sigma_min, SCHEDULE.sigma_max
+    for _ in range(10):
+        low, high = point.bounds(parameters, lowest, highest)
+        assert np.array_equal(np.isfinite(low), told)
+        assert np.all(low <= 0)
+        assert np.all(high >= 0)
+        point = point.moved(parameters, np.where(told, low if part < 0 else high, 0.0))
+        assert point.falls
+        assert lowest <= point.sigma.min()
+        assert point.sigma.max() <= highest
+
+
+def test_a_step_within_bounds_is_the_best_there():
+    """The conditions of Karush, Kuhn and Tucker: downhill only where a bound forbids it."""
+    draw = np.random.default_rng(0)
+    root = draw.normal(size=(8, 12))
+    matrix, vector = root @ root.T, draw.normal(size=8)
+    free = _damped(matrix, vector, 1e-9, (np.full(8, -np.inf), np.full(8, np.inf)))
+    assert np.allclose(matrix @ free, -vector, atol=1e-6)
+    low, high = -0.3 * np.abs(free), 0.3 * np.abs(free)
+    low[:4], high[:4] = -np.inf, np.inf
+    step = _damped(matrix, vector, 1e-9, (low, high))
+    slope = matrix @ step + vector
+    at_low, at_high = np.isclose(step, low), np.isclose(step, high)
+    assert np.any(at_low | at_high)
+    assert np.all(np.abs(slope[~(at_low | at_high)]) < 1e-6)
+    assert np.all(slope[at_low] > 0)
+    assert np.all(slope[at_high] < 0)
 
 
 def test_fewer_directions_than_tangents_come_close():
@@ -250,8 +287,9 @@ def test_features_are_what_is_minimised():
     def error(plan):
         return np.log(rms((ddim_ode.sample(model, x, plan=plan).x - exact)[:, 4:])).mean()
 
-    whole = ddim_ode.calibrate(model, 4, n=128, progress=False)
-    easy = ddim_ode.calibrate(model, 4, n=128, features=lambda x: 3 * x[:, 4:], progress=False)
+    options = dict(nfe=3, n=128, progress=False)
+    whole = ddim_ode.calibrate(model, **options)
+    easy = ddim_ode.calibrate(model, **options, features=lambda x: 3 * x[:, 4:])
     assert easy.fit["features"]
     assert error(easy) < error(whole) - 0.5
 

@@ -28,8 +28,8 @@ from ..schedule import Array, Schedule
 from .chart import convert
 from .plan import Node, Op, Plan
 
-MEMORY = 4  # past vectors whose weights are free; those beyond keep their values
 _LONGEST = 0.5  # in ln σ: how far one move takes a level
+_PART = 0.45  # of the way to its neighbour
 
 
 class Parameter(NamedTuple):
@@ -122,26 +122,42 @@ class Linear:
         return bool(np.all(np.diff(self.sigma) < 0))
 
     def parameters(
-        self, levels: bool = True, memory: int = MEMORY, first_scale: bool = True
+        self, levels: bool = True, memory: int | None = None, first_scale: bool = True
     ) -> list[Parameter]:
-        """What a fit may move, in the order in which a run meets it: a level, the call, the step after."""
+        """What a fit may move, in the order in which a run meets it: a level, the call, the step after.
+
+        memory: past vectors whose weights are free, where those beyond keep their values; None for all.
+        """
         out = [Parameter("scale", 0)] if first_scale else []
         for k in range(self.nfe):
             if levels and np.isfinite(self.sigma[k]):
                 out.append(Parameter("level", k))
             out.append(Parameter("scale", k + 1))
-            out += [Parameter("weight", k, j) for j in range(k, max(-1, k - memory), -1)]
+            oldest = 0 if memory is None else max(0, k + 1 - memory)
+            out += [Parameter("weight", k, j) for j in range(k, oldest - 1, -1)]
         return out
 
-    def moved(
-        self, parameters: Sequence[Parameter], step: Array, lowest: float, highest: float
-    ) -> Linear:
-        """The sampler a step away; levels stay within [lowest, highest]."""
+    def bounds(
+        self, parameters: Sequence[Parameter], lowest: float, highest: float
+    ) -> tuple[Array, Array]:
+        """How far down and up one move may take each parameter: a level neither past its neighbours, nor
+        past ``lowest`` and ``highest``, and towards all of these by less than half the way."""
+        told = np.concatenate([[highest], self.sigma, [lowest]])
+        with np.errstate(invalid="ignore"):  # of a start at infinity, whose level is no parameter
+            gaps = np.log(told[:-1] / told[1:])
+        low, high = np.full(len(parameters), -np.inf), np.full(len(parameters), np.inf)
+        for i, (kind, k, _) in enumerate(parameters):
+            if kind == "level":
+                up, down = np.clip(_PART * gaps[k : k + 2], 0.0, _LONGEST)
+                low[i], high[i] = -down, up
+        return low, high
+
+    def moved(self, parameters: Sequence[Parameter], step: Array) -> Linear:
+        """The sampler a step away, of ln σ, a and w."""
         sigma, scale, weights = self.sigma.copy(), self.scale.copy(), self.weights.copy()
         for (kind, k, j), change in zip(parameters, step):
             if kind == "level":
-                factor = np.exp(np.clip(change, -_LONGEST, _LONGEST))
-                sigma[k] = np.clip(sigma[k] * factor, lowest, highest)
+                sigma[k] *= np.exp(change)
             elif kind == "scale":
                 scale[k] += change
             else:
