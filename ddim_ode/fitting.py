@@ -11,13 +11,14 @@ w_i = 1/(e_i² + f²) + 1/(mean e² + f²) and solves the damped normal equation
 
     (Σ_i w_i J_iᵀ J_i + μ diag) δ = −Σ_i w_i J_iᵀ r_i
 
-(Levenberg–Marquardt), whose size is the number of parameters, some 7 a call; a level stays between its
-neighbours, and where that bounds its step, the others are chosen for the step that is left. No gradient is taken: J is
-carried forward beside the run. A call turns the tangents ∂y/∂θ of its state into ∂V/∂θ = (∂V/∂y) ∂y/∂θ
-and needs a directional derivative, a difference of two calls, for every direction. But the tangents of one
-sample, of which there are many, lie near a space of few dimensions, since all V of a sample resemble one
-another. So the derivatives are taken along the ``rank`` leading directions of each sample alone, and an
-iteration costs (rank + 2) × nfe calls however many parameters there are.
+(Levenberg–Marquardt), whose size is the number of parameters, some 7 to 10 a call. A level stays between
+its neighbours; where that bounds its step, the others go where is best with the step that is left.
+
+No gradient is taken: J is carried forward beside the run. A call turns the tangents ∂y/∂θ of its state into
+∂V/∂θ = (∂V/∂y) ∂y/∂θ and needs a directional derivative, a difference of two calls, for every direction.
+But the tangents of one sample, of which there are many, lie near a space of few dimensions, since all V of
+a sample resemble one another. So the derivatives are taken along the ``rank`` leading directions of each
+sample alone, and an iteration costs (rank + 2) × nfe calls however many parameters there are.
 """
 
 from __future__ import annotations
