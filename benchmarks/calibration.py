@@ -12,19 +12,18 @@ the answer first. Calibration sees other noises, and searches its incumbent ther
 
 (a) digits: a mixture of 20 Gaussians in 64 dimensions, 3 to 20 calls, both budgets. (b) many: four
 schedules, two mixtures each, five sets of noises each. (c) the plans that ship with the trained model, with
-the Fréchet distance of 400 images in the shipped classifier's features to the real test images (without
---data: left out). (d) trained: small networks of every kind of prediction, trained on the spot in scalings
-and schedules of their own (small_networks.py), both budgets. (e) transfer: whether the fit of 6 calls
-serves other budgets: its levels, stretched to as many calls, under the best textbook method for them,
-beside a fit of that budget. Intervals are 95 %: of a ratio of means by a paired bootstrap, of a mean log
-ratio by Student's t.
+the Fréchet distance of 400 images in the shipped classifier's features to the real test images: theirs, the
+baseline's and that of the ODE's own solution (without --data: left out). (d) trained: small networks of
+every kind of prediction, trained on the spot in scalings and schedules of their own (small_networks.py),
+both budgets. (e) transfer: whether the fit of 6 calls serves other budgets: its levels, stretched to those
+calls, under the best textbook method for them, beside a fit of that budget. Intervals are 95 %: of a ratio
+of means by a paired bootstrap, of a mean log ratio by Student's t.
 """
 
 from __future__ import annotations
 
 import itertools
-import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,35 +45,32 @@ from common import (
     read_csv,
 )
 from matplotlib.figure import Figure
-from scipy.stats import t as student
 from small_networks import networks
 from torch import Tensor
 from tqdm import tqdm
+from unseen import UNSEEN, baseline, calibrated, ends, errors, judged, solved
 
 import ddim_ode
 from ddim_ode import plots
 from ddim_ode.evaluate import metrics
+from ddim_ode.grids import make_grid
 from ddim_ode.nets.data import load_images, to_unit
-from ddim_ode.reference import METHOD, in_float64
 from ddim_ode.solvers.compilation import plan as compile_plan
-from ddim_ode.solvers.methods import METHODS, VARIANTS
+from ddim_ode.solvers.methods import METHODS
 
-GRIDS = ("quadratic", "log_snr", "karras", "time")
-CUTS = (1, 2, 3, 5, 10, 20, 40)
-UNSEEN = 100_000  # the first seed of an evaluation
 BUDGETS = ("fast", "thorough")
 
 
 class Size(NamedTuple):
-    """nfe, n, unseen: of (a). many: mixtures and seeds of (b). shipped: budgets and noises of (c).
-    images: for the Fréchet distance. networks: of (d). transfer: budgets of (e). screen: noises that all
-    baselines run on, and how many of them go on."""
+    """nfe, n, unseen: of (a). many: mixtures and seeds of (b). shipped: {guidance: budgets} and noises of
+    (c). images: for the Fréchet distance. networks: of (d). transfer: budgets of (e). screen: noises that
+    all baselines run on, and how many of them go on."""
 
     nfe: tuple[int, ...]
     n: int
     unseen: int
     many: tuple[int, int]
-    shipped: tuple[tuple[int, ...], int]
+    shipped: tuple[dict[float, tuple[int, ...]], int]
     images: int
     networks: int
     transfer: tuple[int, ...]
@@ -86,132 +82,13 @@ FULL = Size(
     128,
     512,
     (2, 5),
-    ((5, 6, 8), 96),
+    ({1.0: (5, 6, 8), 2.0: (6,)}, 96),
     400,
     6,
     (4, 5, 8, 10, 12),
     (48, 32),
 )
-QUICK = Size((5,), 64, 64, (1, 1), ((6,), 4), 0, 1, (5,), (4, 4))
-
-
-# -- errors -------------------------------------------------------------------------------------
-def ends(problem: Problem, plan: ddim_ode.Plan, n: int | None = None) -> Tensor:
-    x = problem.x[:n]
-    cond = None if problem.cond is None else {k: v[:n] for k, v in problem.cond.items()}
-    parts = []
-    for rows in torch.arange(len(x)).split(64):
-        some = None if cond is None else {k: v[rows] for k, v in cond.items()}
-        parts.append(ddim_ode.sample(problem.model, x[rows], plan=plan, cond=some).x)
-    return torch.cat(parts)
-
-
-def errors(problem: Problem, plan: ddim_ode.Plan, n: int | None = None) -> np.ndarray:
-    difference = (ends(problem, plan, n) - problem.reference[:n]).double().flatten(1)
-    return np.asarray(difference.square().mean(1).sqrt())
-
-
-def solved(
-    name: str, model: ddim_ode.Denoiser, shape: tuple[int, ...], n: int, cond: Any = None
-) -> Problem:
-    """n unseen noises and where the ODE takes them, by twice the steps that suffice."""
-    x = ddim_ode.noise(shape, model.schedule, seeds=range(UNSEEN, UNSEEN + n))
-    steady = np.isfinite(model.schedule.sigma_max)
-    grid, method = ("log_snr", "unipc2") if steady else ("time", METHOD)
-    ends = [
-        torch.cat(
-            [
-                ddim_ode.sample(
-                    in_float64(model),
-                    x[rows].double(),
-                    method,
-                    steps=steps,
-                    grid=grid,
-                    cond=None if cond is None else {k: v[rows] for k, v in cond.items()},
-                ).x
-                for rows in torch.arange(n).split(64)
-            ]
-        )
-        for steps in (100, 200)
-    ]
-    gap = float((ends[1] - ends[0]).flatten(1).square().mean(1).sqrt().mean())
-    print(f"{name}: {n} unseen noises, reference off by {gap:.1e} at most")
-    return Problem(name, model, x, cond, ends[1])
-
-
-def baseline(problem: Problem, nfe: int, screen: tuple[int, int]) -> tuple[str, np.ndarray]:
-    """The best textbook sampler of at most nfe calls on these noises, and its errors."""
-    few, keep = screen
-    x, cond = problem.x[:0], problem.cond and {k: v[:0] for k, v in problem.cond.items()}
-    found = []
-    names = [name for name in METHODS if name != "ddpm"]
-    names += [f"{name}:{variant}" for variant, v in VARIANTS.items() for name in v.of]
-    for name, grid, cut in itertools.product(names, GRIDS, CUTS):
-        options = dict(nfe=nfe, grid=grid, sigma_min=cut * problem.model.schedule.sigma_min)
-        try:
-            plan = ddim_ode.sample(problem.model, x, name, cond=cond, **options).plan
-        except ValueError:  # the method needs more calls, or cannot start at this level
-            continue
-        assert plan is not None
-        found.append(
-            (float(errors(problem, plan, few).mean()), f"{name}, {grid}, {cut} σ(1)", plan)
-        )
-    found = sorted((one for one in found if np.isfinite(one[0])), key=lambda one: one[0])[:keep]
-    whole = [(name, errors(problem, plan)) for _, name, plan in found]
-    return min(whole, key=lambda one: float(one[1].mean()))
-
-
-def incumbent(plan: ddim_ode.Plan, model: ddim_ode.Denoiser) -> ddim_ode.Plan:
-    """The textbook plan that a fit started from."""
-    assert plan.fit is not None
-    kept: Mapping[str, Any] = plan.fit["incumbent_plan"]
-    grid = [float(sigma) for sigma in kept["grid"]]  # "inf" in plain data
-    return compile_plan(kept["method"], model.schedule, grid, start=kept["start"])
-
-
-def ratio(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
-    """Ratio of the means, with a paired bootstrap interval."""
-    draw = np.random.default_rng(SEED).integers(len(ours), size=(2000, len(ours)))
-    low, high = np.quantile(ours[draw].mean(1) / theirs[draw].mean(1), [0.025, 0.975])
-    return dict(ratio=float(ours.mean() / theirs.mean()), ratio_low=low, ratio_high=high)
-
-
-def log_ratio(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
-    """Mean of ln(ours/theirs), with Student's interval; 0 for the same plan."""
-    values = np.log(ours / theirs)
-    half = float(student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5)
-    middle = float(values.mean())
-    return dict(log_ratio=middle, log_low=middle - half, log_high=middle + half)
-
-
-def judged(problem: Problem, plan: ddim_ode.Plan, best: tuple[str, np.ndarray] | None) -> Row:
-    """Errors of a plan, against its incumbent and the baseline."""
-    assert plan.fit is not None
-    ours = errors(problem, plan)
-    before = errors(problem, incumbent(plan, problem.model))
-    row = dict(
-        model=problem.name,
-        nfe=plan.nfe,
-        budget=plan.fit["budget"],
-        n=plan.fit["n"],
-        seed=plan.fit["seed"],
-        unseen=len(ours),
-        calibrated=plan.fit["calibrated"],
-        incumbent=plan.fit["incumbent"],
-        error=float(ours.mean()),
-        error_incumbent=float(before.mean()),
-        **log_ratio(ours, before),
-        net_evals_per_noise=plan.fit["net_evals"] / plan.fit["n"],
-    )
-    if best is not None:
-        row |= dict(baseline=best[0], error_baseline=float(best[1].mean()), **ratio(ours, best[1]))
-    return row
-
-
-def calibrated(model: ddim_ode.Denoiser, nfe: int, **options: Any) -> ddim_ode.Plan:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what a warning says is in the row
-        return ddim_ode.calibrate(model, nfe, progress=False, **options)
+QUICK = Size((5,), 64, 64, (1, 1), ({1.0: (6,)}, 4), 0, 1, (5,), (4, 4))
 
 
 # -- the five parts -----------------------------------------------------------------------------
@@ -248,36 +125,41 @@ def on_many(size: Size) -> Iterable[Row]:
 
 
 def on_shipped(size: Size, data: Path | None) -> Iterable[Row]:
-    budgets, n = size.shipped
-    model = ddim_ode.load("fashion-mnist")
-    seeds = range(UNSEEN, UNSEEN + max(n, size.images))
-    problem = solved(
-        "fashion-mnist", model, model.shape, n, {k: v[:n] for k, v in labels(model, seeds).items()}
-    )
+    guidances, n = size.shipped
+    screen = (min(size.screen[0], 4), min(size.screen[1], 12))  # the network is a large one
     features = metrics.classifier_features()
     target = None
     if data is not None and size.images:
         real = to_unit(load_images(data, "test").pixels)
         target = metrics.FeatureStatistics.of(real, features, keep=2000, seed=SEED)
-    for nfe in budgets:
-        best = baseline(problem, nfe, (min(size.screen[0], 4), min(size.screen[1], 12)))
-        plan = model.calibrated(nfe)
-        row = dict(what="shipped", **judged(problem, plan, best))
+
+    def frechet(x: Tensor) -> float:
+        assert target is not None
+        moments = metrics.moments(features(x).astype(np.float64))
+        return metrics.frechet_from_moments(*moments, target.mean, target.cov)
+
+    for guidance, budgets in guidances.items():
+        model = ddim_ode.load("fashion-mnist", guidance=guidance)
+        seeds = range(UNSEEN, UNSEEN + max(n, size.images))
+        x, cond = ddim_ode.noise(model.shape, model.schedule, seeds=seeds), labels(model, seeds)
+        some = {k: v[:n] for k, v in cond.items()}
+        problem = solved(f"fashion-mnist, guidance {guidance:g}", model, model.shape, n, some)
+        many = Problem("", model, x, cond, x)
         if target is not None:
-            x = ddim_ode.noise(model.shape, model.schedule, seeds=seeds)
-            many = Problem("", model, x, labels(model, seeds), x)
-            name, grid, cut = best[0].removesuffix(" σ(1)").split(", ")
-            low = int(cut) * model.schedule.sigma_min
-            none = {k: v[:0] for k, v in many.cond.items()}  # type: ignore[union-attr]
-            theirs = ddim_ode.sample(
-                model, x[:0], name, nfe=nfe, grid=grid, sigma_min=low, cond=none
-            ).plan
-            assert theirs is not None
-            for key, one in (("frechet", plan), ("frechet_baseline", theirs)):
-                moments = metrics.moments(features(ends(many, one)).astype(np.float64))
-                row[key] = metrics.frechet_from_moments(*moments, target.mean, target.cov)
-            row["images"] = len(x)
-        yield row
+            steady = make_grid("log_snr", model.schedule, 60)
+            solution = frechet(ends(many, compile_plan("unipc2", model.schedule, steady)))
+        for nfe in budgets:
+            best = baseline(problem, nfe, screen)
+            plan = model.calibrated(nfe)
+            row = dict(what="shipped", **judged(problem, plan, best), guidance=guidance)
+            if target is not None:
+                row |= dict(
+                    frechet=frechet(ends(many, plan)),
+                    frechet_baseline=frechet(ends(many, best.plan)),
+                    frechet_solution=solution,
+                    images=len(x),
+                )
+            yield row
 
 
 def on_trained(size: Size) -> Iterable[Row]:
@@ -335,7 +217,7 @@ def draw(rows: list[Row]) -> Figure:
         right.plot(x, [row["ratio"] for row in some], label=f"digits, {budget}", **look)
         bands = [[row[key] for row in some] for key in ("ratio_low", "ratio_high")]
         right.fill_between(x, *bands, color=colours[budget], alpha=0.15, lw=0)
-    shipped = [row for row in rows if row["what"] == "shipped"]
+    shipped = [row for row in rows if row["what"] == "shipped" and row["guidance"] == 1.0]
     right.plot(
         [row["nfe"] for row in shipped],
         [row["ratio"] for row in shipped],

@@ -151,7 +151,7 @@ class _Run:
     problem: Problem = field(init=False)
     fitted: Tensor = field(init=False)
     held: Tensor = field(init=False)
-    gaps: Array = field(init=False)  # (n,) by how much the last refinement moved the references
+    off: Array = field(init=False)  # (n,) by how much the references err, at most
     reference_calls: int = 0
     notes: list[str] = field(default_factory=list)
 
@@ -163,8 +163,9 @@ class _Run:
             self.model, self.x, target, self.cond, self.shared, self.features, self.batch, spent
         )
         n = len(self.x)
-        self.gaps = self.problem.distances(coarser, torch.arange(n, device=self.x.device))
-        finite = torch.from_numpy(np.isfinite(self.gaps))
+        # of a second-order method, with half the steps or fewer before: a third of the last move
+        self.off = self.problem.distances(coarser, torch.arange(n, device=self.x.device)) / 3
+        finite = torch.from_numpy(np.isfinite(self.off))
         there = finite.nonzero().flatten().to(self.x.device)
         held = max(1, n // 4)
         self.fitted, self.held = there[there < n - held], there[there >= n - held]
@@ -224,7 +225,7 @@ class _Run:
         candidates = [Candidate("start", Linear.of(start))] if start else self._search(nfe, allowed)
         incumbent = next(c for c in candidates if not c.skipped)
         errors = self.problem.errors(incumbent.point, self.held)
-        floor = np.maximum(self.gaps[self.held.cpu()], self.problem.rounding)
+        floor = np.maximum(self.off[self.held.cpu()], self.problem.rounding)
         if np.median(errors / floor) <= 1:
             self._note(
                 f"nfe={nfe}: {incumbent.name} errs by {np.median(errors):.2g}, no more than the "
@@ -282,7 +283,7 @@ class _Run:
                 low=mean - spread if math.isfinite(spread) else None,
                 high=mean + spread if math.isfinite(spread) else None,
             ),
-            reference_error=float(np.nanmean(self.gaps)),
+            reference_error=float(np.nanmean(self.off)),
             version=__version__,
         )
 

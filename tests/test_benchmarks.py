@@ -18,7 +18,7 @@ from peers import load as peer
 import ddim_ode
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-HELPERS = ("common", "ode_peers", "small_networks")
+HELPERS = ("common", "ode_peers", "small_networks", "unseen")
 SCRIPTS = sorted(p.stem for p in BENCHMARKS.glob("*.py") if p.stem not in HELPERS)
 
 
