@@ -81,7 +81,8 @@ def calibrate(
     need not follow: on the shipped model the fitted plans of 5 and 6 calls halve e, and their images'
     Fréchet distance is the larger one; ``features`` is where to say what counts. The held-out noises
     decide when to stop, and whether the fit improves on the incumbent: if the 95 % interval of the mean
-    of ln(e/e_incumbent) does not lie below 0, the incumbent is returned, and a warning says why.
+    of ln(e/e_incumbent), errors below a tenth of the incumbent's RMS smoothed to that, does not lie below
+    0, the incumbent is returned, and a warning says why.
     ``plan.fit`` has the figures, in plain data.
     A model with snap=True keeps the incumbent's levels and is fitted in the weights alone.
 
@@ -235,7 +236,9 @@ class _Run:
         else:
             found = self._fit(candidates, nfe, allowed - (self.problem.evals - before))
         after = errors if found is None else self.problem.errors(found.point, self.held)
-        ratio = np.log(np.maximum(after, 1e-300) / np.maximum(errors, 1e-300))
+        # an error by chance near zero, as in few dimensions there are, says nothing of the sampler
+        f = self.problem.smoothing(errors)
+        ratio = 0.5 * np.log((after**2 + f**2) / (errors**2 + f**2))
         mean, spread = float(np.mean(ratio)), _spread(ratio)
         # of the hard noises, too: the mean error is mostly theirs
         better = found is not None and mean + spread < 0 and np.mean(after) < np.mean(errors)
@@ -327,6 +330,7 @@ class _Run:
         if not points:
             return None
         tries = effort.trial if len(points) > 1 else 0
+        rank = min(effort.rank, self.x[0].numel())
         # never so few that their residuals do not determine the parameters
         entries = self.problem.goal[0].numel()
         least = math.ceil(_RESIDUALS * len(points[0].parameters(memory=effort.memory)) / entries)
@@ -334,10 +338,10 @@ class _Run:
         if math.isfinite(allowed):  # what leaves room for all iterations
             iterations = effort.iterations + tries * len(points)
             runs = allowed / (iterations * nfe * self.model.rows_per_sample) - len(judges)
-            size = max(size, int(runs / (effort.rank + 4.5)))
+            size = max(size, int(runs / (rank + 4.5)))
         size = min(size, len(self.fitted))
         options: dict[str, Any] = dict(
-            rank=effort.rank,
+            rank=rank,
             memory=effort.memory,
             levels=not self.model.snap,
             limits=(schedule.sigma_min, schedule.sigma_max),

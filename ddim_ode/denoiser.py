@@ -56,6 +56,13 @@ class Denoiser:
 
     ``model(x, sigma)`` gives ``(x0, eps)``. ValueError for an unknown prediction, an output of
     another shape than x, or ε- and score-networks asked for x̂₀ at ᾱ = 0.
+
+    >>> import torch, ddim_ode
+    >>> net = lambda x, t: torch.zeros_like(x)  # a network of no noise, on times 0..999
+    >>> model = ddim_ode.Denoiser(net, ddim_ode.schedules.ddpm(), "eps", time_offset=-1.0)
+    >>> x0, eps = model(torch.ones(2, 3), 1.0)
+    >>> x0.shape, float(eps.abs().max())
+    (torch.Size([2, 3]), 0.0)
     """
 
     def __init__(

@@ -153,6 +153,14 @@ def transfer(
     a model that nothing alters this is a round trip.
 
     Reference: Su et al. 2023, https://arxiv.org/abs/2203.08382.
+
+    >>> import torch, ddim_ode
+    >>> # each class has one picture, y
+    >>> model = ddim_ode.Denoiser(lambda x, t, y: y.expand_as(x), ddim_ode.schedules.ve(8.0), "x0")
+    >>> x0 = torch.tensor([[-1.0], [1.0]])
+    >>> swapped = ddim_ode.transfer(model, x0, {"y": x0}, {"y": -x0}, "heun", steps=5)
+    >>> swapped.x.round(decimals=2).tolist()
+    [[1.0], [-1.0]]
     """
     from .inversion import decode, encode
 

@@ -218,6 +218,12 @@ def gaussian(
     prediction: str = "eps",
     **options: Any,
 ) -> ExactModel:
-    """The exact denoiser of N(mean (D,), cov (D, D)), with its exact ``flow`` in any dimension."""
+    """The exact denoiser of N(mean (D,), cov (D, D)), with its exact ``flow`` in any dimension.
+
+    >>> import torch, ddim_ode
+    >>> model = ddim_ode.exact.gaussian([2.0], [[1.0]], ddim_ode.schedules.ve(8.0))
+    >>> float(model(torch.tensor([[2.0]]), 1.0)[0])  # x̂₀ at the mean
+    2.0
+    """
     one = np.asarray(mean)[None], np.asarray(cov)[None]
     return ExactModel([1.0], *one, schedule, prediction, **options)

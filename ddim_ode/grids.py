@@ -60,6 +60,10 @@ def default_name(
     it goes (to σ = 0, no sigma_min given), and ``"quadratic"`` from there: with few steps, what pays most
     is a last level far from 0 (figures: benchmarks/peers.py). For a model with snap, ``"time"`` from
     there, whose levels stay apart.
+
+    >>> from ddim_ode import grids, schedules
+    >>> [grids.default_name(schedules.ddpm(), steps) for steps in (8, 30)]
+    ['trailing', 'quadratic']
     """
     if schedule.family == "ve":
         return "karras"
@@ -82,6 +86,10 @@ def make_grid(
     sigma_max defaults to σ(T), sigma_min to σ(1) for discrete schedules and σ(10⁻³T) otherwise.
     ValueError for an unknown name, a range outside the schedule's, or σ_max = inf in a grid
     that is spaced in σ.
+
+    >>> from ddim_ode import grids, schedules
+    >>> grids.make_grid("karras", schedules.ve(80.0), 4).round(2).tolist()
+    [80.0, 15.49, 1.81, 0.08, 0.0]
     """
     check_schedule(schedule)
     one_of("grid", name, NAMES)
@@ -128,6 +136,10 @@ def from_timesteps(schedule: Schedule, timesteps: npt.ArrayLike, final: str = "z
 
     The network is called at each τ; ``final="zero"`` then lands on σ = 0, ``"sigma_min"`` stops
     at the last. (A network trained on indices 0..T−1 still has its times counted 1..T here.)
+
+    >>> from ddim_ode import grids, schedules
+    >>> grids.from_timesteps(schedules.ddpm(), [1000, 500, 100]).round(3).tolist()
+    [157.407, 3.424, 0.339, 0.0]
     """
     check_schedule(schedule)
     one_of("final", final, FINALS)

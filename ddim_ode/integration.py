@@ -31,7 +31,17 @@ class Outcome(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """Given to a callback after each step: its number (from 1), the level reached, the state."""
+    """Given to a callback after each step: its number (from 1), the level reached, the state.
+
+    >>> import ddim_ode
+    >>> schedule = ddim_ode.schedules.ve(8.0)
+    >>> model = ddim_ode.exact.gaussian([0.0], [[1.0]], schedule)
+    >>> x_T = ddim_ode.noise((1,), schedule, seeds=[0])
+    >>> tell = lambda progress: print(progress.step, progress.sigma, tuple(progress.x.shape))
+    >>> sol = ddim_ode.sample(model, x_T, grid=[8.0, 1.0, 0.0], callback=tell)
+    1 1.0 (1, 1)
+    2 0.0 (1, 1)
+    """
 
     step: int
     sigma: float

@@ -62,6 +62,12 @@ class LogLikelihood:
     status (B,): as of a :class:`ddim_ode.Solution`. nfe: sequential evaluations of the field, each one
     network call and ``products`` derivatives of it (in ``mode`` "forward" or "reverse"); sample_nfe (B,):
     those a sample took part in. net_evals: rows the network processed, its derivatives not counted.
+
+    >>> import math, torch, ddim_ode
+    >>> model = ddim_ode.exact.gaussian([0.0], [[1.0]], ddim_ode.schedules.vp())
+    >>> found = ddim_ode.log_likelihood(model, torch.zeros(1, 1))
+    >>> abs(float(found.log_likelihood[0]) + 0.5 * math.log(2 * math.pi)) < 1e-3  # of N(0, 1)
+    True
     """
 
     log_likelihood: Tensor

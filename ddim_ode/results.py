@@ -63,6 +63,12 @@ class Comparison:
 
     errors: (n,) per row, NaN for failed samples; samples: the kept end states, or None. seeds: of the
     reported noises. search: what ``grid="best"`` tried, on the ``searched`` noises before those.
+
+    >>> import ddim_ode
+    >>> model = ddim_ode.exact.gaussian([0.0], [[0.25]], ddim_ode.schedules.cosine())
+    >>> r = ddim_ode.compare(model, ["ddim", "dpmpp2m"], nfe=[6, 12], n=16, progress=False)
+    >>> len(r.rows), r.best(12)["method"]
+    (4, 'dpmpp2m')
     """
 
     budgets: list[int]

@@ -63,6 +63,10 @@ def ddpm(T: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Sch
 
     β rises linearly from ``beta_start`` (t=1) to ``beta_end`` (t=T); between integer times ln ᾱ
     is interpolated linearly. ``ddpm(beta_start=2e-5)`` is α_t = √(1 − 0.02 t/T).
+
+    >>> from ddim_ode import schedules
+    >>> schedules.ddpm().alpha_bar([1, 1000]).round(5).tolist()
+    [0.99995, 0.00635]
     """
     T = _check_T(T)
     beta_start, beta_end = number("beta_start", beta_start), number("beta_end", beta_end)
@@ -81,6 +85,10 @@ def exponential(rate: float = 5.0, T: float = 1000) -> Schedule:
     With rate 5, T = 1000 it approximates the discrete ᾱ_t of ``ddpm``; over t = 1..T the largest
     |ᾱ_exponential − ᾱ_ddpm| is 0.0019 for ``beta_start=2e-5`` (α_t = √(1 − 0.02 t/T), whose limit
     it is) and 0.0080 for the usual ``beta_start=1e-4``.
+
+    >>> from ddim_ode import schedules
+    >>> schedules.exponential().alpha_bar([500.0, 1000.0]).round(5).tolist()
+    [0.2865, 0.00674]
     """
     rate, T = _positive("rate", rate), _positive("T", T)
     return LogAlphaSchedule(
@@ -99,6 +107,10 @@ def cosine(T: int = 1000, s: float = 0.008, max_beta: float = 0.999) -> Schedule
     At integer t this is exactly the discrete schedule of the paper. Between them it follows the
     cosine, so it is smooth, except where a step is clipped (with the defaults only the last
     one, T−1 to T, which ends at ᾱ_T = 4.9e-5): there ln ᾱ is linear in t.
+
+    >>> from ddim_ode import schedules
+    >>> float(schedules.cosine().alpha_bar(500).round(5))
+    0.70274
     """
     T = _check_T(T)
     s, max_beta = _positive("s", s), number("max_beta", max_beta)
@@ -156,6 +168,10 @@ def from_alphas_cumprod(array: ArrayLike) -> Schedule:
 
     ``array`` (T,) must fall strictly within (0, 1); its last entry may be 0 (zero terminal SNR,
     for v-, x0- and flow-networks). Between integer times ln ᾱ is linear in t.
+
+    >>> from ddim_ode import schedules
+    >>> schedules.from_alphas_cumprod([0.81, 0.64, 0.25]).alpha_bar([1, 3]).round(3).tolist()
+    [0.9, 0.5]
     """
     squares = numbers("alphas_cumprod", array)
     if squares.ndim != 1 or squares.size < 2:
@@ -175,7 +191,12 @@ def from_alphas_cumprod(array: ArrayLike) -> Schedule:
 
 
 def vp(beta_min: float = 0.1, beta_max: float = 20.0) -> Schedule:
-    """The continuous VP SDE (Song et al. 2021), T = 1: ln ᾱ = −¼t²(β_max − β_min) − ½tβ_min."""
+    """The continuous VP SDE (Song et al. 2021), T = 1: ln ᾱ = −¼t²(β_max − β_min) − ½tβ_min.
+
+    >>> from ddim_ode import schedules
+    >>> round(float(schedules.vp().alpha_bar(1.0)), 5)
+    0.00657
+    """
     beta_min, beta_max = number("beta_min", beta_min), _positive("beta_max", beta_max)
     if not 0 < beta_min <= beta_max:
         raise ValueError(
@@ -215,7 +236,12 @@ class _VE(Schedule):
 
 
 def ve(sigma_max: float) -> Schedule:
-    """Variance exploding: ᾱ = 1, β̄ = σ = t, T = ``sigma_max`` (EDM's parameterisation)."""
+    """Variance exploding: ᾱ = 1, β̄ = σ = t, T = ``sigma_max`` (EDM's parameterisation).
+
+    >>> from ddim_ode import schedules
+    >>> float(schedules.ve(80.0).sigma(3.0))
+    3.0
+    """
     sigma_max = _positive("sigma_max", sigma_max)
     return _VE("ve", sigma_max, dict(sigma_max=sigma_max), discrete=False)
 
@@ -244,7 +270,12 @@ class _Flow(Schedule):
 
 
 def flow() -> Schedule:
-    """Rectified flow / flow matching: ᾱ = 1 − t, β̄ = t, T = 1, so σ(T) = inf."""
+    """Rectified flow / flow matching: ᾱ = 1 − t, β̄ = t, T = 1, so σ(T) = inf.
+
+    >>> from ddim_ode import schedules
+    >>> schedules.flow().sigma([0.5, 1.0]).tolist()
+    [1.0, inf]
+    """
     return _Flow("flow", 1.0, {}, discrete=False)
 
 

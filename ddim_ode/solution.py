@@ -40,6 +40,13 @@ class Solution:
 
     alterations: what makes the ODE that was solved another than the network's own: guidance, its
     interval and rescale, clip, threshold (:attr:`ddim_ode.Denoiser.alterations`).
+
+    >>> import ddim_ode
+    >>> model = ddim_ode.exact.gaussian([0.0], [[0.25]], ddim_ode.schedules.cosine())
+    >>> x_T = ddim_ode.noise((1,), model.schedule, seeds=range(3))
+    >>> sol = ddim_ode.sample(model, x_T, "heun", nfe=9)
+    >>> tuple(sol.x.shape), sol.nfe, sol.net_evals, sol.status.tolist()
+    ((3, 1), 9, 27, ['success', 'success', 'success'])
     """
 
     x: Tensor

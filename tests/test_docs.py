@@ -40,6 +40,22 @@ def test_readme_links_exist(link):
     assert (ROOT / link).exists()
 
 
-@pytest.mark.parametrize("name", [n for n in ddim_ode.__all__ if n != "__version__"])
-def test_every_public_name_is_documented(name):
-    assert len((getattr(ddim_ode, name).__doc__ or "").split()) >= 5
+MODULES_OF_NAMES = ("schedules", "grids", "exact")
+PUBLIC = [
+    *(
+        getattr(ddim_ode, n)
+        for n in ddim_ode.__all__
+        if n not in ("__version__", *MODULES_OF_NAMES)
+    ),
+    *(
+        getattr(ddim_ode.schedules, n)
+        for n in ["ddpm", "exponential", "cosine", "from_alphas_cumprod", "vp", "ve", "flow"]
+    ),
+    *(getattr(ddim_ode.grids, n) for n in ["make_grid", "from_timesteps", "default_name"]),
+    *(getattr(ddim_ode.exact, n) for n in ["gaussian", "gaussian_mixture"]),
+]
+
+
+@pytest.mark.parametrize("what", PUBLIC, ids=lambda what: what.__name__)
+def test_every_public_name_has_an_example(what):
+    assert ">>>" in (what.__doc__ or "")

@@ -43,6 +43,11 @@ class Method:
     much, None if it has none. reference: where it comes from.
 
     ValueError for parts that do not go together.
+
+    >>> import ddim_ode
+    >>> mine = ddim_ode.Method("mine", order=2, chart="data", ruler="log_sigma", past=2)
+    >>> ddim_ode.plan(mine, ddim_ode.schedules.cosine(), [50.0, 5.0, 0.5, 0.0])
+    Plan(mine, 3 steps, nfe 3, chart data)
     """
 
     name: str

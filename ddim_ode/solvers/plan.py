@@ -59,6 +59,11 @@ class Plan:
     compilation.py. fit: how a calibrated plan was fitted and what it was measured to gain, plain data of
     :func:`ddim_ode.calibrate`; no part of what the plan computes, nor of ``==``. nfe: network calls.
     memory: vectors the longest op reads.
+
+    >>> import ddim_ode
+    >>> plan = ddim_ode.plan("dpmpp2m", ddim_ode.schedules.cosine(), [50.0, 5.0, 0.5, 0.0])
+    >>> plan.nfe, plan.memory, plan.grid
+    (3, 2, (50.0, 5.0, 0.5, 0.0))
     """
 
     method: str
