@@ -217,7 +217,7 @@ def draw(rows: list[Row]) -> Figure:
         right.plot(x, [row["ratio"] for row in some], label=f"digits, {budget}", **look)
         bands = [[row[key] for row in some] for key in ("ratio_low", "ratio_high")]
         right.fill_between(x, *bands, color=colours[budget], alpha=0.15, lw=0)
-    shipped = [row for row in rows if row["what"] == "shipped" and row["guidance"] == 1.0]
+    shipped = [row for row in rows if row["what"] == "shipped" and row.get("guidance") == 1.0]
     right.plot(
         [row["nfe"] for row in shipped],
         [row["ratio"] for row in shipped],

@@ -78,17 +78,20 @@ def calibrate(
 
     The loss is ½ mean ln e² + ½ ln mean e² over the noises, e the RMS error of the end state against a
     converged solution from the same noise. A small distance between distributions is another aim, and
-    need not follow: on the shipped model the fitted plans of 5 and 6 calls halve e, and their images'
-    Fréchet distance is the larger one; ``features`` is where to say what counts. The held-out noises
-    decide when to stop, and whether the fit improves on the incumbent: if the 95 % interval of the mean
-    of ln(e/e_incumbent), errors below a tenth of the incumbent's RMS smoothed to that, does not lie below
-    0, the incumbent is returned, and a warning says why.
-    ``plan.fit`` has the figures, in plain data.
-    A model with snap=True keeps the incumbent's levels and is fitted in the weights alone.
+    need not follow: where a model's own solution is not the best picture, neither is a plan that comes
+    close to it (benchmarks/calibration.py, shipped). ``features`` is where to say what counts.
 
-    Budgets are fitted one by one, from one reference. Deterministic for a seed, on one machine. ValueError
-    for fewer than two noises, an unknown budget, a start of another schedule, or an nfe too small for
-    any sampler.
+    The held-out noises say whether the fit improves on the incumbent: if the 95 % interval of the mean of
+    ln(e/e_incumbent), errors below a tenth of the incumbent's RMS smoothed to that, does not lie below 0,
+    the incumbent is returned, and a warning says why. ``plan.fit`` has the figures, in plain data. A model
+    with snap=True keeps the incumbent's levels and is fitted in the weights alone.
+
+    Budgets are fitted one by one, from one reference: one fit does not serve them all. On a mixture in 64
+    dimensions the levels of a fit of 6 calls, stretched to 4 to 12 and under the best textbook method for
+    them, err 5 to 35 times as much as a fit of that budget (benchmarks/calibration.py, transfer).
+
+    Deterministic for a seed, on one machine. ValueError for fewer than two noises, an unknown budget, a
+    start of another schedule, or an nfe too small for any sampler.
 
     >>> import ddim_ode
     >>> schedule = ddim_ode.schedules.cosine()
