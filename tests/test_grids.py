@@ -43,8 +43,9 @@ def test_sigma_min_ending_has_steps_plus_one_entries_down_to_sigma_min(schedule,
 
 @pytest.mark.parametrize("name", SPACING)
 @pytest.mark.parametrize("final", grids.FINALS)
-def test_named_grid_is_even_in_its_own_scale(name, final):
-    grid = grids.make_grid(name, COSINE, 9, final=final, sigma_max=40.0, sigma_min=0.03)
+@pytest.mark.parametrize("steps", [2, 9])
+def test_named_grid_is_even_in_its_own_scale(name, final, steps):
+    grid = grids.make_grid(name, COSINE, steps, final=final, sigma_max=40.0, sigma_min=0.03)
     positive = grid[grid > 0]
     gaps = np.diff(SPACING[name](COSINE, positive))
     np.testing.assert_allclose(gaps, gaps[0], rtol=1e-9)
@@ -114,6 +115,7 @@ def test_a_bad_grid_is_refused_by_entry_value_and_range(grid, message):
         (lambda: grids.make_grid("time", DDPM, True), "steps=True must be a whole number"),
         (lambda: grids.make_grid("time", DDPM, 5, sigma_max=1e4), r"sigma_max=10000.*157"),
         (lambda: grids.make_grid("time", DDPM, 5, sigma_min=-1), "sigma_min=-1: need 0 < sigma_min"),
+        (lambda: grids.make_grid("time", DDPM, 5, sigma_min=0), "sigma_min=0: need 0 < sigma_min"),
         (lambda: grids.make_grid("time", DDPM, 5, sigma_max=np.nan), "sigma_max=nan"),
         (lambda: grids.make_grid("time", DDPM, 5, sigma_max=1, sigma_min=2), "sigma_min < sigma_max"),
         (lambda: grids.make_grid("trailing", DDPM, 5, sigma_min=1), "drop sigma_min=1"),
@@ -121,7 +123,7 @@ def test_a_bad_grid_is_refused_by_entry_value_and_range(grid, message):
         (lambda: grids.from_timesteps(DDPM, []), "non-empty 1-D sequence"),
         (lambda: grids.from_timesteps(DDPM, [1001, 5]), r"t=1001 is outside .*\[0, 1000\]"),
         (lambda: grids.from_timesteps(DDPM, [500, 0]), r"timesteps=0 must lie in \(0, 1000\].*from 1"),
-        (lambda: grids.from_timesteps(DDPM, [500, 700, 20]), "500 is followed by 700"),
+        (lambda: grids.from_timesteps(DDPM, [900, 500, 700, 50, 60, 20]), "500 is followed by 700"),
     ],
 )  # fmt: skip
 def test_a_bad_request_for_a_grid_says_what_to_change(call, message):
