@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import operator
 import os
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,16 +33,40 @@ def one_of(name: str, value: Any, allowed: Iterable[str]) -> str:
     )
 
 
-def count(name: str, value: Any, least: int = 1, most: int | None = None) -> int:
+def flag(name: str, value: Any) -> bool:
+    """``value`` if it is True or False; else a ValueError, also for what merely counts as true."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise ValueError(f"{name}={value!r} must be True or False")
+    return bool(value)
+
+
+def count(name: str, value: Any, least: int = 1, most: float = sys.maxsize) -> int:
     """``value`` as an int in [least, most]; else a ValueError (bools and fractions refused)."""
     try:
         found = None if isinstance(value, bool) else operator.index(value)
     except (TypeError, ValueError, RuntimeError):  # arrays of many, among others
         found = None
-    if found is None or found < least or (most is not None and found > most):
-        bound = f">= {least}" + ("" if most is None else f" and <= {most}")
+    if found is None or not least <= found <= most:
+        limited = most < sys.maxsize or (found or 0) > most
+        bound = f">= {least}" + (f" and <= {most}" if limited else "")
         raise ValueError(f"{name}={value!r} must be a whole number {bound}")
     return found
+
+
+def seed_of(value: Any) -> int:
+    """``value`` as a seed, of any length; else a ValueError."""
+    return count("seed", value, least=0, most=float("inf"))
+
+
+def single(value: Any) -> bool:
+    """Whether it is one thing, and not several: no iterable, a string, or an array without axes."""
+    text = isinstance(value, (str, bytes))
+    return text or not isinstance(value, Iterable) or getattr(value, "ndim", 1) == 0
+
+
+def several(value: Any) -> list[Any]:
+    """What there is one or several of, as a list."""
+    return [value] if single(value) else list(value)
 
 
 def numbers(name: str, value: Any) -> Array:
@@ -83,8 +108,17 @@ def function(name: str, value: Any) -> Callable[..., Any]:
 def path_of(name: str, value: Any) -> Path:
     """``value`` as a path; ValueError for anything but a string or a path."""
     if not isinstance(value, (str, os.PathLike)) or not isinstance(os.fspath(value), str):
-        raise ValueError(f"{name}={value!r} must be a file's path, a string or a pathlib.Path")
+        raise ValueError(f"{name}={value!r} must be a path, a string or a pathlib.Path")
     return Path(value)
+
+
+def floating(dtype: Any) -> torch.dtype:
+    """``dtype`` if it is one of torch's for real numbers; else a ValueError."""
+    import torch
+
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"dtype={dtype!r} must be a floating torch dtype such as torch.float32")
+    return dtype
 
 
 def device_of(value: Any) -> torch.device:

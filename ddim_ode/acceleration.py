@@ -13,13 +13,15 @@ benchmarks/device.py`` measures it.
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import torch
 
-from ._checks import count
+from ._checks import count, flag, floating, named
 from .denoiser import Denoiser
+from .inputs import check_model
 from .micro_batches import MicroBatches
 
 Model = TypeVar("Model", bound=Denoiser)
@@ -52,23 +54,15 @@ def accelerate(
     >>> bool((a - b).abs().max() < 1e-3)
     True
     """
-    if not isinstance(model, Denoiser):
-        raise ValueError(
-            f"model must be a Denoiser, got {type(model).__name__}: wrap the network once as "
-            "ddim_ode.Denoiser(net, schedule)"
-        )
+    check_model(model)
     fast, net = copy.copy(model), model.net
-    if channels_last and not isinstance(net, torch.nn.Module):
+    if flag("channels_last", channels_last) and not isinstance(net, torch.nn.Module):
         raise ValueError(
             f"channels_last=True lays out the weights of a torch.nn.Module, and the network is a "
             f"{type(net).__name__}; drop it"
         )
     if dtype is not None:
-        if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-            raise ValueError(
-                f"dtype={dtype!r} must be a floating torch dtype such as torch.bfloat16"
-            )
-        fast.dtype = dtype
+        fast.dtype = floating(dtype)
     if isinstance(net, torch.nn.Module) and (channels_last or dtype is not None):
         net = copy.deepcopy(net).to(dtype=dtype)
         if channels_last:
@@ -95,8 +89,12 @@ def _compile_options(compile: bool | Mapping[str, Any]) -> dict[str, Any]:
         return {}
     if not isinstance(compile, Mapping):
         raise ValueError(f"compile={compile!r} must be True, False, or options of torch.compile")
+    try:
+        inspect.signature(torch.compile).bind(None, **named("compile", compile))
+    except TypeError as error:
+        raise ValueError(f"compile={dict(compile)!r} is not of torch.compile: {error}") from None
     mode = compile.get("mode")
-    graphs = (compile.get("options") or {}).get("triton.cudagraphs")
+    graphs = named("compile's options", compile.get("options") or {}).get("triton.cudagraphs")
     if graphs or mode in ("reduce-overhead", "max-autotune"):
         raise ValueError(
             f"compile={dict(compile)!r} records CUDA graphs, which overwrite the outputs that multistep "

@@ -6,7 +6,6 @@ The solve itself: active_set.py (tensors), solvers/controller.py and solvers/clo
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ._checks import count
+from ._checks import count, number
 from .active_set import Field, Released, Solver
 from .denoiser import Denoiser
 from .levels import Levels
@@ -130,9 +129,9 @@ def tolerance(name: str, value: float | None) -> float:
     """A tolerance, its default if not given; ValueError unless it is a number >= 0."""
     if value is None:
         return DEFAULT_TOLERANCE
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value < np.inf:
+    if not 0 <= (found := number(name, value)) < np.inf:
         raise ValueError(f"{name}={value!r} must be a finite number >= 0")
-    return float(value)
+    return found
 
 
 def gathered(released: Sequence[Released], x: Tensor) -> tuple[Tensor, Tensor]:

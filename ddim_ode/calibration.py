@@ -27,11 +27,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from . import __version__
-from ._checks import count, one_of
+from ._checks import count, flag, function, one_of, seed_of, single
+from .candidates import budgets
 from .content import model_key
 from .denoiser import Denoiser
 from .fitting import Features, Fit, Problem, gauss_newton
-from .inputs import Cond, conditions, device_of, sample_shape
+from .inputs import Cond, check_model, conditions, device_of, sample_shape
 from .levels import Levels
 from .reference import METHOD, in_float64
 from .sampling import check_plan, compile_for, sample
@@ -100,21 +101,16 @@ def calibrate(
     >>> plan.nfe, plan.fit["held_out"]["after"] < 0.7 * plan.fit["held_out"]["before"]
     (4, True)
     """
-    if not isinstance(model, Denoiser):
-        raise ValueError(
-            f"model must be a Denoiser, got {type(model).__name__}: wrap the network once as "
-            "ddim_ode.Denoiser(net, schedule)"
-        )
-    single = hasattr(nfe, "__index__")
-    budgets = [count("nfe", k) for k in ([nfe] if single else list(nfe))]  # type: ignore[arg-type]
-    if not budgets:
-        raise ValueError("nfe is empty; give a number of network calls, or several")
-    n, seed = count("n", n, least=2), count("seed", seed, least=0)
-    count("batch", batch)
+    check_model(model)
+    wanted = budgets(nfe)
+    n, seed = count("n", n, least=2), seed_of(seed)
+    batch, _ = count("batch", batch), flag("progress", progress)
+    if features is not None:
+        function("features", features)
     effort = EFFORTS[one_of("budget", budget, EFFORTS)]
     if start is not None:
         check_plan(start, model)
-        if budgets != [start.nfe]:
+        if wanted != [start.nfe]:
             raise ValueError(f"start has nfe {start.nfe}; calibrate it with nfe={start.nfe}")
         Linear.of(start)
     place = device_of(model, device)
@@ -130,11 +126,11 @@ def calibrate(
     with torch.no_grad(), tqdm(disable=not progress, unit="eval", unit_scale=True) as bar:
         run = _Run(model, x, rows, shared, features, batch, seed, sigma_max, budget, effort, bar)
         run.prepare()
-        plans = {k: run.plan(k, start) for k in sorted(set(budgets))}
+        plans = {k: run.plan(k, start) for k in wanted}
     seconds = time.perf_counter() - began
     for k, plan in plans.items():
         plans[k] = replace(plan, fit={**(plan.fit or {}), "seconds": round(seconds, 2)})
-    return plans[budgets[0]] if single else plans
+    return plans[wanted[0]] if single(nfe) else plans
 
 
 @dataclass
@@ -264,7 +260,7 @@ class _Run:
         model, plan = self.model, incumbent.plan
         ratio = np.log(np.maximum(after, 1e-300) / np.maximum(before, 1e-300))
         mean, spread = float(np.mean(ratio)), _spread(ratio)
-        seeds = (self.seed + self.held.cpu()).tolist()
+        seeds = [self.seed + k for k in self.held.tolist()]
         low = [sigma for sigma in plan.grid if sigma > 0][-1]
         return dict(
             model=f"{type(model).__name__}({model.prediction}-network)",

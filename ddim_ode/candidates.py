@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from . import external
-from ._checks import count, one_of
+from ._checks import count, number, one_of, several
 from .denoiser import Denoiser
 from .grids import NAMES, default_name
 from .levels import Levels
@@ -77,16 +77,12 @@ def entries(methods: Any, model: Denoiser) -> list[Entry]:
     """The methods as they were asked for; ValueError for one that is unknown, stochastic or ambiguous."""
     if methods is None:
         methods = DEFAULT_METHODS
-    if isinstance(methods, (str, Method, Plan)):
-        methods = [methods]
     if isinstance(methods, Mapping):
         named: list[tuple[str | None, Any]] = [
             (str(label), solver) for label, solver in methods.items()
         ]
-    elif isinstance(methods, Iterable):
-        named = [(None, solver) for solver in methods]
     else:
-        raise ValueError(f"methods={methods!r} must be a list of names, Methods and Plans")
+        named = [(None, solver) for solver in several(methods)]
     found: dict[Any, Entry] = {}
     for label, given in named:
         # calibrated plans come as {nfe: Plan}
@@ -131,7 +127,7 @@ def _entry(label: str | None, solver: Any, model: Denoiser) -> Entry:
 
 def budgets(nfe: Any) -> list[int]:
     """The budgets, rising; ValueError if there is none or one is no whole number."""
-    given = list(nfe) if isinstance(nfe, Iterable) else [nfe]
+    given = several(nfe)
     if not given:
         raise ValueError("nfe is empty; give budgets of network calls such as nfe=[5, 10, 20]")
     return sorted({count("nfe", n) for n in given})
@@ -139,21 +135,21 @@ def budgets(nfe: Any) -> list[int]:
 
 def cuts(sigma_min: Any, model: Denoiser) -> list[float | None]:
     """The last positive levels asked for; ValueError outside (0, σ(T))."""
-    given = [sigma_min] if sigma_min is None or np.ndim(sigma_min) == 0 else list(sigma_min)
+    given = [None if cut is None else number("sigma_min", cut) for cut in several(sigma_min)]
     top = model.schedule.sigma_max
     for cut in given:
-        if cut is not None and not 0 < float(cut) < top:
+        if cut is not None and not 0 < cut < top:
             raise ValueError(
                 f"sigma_min={cut!r} must lie in (0, {top:g}), below the schedule's σ(T)"
             )
     if not given:
         raise ValueError("sigma_min is empty; drop it, or give a σ or several")
-    return [None if cut is None else float(cut) for cut in given]
+    return given
 
 
 def grid_names(grid: Any, sigma_min: Sequence[float | None]) -> list[str | None]:
     """The grids asked for; ValueError for an unknown one, or cuts that have no grid to end."""
-    given = [grid] if grid is None or isinstance(grid, str) else list(grid)
+    given = several(grid)
     for name in given:
         if name is not None:
             one_of("grid", name, (*NAMES, "best"))

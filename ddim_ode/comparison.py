@@ -22,12 +22,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from . import __version__, candidates
-from ._checks import count
+from ._checks import count, flag, number, seed_of
 from .candidates import Job
 from .content import Store, digest, model_key
 from .denoiser import Denoiser
 from .evaluate.bootstrap import check_confidence, geometric_mean
-from .inputs import Cond, conditions, device_of, sample_shape
+from .inputs import Cond, check_model, conditions, device_of, sample_shape
 from .reference import STEPS, Reference, given, joined, solve
 from .results import Comparison, Interrupted
 from .sampling import sample
@@ -98,13 +98,10 @@ def compare(
     >>> r.recommend(target_error=0.04)["nfe"]
     10
     """
-    if not isinstance(model, Denoiser):
-        raise ValueError(
-            f"model must be a Denoiser, got {type(model).__name__}: wrap the network once as "
-            "ddim_ode.Denoiser(net, schedule)"
-        )
-    n, seed = count("n", n), count("seed", seed, least=0)
-    count("batch", batch), count("keep", keep, least=0)
+    check_model(model)
+    n, seed = count("n", n), seed_of(seed)
+    batch, keep = count("batch", batch), count("keep", keep, least=0)
+    flag("progress", progress)
     check_confidence(confidence)
     entries = candidates.entries(methods, model)
     wanted = candidates.budgets(nfe)
@@ -330,12 +327,12 @@ def _batch(work: _Work, job: Job, exact: Reference, part: slice, first: int, bar
 def _goal(reference: float | Tensor | None) -> float | None:
     if reference is None or isinstance(reference, Tensor):
         return None
-    if not isinstance(reference, (int, float)) or not 0 < reference < np.inf:
+    if not 0 < (goal := number("reference", reference)) < np.inf:
         raise ValueError(
             f"reference={reference!r} must be a positive RMS difference to converge to, or the "
             "solutions (n, *shape)"
         )
-    return float(reference)
+    return goal
 
 
 def _storage(

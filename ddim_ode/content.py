@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ._checks import path_of
 from .denoiser import Denoiser
 from .exact import ExactModel
 from .nets import weights
@@ -76,7 +77,7 @@ class Store:
     """A folder of records (tensors, configuration); without a folder it keeps nothing."""
 
     def __init__(self, folder: str | Path | None) -> None:
-        self.folder = None if folder is None else Path(folder)
+        self.folder = None if folder is None else path_of("cache", folder)
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
 

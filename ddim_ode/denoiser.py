@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ._checks import function, named, number, numbers, one_of
+from ._checks import floating, function, named, number, numbers, one_of
 from .guidance import Branches, Call, Guidance, Level, Limit
 from .schedule import Array, Schedule, check_schedule
 from .solvers.chart import convert
@@ -88,10 +88,6 @@ class Denoiser:
             raise ValueError(
                 f"guidance={guidance!r}: give ddim_ode.Guidance(scale, null={{name: value}})"
             )
-        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-            raise ValueError(
-                f"dtype={dtype!r} must be a floating torch dtype such as torch.bfloat16"
-            )
         time_offset = number("time_offset", time_offset)
         if not np.isfinite(time_offset):
             raise ValueError(f"time_offset={time_offset!r} must be finite")
@@ -106,7 +102,7 @@ class Denoiser:
         self.guidance = None if guidance is None or guidance.is_off else guidance
         self.limit = Limit(clip, threshold)
         self.learned_variance = learned_variance
-        self.dtype = dtype
+        self.dtype = None if dtype is None else floating(dtype)
         self.micro_batches: MicroBatches | None = None  # ddim_ode.accelerate(batch=)
         self._levels = schedule.levels if snap else None
 

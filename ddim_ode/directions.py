@@ -13,11 +13,11 @@ import numpy as np
 from torch import Tensor
 
 from . import adaptive, external, reversible
-from ._checks import exclusive, one_of, refuse
+from ._checks import exclusive, flag, one_of, refuse
 from .denoiser import Denoiser
 from .grids import check_grid, upward
 from .levels import Levels
-from .sampling import NOT_ADAPTIVE, check_plan, compile_for, run_plan
+from .sampling import NOT_ADAPTIVE, check_plan, check_watching, compile_for, run_plan
 from .schedule import Array
 from .solution import Solution
 from .solvers.compilation import plan as compile_plan
@@ -47,8 +47,7 @@ class Task:
 def solve(task: Task, model: Denoiser, x: Tensor, partner: Tensor | None, rising: bool) -> Solution:
     """One direction: what ``sample`` decides on the way down, with levels that may rise."""
     watching, method = task.watching, task.method
-    one_of("record", watching["record"], ("none", "x", "x0"))
-    one_of("on_nan", watching["on_nan"], ("report", "hold"))
+    check_watching(**watching)
     exclusive(plan=task.plan, method=method)
     untimed = dict(zip(("rtol", "atol"), task.tolerances), **task.adaptive)
     watched = dict(
@@ -85,14 +84,14 @@ def solve(task: Task, model: Denoiser, x: Tensor, partner: Tensor | None, rising
             callback=watching["callback"],
         )
         exclusive(nfe=levels.nfe, max_nfe=task.adaptive["max_nfe"])
-        rtol, atol = task.tolerances
+        (rtol, atol), dense = task.tolerances, task.adaptive["dense"]
         options = adaptive.Options(
             adaptive.tolerance("rtol", rtol),
             adaptive.tolerance("atol", atol),
             task.adaptive["max_nfe"],
             one_of("error_norm", task.adaptive["error_norm"] or "sample", adaptive.ERROR_NORMS),
             watching["record"],
-            task.adaptive["dense"] is not False,
+            dense is None or flag("dense", dense),
         )
         return adaptive.solve(model, x, spec, levels, options, None, *run)
     refuse(NOT_ADAPTIVE, **untimed)

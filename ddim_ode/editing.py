@@ -21,6 +21,7 @@ from torch import Tensor
 from ._checks import exclusive
 from .denoiser import Denoiser, check_state
 from .guidance import Limit
+from .inputs import check_model
 from .schedule import Schedule, check_schedule
 from .seeding import check_seeds, unit_noise
 from .solution import Solution
@@ -164,6 +165,7 @@ def transfer(
     """
     from .inversion import decode, encode
 
+    check_model(model)
     plain = copy.copy(model)
     plain.guidance, plain.limit = None, Limit()
     encoded = encode(plain, x0, method, cond=source, **options)

@@ -87,7 +87,7 @@ class Problem:
     def residual(self, x: Tensor, rows: Tensor) -> Tensor:
         """f(x) − f(x*), (b, entries), float64."""
         found = x if self.features is None else self.features(x)
-        return (found - self.goal[rows]).flatten(1).double()
+        return (found - self.goal[rows])[..., None].flatten(1).double()
 
     def errors(self, point: Linear, rows: Tensor) -> Array:
         """e_i (len(rows),) of a sampler; NaN or inf where it diverges."""
@@ -129,7 +129,7 @@ def _step(point: Linear, k: int, y: Tensor, past: Sequence[Tensor]) -> Tensor:
 
 
 def _rms(x: Tensor) -> Tensor:
-    return x.detach().flatten(1).double().square().mean(1).sqrt()
+    return x.detach()[..., None].flatten(1).double().square().mean(1).sqrt()
 
 
 def _leading(tangents: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -209,11 +209,11 @@ def linearised(
         y, tangents = _step(point, k, y, past), torch.cat([after, torch.stack(met, 1)], 1)
     residual = problem.residual(y, rows)
     if problem.features is None:
-        return residual, tangents.flatten(2).double()
+        return residual, tangents[..., None].flatten(2).double()
     features = problem.features
     directions, coordinates = _leading(tangents, rank)
     slope = _along(lambda x, r: features(x), y, features(y), directions, problem.step)
-    whole = torch.einsum("bpr,bro->bpo", coordinates, slope.flatten(2))
+    whole = torch.einsum("bpr,bro->bpo", coordinates, slope[..., None].flatten(2))
     return residual, whole.double()
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,13 +27,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from . import __version__
-from ._checks import count, one_of
+from ._checks import count, flag, named, one_of, path_of, seed_of
 from .acceleration import accelerate, rows_of
 from .claims import Claims
 from .content import digest, model_key
 from .denoiser import Denoiser
 from .indexed import Conditions, IndexedSolver
-from .inputs import Cond, device_of, sample_shape
+from .inputs import Cond, check_model, device_of, sample_shape
 from .shards import MANIFEST, Run, Shards
 from .solvers.methods import Method
 from .solvers.plan import Plan
@@ -120,16 +121,13 @@ def generate(
     >>> run.made, again.made, run.status, 0.8 < mean < 1.2
     (100, 0, {'success': 100}, True)
     """
-    if not isinstance(model, Denoiser):
-        raise ValueError(
-            f"model must be a Denoiser, got {type(model).__name__}: wrap the network once as "
-            "ddim_ode.Denoiser(net, schedule)"
-        )
+    check_model(model)
     started = time.perf_counter()
-    n, seed = count("n", n), count("seed", seed, least=0)
+    n, seed = count("n", n), seed_of(seed)
     where = device_of(model, device)
     rows = rows_of(batch) or (_BATCH if where.type == "cpu" else _GPU_BATCH)
-    share = _share(rank, world_size)
+    share, shown = _share(rank, world_size), flag("progress", progress)
+    folder = path_of("out", out)
     for name in solver:
         one_of("option", name, _SOLVER)
     work = IndexedSolver(
@@ -146,7 +144,7 @@ def generate(
         shared,
         where,
         rows,
-        cuda_graph,
+        flag("cuda_graph", cuda_graph),
         dict(solver, method=method, plan=plan),
     )
     run = Run(
@@ -162,15 +160,14 @@ def generate(
             shared=None if key is not None else digest(shared),
             solver=work.described(),
         ),
-        about={"ddim_ode": __version__, "torch": torch.__version__, **(about or {})},
+        about={"ddim_ode": __version__, "torch": torch.__version__, **_plain(about)},
     )
-    folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     with Claims(folder / ".claims") as claims:
         shards = _settle(folder, run, claims, any_shard=shard is None)
         filler = _Filler(shards, claims, share, work, rows)
         with _explained(shards):
-            filler.fill(progress and share[0] == 0)
+            filler.fill(shown and share[0] == 0)
     status = dict(shards.statuses())
     seconds = time.perf_counter() - started
     return Generated(shards, filler.made, filler.remade, status, seconds, n - sum(status.values()))
@@ -323,6 +320,16 @@ def _model_key(model: Denoiser, key: str | None, shared: Any) -> str:
         digest(shared)
     except TypeError as error:
         raise ValueError(f"shared= cannot be told from another ({error}); give key=") from None
+    return found
+
+
+def _plain(about: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """What a manifest can hold of ``about``: all of it, or a ValueError."""
+    found = {} if about is None else dict(named("about", about))
+    try:
+        json.dumps(found)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"about={about!r} must be plain data, as JSON has them: {error}") from None
     return found
 
 

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ._checks import one_of
+from ._checks import flag, one_of
 from .denoiser import Denoiser
 from .integration import Evaluate
 
-_WHERE = {
+WHERE = {
     "checkpoint": "fixed plans (steps= or nfe=)",
     "adjoint": "torchdiffeq's solvers (method='torchdiffeq:dopri5')",
 }
@@ -32,11 +32,13 @@ _WHERE = {
 
 def check_mode(differentiable: Any, who: str, *able: str) -> Any:
     """``differentiable`` if it is a bool or one of ``able``; else a ValueError that says what has it."""
-    if isinstance(differentiable, bool) or differentiable in able:
+    if not isinstance(differentiable, str):
+        return flag("differentiable", differentiable)
+    if differentiable in able:
         return differentiable
-    one_of("differentiable", differentiable, _WHERE)
+    one_of("differentiable", differentiable, WHERE)
     raise ValueError(
-        f"{who} has no differentiable={differentiable!r}, which is for {_WHERE[differentiable]}; "
+        f"{who} has no differentiable={differentiable!r}, which is for {WHERE[differentiable]}; "
         f"use {' or '.join([*map(repr, able), 'True'])}"
     )
 

@@ -28,7 +28,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ._checks import number, one_of, refuse
+from ._checks import flag, number, one_of, refuse
 from .denoiser import Denoiser, check_state
 from .directions import Task, solve
 from .grids import FINALS
@@ -128,9 +128,9 @@ def encode(
     check_model(model, limited=False)
     _check(model, final, eta, noise_std)
     x0 = check_state(x0)
-    with torch.set_grad_enabled(differentiable):
+    with torch.set_grad_enabled(flag("differentiable", differentiable)):
         sol = solve(task, model, x0, partner, rising=True)
-    if certify:
+    if flag("certify", certify):
         with torch.no_grad():
             sol.round_trip = certified(model, x0, sol, _again(task, sol), task.reversible)
     if model.guidance is not None:
@@ -216,7 +216,7 @@ def decode(
         shared,
     )
     _check(model, final, eta, noise_std)
-    with torch.set_grad_enabled(differentiable):
+    with torch.set_grad_enabled(flag("differentiable", differentiable)):
         return solve(task, model, check_state(z), partner, rising=False)
 
 

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ._checks import count, number, one_of, refuse
+from ._checks import count, flag, number, one_of, refuse
 from .active_set import Field, Solver, column, combined
 from .adaptive import DEFAULT_MAX_NFE, gathered, is_adaptive, tolerance
 from .denoiser import Denoiser, check_state
@@ -177,7 +177,7 @@ def log_likelihood(
         seeds = range(len(x)) if seeds is None else check_seeds(seeds, len(x))
         kind = one_of("probe", probe or "rademacher", KINDS)
         vectors = draw_probes(seeds, 1 if probes is None else count("probes", probes), x, kind)
-    spec = get_method(method)
+    spec, shown = get_method(method), flag("progress", progress)
     given = grid is not None and not isinstance(grid, str)
     final = None if given else "sigma_min"
     levels = Levels(model, steps, None, grid, None, final, sigma_max, sigma_min, rising=True)
@@ -193,7 +193,7 @@ def log_likelihood(
         divergence == "exact",
         Products(count("chunk", chunk), one_of("mode", mode, MODES)),
     )
-    with torch.no_grad(), tqdm(unit="nfe", desc=spec.name, disable=not progress) as bar:
+    with torch.no_grad(), tqdm(unit="nfe", desc=spec.name, disable=not shown) as bar:
         if adaptive:
             limit = count("max_nfe", DEFAULT_MAX_NFE if max_nfe is None else max_nfe)
             tolerances = tolerance("rtol", rtol), tolerance("atol", atol)
@@ -292,10 +292,14 @@ class _DensitySolver(Solver):
         self.field.keep(torch.as_tensor(np.flatnonzero(~leaving), device=self.z.device))
 
 
+def _flat(x: Tensor) -> Tensor:
+    return x.flatten(1) if x.ndim > 1 else x[:, None]
+
+
 def _start(field: _Density, x: Tensor) -> tuple[Tensor, float]:
     """The flat state at σ_min, and m there."""
     m = float(np.hypot(*field.model.schedule.scales(field.ends[0])))
-    return torch.cat([x.flatten(1) / m, x.new_zeros(len(x), field.entries)], dim=1), m
+    return torch.cat([_flat(x) / m, x.new_zeros(len(x), field.entries)], dim=1), m
 
 
 def _adaptive(
@@ -408,6 +412,6 @@ def _prior_density(prior: str | Prior, x: Tensor, schedule: Schedule, sigma: flo
                 f"prior(x, sigma) returned {got}; it must return log densities ({len(x)},)"
             )
         return found.to(x)
-    std, flat = prior_std(schedule, sigma), x.flatten(1)
+    std, flat = prior_std(schedule, sigma), _flat(x)
     constant = flat.shape[1] * math.log(std * math.sqrt(2 * math.pi))
     return -0.5 * (flat / std).square().sum(dim=1) - constant

@@ -10,6 +10,7 @@ One exact trajectory solves it in every variable τ ∈ {s, t, σ, ln σ} and in
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,8 +19,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ._checks import one_of
+from ._checks import device_of, floating, one_of
 from .denoiser import Denoiser
+from .inputs import check_model
+from .seeding import sizes
 
 VARIABLES = ("s", "t", "sigma", "log_sigma")
 STATES = ("x", "x/alpha_bar")
@@ -62,11 +65,12 @@ class ProbabilityFlow:
         cond: Mapping[str, Tensor] | None = None,
         shared: Mapping[str, Any] | None = None,
     ) -> None:
+        check_model(model)
         self.model = model
         self.variable = one_of("variable", variable, VARIABLES)
         self.state = one_of("state", state, STATES)
-        self.shape = None if shape is None else tuple(shape)
-        self.dtype, self.device = dtype, torch.device(device)
+        self.shape = None if shape is None else sizes(shape)
+        self.dtype, self.device = floating(dtype), device_of(device)
         self.cond, self.shared = cond, shared
         self.nfe = self.rows = 0
 
@@ -175,6 +179,10 @@ class ProbabilityFlow:
         if self.shape is None:
             raise ValueError(
                 "a flat numpy state needs ProbabilityFlow(..., shape=) of one sample to be unflattened"
+            )
+        if np.size(state) % max(math.prod(self.shape), 1):
+            raise ValueError(
+                f"a state of {np.size(state)} numbers is no batch of samples of shape={self.shape}"
             )
         tensor = torch.as_tensor(np.asarray(state), dtype=self.dtype, device=self.device)
         return tensor.reshape(-1, *self.shape)

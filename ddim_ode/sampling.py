@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from . import adaptive, external, gradients
-from ._checks import exclusive, function, one_of, refuse
+from ._checks import exclusive, flag, function, one_of, refuse
 from .denoiser import Denoiser, check_state
 from .editing import Known
 from .inputs import check_model
@@ -116,16 +116,14 @@ def sample(
     x = check_state(x)
     if seeds is not None:
         seeds = check_seeds(seeds, x.shape[0])
-    if callback is not None:
-        function("callback", callback)
+    check_watching(progress, callback, record, on_nan)
     if known is not None and not isinstance(known, Known):
         raise ValueError(f"known must be a ddim_ode.Known, got {type(known).__name__}")
-    one_of("record", record, ("none", "x", "x0"))
-    one_of("on_nan", on_nan, ("report", "hold"))
+    kept = gradients.check_mode(differentiable, "sample", *gradients.WHERE)
     exclusive(plan=plan, method=method)
     exclusive(nfe=nfe, noise_std=noise_std)
     levels = Levels(model, steps, nfe, grid, timesteps, final, sigma_max, sigma_min)
-    with torch.set_grad_enabled(bool(differentiable)):
+    with torch.set_grad_enabled(bool(kept)):
         if external.is_external(method):
             refuse(
                 f"{method} solves the ODE by its own steps",
@@ -206,7 +204,7 @@ def sample(
                 max_nfe,
                 one_of("error_norm", error_norm or "sample", adaptive.ERROR_NORMS),
                 record,
-                dense is not False,
+                dense is None or flag("dense", dense),
             )
             return adaptive.solve(model, x, spec, levels, options, seeds, cond, shared, progress)
         refuse(
@@ -352,6 +350,15 @@ def _to_x0(model: Denoiser, node: Node, y: Tensor, vector: Tensor) -> Tensor:
     level = model.snapped(np.array([node.sigma]))
     a, b = convert(node.vector, "x0", *model.schedule.scales(level))
     return y * float(a[0]) + vector * float(b[0])
+
+
+def check_watching(progress: Any, callback: Any, record: Any, on_nan: Any) -> None:
+    """ValueError for what says wrongly how a solve is watched."""
+    flag("progress", progress)
+    if callback is not None:
+        function("callback", callback)
+    one_of("record", record, ("none", "x", "x0"))
+    one_of("on_nan", on_nan, ("report", "hold"))
 
 
 def check_plan(plan: Plan, model: Denoiser) -> None:

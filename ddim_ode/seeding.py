@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._checks import count, device_of
+from ._checks import count, device_of, floating, seed_of
 from .schedule import Schedule, check_schedule
 
 _START, _STEP, PROBES, DEQUANTIZE = range(4)
@@ -21,7 +21,7 @@ _START, _STEP, PROBES, DEQUANTIZE = range(4)
 
 def generator(seed: int, stream: int) -> torch.Generator:
     """The CPU generator of one stream of a seed."""
-    count("seed", seed, least=0)
+    seed_of(seed)
     sequence = np.random.SeedSequence(int(seed), spawn_key=(stream,))
     return torch.Generator().manual_seed(torch_seed(sequence))
 
@@ -51,15 +51,13 @@ def noise(
     check_schedule(schedule)
     level = schedule.sigma_max if sigma is None else schedule.level(sigma)
     scale = prior_std(schedule, level)
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise ValueError(f"dtype={dtype!r} must be a floating torch dtype such as torch.float32")
-    like = torch.empty((0, *sizes(shape)), dtype=dtype)
+    like = torch.empty((0, *sizes(shape)), dtype=floating(dtype))
     return (unit_noise(_listed(seeds), like) * scale).to(device_of(device))
 
 
 def sizes(shape: Sequence[int]) -> tuple[int, ...]:
     """The shape of one sample; ValueError unless it is whole numbers >= 1."""
-    if not isinstance(shape, Sequence) or isinstance(shape, str):
+    if not isinstance(shape, Sequence) or isinstance(shape, (str, bytes)):
         raise ValueError(f"shape={shape!r} must be that of ONE sample, such as (3, 32, 32)")
     return tuple(count("shape", size) for size in shape)
 
@@ -87,7 +85,7 @@ def _listed(seeds: Sequence[int]) -> list[int]:
         given = list(seeds)
     except TypeError:
         raise ValueError(f"seeds={seeds!r} must be a sequence, one seed per sample") from None
-    return [count("seed", seed, least=0) for seed in given]
+    return [seed_of(seed) for seed in given]
 
 
 class StepNoise:

@@ -25,7 +25,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ._checks import count, named
+from ._checks import count, named, seed_of
 from .content import digest
 from .nets import weights
 from .seeding import sizes
@@ -111,7 +111,7 @@ class Shards:
             run = Run(**{**data, "shape": sizes(data["shape"])})
             count("n", run.n)
             count("shard", run.shard)
-            count("seed", run.seed, least=0)
+            seed_of(run.seed)
             named("decides", run.decides)
             named("about", run.about)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import tempfile
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ from ddim_ode.nets import weights
 from ddim_ode.shards import Run, Shards
 
 MODEL, X = mixture_2d(COSINE), points(3, 2)
+START = ddim_ode.plan("ddim", COSINE, [5.0, 1.0, 0.0])
+NET = Denoiser(lambda x, t, **told: x, COSINE)  # it takes whatever cond and shared tell it
 ODD = [
     None, "x", "", b"x", True, -1, 0, 1.5, float("nan"), float("inf"), 10**30, 10**400, 1j,
     np.float32(2.5), np.int64(3), [], [1], [3.0, 2.0], ["a"], [None], [[1.0], [2.0, 3.0]], (), {},
@@ -87,15 +90,88 @@ GIVEN = dict(
         lambda **o: ddim_ode.eps_loss(**{"net": lambda x, t: x, "schedule": COSINE, "x0": X, **o}),
         "net schedule x0 generator",
     ),
+    watched=(
+        lambda **o: ddim_ode.sample(NET, X, **{"steps": 2, **o}),
+        "cond shared progress differentiable",
+    ),
+    encoded=(
+        lambda **o: ddim_ode.encode(NET, X, **{"steps": 2, **o}),
+        "cond shared progress callback record on_nan differentiable certify dense",
+    ),
+    adaptive=(
+        lambda **o: ddim_ode.encode(MODEL, X, **{"rtol": 0.1, **o}),
+        "rtol atol max_nfe error_norm dense progress",
+    ),
+    decode=(
+        lambda **o: ddim_ode.decode(**{"model": NET, "z": X, "steps": 2, **o}),
+        "model z method steps nfe grid timesteps plan variant start chart final sigma_max sigma_min "
+        "eta noise_std rtol atol max_nfe error_norm dense partner cond shared progress callback record "
+        "on_nan differentiable",
+    ),
+    transfer=(
+        lambda **o: ddim_ode.transfer(
+            **{"model": NET, "x0": X, "source": {}, "target": {}, "steps": 2, **o}
+        ),
+        "model x0 source target method steps grid shared",
+    ),
+    known=(
+        lambda **o: ddim_ode.Known(
+            **{"x0": X, "mask": torch.ones(3, 2, dtype=torch.bool), "seeds": [1, 2, 3], **o}
+        ),
+        "x0 mask seeds",
+    ),
+    flow=(
+        lambda **o: ddim_ode.ProbabilityFlow(**{"model": NET, "shape": (2,), **o})(
+            0.5, np.ones(2)
+        ),
+        "model variable state shape dtype device cond shared",
+    ),
+    likelihood=(
+        lambda **o: ddim_ode.log_likelihood(**{"model": NET, "x": X, "rtol": 0.1, **o}),
+        "model x divergence probes probe seeds sigma_min sigma_max prior method rtol atol max_nfe steps "
+        "grid cond shared dtype chunk mode cell progress",
+    ),
+    accelerate=(
+        lambda **o: ddim_ode.accelerate(**{"model": NET, **o}),
+        "model channels_last dtype batch compile",
+    ),
+    compare=(
+        lambda **o: ddim_ode.compare(
+            **{"model": NET, "methods": "ddim", "nfe": 2, "shape": (2,), "n": 2, "key": "k",
+               "reference": torch.zeros(2, 2), "progress": False, **o}
+        ),
+        "model methods nfe shape n seed cond shared grid sigma_min batch reference cache key keep "
+        "confidence progress device",
+    ),
+    calibrate=(
+        lambda **o: ddim_ode.calibrate(
+            **{"model": NET, "nfe": 2, "shape": (2,), "n": 4, "start": START, "progress": False, **o}
+        ),
+        "model nfe shape n seed budget start cond shared features sigma_max batch progress device",
+    ),
+    generate=(  # compile is accelerate's
+        lambda **o: ddim_ode.generate(
+            **{"model": NET, "n": 1, "out": tempfile.mkdtemp(dir="."), "shape": (2,), "steps": 2,
+               "key": "k", **o}
+        ),
+        "model n out method plan shape seed cond shared batch shard key device channels_last dtype "
+        "cuda_graph rank world_size progress about steps",
+    ),
+    diagnose=(
+        lambda **o: ddim_ode.diagnose(**{"model": NET, "shape": (2,), "n": 2, "steps": 2, **o}),
+        "model data cond shared shape steps n seed device",
+    ),
     load_plan=(ddim_ode.Plan.load, "path"),
     load=(lambda **o: ddim_ode.load(**{"name_or_path": "no", **o}), "name_or_path"),
-)
+)  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize(
     ("name", "argument"), [(n, a) for n, (_, names) in GIVEN.items() for a in names.split()]
 )
-def test_a_wrong_value_is_named_or_refused(name, argument):
+def test_a_wrong_value_is_named_or_refused(name, argument, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     for value in ODD:
         with contextlib.suppress(ValueError, OSError):
             GIVEN[name][0](**{argument: value})
@@ -118,7 +194,33 @@ def test_a_wrong_value_is_named_or_refused(name, argument):
         (lambda: ddim_ode.slerp([1.0], X, 0.5), r"latent a must be a tensor \(B, \*\), got list"),
         (lambda: Denoiser(max, COSINE, time_offset="1"), "time_offset='1' must be real numbers"),
         (lambda: schedules.ddpm(beta_start=None), "beta_start=None must be real numbers"),
-        (lambda: ddim_ode.Plan.load(3), "path=3 must be a file's path"),
+        (lambda: ddim_ode.Plan.load(3), "path=3 must be a path"),
+        (
+            lambda: ddim_ode.sample(MODEL, X, steps=2, progress=1),
+            "progress=1 must be True or False",
+        ),
+        (
+            lambda: ddim_ode.encode(MODEL, X, steps=2, differentiable="checkpoint"),
+            "differentiable=",
+        ),
+        (lambda: ddim_ode.decode(MODEL, X, steps=2, callback=1), "callback=1 must be callable"),
+        (lambda: ddim_ode.transfer(None, X, {}, {}), "model must be a Denoiser, got NoneType"),
+        (
+            lambda: ddim_ode.log_likelihood(MODEL, X, rtol=10**400),
+            "rtol=1000.* must be real numbers",
+        ),
+        (lambda: ddim_ode.log_likelihood(MODEL, X, max_nfe=10**30), "max_nfe=.* and <= 9223372"),
+        (lambda: ddim_ode.compare(MODEL, cache=3), "cache=3 must be a path"),
+        (lambda: ddim_ode.compare(MODEL, grid=3), "unknown grid 3; valid, nearest first"),
+        (lambda: ddim_ode.calibrate(MODEL, features=3), "features=3 must be callable"),
+        (lambda: ddim_ode.calibrate(MODEL, 1.5), "nfe=1.5 must be a whole number >= 1"),
+        (lambda: ddim_ode.generate(MODEL, 3, 5), "out=5 must be a path"),
+        (lambda: ddim_ode.generate(MODEL, 3, "x", steps=2, about={"a": X}), "must be plain data"),
+        (lambda: ddim_ode.accelerate(NET, compile={"a": 1}), "compile=.* is not of torch.com"),
+        (lambda: ddim_ode.ProbabilityFlow(MODEL, device="gpu"), "device='gpu' cannot be used here"),
+        (lambda: ddim_ode.ProbabilityFlow(NET, shape=(3,))(0.5, np.ones(2)), r"shape=\(3,\)"),
+        (lambda: ddim_ode.diagnose(MODEL, seed=None), "seed=None must be a whole number >= 0"),
+        (lambda: ddim_ode.diagnose(MODEL, cond=3), "cond=3 must be .name: value"),
     ],
 )
 def test_the_message_names_the_argument_and_what_it_takes(call, message):

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._checks import count
+from .._checks import count, named, seed_of
 from ..denoiser import Denoiser
-from ..inputs import device_of, sample_shape
+from ..inputs import conditions, device_of, sample_shape
 from ..sampling import sample
 from ..schedule import Array
 from ..seeding import noise
@@ -63,18 +63,20 @@ class Probe:
         self.steps, n = count("steps", steps), count("n", n, least=2)
         self.device = device_of(model, device)
         if data is not None:
-            if not isinstance(data, Tensor) or not data.is_floating_point() or len(data) < 2:
-                raise ValueError(
-                    "data must be a floating tensor (N, *) of at least 2 clean samples"
-                )
+            if not isinstance(data, Tensor) or not data.is_floating_point() or data.ndim < 1:
+                raise ValueError("data must be a floating tensor (N, *) of clean samples")
+            if len(data) < 2 or not data[:n].std() > 0:
+                raise ValueError("data must be at least 2 clean samples, not all of one number")
             n, shape = min(n, len(data)), data.shape[1:]
         self.shape = sample_shape(model, shape)
-        self.model, self.n, self.seed, self.shared = model, n, seed, shared
+        self.model, self.n, self.seed, self.shared = model, n, seed_of(seed), shared
         self.data = None if data is None else data[:n].to(self.device, torch.float32)
         classes = getattr(model, "num_classes", 0)
         if cond is None and classes:
             cond = {"y": torch.arange(n) % classes}
-        self.cond = None if cond is None else {k: v[:n].to(self.device) for k, v in cond.items()}
+        rows = {} if cond is None else named("cond", cond)
+        rows = {k: v[:n] if isinstance(v, Tensor) and v.ndim else v for k, v in rows.items()}
+        self.cond = conditions(rows or None, n, self.device)
         like = model.schedule
         self.noise = noise(self.shape, like, range(seed, seed + n), device=self.device)
         top = float(like.scales(like.sigma_max)[1]) if like.family != "vp" else 1.0

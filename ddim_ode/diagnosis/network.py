@@ -240,7 +240,7 @@ def other_data(probe: Probe) -> Finding | None:
         return None
     a, b = (float(v) for v in (data.mean(), data.std()))
     c, d = (float(v) for v in (probe.made.mean(), probe.made.std()))
-    ratio = b / d
+    ratio = b / d if d else np.inf
     if 0.5 < ratio < 2 and abs(a - c) <= d:
         return None
     return Finding(

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .._checks import count
+from .._checks import count, seed_of
 from .rows import (
     BLOCK,
     Floats,
@@ -69,7 +69,7 @@ def kernel_distance(
             f"subset_size={size} is more than the {smaller} rows there are; use at most "
             f"{smaller}, or draw more samples"
         )
-    rng = np.random.default_rng(count("seed", seed, 0))
+    rng = np.random.default_rng(seed_of(seed))
     draws = [
         _squared_mmd(_cubic, _draw(rng, x, size), _draw(rng, y, size))
         for _ in range(count("subsets", subsets))
@@ -104,7 +104,7 @@ def median_bandwidth(x: npt.ArrayLike, *, seed: int = 0, rows: int = 1000) -> fl
     """The median distance between two rows of x (N, D), on a random ``rows`` of them if N is more."""
     y = as_rows("x", x)
     if len(y) > count("rows", rows, 2):
-        y = _draw(np.random.default_rng(count("seed", seed, 0)), y, rows)
+        y = _draw(np.random.default_rng(seed_of(seed)), y, rows)
     d = squared_distances(*(2 * [y - y.mean(axis=0)]))
     median = float(np.sqrt(np.median(d[np.triu_indices(len(y), 1)])))
     if median == 0:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy.typing as npt
 from torch import Tensor
 
-from .._checks import count, one_of
+from .._checks import one_of, seed_of
 from .energy import energy_distance
 from .features import (
     IDENTITY,
@@ -74,7 +74,7 @@ def measure(
     (1000, 'identity', True)
     """
     names = check_names(metrics)
-    count("seed", seed, 0)
+    seed_of(seed)
     reference.check(features)
     a = as_rows("the samples' features", features(samples))
     return measure_features(

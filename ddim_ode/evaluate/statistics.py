@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .._checks import count
+from .._checks import count, seed_of
 from ..nets import weights
 from .features import Features, content_sha256
 from .frechet import moments
@@ -56,7 +56,7 @@ class FeatureStatistics:
         >>> FeatureStatistics.of(real, IDENTITY, keep=500).rows.shape
         (500, 2)
         """
-        rng = np.random.default_rng(count("seed", seed, 0))
+        rng = np.random.default_rng(seed_of(seed))
         rows = features(images)
         mean, cov = moments(as_rows("the reference's features", rows))
         if count("keep", keep, 0) < len(rows):

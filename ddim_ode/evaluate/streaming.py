@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from .._checks import count
+from .._checks import count, seed_of
 from ..shards import Shards
 from ..solvers.controller import SUCCESS
 from .features import Features
@@ -121,7 +121,7 @@ def summarise(
         raise ValueError("features and reference belong together; give both, or neither")
     names = check_names(metrics)
     run = shards.run
-    order = np.random.default_rng(count("seed", seed, 0)).random(run.n)
+    order = np.random.default_rng(seed_of(seed)).random(run.n)
     status: Counter[str] = Counter()
     bytes_of, whole = set[bytes](), hashlib.sha256()
     entries, gaussian, kept = Moments(), Moments(), Kept(count("keep", keep, 4))
