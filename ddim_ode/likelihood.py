@@ -33,22 +33,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ._checks import count, flag, number, one_of, refuse
-from .active_set import Field, Solver, column, combined
-from .adaptive import DEFAULT_MAX_NFE, gathered, is_adaptive, tolerance
+from .adaptive import DEFAULT_MAX_NFE, is_adaptive, tolerance
 from .denoiser import Denoiser, check_state
+from .density import Density, End, adaptive, fixed, flat
 from .divergence import KINDS, MODES, Products, draw_probes, unit_vectors
 from .inputs import check_model
 from .levels import Levels
 from .reference import in_float64
 from .sampling import NOT_ADAPTIVE
-from .schedule import Array, Schedule
+from .schedule import Schedule
 from .seeding import DEQUANTIZE, check_seeds, generator, prior_std
-from .solution import finite_samples, per_sample
-from .solvers.clock import clock
-from .solvers.controller import NON_FINITE, SUCCESS, Controller
-from .solvers.embedded import scheme_of
-from .solvers.methods import METHODS, Method, get_method
-from .solvers.tableau import Tableau
+from .solvers.controller import SUCCESS
+from .solvers.methods import Method, get_method
 
 CELL = 2 / 255  # of 8-bit pixels in [-1, 1]
 Prior = Callable[[Tensor, float], Tensor]
@@ -181,11 +177,13 @@ def log_likelihood(
     given = grid is not None and not isinstance(grid, str)
     final = None if given else "sigma_min"
     levels = Levels(model, steps, None, grid, None, final, sigma_max, sigma_min, rising=True)
-    adaptive = is_adaptive(spec, (rtol, atol, max_nfe) != (None, None, None), levels.placed)
-    if not adaptive:
+    by_tolerance = is_adaptive(spec, (rtol, atol, max_nfe) != (None, None, None), levels.placed)
+    if not by_tolerance:
         refuse(NOT_ADAPTIVE, rtol=rtol, atol=atol, max_nfe=max_nfe)
-    sigmas = levels.ends() if adaptive else levels.passed(levels.required(f"method {spec.name!r}"))
-    field = _Density(
+    sigmas = (
+        levels.ends() if by_tolerance else levels.passed(levels.required(f"method {spec.name!r}"))
+    )
+    field = Density(
         model,
         (float(sigmas[0]), float(sigmas[-1])),
         x,
@@ -194,12 +192,12 @@ def log_likelihood(
         Products(count("chunk", chunk), one_of("mode", mode, MODES)),
     )
     with torch.no_grad(), tqdm(unit="nfe", desc=spec.name, disable=not shown) as bar:
-        if adaptive:
+        if by_tolerance:
             limit = count("max_nfe", DEFAULT_MAX_NFE if max_nfe is None else max_nfe)
             tolerances = tolerance("rtol", rtol), tolerance("atol", atol)
-            end = _adaptive(field, x, spec, tolerances, limit, cond, shared, bar.update)
+            end = adaptive(field, x, spec, tolerances, limit, cond, shared, bar.update)
         else:
-            end = _fixed(field, x, spec, sigmas, cond, shared, bar.update)
+            end = fixed(field, x, spec, sigmas, cond, shared, bar.update)
         return _result(field, x, end, prior, cell)
 
 
@@ -219,161 +217,7 @@ def dequantized(x: Tensor, seeds: Sequence[int], cell: float = CELL) -> Tensor:
     return x + cell * out.to(x.device)
 
 
-@dataclass
-class _End:
-    """States with their integrals (B, D + k) at σ_max, in x but for the latter; and what it cost."""
-
-    state: Tensor
-    error: Tensor | None
-    status: npt.NDArray[np.str_]
-    nfe: int
-    sample_nfe: npt.NDArray[np.int64]
-    rows: int
-
-
-class _Density(Field):
-    """The field of flat states (n, D + k): z, and the integral of the divergence for each probe."""
-
-    def __init__(
-        self,
-        model: Denoiser,
-        ends: tuple[float, float],
-        x: Tensor,
-        vectors: Tensor,
-        exact: bool,
-        products: Products,
-    ) -> None:
-        super().__init__(model, ends)
-        self.shape, self.size = x.shape[1:], x[:1].numel()
-        self.exact, self.products = exact, products
-        self.vectors = vectors
-        self.entries = 1 if exact else len(vectors)
-
-    def bind(
-        self, like: Tensor, cond: Mapping[str, Tensor] | None, shared: Mapping[str, Any] | None
-    ) -> None:
-        super().bind(like.new_empty((len(like), *self.shape)), cond, shared)
-
-    def keep(self, rows: Tensor) -> None:
-        """Go on with these samples; unit vectors are a view, the same for all."""
-        self.vectors = self.vectors[:, : len(rows)] if self.exact else self.vectors[:, rows]
-
-    def __call__(self, z: Tensor, columns: Tensor, seen: Array) -> Tensor:
-        time = columns[0].to(self.model._time_dtype(z))
-        m, of_z, of_prediction = (column(c, z) for c in columns[1:].to(z.dtype))
-        x = (m * z[:, : self.size]).reshape(-1, *self.shape)
-        at = self.model.at(seen, x)
-        prediction, products = self.products(lambda y: self.call(y, time, at), x, self.vectors)
-        trace = products.sum(dim=0, keepdim=True) if self.exact else products
-        rate = of_z * z[:, : self.size] + of_prediction * prediction.reshape(len(z), -1)
-        return torch.cat([rate, of_z * self.size + of_prediction * m * trace.T], dim=1)
-
-
-class _DensitySolver(Solver):
-    """Steps are judged by the state and by the integral, each against the tolerance; ``error`` is the
-    sum of the integral's local errors."""
-
-    field: _Density
-
-    def _measure(self, step: Tensor, states: list[Tensor], velocities: list[Tensor]) -> Tensor:
-        ratio, _, _, finite = super()._measure(step, states, velocities)
-        size, tableau = self.field.size, self.scheme.tableau
-        error = (step * combined(tableau.b_error, velocities))[:, size:].mean(dim=1).abs()
-        before, after = (states[k][:, size:].mean(dim=1).abs() for k in (0, -1))
-        rtol, atol = self.tolerances
-        scale = (atol + rtol * torch.maximum(before, after)).clamp_min(
-            torch.finfo(error.dtype).tiny
-        )
-        ratio = torch.maximum(ratio, (error / scale).clamp(max=1e15))
-        return torch.stack([ratio, error, torch.zeros_like(error), finite])
-
-    def _release(self, leaving: npt.NDArray[np.bool_]) -> None:
-        super()._release(leaving)
-        self.field.keep(torch.as_tensor(np.flatnonzero(~leaving), device=self.z.device))
-
-
-def _flat(x: Tensor) -> Tensor:
-    return x.flatten(1) if x.ndim > 1 else x[:, None]
-
-
-def _start(field: _Density, x: Tensor) -> tuple[Tensor, float]:
-    """The flat state at σ_min, and m there."""
-    m = float(np.hypot(*field.model.schedule.scales(field.ends[0])))
-    return torch.cat([_flat(x) / m, x.new_zeros(len(x), field.entries)], dim=1), m
-
-
-def _adaptive(
-    field: _Density,
-    x: Tensor,
-    method: Method,
-    tolerances: tuple[float, float],
-    limit: int,
-    cond: Mapping[str, Tensor] | None,
-    shared: Mapping[str, Any] | None,
-    observe: Callable[[int], object],
-) -> _End:
-    assert isinstance(method.stages, Tableau)
-    scheme = scheme_of(method.stages)
-    ends = clock(np.array(field.ends))
-    control = Controller(
-        len(x),
-        abs(ends[0] - ends[1]),
-        error_order=scheme.error_order,
-        cost=scheme.cost,
-        limit=limit,
-        resolution=4 * float(np.spacing(abs(ends).max())),
-    )
-    z, _ = _start(field, x)
-    solver = _DensitySolver(field, z, scheme, control, tolerances, False, False, cond, shared)
-    if x.numel():
-        solver.run(observe)
-    else:
-        control.status[:] = SUCCESS
-    state, error = gathered(solver.released, z)
-    state[:, field.size :] /= float(np.hypot(*field.model.schedule.scales(field.ends[1])))
-    return _End(state, error, control.status, solver.nfe, control.calls, solver.rows)
-
-
-def _fixed(
-    field: _Density,
-    x: Tensor,
-    method: Method,
-    sigmas: Array,
-    cond: Mapping[str, Tensor] | None,
-    shared: Mapping[str, Any] | None,
-    observe: Callable[[int], object],
-) -> _End:
-    """Runge–Kutta steps in the clock u, the same for all samples."""
-    tableau = method.stages
-    if not isinstance(tableau, Tableau):
-        able = [name for name, m in METHODS.items() if isinstance(m.stages, Tableau)]
-        raise ValueError(
-            f"method={method.name!r}: a likelihood is solved by Runge–Kutta, {', '.join(able)}"
-        )
-    (z, _), u, batch = _start(field, x), clock(sigmas), len(x)
-    stages, calls, rows = tableau.stages, 0, 0
-    wide = torch.promote_types(z.dtype, field.model._time_dtype(z))
-    field.bind(z, cond, shared)
-    for start, h in zip(u[:-1].tolist(), np.diff(u).tolist()) if x.numel() else ():
-        velocities: list[Tensor] = []
-        for c, row in zip(tableau.c[:stages], tableau.a):
-            y = z + h * combined(row, velocities) if row else z
-            at = np.full(batch, start + c * h)
-            columns = torch.as_tensor(field.coefficients(at)).to(z.device, wide)
-            seen = field.model.snapped(field.sigma(at))
-            velocities.append(field(y, columns, seen))
-            calls, rows = calls + 1, rows + field.model.rows(seen)
-            observe(1)
-        z = z + h * combined(tableau.b[:stages], velocities)
-    m = float(np.hypot(*field.model.schedule.scales(field.ends[1])))
-    state = torch.cat([m * z[:, : field.size], z[:, field.size :]], dim=1)
-    status = np.where(finite_samples(state).cpu().numpy(), SUCCESS, NON_FINITE)
-    return _End(state, None, status, calls, per_sample(calls, batch), rows)
-
-
-def _result(
-    field: _Density, x: Tensor, end: _End, prior: str | Prior, cell: float
-) -> LogLikelihood:
+def _result(field: Density, x: Tensor, end: End, prior: str | Prior, cell: float) -> LogLikelihood:
     latent, integrals = end.state[:, : field.size], end.state[:, field.size :]
     schedule, (bottom, top) = field.model.schedule, field.ends
     m_bottom, m_top = (float(np.hypot(*schedule.scales(s))) for s in (bottom, top))
@@ -412,6 +256,6 @@ def _prior_density(prior: str | Prior, x: Tensor, schedule: Schedule, sigma: flo
                 f"prior(x, sigma) returned {got}; it must return log densities ({len(x)},)"
             )
         return found.to(x)
-    std, flat = prior_std(schedule, sigma), _flat(x)
-    constant = flat.shape[1] * math.log(std * math.sqrt(2 * math.pi))
-    return -0.5 * (flat / std).square().sum(dim=1) - constant
+    std, rows = prior_std(schedule, sigma), flat(x)
+    constant = rows.shape[1] * math.log(std * math.sqrt(2 * math.pi))
+    return -0.5 * (rows / std).square().sum(dim=1) - constant
