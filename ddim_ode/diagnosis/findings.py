@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,8 +40,20 @@ class Finding:
         return f"{self.severity}: {self.check}: {self.message}\n    fix: {self.fix}"
 
 
+class Diagnosis(list[Finding]):
+    """The findings. not_checked: {check: why it could not be made}; what does not concern a model (clipping
+    where its scheduler does not clip) is not among them."""
+
+    def __init__(self, findings: Iterable[Finding], not_checked: Mapping[str, str]) -> None:
+        super().__init__(findings)
+        self.not_checked = dict(not_checked)
+
+
 class Probe:
-    """A model with clean samples x0 (n, *), noise and conditions to ask it with."""
+    """A model with clean samples x0 (n, *), noise and conditions to ask it with.
+
+    not_checked: see :class:`Diagnosis`; checks add to it by :meth:`skip`.
+    """
 
     def __init__(
         self,
@@ -60,6 +72,7 @@ class Probe:
                 f"model must be a Denoiser, got {type(model).__name__}: ddim_ode.load, "
                 "ddim_ode.interop.diffusers.load or ddim_ode.Denoiser(net, schedule) make one"
             )
+        self.not_checked: dict[str, str] = {}
         self.steps, n = count("steps", steps), count("n", n, least=2)
         self.device = device_of(model, device)
         if data is not None:
@@ -79,6 +92,11 @@ class Probe:
         self.noise = noise(self.shape, like, range(seed, seed + n), device=self.device)
         top = float(like.scales(like.sigma_max)[1]) if like.family != "vp" else 1.0
         self.eps = noise(self.shape, like, range(seed + n, seed + 2 * n), device=self.device) / top
+
+    def skip(self, reason: str, *checks: str) -> None:
+        """Say why these checks are not made; the first reason of each stays."""
+        for check in checks:
+            self.not_checked.setdefault(check, reason)
 
     @functools.cached_property
     def x0(self) -> Tensor:
