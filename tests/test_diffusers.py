@@ -12,7 +12,6 @@ from tiny_pipelines import BETAS, dit, ends, images, save, start, text_unet, tra
 
 import ddim_ode
 from ddim_ode import Guidance
-from ddim_ode.cli import main
 from ddim_ode.interop.config import InteropWarning, schedule_of
 from ddim_ode.interop.diffusers import is_model_folder, load
 
@@ -113,13 +112,6 @@ def test_the_doctor_tells_what_a_network_predicts(folders, combination, declared
             assert found is None
         else:
             assert found.fix.startswith(f"prediction={true!r}")
-
-
-@pytest.mark.parametrize("command", ["sample", "encode", "interpolate", "edit"])
-def test_commands_that_do_not_take_a_directory_name_the_one_that_does(folders, command, capsys):
-    folder = folders["linear", "epsilon"]
-    assert main([command, "--model", str(folder)]) != 0
-    assert f"ddim-ode generate --model {folder}" in capsys.readouterr().err
 
 
 def test_clip_sample_is_left_out_by_name(folders, tmp_path):

@@ -9,8 +9,12 @@ Weights are read from safetensors alone: a ``.bin`` file is a pickle, which can 
 
 from __future__ import annotations
 
+import copy
+import functools
+import inspect
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..content import digest
 from ..denoiser import Denoiser
 from ..grids import check_grid
 from ..guidance import Guidance
@@ -66,6 +71,8 @@ class DiffusersModel(Denoiser):
     shape: of ONE sample, or None where the network takes any. notes: what became of each key of the
     scheduler's configuration, ``report`` the same as text. scheduler: the diffusers scheduler it came
     with, config its settings, defaults filled in. num_classes: labels the network knows, 0 for none.
+    null_label: what guidance shows in their place, None where the network does not say. needs: the
+    conditions without which it cannot be called.
 
     Conditions go by the network's own names, ``cond={"class_labels": (B,)}`` or ``{"encoder_hidden_states":
     (B, L, D)}``; ``"y"`` is taken for class labels, as in the rest of this package.
@@ -111,9 +118,11 @@ class DiffusersModel(Denoiser):
             )
         size = net_config.get("sample_size")
         sizes = (size, size) if isinstance(size, int) else size
-        self.shape = None if sizes is None else (int(channels), *(int(s) for s in sizes))
+        self.shape: Any = None if sizes is None else (int(channels), *(int(s) for s in sizes))
         self.num_classes = _num_classes(net_config)
         self.classes = [str(i) for i in range(self.num_classes)]
+        self.null_label = _null_label(model)
+        self.needs = _needs(model)
         self.guide(guidance)
 
     @property
@@ -121,24 +130,37 @@ class DiffusersModel(Denoiser):
         """A line for each key of the scheduler's configuration: honoured, replaced, or left out."""
         return "\n".join(map(str, self.notes))
 
-    def guide(self, guidance: float | Guidance | None) -> None:
-        """Set classifier-free guidance: a scale for networks whose null label is known (DiT), or a
-        :class:`ddim_ode.Guidance`; ValueError for a scale alone otherwise."""
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Of the network's weights."""
+        return digest(dict(self.net.state_dict()))  # type: ignore[attr-defined]
+
+    def guide(
+        self,
+        guidance: float | Tensor | Guidance | None,
+        interval: tuple[float, float] | None = None,
+        rescale: float = 0.0,
+    ) -> None:
+        """Set classifier-free guidance: a scale, and perhaps an interval and rescale, for networks whose
+        null label is known (DiT), or a whole :class:`ddim_ode.Guidance`; None or 1 for none.
+
+        ValueError for a scale alone where no null label is known.
+        """
         if isinstance(guidance, Guidance):
+            if interval is not None or rescale:
+                raise ValueError("a Guidance has its own interval and rescale; drop the others")
             null = {_plain(name): value for name, value in guidance.null.items()}
-            guidance = Guidance(guidance.scale, null)
-        elif guidance is not None and guidance != 1:
-            assert isinstance(self.net, _Network)
-            label = _null_label(self.net.model)
-            if label is None:
-                raise ValueError(
-                    f"guidance={guidance!r}: what the null branch of this network sees is not in its "
-                    "configuration; give ddim_ode.Guidance(scale, null={name: value})"
-                )
-            guidance = Guidance(guidance, {"class_labels": label})
+            guidance = replace(guidance, null=null)
         else:
-            guidance = None
-        self.guidance = guidance if guidance is not None and guidance.scale != 1 else None
+            scale = 1.0 if guidance is None else guidance
+            guidance = Guidance(scale, {"class_labels": self.null_label}, interval, rescale)
+            if not guidance.is_off and self.null_label is None:
+                raise ValueError(
+                    f"guidance={scale!r}: what the null branch of this network sees is not in its "
+                    "configuration; guidance=1 is the network alone, ddim_ode.Guidance(scale, "
+                    "null={name: value}) says what its null branch sees"
+                )
+        self.guidance = None if guidance.is_off else guidance
 
     def grid(self, steps: int) -> Array:
         """σ of the levels that the model's own scheduler visits in so many steps, to hand to ``grid=``.
@@ -162,6 +184,12 @@ class DiffusersModel(Denoiser):
         """As of a :class:`ddim_ode.Denoiser`; ``"y"`` becomes the network's ``class_labels``."""
         if isinstance(cond, Mapping):
             cond = {_plain(name): value for name, value in cond.items()}
+        missing = self.needs - {*(cond or ()), *(shared or ())}
+        if missing:
+            raise ValueError(
+                f"the network needs {', '.join(sorted(missing))}: give cond={{name: tensor (B, ...)}}, one "
+                "row a sample (on the command line --classes says the class labels)"
+            )
         return super().network(like, cond, shared)
 
 
@@ -172,7 +200,7 @@ def load(
     guidance: float | Guidance | None = None,
     snap: bool = False,
     dtype: torch.dtype | None = None,
-    device: str | torch.device = "cpu",
+    device: str | torch.device | None = None,
     revision: str | None = None,
 ) -> DiffusersModel:
     """A diffusers model as a denoiser, ready to sample.
@@ -183,7 +211,8 @@ def load(
     object, a directory or a ``scheduler_config.json``; a model in memory needs it.
     guidance: a :class:`ddim_ode.Guidance`, or a scale where the null label is known (DiT). snap: only
     whole times 0..T−1 reach the network. dtype: half precision for weights and network input, the
-    state stays float32.
+    state stays float32. A model in memory is shared and put into evaluation mode, or copied where device or
+    dtype are others than its own; one that is read goes to the CPU by default.
 
     What the configuration asks for and is not part of the ODE (``clip_sample=True``,
     ``thresholding=True``), or is not known, is left out with an :class:`InteropWarning` that names the
@@ -210,9 +239,17 @@ def load(
                 "transformer, or a model"
             )
         model, given = found_model, source.scheduler if scheduler is None else scheduler
-    model.eval().requires_grad_(False).to(device)
-    if dtype is not None and next(model.parameters()).dtype != dtype:
-        model.to(dtype)
+    own = next(model.parameters(), None)
+    if isinstance(source, (str, Path)):
+        model.requires_grad_(False)
+    elif own is not None and (
+        dtype not in (None, own.dtype)
+        or (device is not None and own.device != torch.device(device))
+    ):
+        model = copy.deepcopy(model)
+    model.eval().to(device=None if device is None else torch.device(device), dtype=dtype)
+    if dtype is None and own is not None and own.dtype in (torch.float16, torch.bfloat16):
+        dtype = own.dtype
     denoiser = DiffusersModel(model, _read_scheduler(given), guidance, snap, dtype)
     warn_of(denoiser.notes)
     return denoiser
@@ -340,6 +377,18 @@ def _num_classes(config: Mapping[str, Any]) -> int:
     if config.get("_class_name") == "DiTTransformer2DModel":
         return int(config["num_embeds_ada_norm"])
     return int(config.get("num_class_embeds") or 0)
+
+
+def _needs(model: nn.Module) -> frozenset[str]:
+    """Conditions without a default in the network's call, or with one that its configuration refuses."""
+    config: Mapping[str, Any] = model.config  # type: ignore[assignment]
+    of_call = list(inspect.signature(model.forward).parameters.values())[1:]
+    needs = {p.name for p in of_call if p.default is p.empty and p.kind == p.POSITIONAL_OR_KEYWORD}
+    if _num_classes(config) or config.get("class_embed_type"):
+        needs.add("class_labels")
+    if config.get("addition_embed_type") == "text_time":
+        needs |= {"text_embeds", "time_ids"}
+    return frozenset(needs - {"timestep"})
 
 
 def _null_label(model: nn.Module) -> int | None:
