@@ -7,7 +7,7 @@ import torch
 from mixture_net import SIDE, MixtureNet
 from peers import load as peer
 from peers import quiet
-from tiny_pipelines import BETAS, images, save, train, unet
+from tiny_pipelines import BETAS, images, save, trained, unet
 
 import ddim_ode
 from ddim_ode import schedules
@@ -163,10 +163,7 @@ def test_a_half_precision_that_rounds_is_no_overflow():
 
 def test_a_trained_pipeline_is_healthy_and_its_faults_are_not(tmp_path, capsys):
     diffusers = peer("diffusers")
-    scheduler = diffusers.DDIMScheduler(
-        **BETAS["linear"], prediction_type="v_prediction", clip_sample=False
-    )
-    net = train(unet(), scheduler)
+    net, scheduler = trained("linear", "v_prediction")
     save(tmp_path / "good", net, scheduler)
     assert main(["doctor", str(tmp_path / "good")]) == 0
     assert "nothing found" in capsys.readouterr().out

@@ -8,7 +8,7 @@ import pytest
 import torch
 from peers import load as peer
 from peers import quiet
-from tiny_pipelines import BETAS, dit, ends, images, save, start, text_unet, train, unet
+from tiny_pipelines import BETAS, dit, ends, images, save, start, text_unet, trained, unet
 
 import ddim_ode
 from ddim_ode import Guidance
@@ -21,18 +21,7 @@ TRAINED = [(b, p) for b in BETAS for p in ("epsilon", "sample", "v_prediction")]
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """Pipelines trained for 200 steps, saved by diffusers: {(betas, prediction): directory}."""
-    diffusers, made = peer("diffusers"), {}
-    for betas, prediction in TRAINED:
-        scheduler = diffusers.DDIMScheduler(
-            beta_schedule=betas,
-            **BETAS[betas],
-            prediction_type=prediction,
-            clip_sample=False,
-            timestep_spacing="trailing",
-        )
-        net = train(unet(), scheduler)
-        made[betas, prediction] = save(tmp_path_factory.mktemp("pipe"), net, scheduler)
-    return made
+    return {pair: save(tmp_path_factory.mktemp("pipe"), *trained(*pair)) for pair in TRAINED}
 
 
 def theirs(folder, steps, **config):

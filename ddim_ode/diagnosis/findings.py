@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._checks import count
+from .._checks import count, named
 from ..denoiser import Denoiser
 from ..inputs import device_of, sample_shape
 from ..sampling import sample
@@ -81,12 +81,16 @@ class Probe:
                     "data must be a floating tensor (N, *) of at least 2 clean samples"
                 )
             n, shape = min(n, len(data)), data.shape[1:]
+            if not float(data[:n].std()) > 0:  # of NaN as well
+                raise ValueError(f"the first {n} samples of data are constant, or not all numbers")
         self.shape = sample_shape(model, shape)
         self.model, self.n, self.seed, self.shared = model, n, seed, shared
         self.data = None if data is None else data[:n].to(self.device, torch.float32)
         classes = getattr(model, "num_classes", 0)
         if cond is None and classes:
             cond = {"y": torch.arange(n) % classes}
+        if cond is not None:
+            named("cond", cond)
         self.cond = None if cond is None else {k: v[:n].to(self.device) for k, v in cond.items()}
         like = model.schedule
         self.noise = noise(self.shape, like, range(seed, seed + n), device=self.device)
@@ -107,6 +111,13 @@ class Probe:
     def made(self) -> Tensor:
         """What the model makes of ``noise``."""
         return self.generate(self.model)
+
+    @functools.cached_property
+    def lifeless(self) -> str | None:
+        """Why nothing can be measured on the model's own samples, None if it can."""
+        if not self.made.isfinite().all():
+            return "what the model makes is NaN or inf in places"
+        return None if float(self.made.std()) > 0 else "what the model makes is constant"
 
     @functools.cached_property
     def sigmas(self) -> Array:

@@ -21,8 +21,8 @@ _LEFT = 1e-3  # noise left at the end, in units of the data
 
 def checks(probe: Probe) -> Iterator[Finding]:
     """All findings of the levels that the model's scheduler, or our default grid, visits."""
-    if not probe.made.isfinite().all():
-        probe.skip("what the model makes is NaN or inf in places", *_OF_PLACEMENT, "clipping")
+    if probe.lifeless:
+        probe.skip(probe.lifeless, *_OF_PLACEMENT, "clipping")
         return
     levels = _levels(probe)
     if levels is None:

@@ -38,6 +38,9 @@ def checks(probe: Probe) -> Iterator[Finding]:
         yield broken
         probe.skip(f"set {broken.check!r} right first: it hides this", *_NEED_NUMBERS)
         return
+    if probe.lifeless and probe.data is None:
+        probe.skip(f"{probe.lifeless}; give data", *_NEED_NUMBERS)
+        return
     yield from filter(None, (half_precision(probe), misunderstood(probe) or terminal_snr(probe)))
 
 
@@ -248,7 +251,7 @@ def input_scale(probe: Probe) -> Finding | None:
 def other_data(probe: Probe) -> Finding | None:
     """Data whose mean or width is not that of the model's own samples (if it is read rightly)."""
     data = probe.data
-    if data is None or not rms(probe.made) < _WILD:
+    if data is None or probe.lifeless or not rms(probe.made) < _WILD:
         return None  # the model's own samples say nothing of their scale
     a, b = (float(v) for v in (data.mean(), data.std()))
     c, d = (float(v) for v in (probe.made.mean(), probe.made.std()))
