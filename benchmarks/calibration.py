@@ -82,7 +82,7 @@ FULL = Size(
     128,
     512,
     (2, 5),
-    ({1.0: (5, 6, 8), 2.0: (6,)}, 96),
+    ({2.0: (5, 6, 8), 1.0: (5, 6, 8)}, 96),
     400,
     6,
     (4, 5, 8, 10, 12),
@@ -126,7 +126,7 @@ def on_many(size: Size) -> Iterable[Row]:
 
 def on_shipped(size: Size, data: Path | None) -> Iterable[Row]:
     guidances, n = size.shipped
-    screen = (min(size.screen[0], 4), min(size.screen[1], 12))  # the network is a large one
+    screen = (min(size.screen[0], 2), min(size.screen[1], 8))  # the network is a large one
     features = metrics.classifier_features()
     target = None
     if data is not None and size.images:
@@ -146,7 +146,7 @@ def on_shipped(size: Size, data: Path | None) -> Iterable[Row]:
         problem = solved(f"fashion-mnist, guidance {guidance:g}", model, model.shape, n, some)
         many = Problem("", model, x, cond, x)
         if target is not None:
-            steady = make_grid("log_snr", model.schedule, 60)
+            steady = make_grid("log_snr", model.schedule, 40)
             solution = frechet(ends(many, compile_plan("unipc2", model.schedule, steady)))
         for nfe in budgets:
             best = baseline(problem, nfe, screen)

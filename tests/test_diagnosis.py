@@ -7,7 +7,7 @@ import torch
 from mixture_net import SIDE, MixtureNet
 from peers import load as peer
 from peers import quiet
-from tiny_pipelines import BETAS, images, save, train, unet
+from tiny_pipelines import BETAS, images, save, trained, unet
 
 import ddim_ode
 from ddim_ode import schedules
@@ -49,9 +49,13 @@ def data(n=16):
     return MixtureNet(schedules.ddpm(), "eps").draw(n)
 
 
-def found(model, **options):
+def diagnosis(model, **options):
     options = dict(shape=None if options.get("data") is not None else SHAPE) | options
-    return {finding.check: finding for finding in ddim_ode.diagnose(model, **options)}
+    return ddim_ode.diagnose(model, **options)
+
+
+def found(model, **options):
+    return {finding.check: finding for finding in diagnosis(model, **options)}
 
 
 KARRAS = dict(use_karras_sigmas=True)
@@ -92,14 +96,16 @@ def test_each_of_ten_faults_is_found(fault):
 def test_a_healthy_model_has_nothing(prediction, seen):
     options = dict(data=data()) if seen == "data" else {}
     kind = dict(eps="epsilon", x0="sample", v="v_prediction")[prediction]
-    assert found(bare(prediction), **options) == {}
+    plain = diagnosis(bare(prediction), **options)
+    assert (plain, plain.not_checked) == ([], {})
     for config in (
         {},
         dict(timestep_spacing="trailing", beta_schedule="scaled_linear"),
         dict(beta_schedule="squaredcos_cap_v2"),
     ):
         model = with_scheduler(prediction=prediction, prediction_type=kind, **config)
-        assert found(model, **options) == {}
+        report = diagnosis(model, **options)
+        assert (report, report.not_checked) == ([], {})
 
 
 @pytest.mark.parametrize("true", ["eps", "x0", "v"])
@@ -157,10 +163,7 @@ def test_a_half_precision_that_rounds_is_no_overflow():
 
 def test_a_trained_pipeline_is_healthy_and_its_faults_are_not(tmp_path, capsys):
     diffusers = peer("diffusers")
-    scheduler = diffusers.DDIMScheduler(
-        **BETAS["linear"], prediction_type="v_prediction", clip_sample=False
-    )
-    net = train(unet(), scheduler)
+    net, scheduler = trained("linear", "v_prediction")
     save(tmp_path / "good", net, scheduler)
     assert main(["doctor", str(tmp_path / "good")]) == 0
     assert "nothing found" in capsys.readouterr().out
@@ -169,13 +172,76 @@ def test_a_trained_pipeline_is_healthy_and_its_faults_are_not(tmp_path, capsys):
     )
     save(tmp_path / "bad", net, bad)
     assert main(["doctor", str(tmp_path / "bad"), "--json"]) == 1
-    checks = [row["check"] for row in json.loads(capsys.readouterr().out)]
+    checks = [row["check"] for row in json.loads(capsys.readouterr().out)["findings"]]
     assert {"prediction", "clipping", "last-alpha"} <= set(checks)
     pictures = images(8, torch.Generator().manual_seed(3))
     with quiet():
         model = load(tmp_path / "bad")
     by_name = {f.check: f for f in ddim_ode.diagnose(model, data=pictures)}
     assert by_name["prediction"].fix.startswith("prediction='v'")
+
+
+LEVELS = {"stride", "duplicate-timesteps", "rounded-timesteps", "last-alpha"}
+
+
+@pytest.mark.parametrize("name", ["PNDM", "HeunDiscrete", "LCM"])
+def test_a_scheduler_whose_steps_are_not_known_is_named(name):
+    report = diagnosis(with_scheduler(name))
+    assert report == []
+    assert report.not_checked.keys() == LEVELS
+    assert all(f"{name}Scheduler" in reason for reason in report.not_checked.values())
+
+
+def test_the_command_names_what_it_did_not_check(tmp_path, capsys):
+    scheduler = peer("diffusers").HeunDiscreteScheduler()
+    save(tmp_path, unet(), scheduler)
+    main(["doctor", str(tmp_path), "--n", "2"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"not checked: {', '.join(['stride', 'duplicate-timesteps'])}" in said
+    assert "HeunDiscreteScheduler" in said
+
+
+def test_nan_answers_end_the_examination():
+    """Everything else would be measured in NaN, which no threshold sees."""
+    model = with_scheduler(clip_sample=True, clip_sample_range=0.3)
+    model.net.model.register_forward_hook(lambda module, given, out: (out[0] * torch.nan,))
+    for options in ({}, dict(data=data())):
+        report = diagnosis(model, **options)
+        assert [finding.check for finding in report] == ["non-finite"]
+        assert LEVELS | {"prediction", "half-precision", "clipping"} <= report.not_checked.keys()
+
+
+@pytest.mark.parametrize("refused", [torch.float16, torch.bfloat16])
+def test_a_precision_that_does_not_run_is_named(refused):
+    def no_kernel(module, given):
+        if given[0].dtype == refused:
+            raise RuntimeError("not implemented for 'Half'")
+
+    model = bare()
+    model.net.inner.identity.register_forward_pre_hook(no_kernel)
+    report = diagnosis(model)
+    name = str(refused).removeprefix("torch.")
+    assert report == []
+    assert report.not_checked.keys() == {f"half-precision, {name}"}
+    assert "not implemented for 'Half'" in report.not_checked[f"half-precision, {name}"]
+
+
+def test_what_one_finding_hides_is_named():
+    report = diagnosis(bare("x0", "v"))
+    assert [finding.check for finding in report] == ["prediction"]
+    assert {"network-time", "terminal-snr"} <= report.not_checked.keys()
+
+
+def test_a_scheduler_is_left_as_it_was_given():
+    """Someone may be in the middle of a run with it."""
+    scheduler = peer("diffusers").DDIMScheduler(clip_sample=False)
+    scheduler.set_timesteps(7)
+    model = load(MixtureNet(schedules.ddpm(), "eps"), scheduler)
+    before = scheduler.timesteps.clone()
+    model.grid(20)
+    diagnosis(model)
+    assert scheduler.num_inference_steps == 7
+    assert torch.equal(scheduler.timesteps, before)
 
 
 def test_what_cannot_be_asked():

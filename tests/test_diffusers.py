@@ -8,11 +8,10 @@ import pytest
 import torch
 from peers import load as peer
 from peers import quiet
-from tiny_pipelines import BETAS, dit, ends, images, save, start, text_unet, train, unet
+from tiny_pipelines import BETAS, dit, ends, images, save, start, text_unet, trained, unet
 
 import ddim_ode
 from ddim_ode import Guidance
-from ddim_ode.cli import main
 from ddim_ode.interop.config import InteropWarning, schedule_of
 from ddim_ode.interop.diffusers import is_model_folder, load
 
@@ -22,18 +21,7 @@ TRAINED = [(b, p) for b in BETAS for p in ("epsilon", "sample", "v_prediction")]
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """Pipelines trained for 200 steps, saved by diffusers: {(betas, prediction): directory}."""
-    diffusers, made = peer("diffusers"), {}
-    for betas, prediction in TRAINED:
-        scheduler = diffusers.DDIMScheduler(
-            beta_schedule=betas,
-            **BETAS[betas],
-            prediction_type=prediction,
-            clip_sample=False,
-            timestep_spacing="trailing",
-        )
-        net = train(unet(), scheduler)
-        made[betas, prediction] = save(tmp_path_factory.mktemp("pipe"), net, scheduler)
-    return made
+    return {pair: save(tmp_path_factory.mktemp("pipe"), *trained(*pair)) for pair in TRAINED}
 
 
 def theirs(folder, steps, **config):
@@ -113,13 +101,6 @@ def test_the_doctor_tells_what_a_network_predicts(folders, combination, declared
             assert found is None
         else:
             assert found.fix.startswith(f"prediction={true!r}")
-
-
-@pytest.mark.parametrize("command", ["sample", "encode", "interpolate", "edit"])
-def test_commands_that_do_not_take_a_directory_name_the_one_that_does(folders, command, capsys):
-    folder = folders["linear", "epsilon"]
-    assert main([command, "--model", str(folder)]) != 0
-    assert f"ddim-ode generate --model {folder}" in capsys.readouterr().err
 
 
 def test_clip_sample_is_left_out_by_name(folders, tmp_path):

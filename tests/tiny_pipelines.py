@@ -1,5 +1,7 @@
 """Small diffusers models, made here, trained here, saved and loaded from disk."""
 
+import functools
+
 import torch
 from peers import load, quiet
 
@@ -98,6 +100,19 @@ def train(net, scheduler, steps=200, batch=8):
         loss.backward()
         optimizer.step()
     return net.eval().requires_grad_(False)
+
+
+@functools.cache
+def trained(betas, prediction):
+    """A network of 200 steps and the scheduler it was trained with, made once for all tests that ask."""
+    scheduler = load("diffusers").DDIMScheduler(
+        beta_schedule=betas,
+        **BETAS[betas],
+        prediction_type=prediction,
+        clip_sample=False,
+        timestep_spacing="trailing",
+    )
+    return train(unet(), scheduler), scheduler
 
 
 def save(folder, net, scheduler, pipeline="DDPMPipeline"):

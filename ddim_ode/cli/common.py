@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from ..denoiser import Denoiser
     from ..evaluate.features import Features
-    from ..nets.pretrained import PretrainedModel
+    from .models import Trained
 
 
 def find_device(name: str) -> torch.device:
@@ -124,12 +124,18 @@ def add_ode_arguments(parser: argparse.ArgumentParser, guided: bool) -> None:
     )
 
 
-def set_ode(model: PretrainedModel, args: argparse.Namespace, guided: bool) -> None:
+def default_guidance(model: Denoiser) -> float:
+    """For samples to be looked at: none where the model has no classes, or does not say what to show in
+    their place."""
+    return 1.0 if getattr(model, "null_label", None) is None else GUIDANCE
+
+
+def set_ode(model: Trained, args: argparse.Namespace, guided: bool) -> None:
     """Guide and limit the model as the command line says; guided: as for :func:`add_ode_arguments`."""
     from ..guidance import Limit
 
     if args.guidance is None:
-        args.guidance = GUIDANCE if guided and model.num_classes else 1.0
+        args.guidance = default_guidance(model) if guided else 1.0
     interval = None if args.guidance_interval is None else tuple(args.guidance_interval)
     if args.guidance == 1 and (interval is not None or args.guidance_rescale):
         name = "--guidance-rescale" if interval is None else "--guidance-interval"

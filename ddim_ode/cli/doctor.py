@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="of the first noise")
     add("--guidance", type=float, default=None, help="classifier-free guidance, as you sample with")
     add("--device", default="cpu", help="cpu, cuda, cuda:1 ...")
-    add("--json", action="store_true", help="print the findings as JSON")
+    add("--json", action="store_true", help="print the findings, and what was not checked, as JSON")
     parser.set_defaults(run=_doctor)
 
 
@@ -50,7 +50,10 @@ def _doctor(args: argparse.Namespace) -> int:
         device=device,
     )
     if args.json:
-        print(json.dumps([asdict(finding) for finding in findings], ensure_ascii=False, indent=1))
+        report = dict(
+            findings=[asdict(finding) for finding in findings], not_checked=findings.not_checked
+        )
+        print(json.dumps(report, ensure_ascii=False, indent=1))
         return int(bool(findings))
     for key, value in loaded.facts.items():
         print(f"{key}: {value}")
@@ -61,6 +64,10 @@ def _doctor(args: argparse.Namespace) -> int:
         print(textwrap.fill(finding.message, 96, initial_indent="  ", subsequent_indent="  "))
         fix = f"fix: {finding.fix}"
         print(textwrap.fill(fix, 96, initial_indent="  ", subsequent_indent="       "))
+    for reason in dict.fromkeys(findings.not_checked.values()):
+        checks = [name for name, why in findings.not_checked.items() if why == reason]
+        text = f"not checked: {', '.join(checks)}: {reason}"
+        print("\n" + textwrap.fill(text, 96, subsequent_indent="  "))
     return int(bool(findings))
 
 

@@ -15,7 +15,7 @@ from .pictures import add_arguments as add_picture_arguments
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..nets.pretrained import PretrainedModel
+    from .models import Trained
 
     Targets = dict[str, list[int] | None]  # by name: the class that each picture is made under
 
@@ -68,9 +68,7 @@ def _edit(args: argparse.Namespace) -> int:
     return write(args, model, given, made, class_names(model, labels), indices=indices)
 
 
-def _targets(
-    args: argparse.Namespace, model: PretrainedModel, labels: list[int] | None, n: int
-) -> Targets:
+def _targets(args: argparse.Namespace, model: Trained, labels: list[int] | None, n: int) -> Targets:
     if args.to is not None:
         chosen = parse_classes(args.to, model, len(args.to.split(","))) or []
         return {f"to {model.classes[label]}": [label] * n for label in chosen}
@@ -81,7 +79,7 @@ def _targets(
 
 def _transferred(
     args: argparse.Namespace,
-    model: PretrainedModel,
+    model: Trained,
     pictures: Tensor,
     labels: list[int] | None,
     targets: Targets,
@@ -106,7 +104,7 @@ def _transferred(
 
 
 def _renoised(
-    args: argparse.Namespace, model: PretrainedModel, pictures: Tensor, targets: Targets
+    args: argparse.Namespace, model: Trained, pictures: Tensor, targets: Targets
 ) -> Iterator[Made]:
     from ..editing import renoise
     from ..sampling import sample
@@ -124,7 +122,7 @@ def _renoised(
 
 def _inpainted(
     args: argparse.Namespace,
-    model: PretrainedModel,
+    model: Trained,
     pictures: Tensor,
     keep: Tensor,
     targets: Targets,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._checks import one_of
-from .common import GUIDANCE, find_device, parse_classes, print_table
+from .common import GUIDANCE, default_guidance, find_device, parse_classes, print_table
 from .models import HELP, load_model
 
 if TYPE_CHECKING:
@@ -69,8 +69,8 @@ def _generate(args: argparse.Namespace) -> int:
     device = _device(args.device)
     loaded = load_model(args.model, args.guidance, device)
     model: Any = loaded.denoiser
-    if args.guidance is None and getattr(model, "num_classes", 0) > 0:
-        model.guide(GUIDANCE)
+    if args.guidance is None and default_guidance(model) != 1:
+        model.guide(default_guidance(model))
     try:
         run = generate(
             model,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from ..nets.pretrained import PretrainedModel
+    from .models import Trained
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +42,7 @@ def _interpolate(args: argparse.Namespace) -> int:
 
 
 def _between(
-    args: argparse.Namespace, model: PretrainedModel, weights: npt.NDArray[np.float64]
+    args: argparse.Namespace, model: Trained, weights: npt.NDArray[np.float64]
 ) -> Iterator[Made]:
     import torch
 

@@ -12,7 +12,7 @@ from .pictures import add_arguments as add_picture_arguments
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..nets.pretrained import PretrainedModel
+    from .models import Trained
 
 LATENTS = "latents.safetensors"
 
@@ -32,7 +32,7 @@ def _encode(args: argparse.Namespace) -> int:
 
 def _there_and_back(
     args: argparse.Namespace,
-    model: PretrainedModel,
+    model: Trained,
     pictures: Tensor,
     labels: list[int] | None,
     indices: list[int],

@@ -10,10 +10,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from ..denoiser import Denoiser
+    from ..interop.diffusers import DiffusersModel
     from ..nets.pretrained import PretrainedModel
     from ..schedule import Schedule
 
+    Trained = PretrainedModel | DiffusersModel
+
 MIXTURE = "mixture"
+HELP_TRAINED = "a shipped name, a model.safetensors, or a directory of diffusers"
 HELP = (
     "a shipped name, a model.safetensors, a directory of diffusers, an exact mixture (.json or .npz with "
     f"weights, means, covs and schedule), or {MIXTURE}, a small one to try"
@@ -54,25 +58,40 @@ def load_model(name: str, guidance: float | None = None, device: Any = "cpu") ->
     return _trained(name, guidance, device)
 
 
-def load_trained(name: str, device: Any = "cpu") -> PretrainedModel:
-    """A shipped model or one of ``ddim-ode train``, for commands that write its sha256 down."""
+def load_trained(name: str, device: Any = "cpu") -> Trained:
+    """A trained network, for commands that draw what it makes and write its sha256 down."""
     from ..interop.diffusers import is_model_folder
     from ..nets.pretrained import load
 
-    if Path(name).is_dir() and is_model_folder(name):
+    if not (Path(name).is_dir() and is_model_folder(name)):
+        return load(name, device=device)
+    model = _diffusers_model(name, None, device)
+    if model.shape[0] not in (1, 3):
         raise ValueError(
-            f"--model {name}: a directory of diffusers, which this command does not take; "
-            f"ddim-ode generate --model {name} samples it, ddim_ode.interop.diffusers.load does in Python"
+            f"--model {name}: makes latents of {model.shape[0]} channels, and this command draws pictures "
+            f"of 1 or 3; ddim-ode generate --model {name} keeps latents"
         )
-    return load(name, device=device)
+    return model
 
 
-def _of_diffusers(name: str, guidance: float | None, device: Any) -> Loaded:
+def _diffusers_model(name: str, guidance: float | None, device: Any) -> DiffusersModel:
+    """Of a directory; ValueError where it needs what a command line cannot say."""
     from ..interop.diffusers import load
 
     model = load(name, guidance=guidance, device=device)
     if model.shape is None:
         raise ValueError(f"{name}: the network takes samples of any shape; load it in Python")
+    other = model.needs - ({"class_labels"} if model.num_classes else set())
+    if other:
+        raise ValueError(
+            f"{name}: the network needs {', '.join(sorted(other))}, which a command line cannot say; in "
+            "Python ddim_ode.interop.diffusers.load and cond= do"
+        )
+    return model
+
+
+def _of_diffusers(name: str, guidance: float | None, device: Any) -> Loaded:
+    model = _diffusers_model(name, guidance, device)
     facts = dict(
         model=f"{name}, {type(model.scheduler).__name__}",
         prediction=model.prediction,

@@ -17,13 +17,13 @@ from .common import (
     set_ode,
     versions,
 )
-from .models import load_trained
+from .models import HELP_TRAINED, load_trained
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..nets.pretrained import PretrainedModel
     from ..solution import Solution
+    from .models import Trained
 
 MOST = 1000  # pictures at once
 
@@ -38,7 +38,7 @@ class Made(NamedTuple):
 def add_arguments(parser: argparse.ArgumentParser, method: str, nfe: int, guided: bool) -> None:
     """What every one of these commands takes: model, pictures, solver, folder; with its defaults."""
     add = parser.add_argument
-    add("--model", default="fashion-mnist", help="a shipped name or a model.safetensors")
+    add("--model", default="fashion-mnist", help=HELP_TRAINED)
     add(
         "--data",
         type=Path,
@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser, method: str, nfe: int, guided
     parser.set_defaults(default_nfe=nfe, guided=guided)
 
 
-def load_model(args: argparse.Namespace) -> PretrainedModel:
+def load_model(args: argparse.Namespace) -> Trained:
     """The model, guided and limited as the command line says."""
     if args.nfe is None and args.steps is None:
         args.nfe = args.default_nfe
@@ -73,7 +73,7 @@ def solver(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def load_pictures(
-    args: argparse.Namespace, model: PretrainedModel
+    args: argparse.Namespace, model: Trained
 ) -> tuple[Tensor, list[int] | None, list[int]]:
     """Pictures (n, C, H, W) in [-1, 1] on the device, their classes, and their indices."""
     from ..nets.data import load_images, to_unit
@@ -125,7 +125,7 @@ def run_of(label: str, solution: Solution, **more: Any) -> dict[str, Any]:
 
 def write(
     args: argparse.Namespace,
-    model: PretrainedModel,
+    model: Trained,
     given: Sequence[tuple[str, Tensor]],
     made: Iterable[Made],
     headings: Sequence[str],
@@ -152,7 +152,7 @@ def write(
 
 def _report(
     args: argparse.Namespace,
-    model: PretrainedModel,
+    model: Trained,
     strips: Sequence[tuple[str, Tensor]],
     runs: Sequence[dict[str, Any]],
     headings: Sequence[str],
@@ -180,7 +180,7 @@ def _report(
     print(f"\n{picture}   {manifest}")
 
 
-def class_names(model: PretrainedModel, labels: list[int] | None) -> list[str]:
+def class_names(model: Trained, labels: list[int] | None) -> list[str]:
     """Headings of a strip that is one row, where the classes are known."""
     return [model.classes[label] for label in labels] if labels and len(labels) <= 10 else []
 

@@ -23,14 +23,14 @@ from .common import (
     set_ode,
     versions,
 )
-from .models import load_trained
+from .models import HELP_TRAINED, load_trained
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..nets.pretrained import PretrainedModel
     from ..solution import Solution
     from ..solvers.plan import Plan
+    from .models import Trained
 
 _PLACED = ("steps", "nfe", "grid", "final", "sigma_max", "sigma_min", "eta")
 _METHODS = ("ddim", "heun", "dpmpp3m", "rk45")
@@ -45,7 +45,7 @@ _OPTIONS = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--model", default="fashion-mnist", help="a shipped name or a model.safetensors")
+    add("--model", default="fashion-mnist", help=HELP_TRAINED)
     add(
         "--methods",
         nargs="+",
@@ -186,7 +186,7 @@ def _load_plans(args: argparse.Namespace) -> dict[str, Plan]:
     return plans
 
 
-def _check_plans(plans: dict[str, Plan], model: PretrainedModel, guidance: float) -> None:
+def _check_plans(plans: dict[str, Plan], model: Trained, guidance: float) -> None:
     """ValueError for a plan of another schedule; a word on stderr for one of other guidance."""
     from ..sampling import check_plan
 
@@ -222,7 +222,7 @@ def _check_methods(methods: list[str], eta: float | None) -> None:
             raise ValueError(f"--eta belongs to ddim, and {method} takes none; run them apart")
 
 
-def _load_model(args: argparse.Namespace) -> PretrainedModel:
+def _load_model(args: argparse.Namespace) -> Trained:
     model = load_trained(args.model, find_device(args.device))
     if args.sha256 not in (None, model.sha256):
         raise ValueError(
@@ -234,7 +234,7 @@ def _load_model(args: argparse.Namespace) -> PretrainedModel:
 
 
 def _run_solver(
-    model: PretrainedModel,
+    model: Trained,
     label: str,
     solver: str | Plan,
     seeds: list[int],
@@ -320,7 +320,7 @@ def _write_arrays(
 
 def _report(
     args: argparse.Namespace,
-    model: PretrainedModel,
+    model: Trained,
     runs: list[dict[str, Any]],
     strips: list[tuple[str, Tensor]],
     labels: list[int] | None,

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..denoiser import Denoiser
+from .findings import Diagnosis as Diagnosis
 from .findings import Finding as Finding
 
 
@@ -30,7 +31,7 @@ def diagnose(
     n: int = 8,
     seed: int = 0,
     device: str | torch.device | None = None,
-) -> list[Finding]:
+) -> Diagnosis:
     """What is wrong with a model and with the scheduler it came with, the worst first.
 
     data: clean samples (N, *) in the network's space, of which n are used. With data, prediction type,
@@ -38,8 +39,9 @@ def diagnose(
     makes itself, which finds less. cond: conditions of n samples (classes in turn where the model knows
     its number of classes). steps: the number of steps you mean to take; strides and levels depend on it.
 
-    An empty list means that nothing was found, at these noises and this number of steps. ValueError where
-    the model cannot be asked at all (no shape, conditions missing).
+    An empty list means that nothing was found, at these noises and this number of steps, by the checks that
+    were made: ``not_checked`` of the result names the others, each with its reason. ValueError where the
+    model cannot be asked at all (no shape, conditions missing).
 
     >>> import ddim_ode
     >>> schedule = ddim_ode.schedules.ddpm()
@@ -51,10 +53,13 @@ def diagnose(
     >>> misread = ddim_ode.Denoiser(model.net, schedule, "x0", time=lambda t, sigma: sigma)
     >>> [finding.check for finding in ddim_ode.diagnose(misread, data=model.draw(64).float(), n=64)]
     ['prediction']
+    >>> ddim_ode.diagnose(model).not_checked
+    {'half-precision': 'the network is no torch.nn.Module with weights to convert'}
     """
     from . import levels, network
     from .findings import Probe
 
     probe = Probe(model, data, cond, shared, shape, steps, n, seed, device)
     found = [*network.checks(probe), *levels.checks(probe)]
-    return sorted(found, key=lambda finding: finding.severity != "error")
+    found.sort(key=lambda finding: finding.severity != "error")
+    return Diagnosis(found, probe.not_checked)

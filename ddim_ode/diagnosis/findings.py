@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,8 +40,20 @@ class Finding:
         return f"{self.severity}: {self.check}: {self.message}\n    fix: {self.fix}"
 
 
+class Diagnosis(list[Finding]):
+    """The findings. not_checked: {check: why it could not be made}; what does not concern a model (clipping
+    where its scheduler does not clip) is not among them."""
+
+    def __init__(self, findings: Iterable[Finding], not_checked: Mapping[str, str]) -> None:
+        super().__init__(findings)
+        self.not_checked = dict(not_checked)
+
+
 class Probe:
-    """A model with clean samples x0 (n, *), noise and conditions to ask it with."""
+    """A model with clean samples x0 (n, *), noise and conditions to ask it with.
+
+    not_checked: see :class:`Diagnosis`; checks add to it by :meth:`skip`.
+    """
 
     def __init__(
         self,
@@ -60,6 +72,7 @@ class Probe:
                 f"model must be a Denoiser, got {type(model).__name__}: ddim_ode.load, "
                 "ddim_ode.interop.diffusers.load or ddim_ode.Denoiser(net, schedule) make one"
             )
+        self.not_checked: dict[str, str] = {}
         self.steps, n = count("steps", steps), count("n", n, least=2)
         self.device = device_of(model, device)
         if data is not None:
@@ -68,6 +81,8 @@ class Probe:
             if len(data) < 2 or not data[:n].std() > 0:
                 raise ValueError("data must be at least 2 clean samples, not all of one number")
             n, shape = min(n, len(data)), data.shape[1:]
+            if not float(data[:n].std()) > 0:  # of NaN as well
+                raise ValueError(f"the first {n} samples of data are constant, or not all numbers")
         self.shape = sample_shape(model, shape)
         self.model, self.n, self.seed, self.shared = model, n, seed_of(seed), shared
         self.data = None if data is None else data[:n].to(self.device, torch.float32)
@@ -82,6 +97,11 @@ class Probe:
         top = float(like.scales(like.sigma_max)[1]) if like.family != "vp" else 1.0
         self.eps = noise(self.shape, like, range(seed + n, seed + 2 * n), device=self.device) / top
 
+    def skip(self, reason: str, *checks: str) -> None:
+        """Say why these checks are not made; the first reason of each stays."""
+        for check in checks:
+            self.not_checked.setdefault(check, reason)
+
     @functools.cached_property
     def x0(self) -> Tensor:
         """Clean samples: the data, or what the model makes."""
@@ -91,6 +111,13 @@ class Probe:
     def made(self) -> Tensor:
         """What the model makes of ``noise``."""
         return self.generate(self.model)
+
+    @functools.cached_property
+    def lifeless(self) -> str | None:
+        """Why nothing can be measured on the model's own samples, None if it can."""
+        if not self.made.isfinite().all():
+            return "what the model makes is NaN or inf in places"
+        return None if float(self.made.std()) > 0 else "what the model makes is constant"
 
     @functools.cached_property
     def sigmas(self) -> Array:

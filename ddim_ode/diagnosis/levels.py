@@ -13,6 +13,7 @@ from ..grids import default_name, make_grid
 from ..schedule import Array
 from .findings import Finding, Probe, rms
 
+_OF_PLACEMENT = ("stride", "duplicate-timesteps", "rounded-timesteps", "last-alpha")
 _APART = 1e-3  # in ln σ: more than float32 levels
 _ROUNDED = 0.01  # in ln σ
 _LEFT = 1e-3  # noise left at the end, in units of the data
@@ -20,8 +21,14 @@ _LEFT = 1e-3  # noise left at the end, in units of the data
 
 def checks(probe: Probe) -> Iterator[Finding]:
     """All findings of the levels that the model's scheduler, or our default grid, visits."""
+    if probe.lifeless:
+        probe.skip(probe.lifeless, *_OF_PLACEMENT, "clipping")
+        return
     levels = _levels(probe)
-    if levels is not None:
+    if levels is None:
+        name = type(probe.model.scheduler).__name__  # type: ignore[attr-defined]
+        probe.skip(f"the levels of a {name}'s steps are not known to this version", *_OF_PLACEMENT)
+    else:
         yield from filter(
             None,
             (
@@ -37,7 +44,7 @@ def checks(probe: Probe) -> Iterator[Finding]:
 
 
 def _levels(probe: Probe) -> tuple[Array, Array, Array] | None:
-    """σ asked at, σ reached, and network time of each call; None where a scheduler has no such list."""
+    """σ asked at, σ reached, and network time of each call; None for a scheduler we cannot place."""
     model = probe.model
     scheduler = getattr(model, "scheduler", None)
     if scheduler is not None:

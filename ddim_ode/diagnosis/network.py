@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..denoiser import Denoiser
 from .findings import Finding, Probe, rms
 
+_NEED_NUMBERS = ("half-precision", "prediction", "input-scale", "network-time", "terminal-snr")
 _READINGS = ("eps", "x0", "v")
 _FOLLOWS = 2.0  # share of the noise, in units of β̄, beyond that of an answer like x
 _CLEARLY = 1.25  # ratio of losses from which one reading is better than another
@@ -23,6 +24,7 @@ _BLIND = 100.0  # error of x̂₀ at the first level, in units of the data, that
 _ALIKE = 0.7  # correlation of an answer with x
 _WILD = 3.0  # RMS of samples that no model of data on the scale of its noise makes
 _HALF = 0.1  # relative error of a network in half precision that is more than rounding
+_WILD_SAMPLES = "what the model makes by itself is not on the scale of its noise; give data"
 
 
 def checks(probe: Probe) -> Iterator[Finding]:
@@ -34,6 +36,10 @@ def checks(probe: Probe) -> Iterator[Finding]:
     broken = non_finite(probe)
     if broken is not None:
         yield broken
+        probe.skip(f"set {broken.check!r} right first: it hides this", *_NEED_NUMBERS)
+        return
+    if probe.lifeless and probe.data is None:
+        probe.skip(f"{probe.lifeless}; give data", *_NEED_NUMBERS)
         return
     yield from filter(None, (half_precision(probe), misunderstood(probe) or terminal_snr(probe)))
 
@@ -41,9 +47,14 @@ def checks(probe: Probe) -> Iterator[Finding]:
 def misunderstood(probe: Probe) -> Finding | None:
     """Of a wrong reading, scale or time the one whose cure helps most: each makes the others look wrong."""
     found = [f for f in (prediction(probe), input_scale(probe)) if f is not None]
-    if found:
-        return max(found, key=lambda finding: finding.evidence)
-    return other_data(probe) or network_time(probe)
+    worst = max(found, key=lambda finding: finding.evidence, default=None)
+    if worst is None:
+        worst = other_data(probe) or network_time(probe)
+    if worst is not None:
+        hidden = [*(finding.check for finding in found), "network-time", "terminal-snr"]
+        others = [check for check in hidden if check != worst.check]
+        probe.skip(f"set {worst.check!r} right first: it hides this", *others)
+    return worst
 
 
 def learned_variance(probe: Probe) -> Finding | None:
@@ -151,6 +162,8 @@ def prediction(probe: Probe) -> Finding | None:
     """
     declared = probe.model.prediction
     if declared not in _READINGS:
+        reason = f"a {declared}-network's answers are not told from those of {', '.join(_READINGS)}"
+        probe.skip(reason, "prediction")
         return None
     if probe.data is not None:
         x0 = probe.data
@@ -162,6 +175,7 @@ def prediction(probe: Probe) -> Finding | None:
         made = (probe.generate(_read_as(probe, reading)) for reading in (best, "v"))
         tame = next((x for x in made if rms(x) < _WILD), None)
         if tame is None:
+            probe.skip(_WILD_SAMPLES, "prediction")
             return None
         x0 = tame
     errors = [probe.loss(_read_as(probe, reading), x0) for reading in (declared, best)]
@@ -211,6 +225,7 @@ def _answer(probe: Probe, x: Tensor, sigma: float) -> Tensor:
 def input_scale(probe: Probe) -> Finding | None:
     """Whether the data, and what the network is shown, have the scale it was trained in."""
     if probe.data is None and not rms(probe.made) < _WILD:
+        probe.skip(_WILD_SAMPLES, "input-scale")
         return None
     own = probe.loss(probe.model, probe.x0)
     best, factor = own, 1.0
@@ -236,8 +251,8 @@ def input_scale(probe: Probe) -> Finding | None:
 def other_data(probe: Probe) -> Finding | None:
     """Data whose mean or width is not that of the model's own samples (if it is read rightly)."""
     data = probe.data
-    if data is None or not rms(probe.made) < _WILD:
-        return None
+    if data is None or probe.lifeless or not rms(probe.made) < _WILD:
+        return None  # the model's own samples say nothing of their scale
     a, b = (float(v) for v in (data.mean(), data.std()))
     c, d = (float(v) for v in (probe.made.mean(), probe.made.std()))
     ratio = b / d if d else np.inf
@@ -258,6 +273,7 @@ def network_time(probe: Probe) -> Finding | None:
     """Whether other times than those it is told suit the network better: a wrong schedule or unit of t."""
     model, T = probe.model, probe.model.schedule.T
     if not rms(probe.x0) < _WILD:
+        probe.skip(_WILD_SAMPLES, "network-time")
         return None
     sigmas, ratios, factors = probe.sigmas[1:-1], [], []
     for sigma in sigmas.tolist():
@@ -290,11 +306,13 @@ def half_precision(probe: Probe) -> Finding | None:
     """The same network in float16 and bfloat16, on the same inputs."""
     net = probe.model.net
     if not isinstance(net, nn.Module) or not any(p.is_floating_point() for p in net.parameters()):
+        probe.skip("the network is no torch.nn.Module with weights to convert", "half-precision")
         return None
     few = slice(0, min(2, probe.n))
     cond = None if probe.cond is None else {name: v[few] for name, v in probe.cond.items()}
     sigmas = probe.sigmas[[0, len(probe.sigmas) // 2, -1]].tolist()
-    inputs = [probe.noised(probe.x0, sigma)[few] for sigma in sigmas]
+    x0 = probe.x0 if rms(probe.x0) < _WILD else probe.noise
+    inputs = [probe.noised(x0, sigma)[few] for sigma in sigmas]
 
     def answers(model: Denoiser) -> Tensor:
         with torch.no_grad():
@@ -303,11 +321,15 @@ def half_precision(probe: Probe) -> Finding | None:
 
     exact = answers(probe.model)
     for dtype in (torch.float16, torch.bfloat16):
+        name = str(dtype).removeprefix("torch.")
         try:
             half = answers(probe.variant(net=copy.deepcopy(net).to(dtype), dtype=dtype))
-        except (RuntimeError, NotImplementedError):  # no such kernels on this device
+        except (
+            Exception
+        ) as failure:  # no such kernels here, a network that insists on its dtype, ...
+            reason = str(failure).strip().split("\n")[0]
+            probe.skip(f"it does not run in {name} here ({reason})", f"half-precision, {name}")
             continue
-        name = str(dtype).removeprefix("torch.")
         if not half.isfinite().all():
             most = _largest_activation(probe.model, net, answers)
             return Finding(

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import schedules
-from .._checks import one_of
+from .._checks import numbers, one_of
 from ..schedule import Array, Schedule
 
 PREDICTIONS = {
@@ -116,11 +116,12 @@ def schedule_of(config: Mapping[str, Any]) -> Schedule:
 def _betas(name: str, T: int, config: Mapping[str, Any]) -> Array:
     trained = config.get("trained_betas")
     if trained is not None:
-        if len(trained) != T:
+        trained = numbers("trained_betas", trained)
+        if trained.shape != (T,):
             raise ValueError(
-                f"trained_betas has {len(trained)} entries and num_train_timesteps={T}; they must agree"
+                f"trained_betas has {trained.size} entries and num_train_timesteps={T}; they must agree"
             )
-        return np.array(trained, dtype=np.float64)
+        return trained
     start, end = float(config["beta_start"]), float(config["beta_end"])
     if name == "linear":
         return np.linspace(start, end, T)

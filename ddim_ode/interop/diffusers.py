@@ -9,8 +9,11 @@ Weights are read from safetensors alone: a ``.bin`` file is a pickle, which can 
 
 from __future__ import annotations
 
-import json
+import copy
+import functools
+import inspect
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .._checks import count, device_of, named, one_of
+from ..content import digest
 from ..denoiser import Denoiser
 from ..grids import check_grid
 from ..guidance import Guidance
@@ -25,14 +30,14 @@ from ..schedule import Array
 from .config import LEARNED as _LEARNED
 from .config import InteropWarning, Note, is_flow, notes_of, prediction_of, schedule_of, warn_of
 from .placement import placement
+from .reading import NETWORKS, local, network_folder, read_network, read_scheduler, scheduler_file
+from .reading import is_model_folder as is_model_folder
 
 if TYPE_CHECKING:
     from .scheduler import DDIMODEScheduler as DDIMODEScheduler
 
 __all__ = ["DDIMODEScheduler", "DiffusersModel", "InteropWarning", "Note", "load"]
 
-_NETWORKS = ("unet", "transformer")
-_SCHEDULER = "scheduler_config.json"
 # Of SDXL-like networks: what their forward wants inside added_cond_kwargs.
 _ADDED = ("text_embeds", "time_ids", "image_embeds", "resolution", "aspect_ratio")
 
@@ -66,6 +71,8 @@ class DiffusersModel(Denoiser):
     shape: of ONE sample, or None where the network takes any. notes: what became of each key of the
     scheduler's configuration, ``report`` the same as text. scheduler: the diffusers scheduler it came
     with, config its settings, defaults filled in. num_classes: labels the network knows, 0 for none.
+    null_label: what guidance shows in their place, None where the network does not say. needs: the
+    conditions without which it cannot be called.
 
     Conditions go by the network's own names, ``cond={"class_labels": (B,)}`` or ``{"encoder_hidden_states":
     (B, L, D)}``; ``"y"`` is taken for class labels, as in the rest of this package.
@@ -82,6 +89,11 @@ class DiffusersModel(Denoiser):
         # The scheduler's own numbers come from here on; its state is never used.
         self.scheduler, self.config = scheduler, dict(scheduler.config)
         self.config["_class_name"] = type(scheduler).__name__
+        if not {"in_channels"} <= set(getattr(model, "config", ())):
+            raise ValueError(
+                f"{type(model).__name__} has no config with in_channels, as diffusers' networks have; "
+                "ddim_ode.Denoiser(net, schedule) takes any other"
+            )
         net_config: Mapping[str, Any] = model.config  # type: ignore[assignment]
         channels, out = net_config["in_channels"], net_config.get("out_channels")
         out = channels if out is None else out
@@ -111,9 +123,12 @@ class DiffusersModel(Denoiser):
             )
         size = net_config.get("sample_size")
         sizes = (size, size) if isinstance(size, int) else size
-        self.shape = None if sizes is None else (int(channels), *(int(s) for s in sizes))
+        self.shape: Any = None if sizes is None else (int(channels), *map(_size, sizes))
+        self.channels = int(channels)
         self.num_classes = _num_classes(net_config)
         self.classes = [str(i) for i in range(self.num_classes)]
+        self.null_label = _null_label(model)
+        self.needs, self._takes = _needs(model), _takes(model)
         self.guide(guidance)
 
     @property
@@ -121,24 +136,37 @@ class DiffusersModel(Denoiser):
         """A line for each key of the scheduler's configuration: honoured, replaced, or left out."""
         return "\n".join(map(str, self.notes))
 
-    def guide(self, guidance: float | Guidance | None) -> None:
-        """Set classifier-free guidance: a scale for networks whose null label is known (DiT), or a
-        :class:`ddim_ode.Guidance`; ValueError for a scale alone otherwise."""
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Of the network's weights."""
+        return digest(dict(self.net.state_dict()))  # type: ignore[attr-defined]
+
+    def guide(
+        self,
+        guidance: float | Tensor | Guidance | None,
+        interval: tuple[float, float] | None = None,
+        rescale: float = 0.0,
+    ) -> None:
+        """Set classifier-free guidance: a scale, and perhaps an interval and rescale, for networks whose
+        null label is known (DiT), or a whole :class:`ddim_ode.Guidance`; None or 1 for none.
+
+        ValueError for a scale alone where no null label is known.
+        """
         if isinstance(guidance, Guidance):
+            if interval is not None or rescale:
+                raise ValueError("a Guidance has its own interval and rescale; drop the others")
             null = {_plain(name): value for name, value in guidance.null.items()}
-            guidance = Guidance(guidance.scale, null)
-        elif guidance is not None and guidance != 1:
-            assert isinstance(self.net, _Network)
-            label = _null_label(self.net.model)
-            if label is None:
-                raise ValueError(
-                    f"guidance={guidance!r}: what the null branch of this network sees is not in its "
-                    "configuration; give ddim_ode.Guidance(scale, null={name: value})"
-                )
-            guidance = Guidance(guidance, {"class_labels": label})
+            guidance = replace(guidance, null=null)
         else:
-            guidance = None
-        self.guidance = guidance if guidance is not None and guidance.scale != 1 else None
+            scale = 1.0 if guidance is None else guidance
+            guidance = Guidance(scale, {"class_labels": self.null_label}, interval, rescale)
+            if not guidance.is_off and self.null_label is None:
+                raise ValueError(
+                    f"guidance={scale!r}: what the null branch of this network sees is not in its "
+                    "configuration; guidance=1 is the network alone, ddim_ode.Guidance(scale, "
+                    "null={name: value}) says what its null branch sees"
+                )
+        self.guidance = None if guidance.is_off else guidance
 
     def grid(self, steps: int) -> Array:
         """σ of the levels that the model's own scheduler visits in so many steps, to hand to ``grid=``.
@@ -146,7 +174,7 @@ class DiffusersModel(Denoiser):
         Its spacing, offset and final ᾱ, whatever it does between them. ValueError for a scheduler
         that has no such list (more calls a step), or whose levels do not fall from step to step.
         """
-        placed = placement(self.scheduler, self.schedule, steps)
+        placed = placement(self.scheduler, self.schedule, count("steps", steps))
         if placed is None:
             raise ValueError(
                 f"{type(self.scheduler).__name__} does not call once a level; give grid= a name or σ's"
@@ -160,8 +188,27 @@ class DiffusersModel(Denoiser):
         shared: Mapping[str, Any] | None = None,
     ) -> Any:
         """As of a :class:`ddim_ode.Denoiser`; ``"y"`` becomes the network's ``class_labels``."""
-        if isinstance(cond, Mapping):
-            cond = {_plain(name): value for name, value in cond.items()}
+        if cond is not None:
+            cond = {_plain(name): value for name, value in named("cond", cond).items()}
+        if shared is not None:
+            named("shared", shared)
+        if like.ndim > 1 and like.shape[1] != self.channels:
+            raise ValueError(
+                f"x has {like.shape[1]} channels (B, C, *), and the network takes {self.channels}"
+            )
+        labels = (cond or {}).get("class_labels")
+        if isinstance(labels, Tensor) and self.num_classes:
+            _check_labels(labels, self.num_classes + (self.null_label is not None))
+        given = {*(cond or ()), *(shared or ())}
+        if self._takes is not None:
+            for name in sorted(given):
+                one_of("condition", name, sorted(self._takes))
+        missing = self.needs - given
+        if missing:
+            raise ValueError(
+                f"the network needs {', '.join(sorted(missing))}: give cond={{name: tensor (B, ...)}}, one "
+                "row a sample (on the command line --classes says the class labels)"
+            )
         return super().network(like, cond, shared)
 
 
@@ -172,7 +219,7 @@ def load(
     guidance: float | Guidance | None = None,
     snap: bool = False,
     dtype: torch.dtype | None = None,
-    device: str | torch.device = "cpu",
+    device: str | torch.device | None = None,
     revision: str | None = None,
 ) -> DiffusersModel:
     """A diffusers model as a denoiser, ready to sample.
@@ -183,7 +230,8 @@ def load(
     object, a directory or a ``scheduler_config.json``; a model in memory needs it.
     guidance: a :class:`ddim_ode.Guidance`, or a scale where the null label is known (DiT). snap: only
     whole times 0..T−1 reach the network. dtype: half precision for weights and network input, the
-    state stays float32.
+    state stays float32. A model in memory is shared and put into evaluation mode, or copied where device or
+    dtype are others than its own; one that is read goes to the CPU by default.
 
     What the configuration asks for and is not part of the ODE (``clip_sample=True``,
     ``thresholding=True``), or is not known, is left out with an :class:`InteropWarning` that names the
@@ -192,143 +240,44 @@ def load(
     ValueError for a class that is not diffusers' own, an unknown scheduler, or pickled weights; OSError
     where something is missing or cannot be read.
     """
+    device = None if device is None else device_of(device)
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ValueError(f"dtype={dtype!r} must be a floating torch dtype such as torch.bfloat16")
     if isinstance(source, nn.Module):
         model = source
         if scheduler is None:
             raise ValueError("a model in memory needs scheduler=: its object, directory or file")
         given = scheduler
     elif isinstance(source, (str, Path)):
-        folder = _local(source, revision)
-        found = _network_folder(folder)
-        given = _scheduler_file(folder, found) if scheduler is None else scheduler
-        model = _read_network(found, dtype)
+        folder = local(source, revision)
+        found = network_folder(folder)
+        given = scheduler_file(folder, found) if scheduler is None else scheduler
+        model = read_network(found, dtype)
     else:
-        found_model = next((m for n in _NETWORKS if (m := getattr(source, n, None))), None)
+        found_model = next((m for n in NETWORKS if (m := getattr(source, n, None))), None)
         if found_model is None:
             raise ValueError(
                 f"source={type(source).__name__}: give a directory, a hub id, a pipeline with a unet or "
                 "transformer, or a model"
             )
         model, given = found_model, source.scheduler if scheduler is None else scheduler
-    model.eval().requires_grad_(False).to(device)
-    if dtype is not None and next(model.parameters()).dtype != dtype:
+    own = next(model.parameters(), None)
+    if isinstance(source, (str, Path)):
+        model.requires_grad_(False)
+    elif own is not None and (
+        dtype not in (None, own.dtype) or (device is not None and own.device != device)
+    ):
+        model = copy.deepcopy(model)
+    model.eval()
+    if device is not None:
+        model.to(device)
+    if dtype is not None and own is not None and own.dtype != dtype:
         model.to(dtype)
-    denoiser = DiffusersModel(model, _read_scheduler(given), guidance, snap, dtype)
+    if dtype is None and own is not None and own.dtype in (torch.float16, torch.bfloat16):
+        dtype = own.dtype
+    denoiser = DiffusersModel(model, read_scheduler(given), guidance, snap, dtype)
     warn_of(denoiser.notes)
     return denoiser
-
-
-def is_model_folder(path: str | Path) -> bool:
-    """Whether a directory is laid out as diffusers lays out a pipeline or a model."""
-    path = Path(path)
-    names = ["model_index.json", *(f"{name}/config.json" for name in _NETWORKS)]
-    if any((path / name).is_file() for name in names):
-        return True
-    return (path / "config.json").is_file() and "_class_name" in _read_json(path / "config.json")
-
-
-def _local(source: str | Path, revision: str | None) -> Path:
-    """The directory, or a snapshot of the hub's: configurations and safetensors, nothing else."""
-    path = Path(source)
-    if path.is_dir():
-        return path
-    try:
-        from huggingface_hub import snapshot_download
-
-        parts = [f"{name}/*.{kind}" for name in _NETWORKS for kind in ("json", "safetensors")]
-        wanted = ["model_index.json", "config.json", "scheduler*.json", "scheduler/*.json", *parts]
-        return Path(snapshot_download(str(source), revision=revision, allow_patterns=wanted))
-    except Exception as error:
-        raise FileNotFoundError(
-            f"{source}: no such directory, and no model of that id could be fetched ({error})"
-        ) from error
-
-
-def _network_folder(folder: Path) -> Path:
-    inside = [folder / name for name in _NETWORKS if (folder / name / "config.json").is_file()]
-    if inside:
-        return inside[0]
-    if (folder / "config.json").is_file():
-        return folder
-    raise FileNotFoundError(
-        f"{folder}: holds no unet/config.json, transformer/config.json or config.json of a model"
-    )
-
-
-def _scheduler_file(folder: Path, network: Path) -> Path:
-    places = [folder / "scheduler", folder, network.parent / "scheduler", network.parent]
-    for place in places:
-        if (place / _SCHEDULER).is_file():
-            return place / _SCHEDULER
-    raise FileNotFoundError(
-        f"{folder}: holds no scheduler/{_SCHEDULER}; give scheduler=, without which nobody knows how the "
-        "network was trained"
-    )
-
-
-def _read_network(folder: Path, dtype: torch.dtype | None) -> nn.Module:
-    import diffusers
-
-    name = _read_json(folder / "config.json").get("_class_name")
-    cls = getattr(diffusers, str(name), None)
-    if not (isinstance(cls, type) and issubclass(cls, diffusers.ModelMixin)):
-        raise ValueError(
-            f"{folder}: _class_name={name!r} is no model of diffusers {diffusers.__version__}; build it "
-            "yourself and load(model, scheduler)"
-        )
-    if not list(folder.glob("*.safetensors")):
-        pickled = next(iter(sorted(folder.glob("*.bin"))), None)
-        if pickled is not None:
-            raise ValueError(
-                f"{pickled}: pickled weights are not read, since they can run code; save the model "
-                "again with save_pretrained(safe_serialization=True)"
-            )
-        raise FileNotFoundError(f"{folder}: holds no .safetensors weights")
-    try:
-        return cls.from_pretrained(
-            folder,
-            use_safetensors=True,
-            torch_dtype=dtype,
-            local_files_only=True,
-            low_cpu_mem_usage=False,  # which wants another package
-        )
-    except Exception as error:  # of many kinds, by what is wrong with the file
-        raise ValueError(f"{folder}: its weights cannot be read ({error})") from error
-
-
-def _read_scheduler(given: Any) -> Any:
-    """The scheduler's object, its class looked up in diffusers or here, its defaults filled in."""
-    import diffusers
-
-    if isinstance(given, (str, Path)):
-        path = Path(given)
-        path = path / _SCHEDULER if path.is_dir() else path
-        given = _read_json(path)
-    if isinstance(given, Mapping):
-        # Keys listed there would go back to their defaults, whatever they say.
-        given = {key: value for key, value in given.items() if key != "_use_default_values"}
-        name = str(given.get("_class_name"))
-        is_flow(given)  # refuses classes we do not know
-        if name == "DDIMODEScheduler":
-            from .scheduler import DDIMODEScheduler
-
-            return DDIMODEScheduler.from_config(given)
-        return getattr(diffusers, name).from_config(given)
-    if not hasattr(given, "config"):
-        raise ValueError(f"scheduler={given!r}: give its object, directory or configuration file")
-    return given
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: truncated, or not JSON ({error})") from None
-    if not isinstance(data, dict):
-        raise ValueError(f"{path}: holds a {type(data).__name__}, not a configuration")
-    return data
 
 
 def _plain(name: str) -> str:
@@ -340,6 +289,40 @@ def _num_classes(config: Mapping[str, Any]) -> int:
     if config.get("_class_name") == "DiTTransformer2DModel":
         return int(config["num_embeds_ada_norm"])
     return int(config.get("num_class_embeds") or 0)
+
+
+def _size(value: Any) -> int:
+    return count("sample_size (of the network's config.json)", value)
+
+
+def _check_labels(labels: Tensor, n: int) -> None:
+    """ValueError for what no embedding takes; values are looked at where that waits for no device."""
+    if labels.is_floating_point() or labels.is_complex():
+        raise ValueError(f"class labels must be whole numbers, got {labels.dtype}")
+    if labels.device.type == "cpu" and labels.numel():
+        least, most = int(labels.min()), int(labels.max())
+        if least < 0 or most >= n:
+            raise ValueError(f"class labels {least} to {most}: the network knows 0 to {n - 1}")
+
+
+def _needs(model: nn.Module) -> frozenset[str]:
+    """Conditions without a default in the network's call, or with one that its configuration refuses."""
+    config: Mapping[str, Any] = model.config  # type: ignore[assignment]
+    of_call = list(inspect.signature(model.forward).parameters.values())[1:]
+    needs = {p.name for p in of_call if p.default is p.empty and p.kind == p.POSITIONAL_OR_KEYWORD}
+    if _num_classes(config) or config.get("class_embed_type"):
+        needs.add("class_labels")
+    if config.get("addition_embed_type") == "text_time":
+        needs |= {"text_embeds", "time_ids"}
+    return frozenset(needs - {"timestep"})
+
+
+def _takes(model: nn.Module) -> frozenset[str] | None:
+    """The names that a network's call takes beside x and t, None for any."""
+    of_call = list(inspect.signature(model.forward).parameters.values())[1:]
+    if any(p.kind == p.VAR_KEYWORD for p in of_call):
+        return None
+    return frozenset({p.name for p in of_call} - {"timestep", "return_dict"}) | set(_ADDED)
 
 
 def _null_label(model: nn.Module) -> int | None:

@@ -8,6 +8,7 @@ t − T//N and never looks at its own next timestep.
 
 from __future__ import annotations
 
+import copy
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ _LISTED = ("DDPMScheduler", "DDPMParallelScheduler")
 _IN_SIGMA = (
     *("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "DEISMultistepScheduler"),
     *("UniPCMultistepScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler"),
-    *("LMSDiscreteScheduler", "SASolverScheduler", "DPMSolverSDEScheduler"),
+    *("LMSDiscreteScheduler", "SASolverScheduler"),
 )
 
 
@@ -32,14 +33,16 @@ class Placement(NamedTuple):
 
 
 def placement(scheduler: Any, schedule: Schedule, steps: int) -> Placement | None:
-    """The levels of ``scheduler`` at ``set_timesteps(steps)``, None for classes of more calls a step.
+    """The levels of ``scheduler`` at ``set_timesteps(steps)``, which is called on a copy of it.
 
-    schedule: as :func:`ddim_ode.interop.config.schedule_of` reads it. ValueError where the scheduler
-    cannot take so many steps.
+    None for classes of more calls a step or of levels that we do not know. schedule: as
+    :func:`ddim_ode.interop.config.schedule_of` reads it. ValueError where the scheduler cannot take so
+    many steps.
     """
     name = type(scheduler).__name__
     if name not in (*_STRIDING, *_LISTED, *_IN_SIGMA) or schedule.family != "vp":
         return None
+    scheduler = copy.deepcopy(scheduler)
     try:
         scheduler.set_timesteps(steps)
     except (ValueError, IndexError) as error:

@@ -43,6 +43,7 @@ class PretrainedModel(Denoiser):
         self.shape = tuple(config["shape"])
         self.num_classes = net.num_classes
         self.classes: list[str] = config.get("classes") or [str(i) for i in range(net.num_classes)]
+        self.null_label = net.num_classes or None
         self.sha256 = sha256
         self.shipped: str | None = None  # its name, where the package brings it
         self.guide(guidance)

@@ -1,0 +1,144 @@
+"""The files of a diffusers model: where they are, and objects of them. Nothing is unpickled.
+
+A class is looked up by name in diffusers itself, never imported from where a file says.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .._checks import one_of
+from .config import DISCRETE, FLOW
+
+NETWORKS = ("unet", "transformer")
+_SCHEDULER = "scheduler_config.json"
+
+
+def is_model_folder(path: str | Path) -> bool:
+    """Whether a directory is laid out as diffusers lays out a pipeline or a model."""
+    path = Path(path)
+    names = ["model_index.json", *(f"{name}/config.json" for name in NETWORKS)]
+    if any((path / name).is_file() for name in names):
+        return True
+    return (path / "config.json").is_file() and "_class_name" in _read_json(path / "config.json")
+
+
+def local(source: str | Path, revision: str | None) -> Path:
+    """The directory, or a snapshot of the hub's: configurations and safetensors, nothing else."""
+    path = Path(source)
+    if path.is_dir():
+        return path
+    try:
+        from huggingface_hub import snapshot_download
+
+        parts = [f"{name}/*.{kind}" for name in NETWORKS for kind in ("json", "safetensors")]
+        wanted = ["model_index.json", "config.json", "scheduler*.json", "scheduler/*.json", *parts]
+        return Path(snapshot_download(str(source), revision=revision, allow_patterns=wanted))
+    except Exception as error:
+        raise FileNotFoundError(
+            f"{source}: no such directory, and no model of that id could be fetched ({error})"
+        ) from error
+
+
+def network_folder(folder: Path) -> Path:
+    inside = [folder / name for name in NETWORKS if (folder / name / "config.json").is_file()]
+    if inside:
+        return inside[0]
+    if (folder / "config.json").is_file():
+        return folder
+    raise FileNotFoundError(
+        f"{folder}: holds no unet/config.json, transformer/config.json or config.json of a model"
+    )
+
+
+def scheduler_file(folder: Path, network: Path) -> Path:
+    places = [folder / "scheduler", folder, network.parent / "scheduler", network.parent]
+    for place in places:
+        if (place / _SCHEDULER).is_file():
+            return place / _SCHEDULER
+    raise FileNotFoundError(
+        f"{folder}: holds no scheduler/{_SCHEDULER}; give scheduler=, without which nobody knows how the "
+        "network was trained"
+    )
+
+
+def read_network(folder: Path, dtype: torch.dtype | None) -> nn.Module:
+    import diffusers
+
+    name = _read_json(folder / "config.json").get("_class_name")
+    cls = getattr(diffusers, str(name), None)
+    if not (isinstance(cls, type) and issubclass(cls, diffusers.ModelMixin)):
+        raise ValueError(
+            f"{folder}: _class_name={name!r} is no model of diffusers {diffusers.__version__}; build it "
+            "yourself and load(model, scheduler)"
+        )
+    if not list(folder.glob("*.safetensors")):
+        pickled = next(iter(sorted(folder.glob("*.bin"))), None)
+        if pickled is not None:
+            raise ValueError(
+                f"{pickled}: pickled weights are not read, since they can run code; save the model "
+                "again with save_pretrained(safe_serialization=True)"
+            )
+        raise FileNotFoundError(f"{folder}: holds no .safetensors weights")
+    try:
+        model, report = cls.from_pretrained(
+            folder,
+            output_loading_info=True,
+            use_safetensors=True,
+            torch_dtype=dtype,
+            local_files_only=True,
+            low_cpu_mem_usage=False,  # which wants another package
+        )
+    except Exception as error:  # of many kinds, by what is wrong with the file
+        raise ValueError(f"{folder}: its weights cannot be read ({error})") from error
+    strange = {kind: found for kind, found in report.items() if found}
+    if strange:  # diffusers goes on with random numbers in their place
+        kind, found = next(iter(strange.items()))
+        raise ValueError(
+            f"{folder}: its weights do not fit its config.json: {len(found)} {kind.replace('_', ' ')}, "
+            f"such as {sorted(map(str, found))[0]}; save both again with save_pretrained"
+        )
+    return model
+
+
+def read_scheduler(given: Any) -> Any:
+    """The scheduler's object, its class looked up in diffusers or here, its defaults filled in."""
+    import diffusers
+
+    if isinstance(given, (str, Path)):
+        path = Path(given)
+        path = path / _SCHEDULER if path.is_dir() else path
+        given = _read_json(path)
+    if isinstance(given, Mapping):
+        # Keys listed there would go back to their defaults, whatever they say.
+        given = {key: value for key, value in given.items() if key != "_use_default_values"}
+        name = one_of("scheduler", given.get("_class_name"), (*DISCRETE, *FLOW))
+        if name == "DDIMODEScheduler":
+            from .scheduler import DDIMODEScheduler
+
+            return DDIMODEScheduler.from_config(given)
+        try:
+            return getattr(diffusers, name).from_config(given)
+        except Exception as error:  # of many kinds, by which entry is wrong
+            raise ValueError(f"{name} cannot be made of its configuration: {error}") from error
+    if not hasattr(given, "config"):
+        raise ValueError(f"scheduler={given!r}: give its object, directory or configuration file")
+    return given
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: truncated, or not JSON ({error})") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"{path}: holds a {type(data).__name__}, not a configuration")
+    return data

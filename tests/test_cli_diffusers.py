@@ -1,0 +1,146 @@
+"""The commands on directories of diffusers draw what the library makes of the same network."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from peers import load as peer
+from tiny_pipelines import SIDE, dit, save, text_unet, unet
+
+import ddim_ode
+from ddim_ode.cli import main
+from ddim_ode.interop.diffusers import load
+from ddim_ode.nets import weights
+from ddim_ode.nets.data import to_unit
+from ddim_ode.shards import Shards
+
+
+def scheduler(**options):
+    return peer("diffusers").DDIMScheduler(clip_sample=False, prediction_type="sample", **options)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    return save(tmp_path_factory.mktemp("plain"), unet(), scheduler())
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory):
+    """Class-conditional, with no null label that anybody could know."""
+    return save(tmp_path_factory.mktemp("labelled"), unet(num_class_embeds=4), scheduler())
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "set.npz"
+    pixels = np.random.default_rng(0).integers(0, 256, (4, SIDE, SIDE), dtype=np.uint8)
+    np.savez(path, images=pixels, labels=np.array([3, 1, 0, 2]))
+    return path
+
+
+def run(*words):
+    return main([str(word) for word in words])
+
+
+SAMPLE = ["--methods", "ddim,heun", "--steps", "2", "--seeds", "0-4", "--npz"]
+
+
+def test_sample_draws_what_the_library_makes(plain, tmp_path):
+    assert run("sample", "--model", plain, *SAMPLE, "--out", tmp_path) == 0
+    model = load(plain)
+    x = ddim_ode.noise(model.shape, model.schedule, range(5))
+    for method in ("ddim", "heun"):
+        made = np.load(tmp_path / f"{method}.npz")["x"]
+        np.testing.assert_allclose(made, ddim_ode.sample(model, x, method, steps=2).x, atol=1e-5)
+
+
+def test_a_manifest_is_of_these_weights_and_no_others(plain, tmp_path, capsys):
+    again = ["sample", "--manifest", tmp_path / "out/manifest.json", "--out", tmp_path / "again"]
+    folder = save(tmp_path / "model", unet(), scheduler())
+    assert run("sample", "--model", folder, *SAMPLE[:-1], "--out", tmp_path / "out") == 0
+    assert run(*again) == 0
+    net = unet()
+    with torch.no_grad():
+        next(net.parameters())[0] += 1e-3
+    save(folder, net, scheduler())
+    assert run(*again) == 2
+    assert "was made with weights" in capsys.readouterr().err
+
+
+def test_classes_without_a_null_label_are_sampled_unguided(labelled, tmp_path):
+    """By default, and as a guidance of 1 would; generate and sample agree."""
+    model, labels = load(labelled), torch.tensor([2, 0, 2, 0, 2])
+    x = ddim_ode.noise(model.shape, model.schedule, range(5))
+    end = ddim_ode.sample(model, x, "ddim", steps=2, cond=dict(y=labels)).x
+    other = ddim_ode.sample(model, x, "ddim", steps=2, cond=dict(y=labels.flip(0) * 0 + 1)).x
+    assert not torch.allclose(end, other, atol=1e-2)
+    call = ["--model", labelled, "--classes", "2,0", "--steps", "2"]
+    assert run("sample", *call, "--methods", "ddim", *SAMPLE[4:], "--out", tmp_path / "s") == 0
+    np.testing.assert_allclose(np.load(tmp_path / "s/ddim.npz")["x"], end, atol=1e-5)
+    assert run("generate", *call, "-n", "5", "--method", "ddim", "--out", tmp_path / "g") == 0
+    made = torch.cat([shard.x for shard in Shards.open(tmp_path / "g")])
+    torch.testing.assert_close(made, end, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("command", ["sample", "generate"])
+def test_guidance_without_a_null_label_names_the_way_out(labelled, tmp_path, capsys, command):
+    n = ["-n", "2"] if command == "generate" else []
+    assert run(command, "--model", labelled, "--guidance", "3", *n, "--out", tmp_path) == 2
+    assert "guidance=1 is the network alone" in capsys.readouterr().err
+
+
+def test_encode_goes_up_and_down_under_the_pictures_classes(labelled, pictures, tmp_path):
+    call = ["encode", "--model", labelled, "--data", pictures, "--indices", "0-2"]
+    assert run(*call, "--method", "ddim", "--steps", "3", "--out", tmp_path) == 0
+    tensors, config = weights.read(tmp_path / "latents.safetensors")
+    model = load(labelled)
+    assert config["sha256"] == model.sha256
+    x0 = to_unit(torch.from_numpy(np.load(pictures)["images"][:3, None]))
+    cond = dict(class_labels=torch.tensor([3, 1, 0]))
+    expected = ddim_ode.encode(model, x0, "ddim", steps=3, cond=cond).x
+    torch.testing.assert_close(tensors["latents"], expected)
+
+
+def test_interpolate_and_edit_take_them(plain, labelled, pictures, tmp_path):
+    fast = ["--method", "ddim", "--steps", "2", "--out", tmp_path]
+    points = ["--seeds", "0-1", "--points", "3"]
+    assert run("interpolate", "--model", plain, *points, *fast) == 0
+    manifest = json.loads((tmp_path / "interpolate.json").read_text())
+    assert manifest["model"]["sha256"] == load(plain).sha256
+    assert [r["net_evals"] for r in manifest["runs"]] == [3 * 2] * 2
+    data = ["--data", pictures, "--indices", "0-1"]
+    assert run("edit", "--model", labelled, *data, "--to", "2", *fast) == 0
+    runs = json.loads((tmp_path / "edit.json").read_text())["runs"]
+    assert [r["what"] for r in runs] == ["encode", "decode, to 2"]
+    assert all(r["alterations"] == {} for r in runs)
+
+
+@pytest.mark.parametrize("command", ["sample", "interpolate"])
+def test_classes_that_are_missing_are_asked_for(labelled, tmp_path, capsys, command):
+    words = [] if command == "interpolate" else ["--classes", "9"]
+    assert run(command, "--model", labelled, *words, "--out", tmp_path) == 2
+    said = capsys.readouterr().err
+    assert ("--classes" in said) if command == "interpolate" else ("unknown class '9'" in said)
+
+
+@pytest.mark.parametrize(
+    ("make", "commands", "message"),
+    [
+        (text_unet, ("sample", "generate", "doctor"), "needs encoder_hidden_states, which"),
+        (dit, ("sample",), "latents of 2 channels"),
+    ],
+)
+def test_what_the_commands_cannot_take(make, commands, message, tmp_path, capsys):
+    part = "unet" if make is text_unet else "transformer"
+    make().save_pretrained(tmp_path / "model" / part)
+    scheduler().save_pretrained(tmp_path / "model/scheduler")
+    for command in commands:
+        words = ["-n", "1"] if command == "generate" else []
+        words = (
+            [tmp_path / "model"] if command == "doctor" else ["--model", tmp_path / "model", *words]
+        )
+        out = [] if command == "doctor" else ["--out", tmp_path / "out"]
+        assert run(command, *words, *out) == 2
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()

@@ -1,0 +1,131 @@
+"""What is wrong with a directory, a call or a network ends in an error that says so, before any sample."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from peers import load as peer
+from tiny_pipelines import save, start, unet
+
+import ddim_ode
+from ddim_ode import Guidance
+from ddim_ode.interop.diffusers import load
+
+PART = dict(net="unet/config.json", scheduler="scheduler/scheduler_config.json")
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    return save(tmp_path_factory.mktemp("good"), unet(), scheduler())
+
+
+def scheduler(**options):
+    return peer("diffusers").DDIMScheduler(clip_sample=False, prediction_type="sample", **options)
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "match"),
+    [
+        # diffusers itself fills in random numbers for weights that a file lacks
+        ("net", dict(layers_per_block=2), "do not fit its config.json: .* missing keys"),
+        ("net", dict(num_class_embeds=3), "do not fit its config.json: 1 missing keys"),
+        ("net", dict(sample_size=0), "sample_size .*=0"),
+        ("net", dict(sample_size=[8, -8]), "sample_size .*=-8"),
+        ("scheduler", dict(_class_name=None), "unknown scheduler None; valid"),
+        ("scheduler", dict(num_train_timesteps="many"), "DDIMScheduler cannot be made"),
+        ("scheduler", dict(num_train_timesteps=10.5), "DDIMScheduler cannot be made"),
+        ("scheduler", dict(beta_start=None), "DDIMScheduler cannot be made"),
+        ("scheduler", dict(beta_schedule="foo"), "DDIMScheduler cannot be made"),
+        ("scheduler", dict(trained_betas=5), "trained_betas|cannot be made"),
+    ],
+)
+def test_configurations_gone_wrong(good, tmp_path, part, change, match):
+    folder = shutil.copytree(good, tmp_path / "copy")
+    file = folder / PART[part]
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    with pytest.raises(ValueError, match=match):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        (dict(dtype="fp16"), "dtype='fp16'"),
+        (dict(dtype=torch.int8), "dtype=torch.int8"),
+        (dict(device="warp"), "device='warp' cannot be used"),
+    ],
+)
+def test_options_gone_wrong(good, options, match):
+    with pytest.raises(ValueError, match=match):
+        load(good, **options)
+
+
+def test_a_network_without_a_configuration():
+    with pytest.raises(ValueError, match=r"Linear has no config.*ddim_ode\.Denoiser"):
+        load(torch.nn.Linear(2, 2), scheduler())
+
+
+@pytest.mark.parametrize("steps", [0, 1.5, None])
+def test_grid_takes_a_number_of_steps(good, steps):
+    with pytest.raises(ValueError, match="steps="):
+        load(good).grid(steps)
+
+
+@pytest.mark.parametrize(
+    ("cond", "match"),
+    [
+        (None, "needs class_labels"),
+        ([1], r"cond=\[1\] must be"),
+        (dict(y=torch.tensor([0, 1, 4])), "0 to 4: the network knows 0 to 3"),
+        (dict(y=torch.tensor([0.0, 1.0, 2.0])), "whole numbers, got torch.float32"),
+        (dict(y=torch.tensor([0, 1, 2]), word=torch.zeros(3)), "unknown condition 'word'; valid"),
+    ],
+)
+def test_conditions_gone_wrong(cond, match):
+    model = load(unet(num_class_embeds=4), scheduler())
+    with pytest.raises(ValueError, match=match):
+        ddim_ode.sample(model, start(), steps=2, cond=cond)
+
+
+def test_channels_gone_wrong(good):
+    with pytest.raises(ValueError, match=r"x has 3 channels .* takes 1"):
+        ddim_ode.sample(load(good), start(channels=3), steps=2)
+
+
+def test_a_guidance_keeps_its_interval_and_rescale():
+    guidance = Guidance(3.0, {"y": 0}, interval=(0.3, 5.0), rescale=0.7)
+    model = load(unet(num_class_embeds=4), scheduler(), guidance=guidance)
+    assert model.alterations == guidance.to_dict()
+    cond = dict(y=torch.tensor([1, 2, 3]))
+    plain = ddim_ode.Denoiser(model.net, model.schedule, "x0", -1.0)
+    plain.guidance = Guidance(3.0, {"class_labels": 0}, interval=(0.3, 5.0), rescale=0.7)
+    expected = ddim_ode.sample(plain, start(), steps=6, cond=dict(class_labels=cond["y"])).x
+    assert torch.equal(ddim_ode.sample(model, start(), steps=6, cond=cond).x, expected)
+
+
+def test_a_model_in_memory_is_not_converted_behind_its_owner():
+    net = unet()
+    half = load(net, scheduler(), dtype=torch.bfloat16)
+    assert {p.dtype for p in net.parameters()} == {torch.float32}
+    assert all(p.requires_grad for p in net.parameters())
+    assert {p.dtype for p in half.net.parameters()} == {torch.bfloat16}
+    # One that is in half precision already is asked in it.
+    again = load(half.net.model, scheduler())
+    x = ddim_ode.sample(again, start(), steps=2).x
+    assert x.dtype == torch.float32
+    assert torch.equal(x, ddim_ode.sample(half, start(), steps=2).x)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, torch.nan])
+def test_the_doctor_wants_data_that_differ(good, value):
+    with pytest.raises(ValueError, match="constant"):
+        ddim_ode.diagnose(load(good), data=torch.full((4, 1, 8, 8), value))
+
+
+def test_the_doctor_says_when_a_model_makes_nothing(good):
+    model = load(good)
+    model.net.model.conv_out.register_forward_hook(lambda module, given, out: out * 0)
+    report = ddim_ode.diagnose(model)
+    assert "what the model makes is constant; give data" in report.not_checked.values()
+    assert {"prediction", "stride"} <= report.not_checked.keys()
