@@ -141,7 +141,7 @@ def _leading(tangents: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     b, p = tangents.shape[:2]
     if p <= rank:
         return tangents, torch.eye(p, dtype=tangents.dtype, device=tangents.device).expand(b, p, p)
-    flat = tangents.flatten(2).double()
+    flat = tangents.reshape(b, p, -1).double()
     size = flat.norm(dim=2, keepdim=True)
     flat = flat / torch.where(size > 0, size, 1.0)
     rank = min(rank, flat.shape[2])

@@ -20,6 +20,8 @@ from ..schedule import Array
 from ..seeding import noise
 
 _LEVELS = (0.05, 0.2, 0.4, 0.6, 0.8, 0.95)  # of T
+WILD = 3.0  # RMS of samples that no model of data on the scale of its noise makes
+WILD_SAMPLES = "what the model makes by itself is not on the scale of its noise; give data"
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,8 @@ class Probe:
         if data is not None:
             if not isinstance(data, Tensor) or not data.is_floating_point() or data.ndim < 1:
                 raise ValueError("data must be a floating tensor (N, *) of clean samples")
-            if len(data) < 2 or not data[:n].std() > 0:
-                raise ValueError("data must be at least 2 clean samples, not all of one number")
+            if len(data) < 2:
+                raise ValueError(f"data must be at least 2 clean samples, got {len(data)}")
             n, shape = min(n, len(data)), data.shape[1:]
             if not float(data[:n].std()) > 0:  # of NaN as well
                 raise ValueError(f"the first {n} samples of data are constant, or not all numbers")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..denoiser import Denoiser
-from .findings import Finding, Probe, rms
+from .findings import WILD, WILD_SAMPLES, Finding, Probe, rms
 
 _NEED_NUMBERS = ("half-precision", "prediction", "input-scale", "network-time", "terminal-snr")
 _READINGS = ("eps", "x0", "v")
@@ -22,9 +22,7 @@ _SCALES = (0.25, 0.5, 2.0, 4.0)
 _TIMES = (1e-3, 0.25, 0.5, 0.75, 1.33, 2.0)
 _BLIND = 100.0  # error of x̂₀ at the first level, in units of the data, that no first step survives
 _ALIKE = 0.7  # correlation of an answer with x
-_WILD = 3.0  # RMS of samples that no model of data on the scale of its noise makes
 _HALF = 0.1  # relative error of a network in half precision that is more than rounding
-_WILD_SAMPLES = "what the model makes by itself is not on the scale of its noise; give data"
 
 
 def checks(probe: Probe) -> Iterator[Finding]:
@@ -173,9 +171,9 @@ def prediction(probe: Probe) -> Finding | None:
         if best == declared:
             return None
         made = (probe.generate(_read_as(probe, reading)) for reading in (best, "v"))
-        tame = next((x for x in made if rms(x) < _WILD), None)
+        tame = next((x for x in made if rms(x) < WILD), None)
         if tame is None:
-            probe.skip(_WILD_SAMPLES, "prediction")
+            probe.skip(WILD_SAMPLES, "prediction")
             return None
         x0 = tame
     errors = [probe.loss(_read_as(probe, reading), x0) for reading in (declared, best)]
@@ -206,7 +204,7 @@ def _by_what_it_follows(probe: Probe) -> str:
     if float(torch.corrcoef(torch.stack([answer.flatten(), x.flatten()]))[0, 1]) > _ALIKE:
         return "eps"
     made = probe.generate(_read_as(probe, "v"))
-    if not rms(made) < _WILD:
+    if not rms(made) < WILD:
         return "x0"
     sigma = float(probe.sigmas[0])
     alpha, beta = (float(scale) for scale in probe.model.schedule.scales(sigma))
@@ -224,15 +222,15 @@ def _answer(probe: Probe, x: Tensor, sigma: float) -> Tensor:
 
 def input_scale(probe: Probe) -> Finding | None:
     """Whether the data, and what the network is shown, have the scale it was trained in."""
-    if probe.data is None and not rms(probe.made) < _WILD:
-        probe.skip(_WILD_SAMPLES, "input-scale")
+    if probe.data is None and not rms(probe.made) < WILD:
+        probe.skip(WILD_SAMPLES, "input-scale")
         return None
     own = probe.loss(probe.model, probe.x0)
     best, factor = own, 1.0
     for scale in _SCALES:
         variant = probe.variant(net=_scaled(probe.model, scale))
         x0 = probe.data if probe.data is not None else probe.generate(variant)
-        loss = probe.loss(variant, x0) if rms(x0) < _WILD else float("inf")
+        loss = probe.loss(variant, x0) if rms(x0) < WILD else float("inf")
         if loss < best:
             best, factor = loss, scale
     ratio = own / max(best, 1e-12)
@@ -251,7 +249,7 @@ def input_scale(probe: Probe) -> Finding | None:
 def other_data(probe: Probe) -> Finding | None:
     """Data whose mean or width is not that of the model's own samples (if it is read rightly)."""
     data = probe.data
-    if data is None or probe.lifeless or not rms(probe.made) < _WILD:
+    if data is None or probe.lifeless or not rms(probe.made) < WILD:
         return None  # the model's own samples say nothing of their scale
     a, b = (float(v) for v in (data.mean(), data.std()))
     c, d = (float(v) for v in (probe.made.mean(), probe.made.std()))
@@ -272,8 +270,8 @@ def other_data(probe: Probe) -> Finding | None:
 def network_time(probe: Probe) -> Finding | None:
     """Whether other times than those it is told suit the network better: a wrong schedule or unit of t."""
     model, T = probe.model, probe.model.schedule.T
-    if not rms(probe.x0) < _WILD:
-        probe.skip(_WILD_SAMPLES, "network-time")
+    if not rms(probe.x0) < WILD:
+        probe.skip(WILD_SAMPLES, "network-time")
         return None
     sigmas, ratios, factors = probe.sigmas[1:-1], [], []
     for sigma in sigmas.tolist():
@@ -311,7 +309,7 @@ def half_precision(probe: Probe) -> Finding | None:
     few = slice(0, min(2, probe.n))
     cond = None if probe.cond is None else {name: v[few] for name, v in probe.cond.items()}
     sigmas = probe.sigmas[[0, len(probe.sigmas) // 2, -1]].tolist()
-    x0 = probe.x0 if rms(probe.x0) < _WILD else probe.noise
+    x0 = probe.x0 if rms(probe.x0) < WILD else probe.noise
     inputs = [probe.noised(x0, sigma)[few] for sigma in sigmas]
 
     def answers(model: Denoiser) -> Tensor:
