@@ -124,7 +124,7 @@ def on_many(size: Size) -> Iterable[Row]:
             yield dict(what="many", schedule=repr(schedule), **judged(problem, plan, None))
 
 
-def on_shipped(size: Size, data: Path | None) -> Iterable[Row]:
+def on_shipped(size: Size, data: Path | None, only: float | None) -> Iterable[Row]:
     guidances, n = size.shipped
     screen = (min(size.screen[0], 2), min(size.screen[1], 8))  # the network is a large one
     features = metrics.classifier_features()
@@ -139,6 +139,8 @@ def on_shipped(size: Size, data: Path | None) -> Iterable[Row]:
         return metrics.frechet_from_moments(*moments, target.mean, target.cov)
 
     for guidance, budgets in guidances.items():
+        if only not in (None, guidance):
+            continue
         model = ddim_ode.load("fashion-mnist", guidance=guidance)
         seeds = range(UNSEEN, UNSEEN + max(n, size.images))
         x, cond = ddim_ode.noise(model.shape, model.schedule, seeds=seeds), labels(model, seeds)
@@ -253,6 +255,9 @@ def main() -> None:
         choices=("digits", "many", "shipped", "trained", "transfer"),
         help="run one part, and keep the other rows",
     )
+    parser.add_argument(
+        "--guidance", type=float, help="with --only shipped: at this scale, and keep the other rows"
+    )
     args = parser.parse_args()
     size = FULL if args.full else QUICK
     run = Run("calibration", args, ("scipy", "scikit-learn"))
@@ -264,7 +269,7 @@ def main() -> None:
     parts = dict(
         digits=lambda: on_digits(size),
         many=lambda: on_many(size),
-        shipped=lambda: on_shipped(size, args.data),
+        shipped=lambda: on_shipped(size, args.data, args.guidance),
         trained=lambda: on_trained(size),
         transfer=lambda: on_transfer(size),
     )
@@ -273,7 +278,9 @@ def main() -> None:
             rows.append(row)
             tqdm.write(" ".join(f"{k} {_short(v)}" for k, v in row.items()))
     if args.only and run.path(".csv").exists():
-        rows += [row for row in read_csv(run.path(".csv")) if row["what"] != args.only]
+        for row in read_csv(run.path(".csv")):
+            if row["what"] != args.only or args.guidance not in (None, row.get("guidance")):
+                rows.append(row)
     rows.sort(key=lambda row: list(parts).index(row["what"]))
     whole = {row["what"] for row in rows} == set(parts)
     run.save(rows, draw(rows) if whole else None, size=size._asdict())
