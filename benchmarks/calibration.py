@@ -126,7 +126,7 @@ def on_many(size: Size) -> Iterable[Row]:
 
 def on_shipped(size: Size, data: Path | None, only: float | None) -> Iterable[Row]:
     guidances, n = size.shipped
-    screen = (min(size.screen[0], 2), min(size.screen[1], 8))  # the network is a large one
+    screen = (min(size.screen[0], 4), min(size.screen[1], 12))  # the network is a large one
     features = metrics.classifier_features()
     target = None
     if data is not None and size.images:
