@@ -231,7 +231,7 @@ def draw(rows: list[Row]) -> Figure:
         label="trained U-Net, the plans that ship",
     )
     right.axhline(1.0, color=INK, lw=1.0)
-    right.set_ylim(0.1, 1.4)
+    right.set_ylim(0.06, 1.4)
     calls = "network calls per sample"
     unseen = int(mine[0]["unseen"])
     label(
