@@ -234,7 +234,8 @@ class _Run:
             found = None
         else:
             found = self._fit(candidates, nfe, allowed - (self.problem.evals - before))
-        after = errors if found is None else self.problem.errors(found.point, self.held)
+        # those held out are the last of the judges
+        after = errors if found is None else found.errors[-len(self.held) :]
         # an error by chance near zero, as in few dimensions there are, says nothing of the sampler
         f = self.problem.smoothing(errors)
         ratio = 0.5 * np.log((after**2 + f**2) / (errors**2 + f**2))

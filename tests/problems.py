@@ -51,6 +51,11 @@ def points(n=5, dim=1, seed=0, dtype=torch.float64):
     return torch.as_tensor(draws, dtype=dtype)
 
 
+def spread(n=6):
+    """n points spread over the 1-D mixture."""
+    return torch.linspace(-2.2, 2.4, n, dtype=torch.float64)[:, None]
+
+
 class Counting:
     """A network that counts its calls and their rows, and remembers the times it was given."""
 

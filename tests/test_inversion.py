@@ -15,6 +15,7 @@ from problems import (
     mixture_1d,
     mixture_2d,
     points,
+    spread,
 )
 
 import ddim_ode
@@ -28,13 +29,8 @@ LOW, HIGH = 0.2, 2.0
 DETERMINISTIC = [name for name, method in METHODS.items() if method.order is not None]
 
 
-def data(n=6):
-    """n points spread over the 1-D mixture."""
-    return torch.linspace(-2.2, 2.4, n, dtype=torch.float64)[:, None]
-
-
 def slope(model, method, coarse, x=None, ends=(LOW, HIGH), **options):
-    x = data() if x is None else x
+    x = spread() if x is None else x
     errors = []
     for steps in (coarse, 2 * coarse):
         options |= dict(sigma_min=ends[0], sigma_max=ends[1], grid="time")
@@ -93,7 +89,7 @@ def test_levels_calls_and_trajectory_are_those_of_decode_in_the_other_order():
 # -- adaptive, and other packages -----------------------------------------------------------------
 @pytest.mark.parametrize(("name", "tolerance"), [("rk45", 1e-4), ("bosh3", 1e-4), ("heun", 1e-3)])
 def test_adaptive_steps_go_up_within_their_tolerance(name, tolerance):
-    x, ends = data(), (0.05, 40.0)
+    x, ends = spread(), (0.05, 40.0)
     options = dict(rtol=tolerance, atol=tolerance, sigma_min=0.05, sigma_max=40.0)
     found = ddim_ode.encode(MODEL, x, name, **options)
     error = norm_per_sample(found.x - MODEL.flow(x, *ends))
@@ -108,7 +104,7 @@ def test_adaptive_steps_go_up_within_their_tolerance(name, tolerance):
 
 
 def test_every_sample_goes_up_by_its_own_steps():
-    x = data()
+    x = spread()
     together = ddim_ode.encode(MODEL, x, "rk45", rtol=1e-6, atol=1e-6)
     assert len(set(together.sample_nfe.tolist())) > 1
     for i in (0, 3):
@@ -118,7 +114,7 @@ def test_every_sample_goes_up_by_its_own_steps():
 
 
 def test_the_recorded_x0_of_an_adaptive_solve_is_the_models():
-    x = data()
+    x = spread()
     found = ddim_ode.encode(MODEL, x, "rk45", sigma_max=20.0, rtol=1e-5, atol=1e-5, record="x0")
     states = ddim_ode.encode(MODEL, x, "rk45", sigma_max=20.0, rtol=1e-5, atol=1e-5, record="x")
     for k in (0, 3, -1):
@@ -127,23 +123,23 @@ def test_the_recorded_x0_of_an_adaptive_solve_is_the_models():
 
 
 def test_a_budget_brings_every_sample_up():
-    found = ddim_ode.encode(MODEL, data(), "rk45", nfe=25, rtol=1e-9, atol=1e-9)
+    found = ddim_ode.encode(MODEL, spread(), "rk45", nfe=25, rtol=1e-9, atol=1e-9)
     assert (found.status == "max_nfe").all()  # above tolerance, but there
     assert (found.sample_nfe <= 25).all()
     last = [sigmas[-1] for sigmas in found.sigmas]
     np.testing.assert_allclose(last, EXPONENTIAL.sigma_max, rtol=1e-9)
-    stopped = ddim_ode.encode(MODEL, data(), "rk45", max_nfe=25, rtol=1e-9, atol=1e-9)
+    stopped = ddim_ode.encode(MODEL, spread(), "rk45", max_nfe=25, rtol=1e-9, atol=1e-9)
     assert all(sigmas[-1] < 0.99 * EXPONENTIAL.sigma_max for sigmas in stopped.sigmas)
 
 
 @pytest.mark.parametrize("method", ["scipy:DOP853", "torchdiffeq:dopri8", "torchdiffeq:rk4"])
 def test_other_packages_go_up(method):
     options = dict(steps=60) if method.endswith("rk4") else dict(rtol=1e-8, atol=1e-8, max_nfe=3000)
-    up = ddim_ode.encode(MODEL, data(), method, sigma_max=20.0, **options)
-    exact = MODEL.flow(data(), EXPONENTIAL.sigma_min, 20.0)
+    up = ddim_ode.encode(MODEL, spread(), method, sigma_max=20.0, **options)
+    exact = MODEL.flow(spread(), EXPONENTIAL.sigma_min, 20.0)
     assert (up.x - exact).abs().max() < 1e-4
     down = ddim_ode.decode(MODEL, up.x, method, sigma_max=20.0, **options)
-    assert (down.x - data()).abs().max() < 1e-4
+    assert (down.x - spread()).abs().max() < 1e-4
 
 
 # -- the reversible scheme ------------------------------------------------------------------------
@@ -170,9 +166,9 @@ def test_the_reversible_scheme_comes_back_from_below_too():
 
 
 def test_without_its_partner_the_reversible_scheme_does_not_come_back():
-    up = ddim_ode.encode(MODEL, data(), "reversible", steps=8)
+    up = ddim_ode.encode(MODEL, spread(), "reversible", steps=8)
     down = ddim_ode.decode(MODEL, up.x, "reversible", steps=8)
-    assert 1e-4 < (down.x - data()).abs().max() < 1
+    assert 1e-4 < (down.x - spread()).abs().max() < 1
 
 
 @pytest.mark.parametrize("chart", ["eps", "flow", "log", "trig", "exp", "data"])
@@ -183,7 +179,7 @@ def test_the_reversible_scheme_is_of_second_order(chart):
 
 def test_the_reversible_scheme_is_the_one_of_its_paper():
     """Two steps by hand in y = x/ᾱ over σ."""
-    grid, x = np.array([0.2, 0.5, 1.1]), data()
+    grid, x = np.array([0.2, 0.5, 1.1]), spread()
     alpha = EXPONENTIAL.scales(grid)[0]
 
     def f(y, k):
@@ -207,8 +203,8 @@ def test_any_textbook_plan_goes_up_on_its_positive_levels(name):
         ddim_ode.plan(name, EXPONENTIAL, [*grid, 0.0]),
         ddim_ode.plan(name, EXPONENTIAL, grid),
     ):
-        up = ddim_ode.encode(MODEL, data(), plan=plan)
-        asked = ddim_ode.encode(MODEL, data(), name, grid=grid, start=plan.start)
+        up = ddim_ode.encode(MODEL, spread(), plan=plan)
+        asked = ddim_ode.encode(MODEL, spread(), name, grid=grid, start=plan.start)
         torch.testing.assert_close(up.x, asked.x, rtol=1e-12, atol=1e-12)
         np.testing.assert_array_equal(up.sigmas, grid[::-1])
         down = ddim_ode.decode(MODEL, up)
@@ -221,11 +217,11 @@ def test_any_textbook_plan_goes_up_on_its_positive_levels(name):
 def test_a_rising_plan_runs_as_it_is_and_sample_refuses_it():
     plan = ddim_ode.plan("heun", EXPONENTIAL, [5.0, 1.0, 0.2], rising=True)
     assert plan.grid == (0.2, 1.0, 5.0)
-    assert ddim_ode.encode(MODEL, data(), plan=plan).plan is plan
+    assert ddim_ode.encode(MODEL, spread(), plan=plan).plan is plan
     with pytest.raises(
         ValueError, match=r"plan 'heun' goes up, from σ=0.2 to 5; use ddim_ode.encode"
     ):
-        ddim_ode.sample(MODEL, data(), plan=plan)
+        ddim_ode.sample(MODEL, spread(), plan=plan)
 
 
 def test_a_plan_that_is_not_what_its_label_says_cannot_be_turned():
@@ -233,16 +229,18 @@ def test_a_plan_that_is_not_what_its_label_says_cannot_be_turned():
     bent = replace(plan, ops=(*plan.ops[:-1], plan.ops[-1]._replace(scale=0.9)))
     fitted = replace(bent, fit={"held_out": {}})
     own = ddim_ode.plan(Method("mine", 3, "flow", past=3), EXPONENTIAL, [5.0, 1.0, 0.2])
-    assert ddim_ode.decode(MODEL, data(), plan=fitted).plan is fitted  # its own way, to a level > 0
+    assert (
+        ddim_ode.decode(MODEL, spread(), plan=fitted).plan is fitted
+    )  # its own way, to a level > 0
     for plan, kind in ((bent, "made"), (fitted, "calibrated"), (own, "made")):
         with pytest.raises(
             ValueError, match=rf"plan '.*' was {kind} for the way down .*give method="
         ):
-            ddim_ode.encode(MODEL, data(), plan=plan)
+            ddim_ode.encode(MODEL, spread(), plan=plan)
     noisy = ddim_ode.plan("ddim", EXPONENTIAL, [5.0, 1.0, 0.2], eta=1.0)
     for run in (ddim_ode.encode, ddim_ode.decode):
         with pytest.raises(ValueError, match="plan 'ddim' has step noise, which cannot be undone"):
-            run(MODEL, data(), plan=noisy)
+            run(MODEL, spread(), plan=noisy)
 
 
 # -- the certificate ----------------------------------------------------------------------------------
@@ -252,13 +250,13 @@ def test_a_certificate_is_the_round_trip_and_its_order(name, order):
     net = Counting(MODEL.net)
     model = Denoiser(net, EXPONENTIAL, time=lambda t, sigma: sigma)
     options = dict(steps=64, grid="time", sigma_min=LOW, sigma_max=HIGH)
-    up = ddim_ode.encode(model, data(), name, certify=True, **options)
+    up = ddim_ode.encode(model, spread(), name, certify=True, **options)
     trip = up.round_trip
     assert net.calls == up.nfe + trip.nfe
     back = ddim_ode.decode(MODEL, up.x, name, **options).x
-    torch.testing.assert_close(trip.error, norm_per_sample(back - data()), rtol=1e-9, atol=1e-15)
+    torch.testing.assert_close(trip.error, norm_per_sample(back - spread()), rtol=1e-9, atol=1e-15)
     assert trip.order == pytest.approx(order, abs=0.3)
-    half = ddim_ode.encode(MODEL, data(), name, start=up.plan.start, **(options | dict(steps=32)))
+    half = ddim_ode.encode(MODEL, spread(), name, start=up.plan.start, **(options | dict(steps=32)))
     torch.testing.assert_close(
         trip.latent_gap, norm_per_sample(half.x - up.x), rtol=1e-6, atol=1e-12
     )
@@ -266,10 +264,12 @@ def test_a_certificate_is_the_round_trip_and_its_order(name, order):
 
 
 def test_a_certificate_of_what_has_no_order():
-    adaptive = ddim_ode.encode(MODEL, data(), "rk45", rtol=1e-5, atol=1e-5, certify=True).round_trip
+    adaptive = ddim_ode.encode(
+        MODEL, spread(), "rk45", rtol=1e-5, atol=1e-5, certify=True
+    ).round_trip
     assert adaptive.error.max() < 1e-4
     assert (adaptive.order, adaptive.latent_gap) == (None, None)
-    exact = ddim_ode.encode(MODEL, data(), "reversible", steps=8, certify=True).round_trip
+    exact = ddim_ode.encode(MODEL, spread(), "reversible", steps=8, certify=True).round_trip
     assert exact.error.max() < 1e-12
     assert exact.order is None
     assert exact.latent_gap.max() > 1e-3  # the round trip alone does not see how good the latent is

@@ -12,6 +12,7 @@ from problems import (
     mixture_1d,
     mixture_2d,
     points,
+    spread,
     zero_snr,
 )
 
@@ -24,11 +25,6 @@ MODEL = mixture_1d(EXPONENTIAL)
 X = points(3, 2)
 STUB = Denoiser(Counting(), COSINE)
 DOWN = ddim_ode.plan("ddim", COSINE, [5.0, 1.0, 0.2])
-
-
-def data(n=6):
-    """n points spread over the 1-D mixture."""
-    return torch.linspace(-2.2, 2.4, n, dtype=torch.float64)[:, None]
 
 
 @pytest.mark.parametrize("run", [ddim_ode.encode, ddim_ode.decode])
@@ -87,11 +83,11 @@ def test_wrong_types_are_named(run):
 
 
 def test_the_solution_of_an_encode_says_all_but_the_conditions():
-    up = ddim_ode.encode(MODEL, data(), steps=3)
+    up = ddim_ode.encode(MODEL, spread(), steps=3)
     with pytest.raises(ValueError, match="already says how to go back; drop steps=3"):
         ddim_ode.decode(MODEL, up, steps=3)
     with pytest.raises(ValueError, match=r"rk45 has no plan to undo: give its \.x"):
-        ddim_ode.decode(MODEL, ddim_ode.encode(MODEL, data(), "rk45"))
+        ddim_ode.decode(MODEL, ddim_ode.encode(MODEL, spread(), "rk45"))
 
 
 @pytest.mark.parametrize(
@@ -199,12 +195,12 @@ def test_nothing_is_clipped_or_scaled():
 
 
 def test_a_gradient_goes_up_too():
-    x = data(2).requires_grad_()
+    x = spread(2).requires_grad_()
     up = ddim_ode.encode(MODEL, x, "heun", steps=8, sigma_max=5.0, differentiable=True)
     (gradient,) = torch.autograd.grad(up.x.sum(), x)
     h = 1e-5
     ahead, behind = (
-        ddim_ode.encode(MODEL, data(2) + s * h, "heun", steps=8, sigma_max=5.0).x for s in (1, -1)
+        ddim_ode.encode(MODEL, spread(2) + s * h, "heun", steps=8, sigma_max=5.0).x for s in (1, -1)
     )
     torch.testing.assert_close(gradient, (ahead - behind) / (2 * h), rtol=1e-6, atol=1e-8)
     assert not ddim_ode.encode(MODEL, x, steps=3).x.requires_grad
