@@ -124,7 +124,9 @@ def on_many(size: Size) -> Iterable[Row]:
             yield dict(what="many", schedule=repr(schedule), **judged(problem, plan, None))
 
 
-def on_shipped(size: Size, data: Path | None, only: float | None) -> Iterable[Row]:
+def on_shipped(
+    size: Size, data: Path | None, only: float | None, some_nfe: list[int] | None
+) -> Iterable[Row]:
     guidances, n = size.shipped
     screen = (min(size.screen[0], 4), min(size.screen[1], 12))  # the network is a large one
     features = metrics.classifier_features()
@@ -150,7 +152,7 @@ def on_shipped(size: Size, data: Path | None, only: float | None) -> Iterable[Ro
         if target is not None:
             steady = make_grid("log_snr", model.schedule, 40)
             solution = frechet(ends(many, compile_plan("unipc2", model.schedule, steady)))
-        for nfe in budgets:
+        for nfe in some_nfe or budgets:
             best = baseline(problem, nfe, screen)
             plan = model.calibrated(nfe)
             row = dict(what="shipped", **judged(problem, plan, best), guidance=guidance)
@@ -258,6 +260,9 @@ def main() -> None:
     parser.add_argument(
         "--guidance", type=float, help="with --only shipped: at this scale, and keep the other rows"
     )
+    parser.add_argument(
+        "--nfe", type=int, nargs="+", help="with --only shipped: at these, and keep the other rows"
+    )
     args = parser.parse_args()
     size = FULL if args.full else QUICK
     run = Run("calibration", args, ("scipy", "scikit-learn"))
@@ -269,7 +274,7 @@ def main() -> None:
     parts = dict(
         digits=lambda: on_digits(size),
         many=lambda: on_many(size),
-        shipped=lambda: on_shipped(size, args.data, args.guidance),
+        shipped=lambda: on_shipped(size, args.data, args.guidance, args.nfe),
         trained=lambda: on_trained(size),
         transfer=lambda: on_transfer(size),
     )
@@ -279,9 +284,17 @@ def main() -> None:
             tqdm.write(" ".join(f"{k} {_short(v)}" for k, v in row.items()))
     if args.only and run.path(".csv").exists():
         for row in read_csv(run.path(".csv")):
-            if row["what"] != args.only or args.guidance not in (None, row.get("guidance")):
+            redone = args.guidance in (None, row.get("guidance")) and (
+                args.nfe is None or row["nfe"] in args.nfe
+            )
+            if row["what"] != args.only or not redone:
                 rows.append(row)
-    rows.sort(key=lambda row: list(parts).index(row["what"]))
+
+    def place(row: Row) -> tuple[float, ...]:
+        shipped = row["what"] == "shipped"
+        return list(parts).index(row["what"]), *((-row["guidance"], row["nfe"]) if shipped else ())
+
+    rows.sort(key=place)
     whole = {row["what"] for row in rows} == set(parts)
     run.save(rows, draw(rows) if whole else None, size=size._asdict())
 

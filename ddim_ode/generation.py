@@ -335,9 +335,21 @@ def _plain(about: Mapping[str, Any] | None) -> Mapping[str, Any]:
 
 def _share(rank: int | None, world_size: int | None) -> tuple[int, int]:
     """(rank, world size), as given or in the environment of torchrun."""
-    world = int(os.environ.get("WORLD_SIZE", 1)) if world_size is None else world_size
-    mine = int(os.environ.get("RANK", 0)) if rank is None else rank
+    world = _environment("WORLD_SIZE", 1) if world_size is None else world_size
+    mine = _environment("RANK", 0) if rank is None else rank
     count("world_size", world)
     if count("rank", mine, least=0) >= world:
         raise ValueError(f"rank={mine} must be below world_size={world}")
     return mine, world
+
+
+def _environment(name: str, default: int) -> int:
+    text = os.environ.get(name)
+    if text is None:
+        return default
+    if not text.isdecimal():
+        raise ValueError(
+            f"{name}={text!r} in the environment must be a whole number, as torchrun sets it; unset it, "
+            "or give rank= and world_size="
+        )
+    return int(text)

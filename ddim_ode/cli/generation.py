@@ -103,7 +103,7 @@ def _generate(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return 130
-    if int(os.environ.get("RANK", 0)) == 0:
+    if os.environ.get("RANK", "0") == "0":
         _report(run)
     return 0
 
