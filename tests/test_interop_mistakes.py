@@ -48,6 +48,28 @@ def test_configurations_gone_wrong(good, tmp_path, part, change, match):
         load(folder)
 
 
+def test_of_the_hub_only_configurations_and_safetensors_are_fetched(good, monkeypatch):
+    hub, asked = peer("huggingface_hub"), []
+
+    def snapshot(name, *, revision, allow_patterns):
+        asked.append((name, revision))
+        assert all(pattern.endswith((".json", ".safetensors")) for pattern in allow_patterns)
+        return str(good)
+
+    monkeypatch.setattr(hub, "snapshot_download", snapshot)
+    here, fetched = load(good), load("someone/a-model", revision="abc")
+    assert asked == [("someone/a-model", "abc")]
+    x = start()
+    torch.testing.assert_close(fetched(x, 1.0)[0], here(x, 1.0)[0])
+
+    def offline(name, **options):
+        raise OSError("no network")
+
+    monkeypatch.setattr(hub, "snapshot_download", offline)
+    with pytest.raises(FileNotFoundError, match=r"someone/a-model: no such directory.*no network"):
+        load("someone/a-model")
+
+
 @pytest.mark.parametrize(
     ("options", "match"),
     [

@@ -13,7 +13,7 @@ from torch import Tensor
 import ddim_ode
 from ddim_ode.content import model_key
 from ddim_ode.nets import weights
-from ddim_ode.nets.classifier import run_in_batches
+from ddim_ode.nets.classifier import run_in_batches, train_classifier
 from ddim_ode.nets.config import TrainConfig
 from ddim_ode.nets.data import Images, load_images, to_pixels, to_unit
 from ddim_ode.nets.pretrained import ASSETS, load_classifier
@@ -112,6 +112,20 @@ def test_labels_are_dropped_at_the_asked_rate(tmp_path, toy_data, monkeypatch):
     train(toy_data, SCHEDULE, tmp_path, config, progress=False)
     share = (torch.cat(seen) == 3).double().mean()  # 3 classes, so 3 is the null label
     assert 0.24 < share < 0.36
+
+
+def test_a_classifier_learns_what_it_is_shown_and_loads_again(tmp_path):
+    labels = torch.arange(96) % 3
+    generator = torch.Generator().manual_seed(0)
+    spread = torch.randint(-20, 20, (96, 1, 8, 8), generator=generator)
+    pixels = (40 + 80 * labels[:, None, None, None] + spread).to(torch.uint8)
+    path = train_classifier(Images(pixels, labels, None), tmp_path / "c.safetensors", batch=16)
+    features, seen = run_in_batches(load_classifier(path), to_unit(pixels))
+    assert features.shape == (96, 128)
+    assert features.dtype == torch.float64
+    assert (seen == labels).float().mean() > 0.9
+    with pytest.raises(ValueError, match="needs labels"):
+        train_classifier(Images(pixels, None, None), tmp_path / "none.safetensors")
 
 
 def test_unet_without_labels_is_the_null_label():
