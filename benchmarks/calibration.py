@@ -221,17 +221,12 @@ def draw(rows: list[Row]) -> Figure:
         right.plot(x, [row["ratio"] for row in some], label=f"digits, {budget}", **look)
         bands = [[row[key] for row in some] for key in ("ratio_low", "ratio_high")]
         right.fill_between(x, *bands, color=colours[budget], alpha=0.15, lw=0)
-    shipped = [row for row in rows if row["what"] == "shipped" and row.get("guidance") == 1.0]
-    right.plot(
-        [row["nfe"] for row in shipped],
-        [row["ratio"] for row in shipped],
-        color=GREY,
-        marker="D",
-        ms=5.5,
-        lw=1.8,
-        ls=(0, (4, 2)),
-        label="trained U-Net, the plans that ship",
-    )
+    for guidance, marker in ((1.0, "D"), (2.0, "s")):
+        some = [r for r in rows if r["what"] == "shipped" and r.get("guidance") == guidance]
+        some.sort(key=lambda r: r["nfe"])
+        look = dict(color=GREY, marker=marker, ms=5.5, lw=1.8, ls=(0, (4, 2)))
+        name = f"trained U-Net, guidance {guidance:g}, plans that ship"
+        right.plot([r["nfe"] for r in some], [r["ratio"] for r in some], label=name, **look)
     right.axhline(1.0, color=INK, lw=1.0)
     right.set_ylim(0.06, 1.4)
     calls = "network calls per sample"
