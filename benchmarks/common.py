@@ -256,7 +256,7 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
 
 
 def read_csv(path: Path) -> list[dict[str, Any]]:
-    """What ``write_csv`` wrote: numbers as floats, what was empty left out."""
+    """What ``write_csv`` wrote: numbers as such, what was empty left out."""
     with open(path, newline="", encoding="utf-8") as file:
         return [
             {k: _number(v) for k, v in row.items() if v not in ("", None)}
@@ -265,10 +265,12 @@ def read_csv(path: Path) -> list[dict[str, Any]]:
 
 
 def _number(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
 
 
 # -- pictures ---------------------------------------------------------------------------------
