@@ -210,7 +210,7 @@ def draw(rows: list[dict[str, Any]], nfe: int) -> Figure:
     axis.invert_yaxis()
     axis.set_xlim(0, 1.35 * max(row["error"] for row in best.values()))
     axis.grid(False)
-    x = "mean RMS error to the converged end, per pixel (in each scheduler's best spacing)"
+    x = "mean RMS error per pixel to the converged end,\nin each scheduler's best spacing"
     label(axis, f"{nfe} network calls in a DiTPipeline", x, "")
     return figure
 

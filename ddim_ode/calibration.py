@@ -27,11 +27,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from . import __version__
-from ._checks import count, flag, function, one_of, seed_of, single
+from ._checks import count, flag, function, number, one_of, seed_of, single
 from .candidates import budgets
 from .content import model_key
 from .denoiser import Denoiser
-from .fitting import Features, Fit, Problem, gauss_newton
+from .fitting import Features, Fit, Problem, checked, gauss_newton
 from .inputs import Cond, check_model, conditions, device_of, sample_shape
 from .levels import Levels
 from .reference import METHOD, in_float64
@@ -74,8 +74,8 @@ def calibrate(
     start: a plan to improve, instead of the best textbook sampler. cond: conditions {name: tensor (n,
     ...)}, or f(indices (n,)) that gives them; guidance is part of the model. shared: passed to the network
     as it is. features: f(x (b, *)) -> (b, ...), to measure the error in; default x itself. sigma_max:
-    where the noise starts (default σ(T)). batch: rows the network gets at once. progress: a bar. device:
-    where to run (default: the network's own).
+    where the noise starts (default σ(T), or where ``start`` does). batch: rows the network gets at once.
+    progress: a bar. device: where to run (default: the network's own).
 
     The loss is ½ mean ln e² + ½ ln mean e² over the noises, e the RMS error of the end state against a
     converged solution from the same noise. A small distance between distributions is another aim, and
@@ -106,10 +106,11 @@ def calibrate(
     n, seed = count("n", n, least=2), seed_of(seed)
     batch, _ = count("batch", batch), flag("progress", progress)
     if features is not None:
-        function("features", features)
+        features = checked(function("features", features))
     effort = EFFORTS[one_of("budget", budget, EFFORTS)]
     if start is not None:
         check_plan(start, model)
+        sigma_max = _first_level(start, sigma_max, model)
         if wanted != [start.nfe]:
             raise ValueError(f"start has nfe {start.nfe}; calibrate it with nfe={start.nfe}")
         Linear.of(start)
@@ -372,6 +373,20 @@ class _Run:
 
     def _observe(self) -> None:
         self.bar.update(self.problem.evals - self.bar.n)
+
+
+def _first_level(start: Plan, sigma_max: float | None, model: Denoiser) -> float | None:
+    """Where the noise of that plan starts; None at the schedule's end."""
+    first = start.grid[0]
+    if first < start.grid[-1]:
+        raise ValueError("start goes up, from data to noise; give a plan that goes down")
+    if sigma_max is not None and not math.isclose(
+        number("sigma_max", sigma_max), first, rel_tol=1e-9
+    ):
+        raise ValueError(
+            f"sigma_max={sigma_max!r}, but start begins at σ={first:g}; drop one of them"
+        )
+    return None if first == model.schedule.sigma_max else first
 
 
 def _spread(values: Array) -> float:

@@ -339,11 +339,7 @@ def _storage(
     model: Denoiser, cache: str | Path | None, key: str | None, shared: Any
 ) -> tuple[Store, str | None]:
     """Where results are kept, and the model's key; nowhere, with a warning, if it has none."""
-    if key is not None:
-        settings = [model.schedule.fingerprint, model.prediction, model.snap, model.dtype]
-        found: str | None = digest("given", str(key), *settings)
-    else:
-        found = model_key(model)
+    found = model_key(model, key)
     if cache is None:
         return Store(None), found
     reason = "the network is neither an exact mixture nor a torch.nn.Module" if not found else ""

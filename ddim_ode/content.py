@@ -35,15 +35,18 @@ def digest(*parts: Any) -> str:
     return state.hexdigest()[:24]
 
 
-def model_key(model: Denoiser) -> str | None:
+def model_key(model: Denoiser, key: str | None = None) -> str | None:
     """A hash of all that decides a denoiser's answers; None where the network is opaque code.
 
     Known are exact mixtures, by their parameters, and ``torch.nn.Module``, by class, structure and
-    state. The code of a module is not seen: after a change there, give another key.
+    state. The code of a module is not seen: after a change there, give another key. key: stands for the
+    network, and for nothing else of the denoiser.
     """
     net, schedule = getattr(model.net, "_orig_mod", model.net), model.schedule  # not compiled
-    if isinstance(model, ExactModel) and is_exact(model):
-        parts: list[Any] = [model.weights, model.means, model.eigenvalues, model.eigenvectors]
+    if key is not None:
+        parts: list[Any] = ["given", str(key)]
+    elif isinstance(model, ExactModel) and is_exact(model):
+        parts = [model.weights, model.means, model.eigenvalues, model.eigenvectors]
     elif isinstance(net, torch.nn.Module):
         name = f"{type(net).__module__}.{type(net).__qualname__}"
         parts = [name, repr(net), net.training, dict(net.state_dict())]

@@ -121,6 +121,24 @@ class Problem:
         return max(self.rounding, _SMOOTH * float(np.sqrt(np.mean(errors**2))))
 
 
+def checked(features: Features) -> Features:
+    """The features, of a copy, since some change what they are given; ValueError for no features."""
+
+    def call(x: Tensor) -> Tensor:
+        found: Any = features(x.clone())
+        if not isinstance(found, Tensor):
+            raise ValueError(f"features must return a tensor (b, ...), got {type(found).__name__}")
+        fits = found.ndim and len(found) == len(x) and found.numel() >= len(x)
+        if not fits or found.dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                f"features of {len(x)} samples must be float32 or float64 of shape ({len(x)}, ...), got "
+                f"{found.dtype} of shape {tuple(found.shape)}"
+            )
+        return found
+
+    return call
+
+
 def _step(point: Linear, k: int, y: Tensor, past: Sequence[Tensor]) -> Tensor:
     y = y * float(point.scale[k + 1])
     for j in np.flatnonzero(point.weights[k, : k + 1]).tolist():

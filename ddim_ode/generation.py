@@ -308,9 +308,13 @@ def _explained(shards: Shards) -> Iterator[None]:
 
 
 def _model_key(model: Denoiser, key: str | None, shared: Any) -> str:
+    found = model_key(model, key)
     if key is not None:
-        return digest("given", str(key), model.prediction, model.snap, str(model.guidance))
-    found = model_key(model)
+        if found is None:
+            raise ValueError(
+                "what guidance.null holds cannot be told from another; give plain tensors"
+            )
+        return found
     if found is None:
         raise ValueError(
             "the network is neither an exact mixture nor a torch.nn.Module, so a later call could not tell "

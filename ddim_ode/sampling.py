@@ -371,6 +371,15 @@ def check_plan(plan: Plan, model: Denoiser) -> None:
             f"the plan was made for schedule {plan.schedule} and the model has {schedule.fingerprint} "
             f"({schedule!r}); {again} for this one"
         )
+    told = np.array([(node.sigma, node.t) for node in plan.nodes]).reshape(-1, 2)
+    times = schedule.time(told[:, 0])
+    wrong = np.flatnonzero(~(np.abs(told[:, 1] - times) <= 1e-6 * schedule.T))
+    if wrong.size:
+        k = wrong[0]
+        raise ValueError(
+            f"the plan's call {k + 1} is told t={told[k, 1]:g}, but its σ={told[k, 0]:g} is at t="
+            f"{times[k]:g} in {schedule!r}: the plan was altered; compile or calibrate it again"
+        )
     levels = np.array([sigma for sigma in plan.grid if 0 < sigma < np.inf])
     off = np.flatnonzero(np.abs(model.snapped(levels) - levels) > 1e-9 * levels)
     if off.size:

@@ -156,7 +156,7 @@ class Shards:
         for k in self.present():
             # One that is damaged is being made again by the process that verifies it.
             with (
-                contextlib.suppress(SafetensorError, OSError),
+                contextlib.suppress(SafetensorError, OSError, IndexError),
                 safe_open(self.path(k), framework="pt") as file,
             ):
                 found.update(STATUSES[code] for code in file.get_tensor("status").tolist())

@@ -275,6 +275,37 @@ def test_conditions_and_guidance_are_part_of_the_model():
     assert plan.fit["held_out"]["after"] < plan.fit["held_out"]["before"]
 
 
+def test_a_start_s_first_level_is_where_the_noise_starts():
+    model = mixture(ddim_ode.schedules.ve(80.0))
+    start = compile_plan("dpmpp2m", model.schedule, [10.0, 5.0, 2.0, 0.5, 0.0])
+    plan = ddim_ode.calibrate(model, 4, start=start, n=64, progress=False)
+    x = ddim_ode.noise((6,), model.schedule, seeds=range(9000, 9064), sigma=10.0)
+    exact = ddim_ode.sample(model, x.double(), METHOD, steps=150, grid="karras", sigma_max=10.0).x
+    before, after = (rms(ddim_ode.sample(model, x, plan=p).x - exact).mean() for p in (start, plan))
+    assert plan.grid[0] == 10
+    assert after < 0.7 * before
+    with pytest.raises(ValueError, match="start begins at σ=10"):
+        ddim_ode.calibrate(model, 4, start=start, sigma_max=80.0, n=4, progress=False)
+    up = ddim_ode.encode(model, torch.zeros(1, 6), "ddim", steps=4).plan
+    with pytest.raises(ValueError, match="start goes up"):
+        ddim_ode.calibrate(model, up.nfe, start=up, n=4, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        (lambda x: x.mean(), r"shape \(8, ...\), got torch.float32 of shape \(\)"),
+        (lambda x: x[:1], r"got torch.float32 of shape \(1, 6\)"),
+        (lambda x: x > 0, "got torch.bool"),
+        (lambda x: (x,), "must return a tensor .*got tuple"),
+        (lambda x: x[:, :0], r"got torch.float32 of shape \(8, 0\)"),
+    ],
+)
+def test_what_is_no_feature_is_named(features, message):
+    with pytest.raises(ValueError, match=message):
+        ddim_ode.calibrate(mixture(), 4, n=8, features=features, progress=False)
+
+
 def test_features_are_what_is_minimised():
     """Two halves that know nothing of each other, one hard, one easy: a fit of the easy one alone does
     better there than a fit of both."""

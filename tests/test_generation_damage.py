@@ -122,6 +122,17 @@ def test_a_folder_of_another_run_is_refused(tmp_path, changed, message):
     assert torch.equal(samples(tmp_path), whole)
 
 
+def test_a_key_stands_for_the_network_alone(tmp_path):
+    def model(**options):
+        return ddim_ode.Denoiser(lambda x, t: torch.tanh(x), COSINE, "x0", **options)
+
+    given = dict(shape=(2,), key="tanh")
+    make(tmp_path, model=model(), **given)
+    assert make(tmp_path, model=model(), **given).made == 0
+    with pytest.raises(ValueError, match="model is "):
+        make(tmp_path, model=model(clip=0.1), **given)
+
+
 def test_runs_that_differ_in_speed_alone_are_the_same(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda net: net)
     make(tmp_path)

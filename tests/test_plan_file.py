@@ -104,6 +104,21 @@ def test_a_fit_that_is_not_plain_data_is_not_saved(fit, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [(dict(t=99999.0), "call 2 is told t=99999, but its σ="), (dict(sigma=1e9), "sigma=1e\\+09")],
+)
+def test_a_plan_whose_calls_are_told_another_level_than_theirs_is_refused(change, message):
+    model = ddim_ode.Denoiser(lambda x, t: torch.tanh(x), DDPM)
+    plan = ddim_ode.plan("dpmpp2m", DDPM, [100.0, 10.0, 1.0, 0.0])
+    ops = list(plan.ops)
+    k = ops.index([op for op in ops if op.node][1])
+    ops[k] = ops[k]._replace(node=ops[k].node._replace(**change))
+    altered = dataclasses.replace(plan, ops=tuple(ops))
+    with pytest.raises(ValueError, match=message):
+        ddim_ode.sample(model, torch.zeros(1, 3), plan=altered)
+
+
 def test_a_loaded_plan_of_another_schedule_is_refused_with_both_fingerprints(tmp_path):
     fitted().save(tmp_path / "fit.json")
     fitted(None).save(tmp_path / "plain.json")

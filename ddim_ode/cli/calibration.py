@@ -97,10 +97,11 @@ def _conditions(
     """Conditions of each range of seeds, the classes in turn, so a seed has its class whatever n is."""
     import torch
 
-    labels = parse_classes(args.classes, model, max(r.stop for r in seeds))
-    if labels is None:
-        return [None] * len(seeds)
-    return [{"y": torch.tensor(labels[r.start : r.stop], device=args.device)} for r in seeds]
+    found = [parse_classes(args.classes, model, some) for some in seeds]
+    return [
+        None if labels is None else {"y": torch.tensor(labels, device=args.device)}
+        for labels in found
+    ]
 
 
 def _row(nfe: int, fit: Mapping[str, Any]) -> dict[str, Any]:

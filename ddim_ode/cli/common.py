@@ -13,7 +13,7 @@ GUIDANCE = 2.0
 MOST_SEEDS = 100_000
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     import torch
 
@@ -46,8 +46,8 @@ def print_table(rows: list[dict[str, Any]]) -> None:
         print("  ".join(cells).rstrip())
 
 
-def parse_classes(text: str, model: Denoiser, n: int) -> list[int] | None:
-    """A class for each of n samples, or None for an unconditional model."""
+def parse_classes(text: str, model: Denoiser, indices: Iterable[int]) -> list[int] | None:
+    """A class for each index, in turn, or None for an unconditional model."""
     if not getattr(model, "num_classes", 0):
         if text != "all":
             raise ValueError(f"--classes {text!r}: this model has no classes; drop it")
@@ -59,7 +59,7 @@ def parse_classes(text: str, model: Denoiser, n: int) -> list[int] | None:
         numbers = {name: i for i, name in enumerate(names)}
         numbers |= {str(i): i for i in range(len(names))}
         chosen = [numbers[one_of("class", name.strip(), numbers)] for name in text.split(",")]
-    return [chosen[i % len(chosen)] for i in range(n)]
+    return [chosen[i % len(chosen)] for i in indices]
 
 
 def parse_features(

@@ -190,8 +190,8 @@ def _conditions(args: argparse.Namespace, loaded: Loaded, n: int) -> dict[str, T
     """Classes in turn over the seeds, so that a seed has its class whatever n is."""
     import torch
 
-    labels = parse_classes(args.classes, loaded.denoiser, args.seed + n)
-    return None if labels is None else {"y": torch.tensor(labels[args.seed :])}
+    labels = parse_classes(args.classes, loaded.denoiser, range(args.seed, args.seed + n))
+    return None if labels is None else {"y": torch.tensor(labels)}
 
 
 def _check_network(

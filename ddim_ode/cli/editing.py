@@ -70,7 +70,7 @@ def _edit(args: argparse.Namespace) -> int:
 
 def _targets(args: argparse.Namespace, model: Trained, labels: list[int] | None, n: int) -> Targets:
     if args.to is not None:
-        chosen = parse_classes(args.to, model, len(args.to.split(","))) or []
+        chosen = parse_classes(args.to, model, range(len(args.to.split(",")))) or []
         return {f"to {model.classes[label]}": [label] * n for label in chosen}
     if args.mask is None and args.strength is None:
         raise ValueError("--to, --strength or --mask is missing: what to do with the pictures")

@@ -135,8 +135,8 @@ def _labels(args: argparse.Namespace, model: Denoiser) -> Cond | None:
     """The classes in turn over the seeds."""
     import torch
 
-    labels = parse_classes(args.classes, model, args.seed + args.n)
-    return None if labels is None else {"y": torch.tensor(labels[args.seed :])}
+    labels = parse_classes(args.classes, model, range(args.seed, args.seed + args.n))
+    return None if labels is None else {"y": torch.tensor(labels)}
 
 
 def _report(run: Generated) -> None:

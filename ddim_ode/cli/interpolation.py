@@ -56,7 +56,7 @@ def _between(
     if len(numbers) % 2:
         raise ValueError(f"{name} names {len(numbers)}, and they are taken in pairs; give one more")
     pairs = [f"{first} to {second}" for first, second in zip(numbers[0::2], numbers[1::2])]
-    labels = None if args.classes is None else parse_classes(args.classes, model, len(pairs))
+    labels = None if args.classes is None else parse_classes(args.classes, model, range(len(pairs)))
     how = dict(progress=True, **solver(args))
     if args.data is None:
         latents = noise(model.shape, model.schedule, numbers, device=args.device)

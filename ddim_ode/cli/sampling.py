@@ -121,7 +121,7 @@ def _sample(args: argparse.Namespace) -> int:
     _check_plans(plans, model, args.guidance)
     solvers: dict[str, str | Plan] = {**{name: name for name in args.methods}, **plans}
     seeds = parse_seeds(args.seeds)
-    labels = parse_classes(args.classes, model, len(seeds))
+    labels = parse_classes(args.classes, model, range(len(seeds)))
     args.out.mkdir(parents=True, exist_ok=True)
 
     runs: list[dict[str, Any]] = []

@@ -113,6 +113,8 @@ class DDIMODEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # th
             exclusive(plans=plans, grid=grid)
             exclusive(plans=plans, final=final)
             exclusive(plans=plans, eta=eta)
+        if plans is not None and not plans:
+            raise ValueError("plans is empty; give a plan for each number of calls, or method=")
         self._plans = {plan.nfe: plan for plan in map(_plan_of, plans or ())}
         for plan in self._plans.values():
             check_plan(plan, self._denoiser)
@@ -306,7 +308,7 @@ class DDIMODEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # th
         if isinstance(timestep, Tensor) and timestep.device.type != "cpu":
             return
         due = float(self.timesteps[self._call]) if self.timesteps.device.type == "cpu" else None
-        if due is not None and abs(float(timestep) - due) > 1e-3:
+        if due is not None and not abs(float(timestep) - due) <= 1e-3:  # not a NaN either
             raise ValueError(
                 f"step {self._call + 1} is due at t={due:g}, and was called with t={float(timestep):g}: "
                 "steps go through timesteps in order (set_timesteps begins anew, set_begin_index later on)"
