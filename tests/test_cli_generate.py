@@ -11,6 +11,7 @@ import torch
 
 import ddim_ode
 from ddim_ode.cli import main
+from ddim_ode.cli.common import parse_classes
 from ddim_ode.evaluate.features import IDENTITY, Features, content_sha256
 from ddim_ode.evaluate.metrics import measure
 from ddim_ode.evaluate.statistics import FeatureStatistics
@@ -276,3 +277,10 @@ def test_features_unlike_the_reference_s_are_refused(tmp_path):
         summarise(shards, other, reference())
     with pytest.raises(ValueError, match="features and reference belong together"):
         summarise(shards, other)
+
+
+def test_a_class_goes_by_its_index_however_large():
+    model = ddim_ode.load("fashion-mnist")
+    far = range(10**15 + 7, 10**15 + 10)
+    assert parse_classes("all", model, far) == [7, 8, 9]
+    assert parse_classes("bag,coat", model, far) == [4, 8, 4]

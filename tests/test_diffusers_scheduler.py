@@ -222,6 +222,22 @@ def test_steps_out_of_order_are_refused():
         scheduler.step(start(), scheduler.timesteps[1], start())
 
 
+def test_what_is_no_state_of_this_run_is_refused():
+    scheduler = ours(method="dpmpp2m")
+    scheduler.set_timesteps(5)
+    first, second = scheduler.timesteps[:2]
+    for output in ((start(),), None, start().int()):
+        with pytest.raises(ValueError, match="model_output must be a floating-point tensor"):
+            scheduler.step(output, first, start())
+    with pytest.raises(ValueError, match="called with t=nan"):
+        scheduler.step(start(), float("nan"), start())
+    scheduler.step(start(1), first, start(1))
+    with pytest.raises(ValueError, match=r"shape \(3, .*began with \(1, "):
+        scheduler.step(start(), second, start())
+    with pytest.raises(ValueError, match="plans is empty"):
+        ours(plans=[])
+
+
 def test_begin_index_is_the_method_begun_there():
     scheduler = ours(method="dpmpp2m", grid="trailing")
     scheduler.set_timesteps(10)

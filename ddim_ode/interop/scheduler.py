@@ -239,6 +239,15 @@ class DDIMODEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # th
                 f"DDIMODEScheduler(..., eta={eta:g})"
             )
         self._check_turn(timestep)
+        for name, given in dict(sample=sample, model_output=model_output).items():
+            if not (isinstance(given, Tensor) and given.is_floating_point()):
+                kind = given.dtype if isinstance(given, Tensor) else type(given).__name__
+                raise ValueError(f"{name} must be a floating-point tensor (B, ...), got {kind}")
+        if self._run is not None and sample.shape != self._run.x.shape:
+            raise ValueError(
+                f"sample has shape {tuple(sample.shape)}, but this run began with "
+                f"{tuple(self._run.x.shape)}: set_timesteps begins anew"
+            )
         if self._run is None:
             self._run = _Run(plan, self._denoiser, sample)
         self._answer = _prediction(model_output, sample, self.config["variance_type"])
