@@ -137,7 +137,16 @@ class Denoiser:
             t = self.schedule.time(sigma)
         if self.time is None:
             return t + self.time_offset
-        return np.broadcast_to(np.asarray(self.time(t, sigma), dtype=np.float64), sigma.shape)
+        found = self.time(t, sigma)
+        try:
+            told = np.broadcast_to(np.asarray(found, dtype=np.float64), sigma.shape)
+        except (TypeError, ValueError):
+            told = np.full(sigma.shape, np.nan)
+        if np.isnan(told).any():
+            raise ValueError(
+                f"time(t, σ) must return a number for each of {sigma.size} levels, got {found!r}"
+            )
+        return told
 
     def _time_dtype(self, x: Tensor) -> torch.dtype:
         """The network's own precision, but never half: bfloat16 cannot tell t = 999 from 1000."""

@@ -369,3 +369,10 @@ def test_the_message_about_another_schedule_is_short():
 @pytest.mark.parametrize("method", ["heun", "ddpm", "ab2"])
 def test_only_ddim_takes_free_step_noise(method):
     expect(sample(MODEL, X, method, steps=3, eta=0.5), f"method '{method}' takes no eta")
+
+
+@pytest.mark.parametrize("told", [None, "a", float("nan"), [1.0] * 7])
+def test_a_time_that_is_no_number_is_named(told):
+    model = Denoiser(Counting(), COSINE, time=lambda t, sigma: told)
+    with pytest.raises(ValueError, match="must return a number for each of"):
+        ddim_ode.sample(model, X, steps=3)
