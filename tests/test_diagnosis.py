@@ -91,6 +91,25 @@ def test_each_of_ten_faults_is_found(fault):
     assert {c for c, f in findings.items() if f.severity == "error"} <= {fault}
 
 
+def test_dropout_left_on_is_told_from_half_precision():
+    net = torch.nn.Sequential(torch.nn.Linear(16, 16), torch.nn.Dropout(0.2))
+    model = ddim_ode.Denoiser(Timeless(net), ddim_ode.schedules.ddpm())
+    report = ddim_ode.diagnose(model, shape=(16,))
+    assert "net.eval()" in {f.check: f.fix for f in report}["repeatable"]
+    assert "half-precision" in report.not_checked
+    net.eval()
+    assert "repeatable" not in {f.check for f in ddim_ode.diagnose(model, shape=(16,))}
+
+
+class Timeless(torch.nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x, t):
+        return self.net(x)
+
+
 @pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
 @pytest.mark.parametrize("seen", ["its own samples", "data"])
 def test_a_healthy_model_has_nothing(prediction, seen):
