@@ -300,3 +300,16 @@ def test_schedules_that_differ_at_one_level_have_different_fingerprints():
     other[5] = (squares[4] + squares[6]) / 2
     made = [schedules.from_alphas_cumprod(a).fingerprint for a in (squares, other)]
     assert made[0] != made[1]
+
+
+@pytest.mark.parametrize("T", [2, 1000])
+def test_levels_are_those_of_the_whole_times(T):
+    schedule = schedules.ddpm(T=T)
+    assert np.array_equal(schedule.levels, schedule.sigma(np.arange(1, T + 1)))
+    assert schedule.levels[-1] == schedule.sigma_max
+
+
+def test_a_fingerprint_stays_what_saved_plans_have():
+    assert schedules.exponential().discrete is False
+    assert schedules.exponential().fingerprint == "28767b25152e2cb6"
+    assert schedules.ddpm().fingerprint == "a5ac3c293a575adc"
