@@ -337,11 +337,16 @@ def _column(values: Array, like: Tensor) -> Tensor:
     return torch.tensor(values).to(like).reshape(-1, *[1] * (like.ndim - 1))
 
 
-def check_state(x: Tensor) -> Tensor:
-    """x as float32 or wider; ValueError unless it is a floating tensor (B, *)."""
+def check_floating(x: Any, name: str = "x") -> None:
+    """ValueError unless it is a floating tensor (B, *)."""
     if not isinstance(x, Tensor) or x.ndim < 1 or not x.is_floating_point():
         got = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        raise ValueError(f"x must be a floating tensor (B, *), got {got}")
+        raise ValueError(f"{name} must be a floating tensor (B, *), got {got}")
+
+
+def check_state(x: Tensor) -> Tensor:
+    """x as float32 or wider; ValueError unless it is a floating tensor (B, *)."""
+    check_floating(x)
     return x.to(_wide(x.dtype))
 
 

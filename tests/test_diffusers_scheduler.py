@@ -227,7 +227,7 @@ def test_what_is_no_state_of_this_run_is_refused():
     scheduler.set_timesteps(5)
     first, second = scheduler.timesteps[:2]
     for output in ((start(),), None, start().int()):
-        with pytest.raises(ValueError, match="model_output must be a floating-point tensor"):
+        with pytest.raises(ValueError, match="model_output must be a floating tensor"):
             scheduler.step(output, first, start())
     with pytest.raises(ValueError, match="called with t=nan"):
         scheduler.step(start(), float("nan"), start())

@@ -9,8 +9,8 @@ import time
 
 import pytest
 import torch
-from large_runs import MODEL, N, expected, make, samples
 from problems import COSINE, mixture_2d
+from small_runs import MODEL, N, expected, make, samples
 
 import ddim_ode
 from ddim_ode import claims as claims_module
@@ -29,6 +29,7 @@ class Labelled(torch.nn.Module):
 LABELLED = ddim_ode.Denoiser(Labelled(), COSINE)
 
 
+# -- the same samples, whatever the division -----------------------------------------------------
 @pytest.mark.parametrize(("batch", "shard"), [(1, 1), (3, 7), (7, 3), (16, 4), ("auto", None)])
 def test_batch_and_shard_do_not_matter(tmp_path, batch, shard):
     run = make(tmp_path, batch=batch, shard=shard, seed=5)

@@ -10,8 +10,8 @@ import sys
 
 import pytest
 import torch
-from large_runs import N, expected, make, samples
 from problems import COSINE, mixture_2d
+from small_runs import N, expected, make, samples
 
 import ddim_ode
 from ddim_ode.nets import weights

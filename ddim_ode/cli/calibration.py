@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._checks import count
-from .common import GUIDANCE, find_device, parse_classes, print_table
+from .common import GUIDANCE, condition, find_device, parse_classes, print_table
 from .models import HELP, Loaded, load_model
 
 if TYPE_CHECKING:
@@ -55,7 +55,10 @@ def _calibrate(args: argparse.Namespace) -> int:
     count("--batch", args.batch)
     loaded = _load(args)
     shown = range(seed + n, seed + n + (_PICTURES if len(loaded.shape) == 3 else _DOTS))
-    fitted_to, shown_with = _conditions(args, loaded.denoiser, range(seed, seed + n), shown)
+    fitted_to, shown_with = (  # classes in turn over the seeds: a seed has its class whatever n is
+        condition(parse_classes(args.classes, loaded.denoiser, seeds), args.device)
+        for seeds in (range(seed, seed + n), shown)
+    )
     args.out.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # each is in its plan's fit, and printed below
@@ -89,19 +92,6 @@ def _load(args: argparse.Namespace) -> Loaded:
     if args.guidance is None and getattr(loaded.denoiser, "num_classes", 0) > 0:
         loaded = load_model(args.model, GUIDANCE, find_device(args.device))
     return loaded
-
-
-def _conditions(
-    args: argparse.Namespace, model: Denoiser, *seeds: range
-) -> list[dict[str, Tensor] | None]:
-    """Conditions of each range of seeds, the classes in turn, so a seed has its class whatever n is."""
-    import torch
-
-    found = [parse_classes(args.classes, model, some) for some in seeds]
-    return [
-        None if labels is None else {"y": torch.tensor(labels, device=args.device)}
-        for labels in found
-    ]
 
 
 def _row(nfe: int, fit: Mapping[str, Any]) -> dict[str, Any]:

@@ -62,6 +62,13 @@ def parse_classes(text: str, model: Denoiser, indices: Iterable[int]) -> list[in
     return [chosen[i % len(chosen)] for i in indices]
 
 
+def condition(labels: list[int] | None, device: Any = None) -> dict[str, torch.Tensor] | None:
+    """What a network with classes is given; None for one without."""
+    import torch
+
+    return None if labels is None else {"y": torch.tensor(labels, device=device)}
+
+
 def parse_features(
     name: str | None,
     shape: tuple[int, ...],

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._checks import count
-from .common import find_device, parse_classes, parse_features
+from .common import condition, find_device, parse_classes, parse_features
 from .models import HELP, Loaded, load_model
 
 if TYPE_CHECKING:
@@ -119,7 +119,9 @@ def _compare(args: argparse.Namespace) -> int:
             raise ValueError(f"--target {target:g} must be a positive RMS error")
     solvers = _solvers(args, loaded.denoiser)
     measure = _Measuring(args, loaded, n)
-    cond = _conditions(args, loaded, n)
+    # in turn over the seeds, so that a seed has its class whatever n is
+    labels = parse_classes(args.classes, loaded.denoiser, range(args.seed, args.seed + n))
+    cond = condition(labels)
     _check_network(loaded, cond, n, args)
     args.out.mkdir(parents=True, exist_ok=True)
     stopped = ""
@@ -184,14 +186,6 @@ def _solvers(args: argparse.Namespace, model: Denoiser) -> dict[str, Any]:
             label = Path(path).stem
         plans.setdefault(label, {})[path] = plan
     return methods | plans
-
-
-def _conditions(args: argparse.Namespace, loaded: Loaded, n: int) -> dict[str, Tensor] | None:
-    """Classes in turn over the seeds, so that a seed has its class whatever n is."""
-    import torch
-
-    labels = parse_classes(args.classes, loaded.denoiser, range(args.seed, args.seed + n))
-    return None if labels is None else {"y": torch.tensor(labels)}
 
 
 def _check_network(

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .._checks import count
-from .common import parse_classes
-from .pictures import Made, class_names, condition, load_model, load_pictures, run_of, solver, write
+from .common import condition, parse_classes
+from .pictures import Made, class_names, load_model, load_pictures, run_of, solver, write
 from .pictures import add_arguments as add_picture_arguments
 
 if TYPE_CHECKING:

@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._checks import one_of
-from .common import GUIDANCE, default_guidance, find_device, parse_classes, print_table
+from .common import GUIDANCE, condition, default_guidance, find_device, parse_classes, print_table
 from .models import HELP, load_model
 
 if TYPE_CHECKING:
     import torch
 
-    from ..denoiser import Denoiser
     from ..generation import Generated
-    from ..inputs import Cond
 
 _DTYPES = ("float32", "bfloat16", "float16")
 _NFE = 20
@@ -71,6 +69,7 @@ def _generate(args: argparse.Namespace) -> int:
     model: Any = loaded.denoiser
     if args.guidance is None and default_guidance(model) != 1:
         model.guide(default_guidance(model))
+    labels = parse_classes(args.classes, model, range(args.seed, args.seed + args.n))
     try:
         run = generate(
             model,
@@ -80,7 +79,7 @@ def _generate(args: argparse.Namespace) -> int:
             plan=None if args.plan is None else Plan.load(args.plan),
             shape=loaded.shape,
             seed=args.seed,
-            cond=_labels(args, model),
+            cond=condition(labels),
             batch=int(args.batch) if args.batch.isdecimal() else args.batch,
             shard=args.shard,
             device=device,
@@ -129,14 +128,6 @@ def _solver(args: argparse.Namespace) -> dict[str, Any]:
     else:
         own = adaptive_by_itself(get_method(method)) and args.grid is None
     return given if own else dict(given, nfe=_NFE)
-
-
-def _labels(args: argparse.Namespace, model: Denoiser) -> Cond | None:
-    """The classes in turn over the seeds."""
-    import torch
-
-    labels = parse_classes(args.classes, model, range(args.seed, args.seed + args.n))
-    return None if labels is None else {"y": torch.tensor(labels)}
 
 
 def _report(run: Generated) -> None:

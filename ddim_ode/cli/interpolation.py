@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from .._checks import count
-from .common import parse_classes, parse_seeds
-from .pictures import MOST, Made, condition, load_model, load_pictures, run_of, solver, write
+from .common import condition, parse_classes, parse_seeds
+from .pictures import MOST, Made, load_model, load_pictures, run_of, solver, write
 from .pictures import add_arguments as add_picture_arguments
 
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ import argparse
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from .pictures import Made, class_names, condition, load_model, load_pictures, run_of, solver, write
+from .common import condition
+from .pictures import Made, class_names, load_model, load_pictures, run_of, solver, write
 from .pictures import add_arguments as add_picture_arguments
 
 if TYPE_CHECKING:

@@ -101,12 +101,6 @@ def load_pictures(
     return to_unit(chosen).to(args.device), known, indices
 
 
-def condition(labels: list[int] | None, device: Any) -> dict[str, Tensor] | None:
-    import torch
-
-    return None if labels is None else {"y": torch.tensor(labels, device=device)}
-
-
 def run_of(label: str, solution: Solution, **more: Any) -> dict[str, Any]:
     """What a manifest says of one solve."""
     said = solution.to_dict()

@@ -26,7 +26,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from .._checks import count, exclusive
-from ..denoiser import Denoiser
+from ..denoiser import Denoiser, check_floating
 from ..levels import Levels
 from ..sampling import check_plan, compile_for
 from ..schedule import Array
@@ -239,17 +239,15 @@ class DDIMODEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # th
                 f"DDIMODEScheduler(..., eta={eta:g})"
             )
         self._check_turn(timestep)
-        for name, given in dict(sample=sample, model_output=model_output).items():
-            if not (isinstance(given, Tensor) and given.is_floating_point()):
-                kind = given.dtype if isinstance(given, Tensor) else type(given).__name__
-                raise ValueError(f"{name} must be a floating-point tensor (B, ...), got {kind}")
-        if self._run is not None and sample.shape != self._run.x.shape:
+        check_floating(sample, "sample")
+        check_floating(model_output, "model_output")
+        if self._run is None:
+            self._run = _Run(plan, self._denoiser, sample)
+        elif sample.shape != self._run.x.shape:
             raise ValueError(
                 f"sample has shape {tuple(sample.shape)}, but this run began with "
                 f"{tuple(self._run.x.shape)}: set_timesteps begins anew"
             )
-        if self._run is None:
-            self._run = _Run(plan, self._denoiser, sample)
         self._answer = _prediction(model_output, sample, self.config["variance_type"])
         shown = self._run.step(sample, generator)
         self._call += 1

@@ -31,6 +31,3 @@ def samples(folder):
 def expected(seed=0):
     x = ddim_ode.noise((2,), COSINE, seeds=range(seed, seed + N))
     return ddim_ode.sample(MODEL, x, "heun", steps=4).x
-
-
-# -- the same samples, whatever the division -----------------------------------------------------
