@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-_MODULES = ("schedules", "grids", "exact")
+_MODULES = ("schedules", "grids", "exact", "evaluate", "interop", "solvers")
 _NAMES = {
     "Comparison": "results",
     "Denoiser": "denoiser",
@@ -47,9 +47,12 @@ _NAMES = {
 __all__ = ["__version__", *_MODULES, *_NAMES]
 
 if TYPE_CHECKING:
+    from . import evaluate as evaluate
     from . import exact as exact
     from . import grids as grids
+    from . import interop as interop
     from . import schedules as schedules
+    from . import solvers as solvers
     from .acceleration import accelerate as accelerate
     from .calibration import calibrate as calibrate
     from .comparison import compare as compare

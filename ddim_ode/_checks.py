@@ -21,6 +21,22 @@ Array = npt.NDArray[np.float64]
 _UNREADABLE = (TypeError, ValueError, OverflowError, RuntimeError, NotImplementedError)
 
 
+# What others call some of our names; only for the order in which valid names are listed.
+_ALSO_CALLED = {
+    "euler": "ddim",
+    "dopri5": "rk45",
+    "rk23": "bosh3",
+    "plms": "ab4",
+    "dpmsolver++": "dpmpp2m",
+    "epsilon": "eps",
+    "noise": "eps",
+    "sample": "x0",
+    "v_prediction": "v",
+    "scaled_linear": "ddpm",
+    "squaredcos_cap_v2": "cosine",
+}
+
+
 def one_of(name: str, value: Any, allowed: Iterable[str]) -> str:
     """``value`` if it is allowed; else a ValueError listing the valid names, nearest first."""
     names = list(allowed)
@@ -28,6 +44,7 @@ def one_of(name: str, value: Any, allowed: Iterable[str]) -> str:
         return value
     plain = {name.lower(): name for name in names}
     near = difflib.get_close_matches(str(value).lower(), plain, n=len(plain), cutoff=0.0)
+    near.sort(key=lambda word: plain[word] != _ALSO_CALLED.get(str(value).lower()))
     raise ValueError(
         f"unknown {name} {value!r}; valid, nearest first: {', '.join(plain[n] for n in near)}"
     )
@@ -126,7 +143,10 @@ def device_of(value: Any) -> torch.device:
     import torch
 
     try:
-        return torch.empty(0, device=value).device if value is not None else torch.device("cpu")
+        found = torch.empty(0, device=value).device if value is not None else torch.device("cpu")
+        if found.type == "meta":
+            raise RuntimeError("it holds no numbers")
+        return found
     except (RuntimeError, TypeError, AssertionError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ValueError(

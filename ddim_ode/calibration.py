@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -28,6 +27,7 @@ from tqdm import tqdm
 
 from . import __version__
 from ._checks import count, flag, function, number, one_of, seed_of, single
+from ._warn import warn
 from .candidates import budgets
 from .content import model_key
 from .denoiser import Denoiser
@@ -214,7 +214,7 @@ class _Run:
 
     def _note(self, text: str) -> None:
         self.notes.append(text)
-        warnings.warn(text, UserWarning, stacklevel=2)
+        warn(text)
 
     def plan(self, nfe: int, start: Plan | None) -> Plan:
         """The best plan of nfe calls."""

@@ -10,7 +10,6 @@ own geometric means do, ``error_typical``. No label, no data set and no feature 
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from tqdm import tqdm
 
 from . import __version__, candidates
 from ._checks import count, flag, number, seed_of
+from ._warn import warn
 from .candidates import Job
 from .content import Store, digest, model_key
 from .denoiser import Denoiser
@@ -349,10 +349,8 @@ def _storage(
         except TypeError as error:
             reason = f"shared= cannot be hashed ({error})"
     if reason:
-        warnings.warn(
-            f"nothing is kept in {cache}: {reason}; give key=, a name to change whenever it changes",
-            UserWarning,
-            stacklevel=3,
+        warn(
+            f"nothing is kept in {cache}: {reason}; give key=, a name to change whenever it changes"
         )
         return Store(None), found
     return Store(cache), found

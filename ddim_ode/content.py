@@ -8,7 +8,6 @@ written beside their target and moved into place; nothing is unpickled.
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ._checks import path_of
+from ._warn import warn
 from .denoiser import Denoiser
 from .exact import ExactModel
 from .nets import weights
@@ -104,10 +104,8 @@ class Store:
             if missing:
                 raise ValueError(f"it has no {missing[0]!r}")
         except (ValueError, TypeError, OSError) as error:
-            warnings.warn(
-                f"{self.path(name)}: not a readable result ({error}); it is computed and written again",
-                RuntimeWarning,
-                stacklevel=2,
+            warn(
+                f"{self.path(name)}: not a readable result ({error}); it is computed and written again"
             )
             return None
         return tensors, config

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ._checks import floating, function, named, number, numbers, one_of
+from ._warn import warn
 from .guidance import Branches, Call, Guidance, Level, Limit
 from .schedule import Array, Schedule, check_schedule
 from .solvers.chart import convert
@@ -29,7 +30,9 @@ from .solvers.plan import Node
 if TYPE_CHECKING:
     from .micro_batches import MicroBatches
 
-_IN_PLACE = "the network changes its x in place; use x * c, not x.mul_(c)"
+_IN_PLACE = "the network changes its {} in place; use x * c, not x.mul_(c)"
+# Their training mode answers one question in many ways, or by what else is in the batch.
+_OF_CHANCE = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
 PREDICTIONS = ("eps", "x0", "v", "score", "flow")
 Net = Callable[..., Tensor]
 
@@ -38,7 +41,9 @@ class Denoiser:
     """A network with all that is needed to call it: schedule, prediction, network time, guidance.
 
     net: any callable ``net(x (b, *), t (b,), **cond) -> (b, *)``; b may be smaller than the batch. It
-    must leave its inputs as they are, and return a new tensor at each call (multistep methods keep it).
+    must leave its inputs as they are (noticed, but under ``torch.inference_mode``), and return a new tensor
+    at each call (multistep methods keep it). A module in training mode whose answers that changes (dropout,
+    batch norm) gets a warning.
     t arrives as float32 (or wider) and need not be whole: a network that knows only integer times wants
     ``snap=True`` and its own ``t.round().long()``.
     prediction: what it returns, ``"eps" | "x0" | "v" | "score" | "flow"``.
@@ -285,25 +290,40 @@ class Denoiser:
             raise ValueError(f"{min(both)!r} is in cond and in shared; drop one of them")
         extra, common = {**rows, **(shared or {})}, shared or {}
         net, dtype, split, prediction = self.net, self.dtype, self.learned_variance, self.prediction
+        _warn_of_training(net)
         versioned = not (like.is_inference() or torch.is_inference_mode_enabled())
 
+        def asked(x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+            given = [("x", x), *cond.items()] if versioned else []
+            shown = [
+                (k, v, v._version) for k, v in given if type(v) is Tensor and not v.is_inference()
+            ]
+            try:
+                out: Tensor = net(x, t, **cond)
+            except RuntimeError as error:
+                _explain(error, net, x)
+                raise
+            for name, value, version in shown:
+                if value._version != version:
+                    raise ValueError(_IN_PLACE.format(name))
+            return out
+
         def plain(x: Tensor, t: Tensor, at: Level | None = None) -> Tensor:
-            version = x._version if versioned else 0  # the usual case, short: it runs at every call
-            out = net(x, t, **extra)
-            if versioned and x._version != version:
-                raise ValueError(_IN_PLACE)
+            out = asked(x, t, **extra)
             if type(out) is not Tensor or out.shape != x.shape:
                 check_output(out, x, x.shape, prediction)
             return out if out.dtype == x.dtype else out.to(x.dtype)
 
         def ask(x: Tensor, t: Tensor, rows: Mapping[str, Tensor]) -> Tensor:
             inside = x if dtype is None else x.to(dtype)
-            version = inside._version if versioned else 0
-            out = net(inside, t, **rows, **common)
-            if versioned and inside._version != version:
-                raise ValueError(_IN_PLACE)
+            out = asked(inside, t, **rows, **common)
             expected: Sequence[int] = inside.shape
             if split is not None:
+                if inside.ndim < 2:
+                    raise ValueError(
+                        f"learned_variance='split' halves the channels of an answer (B, 2C, *), and x is "
+                        f"{tuple(inside.shape)}"
+                    )
                 expected = (expected[0], 2 * expected[1], *expected[2:])
             check_output(out, inside, expected, prediction)
             if split is not None:
@@ -335,6 +355,26 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 def _column(values: Array, like: Tensor) -> Tensor:
     """(n,) as (n, 1, ...) beside ``like``, in its dtype and on its device."""
     return torch.tensor(values).to(like).reshape(-1, *[1] * (like.ndim - 1))
+
+
+def _warn_of_training(net: Net) -> None:
+    if isinstance(net, nn.Module) and net.training:
+        layers = (
+            type(m).__name__ for m in net.modules() if m.training and isinstance(m, _OF_CHANCE)
+        )
+        if layer := next(layers, None):
+            warn(f"the network is in training mode, and has {layer} inside; call net.eval() first")
+
+
+def _explain(error: RuntimeError, net: Net, x: Tensor) -> None:
+    """ValueError naming ``dtype=``, where a network's weights are of another precision than x."""
+    weights = net.parameters() if isinstance(net, nn.Module) else ()
+    own = next((w.dtype for w in weights if w.is_floating_point()), x.dtype)
+    if own != x.dtype and "type" in str(error):
+        raise ValueError(
+            f"the network's parameters are {own}, and it fails on x of {x.dtype} ({error}); give "
+            f"Denoiser(..., dtype={own})"
+        ) from error
 
 
 def check_floating(x: Any, name: str = "x") -> None:

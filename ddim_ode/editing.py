@@ -168,6 +168,7 @@ def transfer(
     check_model(model)
     plain = copy.copy(model)
     plain.guidance, plain.limit = None, Limit()
-    encoded = encode(plain, x0, method, cond=source, **options)
+    certify = options.pop("certify", False)
+    encoded = encode(plain, x0, method, cond=source, certify=certify, **options)
     decoded = decode(model, encoded.x, method, cond=target, **options)
     return Transfer(decoded.x, encoded, decoded)

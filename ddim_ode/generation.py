@@ -162,6 +162,8 @@ def generate(
         ),
         about={"ddim_ode": __version__, "torch": torch.__version__, **_plain(about)},
     )
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder}: is a file; give a folder, new or of this run")
     folder.mkdir(parents=True, exist_ok=True)
     with Claims(folder / ".claims") as claims:
         shards = _settle(folder, run, claims, any_shard=shard is None)

@@ -45,6 +45,8 @@ def slerp(a: Tensor, b: Tensor, weights: npt.ArrayLike) -> Tensor:
             f"latents must be two floating tensors (B, *) alike, got {a.dtype} {tuple(a.shape)} and "
             f"{b.dtype} {tuple(b.shape)}"
         )
+    if not a.numel():
+        return a.new_empty((*w.shape, *a.shape))
     norms, units = zip(*(_polar(name, z) for name, z in (("a", a), ("b", b))))
     # 2 atan2 keeps its digits at both ends, where the arc cosine of u_a·u_b loses half of them.
     apart = torch.linalg.vector_norm(units[0] - units[1], dim=1)

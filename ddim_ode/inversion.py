@@ -18,7 +18,6 @@ https://arxiv.org/abs/2011.13456, section 4.3.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -29,6 +28,7 @@ import torch
 from torch import Tensor
 
 from ._checks import flag, number, one_of, refuse
+from ._warn import warn
 from .denoiser import Denoiser, check_state
 from .directions import Task, solve
 from .grids import FINALS
@@ -134,7 +134,7 @@ def encode(
         with torch.no_grad():
             sol.round_trip = certified(model, x0, sol, _again(task, sol), task.reversible)
     if model.guidance is not None:
-        warnings.warn(_guided(model, sol.round_trip), UserWarning, stacklevel=2)
+        warn(_guided(model, sol.round_trip))
     return sol
 
 
@@ -217,7 +217,13 @@ def decode(
     )
     _check(model, final, eta, noise_std)
     with torch.set_grad_enabled(flag("differentiable", differentiable)):
-        return solve(task, model, check_state(z), partner, rising=False)
+        sol = solve(task, model, check_state(z), partner, rising=False)
+    if task.reversible and partner is None:
+        warn(
+            f"decode by {method!r} without partner= starts from equal states, and comes back as a solver "
+            "of second order does; to come back to rounding give the Solution of encode, or its .partner"
+        )
+    return sol
 
 
 def _check(

@@ -21,7 +21,6 @@ known, it is off by .033 nats in the root mean square, and by at most .13 at 4,0
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +32,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ._checks import count, flag, number, one_of, refuse
+from ._warn import warn
 from .adaptive import DEFAULT_MAX_NFE, is_adaptive, tolerance
 from .denoiser import Denoiser, check_state
 from .density import Density, End, adaptive, fixed, flat
@@ -157,14 +157,11 @@ def log_likelihood(
         x, model = x.to(dtype), in_float64(model)
     if not (isinstance(prior, str) and prior == "normal") and not callable(prior):
         raise ValueError(f"prior={prior!r} must be 'normal' or callable as prior(x, sigma) -> (B,)")
-    if not (isinstance(cell, (int, float)) and cell > 0):
-        raise ValueError(f"cell={cell!r} must be a width > 0; 2/255 for 8-bit pixels in [-1, 1]")
+    cell = _width(cell)
     if model.guidance is not None:
-        warnings.warn(
+        warn(
             f"guidance {model.guidance.scale:g}: the guided field is the flow of no density, so this is "
-            "the log-likelihood of nothing; use guidance 1",
-            UserWarning,
-            stacklevel=2,
+            "the log-likelihood of nothing; use guidance 1"
         )
     if one_of("divergence", divergence, ("exact", "hutchinson")) == "exact":
         refuse("divergence='exact' draws no probes", probes=probes, probe=probe, seeds=seeds)
@@ -210,11 +207,19 @@ def dequantized(x: Tensor, seeds: Sequence[int], cell: float = CELL) -> Tensor:
     >>> bool(((noisy + 1).abs() <= 1 / 255).all())
     True
     """
-    x, cell = check_state(x), number("cell", cell)
+    x, cell = check_state(x), _width(cell)
     out = torch.empty(x.shape, dtype=x.dtype)
     for row, seed in zip(out, check_seeds(seeds, len(x))):
         row.uniform_(-0.5, 0.5, generator=generator(seed, DEQUANTIZE))
     return x + cell * out.to(x.device)
+
+
+def _width(cell: float) -> float:
+    """Of a cell of quantised data; ValueError for what is none."""
+    found = number("cell", cell)
+    if not 0 < found < math.inf:
+        raise ValueError(f"cell={cell!r} must be a width > 0; 2/255 for 8-bit pixels in [-1, 1]")
+    return found
 
 
 def _result(field: Density, x: Tensor, end: End, prior: str | Prior, cell: float) -> LogLikelihood:

@@ -12,12 +12,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from .denoiser import Denoiser
 from .schedule import Array
 from .solution import Solution, norm_per_sample
 
+_ROUNDING = 20  # units in the last place of the latent, below which an error shows no order
 Solve = Callable[[Denoiser, Tensor, Tensor | None, bool, Array | None], Solution]
 
 
@@ -25,9 +27,9 @@ Solve = Callable[[Denoiser, Tensor, Tensor | None, bool, Array | None], Solution
 class RoundTrip:
     """error (B,): RMS over a sample's entries of decode(encode(x)) − x, same method and grid. order: how
     that error falls with the number of steps, log(E'/E)/log(N/N') between N steps and every other level
-    (E over all finite samples; None for an adaptive solve, for a single step and for a reversible method).
-    On a smooth field it is the method's own, or one more where that is even: then the leading errors of the
-    two directions cancel.
+    (E over all finite samples; None for an adaptive solve, for a single step, for a reversible method, and
+    where the error is rounding). On a smooth field it is the method's own, or one more where that is even:
+    then the leading errors of the two directions cancel.
     latent_gap (B,): RMS distance of the latent to the one of half the steps, about its own error for a
     method of first order and an upper estimate above; None where order is, but for a reversible
     method. unguided (B,): the error without guidance, where the model has it. nfe, net_evals: what all
@@ -82,7 +84,11 @@ def certified(
         gap = norm_per_sample(coarse.x - up.x)
         if not reversible:
             ratio = mean_square(trip(model, coarse, half)) / mean_square(error)
-            order = float(0.5 * np.log(ratio) / np.log(steps / (steps // 2)))
+            rounding = (
+                _ROUNDING * torch.finfo(x.dtype).eps * mean_square(norm_per_sample(up.x)) ** 0.5
+            )
+            if mean_square(error) ** 0.5 > rounding:
+                order = float(0.5 * np.log(ratio) / np.log(steps / (steps // 2)))
     if model.guidance is not None:
         plain = copy.copy(model)
         plain.guidance = None

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from . import adaptive, external, gradients
 from ._checks import exclusive, flag, function, one_of, refuse
+from ._warn import warn
 from .denoiser import Denoiser, check_state
 from .editing import Known
 from .inputs import check_model
@@ -25,6 +26,7 @@ from .solution import Solution, norm_per_sample, per_sample
 from .solvers.chart import convert
 from .solvers.compilation import plan as compile_plan
 from .solvers.embedded import adaptive_names
+from .solvers.fit_text import ode_text
 from .solvers.methods import Method, get_method
 from .solvers.plan import Node, Plan
 
@@ -154,6 +156,7 @@ def sample(
         )
         if plan is not None:
             check_plan(plan, model)
+            _warn_of_another_ode(plan, model)
             if plan.grid[0] < plan.grid[-1]:
                 raise ValueError(
                     f"plan {plan.method!r} goes up, from σ={plan.grid[0]:g} to {plan.grid[-1]:g}; use "
@@ -359,6 +362,26 @@ def check_watching(progress: Any, callback: Any, record: Any, on_nan: Any) -> No
         function("callback", callback)
     one_of("record", record, ("none", "x", "x0"))
     one_of("on_nan", on_nan, ("report", "hold"))
+
+
+def _warn_of_another_ode(plan: Plan, model: Denoiser) -> None:
+    """A calibrated plan is fitted, and its gain measured, for one guidance, interval, clip and so on."""
+    guidance = model.alterations.get("guidance")
+    if plan.fit is None or isinstance(
+        guidance, Tensor
+    ):  # whose value the device would be waited for
+        return
+    others = plan.fit.get("alterations")
+    fitted = {
+        **(others if isinstance(others, Mapping) else {}),
+        "guidance": plan.fit.get("guidance"),
+    }
+    of_plan, of_model = ode_text(fitted), ode_text(model.alterations)
+    if of_plan != of_model:
+        warn(
+            f"{plan.method} was calibrated for {of_plan}, and runs with {of_model}, for which its gain was "
+            "not measured"
+        )
 
 
 def check_plan(plan: Plan, model: Denoiser) -> None:

@@ -11,6 +11,7 @@ How far apart the two are is measured in :func:`exponential`.
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,13 @@ def build(name: str, params: dict[str, Any]) -> Schedule:
     """The schedule of that name and parameters: what pickling and weights files store."""
     makers = (ddpm, exponential, cosine, from_alphas_cumprod, vp, ve, flow)
     by_name = {maker.__name__: maker for maker in makers}
-    return by_name[one_of("schedule", name, by_name)](**params)
+    maker = by_name[one_of("schedule", name, by_name)]
+    for given in params:
+        one_of(f"parameter of {name!r}", given, inspect.signature(maker).parameters)
+    try:
+        return maker(**params)
+    except TypeError as error:  # one is missing
+        raise ValueError(f"schedule {name!r}: {error}") from None
 
 
 def _from_log_alphas(name: str, params: dict[str, Any], logs: Array) -> Schedule:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -33,6 +34,7 @@ from .solvers.controller import STATUSES
 
 MANIFEST = "manifest.json"
 _COND = "cond."
+_SHARD = re.compile(r"shard-(\d{5}|[1-9]\d{5,})\.safetensors")
 
 
 class Shard(NamedTuple):
@@ -147,8 +149,8 @@ class Shards:
 
     def present(self) -> set[int]:
         """The shards that have a file, by one look into the folder."""
-        there = set(os.listdir(self.folder))
-        return {k for k in range(len(self)) if self.path(k).name in there}
+        found = (_SHARD.fullmatch(name) for name in os.listdir(self.folder))
+        return {k for name in found if name and (k := int(name[1])) < len(self)}
 
     def statuses(self) -> Counter[str]:
         """How many samples have which status, of the shards that are there; not verified."""

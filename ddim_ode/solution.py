@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +71,9 @@ class Solution:
     round_trip: RoundTrip | None = None  # of an encode with certify=True
 
     def __repr__(self) -> str:
-        return f"Solution({self.method}, x {tuple(self.x.shape)}, nfe {self.nfe})"
+        bad = Counter(word for word in self.status.tolist() if word != SUCCESS)
+        failed = "".join(f", {n} of {len(self.x)} {word}" for word, n in bad.items())
+        return f"Solution({self.method}, x {tuple(self.x.shape)}, nfe {self.nfe}{failed})"
 
     @property
     def status(self) -> npt.NDArray[np.str_]:

@@ -86,6 +86,43 @@ def test_a_file_that_is_no_manifest_is_named(tmp_path, capsys, text):
     assert "m.json: not a manifest" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("seeds", 5),
+        ("classes", 3),
+        ("methods", "ddim"),
+        ("nfe", 2.5),
+        ("batch", True),
+        ("rtol", "x"),
+    ],
+)
+def test_an_option_of_a_manifest_that_is_no_such_option_is_named(tmp_path, capsys, name, value):
+    assert main(["sample", *FAST, "--out", str(tmp_path)]) == 0
+    path = tmp_path / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["options"][name] = value
+    path.write_text(json.dumps(manifest))
+    assert main(["sample", "--manifest", str(path), "--out", str(tmp_path)]) == 2
+    assert f"its option '{name}' is {value!r}" in capsys.readouterr().err
+
+
+def test_a_manifest_that_is_not_there_is_named(tmp_path, capsys):
+    assert main(["sample", "--manifest", str(tmp_path / "none.json")]) == 2
+    assert "none.json: no such file; ddim-ode sample writes one" in capsys.readouterr().err
+
+
+def test_heun_takes_the_tolerance_it_is_given(tmp_path):
+    call = ["--seeds", "0", "--guidance", "1", "--out", str(tmp_path)]
+    assert main(["sample", "--methods", "heun,ddim", "--rtol", "1", "--atol", "1", *call]) == 0
+    heun, ddim = json.loads((tmp_path / "manifest.json").read_text())["runs"]
+    assert (heun["steps"], ddim["steps"], ddim["nfe"]) == (None, 20, 20)
+    again = ["--manifest", str(tmp_path / "manifest.json"), "--out", str(tmp_path / "again")]
+    assert main(["sample", *again]) == 0
+    remade = json.loads((tmp_path / "again/manifest.json").read_text())["runs"]
+    assert [run["nfe"] for run in remade] == [heun["nfe"], 20]
+
+
 def test_options_beside_a_manifest_are_refused(tmp_path, capsys):
     call = ["sample", "--manifest", str(tmp_path / "m.json"), "--sigma-min", "3"]
     assert main(call) == 2
@@ -108,14 +145,17 @@ def test_an_output_folder_that_cannot_be_is_explained(tmp_path, capsys):
         (["--seeds", "0-99999999999"], "names 100000000000 seeds"),
         (["--batch", "0"], "--batch=0 must be a whole number"),
         (["--device", "warp"], "--device warp"),
+        (["--device", "meta"], "cannot be used here (it holds no numbers)"),
         (["--classes", "hat"], "unknown class 'hat'"),
         (["--model", "none.safetensors"], "none.safetensors: no such weights file"),
-        (["--steps", "0"], "steps=0 must be a whole number >= 1"),
+        (["--steps", "0"], "--steps=0 must be a whole number >= 1"),
         (["--eta", "7"], "eta=7"),
         (["--guidance-interval", "1", "2"], "--guidance-interval does nothing without guidance"),
         (["--guidance-rescale", "0.5"], "--guidance-rescale does nothing without guidance"),
         (["--clip", "1", "--threshold", "0.9"], "drop threshold"),
         (["--methods", "ddim", "heun", "--eta", "1"], "--eta belongs to ddim, and heun"),
+        (["--rtol", "1e-3"], "--rtol is for adaptive solves, and ddim takes steps as given"),
+        (["--methods", "reversible"], "method 'reversible' goes both ways"),
     ],
 )
 def test_mistakes_are_explained_on_stderr(tmp_path, capsys, arguments, message):
@@ -155,10 +195,12 @@ def test_train_then_sample(tmp_path, capsys):
     assert "unconditional" in capsys.readouterr().err
 
 
-def test_methods_lists_the_registry(capsys):
-    assert main(["methods"]) == 0
-    first_words = {line.split()[0] for line in capsys.readouterr().out.splitlines() if line}
-    assert set(METHODS) < first_words
+@pytest.mark.parametrize("words", [[], ["--references"]])
+def test_methods_lists_the_registry(capsys, words):
+    assert main(["methods", *words]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert set(METHODS) <= {line.split()[0] for line in lines if line}
+    assert words or max(map(len, lines)) <= 120
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,7 @@ def test_interrupted_and_full_then_resumed(tmp_path, capsys, monkeypatch):
         (["--dtype", "int8"], "unknown dtype 'int8'"),
         (["--cuda-graph"], "this is cpu; drop it"),
         (["--device", "warp"], "--device warp"),
+        (["--out", __file__], "is a file; give a folder"),
         (["--classes", "hat"], "this model has no classes"),
         (["--method", "hun"], "unknown method 'hun'; valid, nearest first: heun"),
         (["--channels-last"], "channels_last=True"),

@@ -206,7 +206,7 @@ def test_a_damaged_file_is_named_and_made_again(tmp_path):
     first = compare(model, ["ddim"], [5], n=4, cache=tmp_path)
     (cell,) = tmp_path.glob("cell-*")
     cell.write_bytes(cell.read_bytes()[:50])
-    with pytest.warns(RuntimeWarning, match=cell.name):
+    with pytest.warns(UserWarning, match=cell.name):
         second = compare(model, ["ddim"], [5], n=4, cache=tmp_path)
     assert numbers(first) == numbers(second)
     assert not list(tmp_path.glob("*.partial"))

@@ -195,8 +195,8 @@ def test_plans_come_without_method():
 
 
 # -- the protocol -----------------------------------------------------------------------------
-def walk(scheduler, x, calls=None):
-    for t in scheduler.timesteps[:calls]:
+def walk(scheduler, x, calls=None, begin=0):
+    for t in scheduler.timesteps[begin:calls]:
         x = scheduler.step(torch.tanh(x) * 0.5, t, x).prev_sample
     return x
 
@@ -238,21 +238,55 @@ def test_what_is_no_state_of_this_run_is_refused():
         ours(plans=[])
 
 
-def test_begin_index_is_the_method_begun_there():
-    scheduler = ours(method="dpmpp2m", grid="trailing")
+NET = ddim_ode.Denoiser(lambda x, t: torch.tanh(x) * 0.5, ddim_ode.schedules.ddpm(), time_offset=-1)
+
+
+@pytest.mark.parametrize(("method", "calls"), [("dpmpp2m", 1), ("heun", 2), ("rk4", 4)])
+def test_begin_index_is_the_method_begun_there(method, calls):
+    """As image-to-image pipelines do: skipped steps × order entries of ``timesteps``."""
+    scheduler = ours(method=method, grid="trailing")
     scheduler.set_timesteps(10)
+    assert scheduler.order == calls
     times, sigmas = scheduler.timesteps, scheduler.plan.grid
-    scheduler.set_begin_index(4)
-    assert torch.equal(scheduler.timesteps, times[4:])
-    model = ddim_ode.Denoiser(
-        lambda x, t: torch.tanh(x) * 0.5, ddim_ode.schedules.ddpm(), time_offset=-1
-    )
-    expected = ddim_ode.sample(model, start(), "dpmpp2m", grid=np.array(sigmas[4:])).x
-    assert torch.equal(walk(scheduler, start()), expected)
+    for begin in (3, 4):  # the second from the whole run again, not from the first
+        scheduler.set_begin_index(begin * scheduler.order)
+        assert torch.equal(scheduler.timesteps, times)
+        assert scheduler.plan.grid == sigmas[begin:]
+    expected = ddim_ode.sample(NET, start(), method, grid=np.array(sigmas[4:])).x
+    assert torch.equal(walk(scheduler, start(), begin=4 * calls), expected)
+    scheduler.set_begin_index(0)
+    assert scheduler.plan.grid == sigmas
+    whole = ddim_ode.sample(NET, start(), method, steps=10, grid="trailing").x
+    assert torch.equal(walk(scheduler, start()), whole)
+
+
+def test_begin_indices_inside_a_step_are_refused():
     heun = ours(method="heun")
     heun.set_timesteps(4)
-    with pytest.raises(ValueError, match="begin_index=1"):
-        heun.set_begin_index(1)
+    for index in (1, 3, 99):
+        with pytest.raises(ValueError, match=f"begin_index={index}: "):
+            heun.set_begin_index(index)
+    with pytest.raises(ValueError, match="begin_index=-1 must be a whole number"):
+        heun.set_begin_index(-1)
+
+
+def test_settings_of_the_wrong_kind_are_named():
+    for options, match in (
+        (dict(snap="yes"), "snap='yes' must be True or False"),
+        (dict(num_train_timesteps=2.5), "num_train_timesteps=2.5 must be a whole number"),
+        (dict(schedule=5), "schedule=5 must be"),
+        (dict(schedule={"name": "vp"}), "must be .*params"),
+        (dict(schedule={"name": "vp", "params": {"beta": 1}}), "unknown parameter of 'vp' 'beta'"),
+        (dict(beta_start="low"), "beta_start='low' must be real numbers"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            ours(**options)
+    scheduler = ours(method="dpmpp2m")
+    with pytest.raises(ValueError, match="timesteps='all' must be real numbers"):
+        scheduler.set_timesteps(timesteps="all")
+    scheduler.set_timesteps(timesteps=[900, 400])
+    with pytest.raises(ValueError, match="eta='a' must be real numbers"):
+        scheduler.step(start(), scheduler.timesteps[0], start(), eta="a")
 
 
 def test_what_a_pipeline_changes_between_steps_counts():

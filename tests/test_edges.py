@@ -9,6 +9,18 @@ import ddim_ode
 from ddim_ode import Denoiser, Guidance, grids, schedules
 from ddim_ode.solvers.methods import METHODS
 
+
+class Timeless(torch.nn.Module):
+    """A layer that is asked at any time."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x, t):
+        return self.layer(x)
+
+
 X = points(3, 2)
 MODEL = Denoiser(Counting(), COSINE)
 GRID = [5.0, 1.0, 0.2, 0.0]
@@ -306,8 +318,50 @@ def test_a_condition_given_twice_is_refused():
 def test_a_network_that_changes_x_in_place_is_refused(options):
     model = Denoiser(lambda x, t, y: x.mul_(0.5), COSINE, **options)
     cond = {"y": torch.ones(3, dtype=torch.long)}
-    message = r"in place; use x \* c, not x.mul_"
+    message = r"changes its x in place; use x \* c, not x.mul_"
     expect(sample(model, X.clone(), "ab2", steps=3, cond=cond), message)
+
+    def raising(x, t, y):
+        y += 1  # the class of the next call
+        return 0.5 * x
+
+    model = Denoiser(raising, COSINE, **options)
+    expect(sample(model, X, "ab2", steps=3, cond=cond), "the network changes its y in place")
+
+
+def test_a_network_in_another_precision_is_told_the_remedy():
+    net = Timeless(torch.nn.Linear(2, 2).double())
+    message = r"parameters are torch.float64, .* give Denoiser\(..., dtype=torch.float64\)"
+    expect(sample(Denoiser(net, COSINE), X.float(), steps=2), message)
+    told = Denoiser(net, COSINE, dtype=torch.float64)
+    assert ddim_ode.sample(told, X.float(), steps=2).x.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("layer", "warns"),
+    [
+        (torch.nn.Dropout(0.5), True),
+        (torch.nn.BatchNorm1d(2), True),
+        (torch.nn.LayerNorm(2), False),
+    ],
+)
+def test_training_mode_is_warned_of_where_it_matters(layer, warns, recwarn):
+    model = Denoiser(Timeless(torch.nn.Sequential(torch.nn.Linear(2, 2), layer)), COSINE)
+    ddim_ode.sample(model, X.float(), steps=2)
+    said = [str(w.message) for w in recwarn if "training mode" in str(w.message)]
+    assert len(said) == warns
+    assert not warns or f"{type(layer).__name__} inside; call net.eval() first" in said[0]
+    model.net.eval()
+    ddim_ode.sample(model, X.float(), steps=2)
+    assert len([w for w in recwarn if "training mode" in str(w.message)]) == warns
+
+
+def test_warnings_point_at_the_caller(recwarn):
+    model = Denoiser(Timeless(torch.nn.Dropout(0.5)), COSINE)
+    ddim_ode.sample(model, X.float(), steps=2)
+    nameless = Denoiser(lambda x, t: x, COSINE)
+    ddim_ode.compare(nameless, "ddim", nfe=2, n=2, shape=(2,), cache="unused")
+    assert {w.filename for w in recwarn if issubclass(w.category, UserWarning)} == {__file__}
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,8 @@ def scheduler(**options):
         ("net", dict(num_class_embeds=3), "do not fit its config.json: 1 missing keys"),
         ("net", dict(sample_size=0), "sample_size .*=0"),
         ("net", dict(sample_size=[8, -8]), "sample_size .*=-8"),
+        ("net", dict(sample_size=8.5), "sample_size .*=8.5"),
+        ("net", dict(sample_size=[8, 8, 8]), "give 2 sizes, or one"),
         ("scheduler", dict(_class_name=None), "unknown scheduler None; valid"),
         ("scheduler", dict(num_train_timesteps="many"), "DDIMScheduler cannot be made"),
         ("scheduler", dict(num_train_timesteps=10.5), "DDIMScheduler cannot be made"),
@@ -100,7 +102,10 @@ def test_grid_takes_a_number_of_steps(good, steps):
         (None, "needs class_labels"),
         ([1], r"cond=\[1\] must be"),
         (dict(y=torch.tensor([0, 1, 4])), "0 to 4: the network knows 0 to 3"),
-        (dict(y=torch.tensor([0.0, 1.0, 2.0])), "whole numbers, got torch.float32"),
+        (dict(y=torch.tensor([0.0, 1.0, 2.0])), "whole numbers .*got torch.float32"),
+        (dict(y=torch.tensor([True, False, True])), "whole numbers .*got torch.bool"),
+        (dict(y=torch.tensor([[0], [1], [2]])), r"whole numbers \(B,\).* \(3, 1\)"),
+        (dict(y=torch.arange(3), class_labels=torch.arange(3)), "one thing; drop 'y'"),
         (dict(y=torch.tensor([0, 1, 2]), word=torch.zeros(3)), "unknown condition 'word'; valid"),
     ],
 )
@@ -151,3 +156,10 @@ def test_the_doctor_says_when_a_model_makes_nothing(good):
     report = ddim_ode.diagnose(model)
     assert "what the model makes is constant; give data" in report.not_checked.values()
     assert {"prediction", "stride"} <= report.not_checked.keys()
+
+
+def test_a_configuration_nested_without_end_is_named(good, tmp_path):
+    folder = shutil.copytree(good, tmp_path / "copy")
+    (folder / PART["scheduler"]).write_text('{"a":' * 100_000 + "1" + "}" * 100_000)
+    with pytest.raises(ValueError, match=r"scheduler_config\.json: truncated, or not JSON"):
+        load(folder)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from .. import __version__
+from .._warn import Caution
 from .calibration import add_arguments as add_calibrate_arguments
 from .common import print_table
 from .comparison import add_arguments as add_compare_arguments
@@ -18,6 +22,18 @@ from .interpolation import add_arguments as add_interpolate_arguments
 from .inversion import add_arguments as add_encode_arguments
 from .sampling import add_arguments as add_sample_arguments
 from .training import add_arguments as add_train_arguments
+
+_LEGEND = """
+order            of the global error: with exact starting values, as run by default on many steps, and
+                 from starting steps of rising order (as run on few)
+nfe_per_step     network calls of a full step; memory: vectors that a step reads
+chart, ruler     the variable that is stepped in, and the scale that velocities are interpolated in
+
+Adaptive without --steps and --grid: rk45, bosh3; heun if --rtol is given as well, and no --nfe.
+Adaptive, by their own packages: torchdiffeq:NAME (dopri5, bosh3, ...), scipy:NAME (RK45, ...).
+Of encode and decode alone: reversible, which comes back to rounding (order 2, one call a step).
+Variants, such as dpmpp3m:lower_order_final, are in ddim_ode.solvers.methods.VARIANTS; where all of these
+come from: ddim-ode methods --references."""
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -34,12 +50,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     args.command_line = list(sys.argv[1:] if argv is None else argv)
     try:
-        return int(args.run(args))
+        with _warnings_as_text(args.command):
+            return int(args.run(args))
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"ddim-ode {args.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+@contextlib.contextmanager
+def _warnings_as_text(command: str) -> Iterator[None]:
+    """Ours are for people who read a terminal: without the line of code."""
+    theirs = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if issubclass(category, Caution):
+            print(f"ddim-ode {command}: note: {message}", file=sys.stderr)
+        else:
+            theirs(message, category, *where, **more)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = theirs
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -142,16 +177,18 @@ def _parser() -> argparse.ArgumentParser:
         )
     )
     listing = commands.add_parser("methods", help="list the solvers")
-    listing.set_defaults(run=lambda args: _print_methods())
+    listing.add_argument("--references", action="store_true", help="where each comes from, instead")
+    listing.set_defaults(run=_print_methods)
     return parser
 
 
-def _print_methods() -> int:
-    from ..solvers.methods import methods
+def _print_methods(args: argparse.Namespace) -> int:
+    from ..solvers.methods import METHODS, methods
 
-    print_table([{k: "–" if v is None else v for k, v in row.items()} for row in methods()])
-    print(
-        "\nadaptive without --steps or --grid: rk45, bosh3"
-        "\nadaptive, by their own packages: torchdiffeq:NAME (dopri5, bosh3, ...), scipy:NAME (RK45, ...)"
-    )
+    if args.references:
+        print_table([dict(name=m.name, reference=m.reference) for m in METHODS.values()])
+        return 0
+    rows = [{k: v for k, v in row.items() if k != "reference"} for row in methods()]
+    print_table([{k: "–" if v is None else v for k, v in row.items()} for row in rows])
+    print(_LEGEND)
     return 0

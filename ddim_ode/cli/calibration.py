@@ -50,6 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _calibrate(args: argparse.Namespace) -> int:
     import ddim_ode
 
+    from .._warn import Caution
+
     budgets = sorted({count("--nfe", nfe) for nfe in args.nfe})
     n, seed = count("--n", args.n, least=2), count("--seed", args.seed, least=0)
     count("--batch", args.batch)
@@ -61,7 +63,7 @@ def _calibrate(args: argparse.Namespace) -> int:
     )
     args.out.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # each is in its plan's fit, and printed below
+        warnings.simplefilter("ignore", Caution)  # each is in its plan's fit, and printed below
         plans: dict[int, Plan] = ddim_ode.calibrate(
             loaded.denoiser,
             budgets,

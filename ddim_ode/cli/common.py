@@ -6,7 +6,7 @@ import argparse
 import platform
 from typing import TYPE_CHECKING, Any
 
-from .._checks import one_of
+from .._checks import device_of, one_of
 
 # Of a model with classes, where samples are made to be looked at.
 GUIDANCE = 2.0
@@ -26,13 +26,12 @@ def find_device(name: str) -> torch.device:
     """The device of that name; ValueError if it is none, or torch cannot reach it."""
     import torch
 
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"--device {name}: {error}") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
+    if name.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"--device {name}: this torch sees no CUDA device; use cpu")
-    return device
+    try:
+        return device_of(name)
+    except ValueError as error:
+        raise ValueError(f"--device {name}: {error}") from None
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:

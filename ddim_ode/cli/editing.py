@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING
 
 from .._checks import count
 from .common import condition, parse_classes
-from .pictures import Made, class_names, load_model, load_pictures, run_of, solver, write
+from .pictures import (
+    Made,
+    check_classes,
+    class_names,
+    load_model,
+    load_pictures,
+    run_of,
+    solver,
+    write,
+)
 from .pictures import add_arguments as add_picture_arguments
 
 if TYPE_CHECKING:
@@ -56,6 +65,8 @@ def _edit(args: argparse.Namespace) -> int:
     model = load_model(args)
     pictures, labels, indices = load_pictures(args, model)
     targets = _targets(args, model, labels, len(pictures))
+    for target in targets.values():
+        check_classes(model, target, "give --to, --data with labels (IDX files, an .npz)")
     given = [(f"pictures\n{len(pictures)} of {args.split}", pictures)]
     if args.mask is not None:
         keep = ~_mask(args.mask, model.shape).to(pictures.device)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from .._checks import count
 from .common import condition, parse_classes, parse_seeds
-from .pictures import MOST, Made, load_model, load_pictures, run_of, solver, write
+from .pictures import MOST, Made, check_classes, load_model, load_pictures, run_of, solver, write
 from .pictures import add_arguments as add_picture_arguments
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ def _between(
         raise ValueError(f"{name} names {len(numbers)}, and they are taken in pairs; give one more")
     pairs = [f"{first} to {second}" for first, second in zip(numbers[0::2], numbers[1::2])]
     labels = None if args.classes is None else parse_classes(args.classes, model, range(len(pairs)))
+    check_classes(model, labels, "give --classes")
     how = dict(progress=True, **solver(args))
     if args.data is None:
         latents = noise(model.shape, model.schedule, numbers, device=args.device)

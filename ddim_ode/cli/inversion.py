@@ -7,7 +7,16 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from .common import condition
-from .pictures import Made, class_names, load_model, load_pictures, run_of, solver, write
+from .pictures import (
+    Made,
+    check_classes,
+    class_names,
+    load_model,
+    load_pictures,
+    run_of,
+    solver,
+    write,
+)
 from .pictures import add_arguments as add_picture_arguments
 
 if TYPE_CHECKING:
@@ -26,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _encode(args: argparse.Namespace) -> int:
     model = load_model(args)
     pictures, labels, indices = load_pictures(args, model)
+    check_classes(model, labels, "give --data with labels (IDX files, an .npz)")
     given = [(f"pictures\n{len(pictures)} of {args.split}", pictures)]
     made = _there_and_back(args, model, pictures, labels, indices)
     return write(args, model, given, made, class_names(model, labels), indices=indices)

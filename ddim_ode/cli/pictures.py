@@ -101,6 +101,15 @@ def load_pictures(
     return to_unit(chosen).to(args.device), known, indices
 
 
+def check_classes(model: Trained, labels: list[int] | None, remedy: str) -> None:
+    """ValueError, with the command's remedy, where the model cannot do without classes."""
+    needed = "class_labels" in getattr(model, "needs", ())
+    if labels is None and (needed or model.guidance is not None):
+        what = "the model" if needed else "guidance"
+        off = "" if needed else " or --guidance 1"
+        raise ValueError(f"{what} needs classes, and none are known: {remedy}{off}")
+
+
 def run_of(label: str, solution: Solution, **more: Any) -> dict[str, Any]:
     """What a manifest says of one solve."""
     said = solution.to_dict()

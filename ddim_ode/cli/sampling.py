@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .models import Trained
 
 _PLACED = ("steps", "nfe", "grid", "final", "sigma_max", "sigma_min", "eta")
+_TOLERANCE, _NFE = 1e-3, 20
 _METHODS = ("ddim", "heun", "dpmpp3m", "rk45")
 _ODE = ("guidance_interval", "guidance_rescale", "clip", "threshold")
 # What a manifest keeps of the command line, to run it again.
@@ -65,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--nfe",
         type=int,
         default=None,
-        help="most network calls of a fixed plan (20 without --steps)",
+        help=f"most network calls of a fixed plan ({_NFE} without --steps)",
     )
     where.add_argument(
         "--steps", type=int, default=None, help="intervals of the grid, also of rk45 and bosh3"
@@ -83,10 +84,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--rtol",
         type=float,
-        default=1e-3,
-        help="of rk45, bosh3 and other packages' adaptive solvers",
+        default=None,
+        help="of the adaptive solvers: rk45, bosh3, other packages', and heun, without --steps and --nfe "
+        f"({_TOLERANCE:g})",
     )
-    add("--atol", type=float, default=1e-3, help="of the same")
+    add("--atol", type=float, default=None, help="of the same")
     add("--seeds", default="0-9", help="one picture each: 0-9 or 3,5,8")
     add("--classes", default="all", help="names or numbers, repeated over the seeds: 'sneaker,bag'")
     add("--batch", type=int, default=64, help="samples solved together")
@@ -100,6 +102,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _sample(args: argparse.Namespace) -> int:
+    from ..sampling import check_plan
+
     if args.manifest is not None:
         _apply_manifest(args)
     if args.methods is None:
@@ -111,14 +115,15 @@ def _sample(args: argparse.Namespace) -> int:
             raise ValueError("--methods is empty: give names from ddim-ode methods")
         given = {f"--{name.replace('_', '-')}": getattr(args, name) for name in _PLACED}
         refuse("a plan has its own steps, and no --methods are given to apply it to", **given)
-    elif args.nfe is None and args.steps is None:
-        args.nfe = 20
-    count("--batch", args.batch)
+    for name in ("batch", "nfe", "steps"):
+        if getattr(args, name) is not None:
+            count(f"--{name}", getattr(args, name))
     if args.grid is not None:
         one_of("grid", args.grid, NAMES)
-    _check_methods(args.methods, args.eta)
+    _check_methods(args)
     model = _load_model(args)
-    _check_plans(plans, model, args.guidance)
+    for plan in plans.values():
+        check_plan(plan, model)
     solvers: dict[str, str | Plan] = {**{name: name for name in args.methods}, **plans}
     seeds = parse_seeds(args.seeds)
     labels = parse_classes(args.classes, model, range(len(seeds)))
@@ -135,9 +140,9 @@ def _sample(args: argparse.Namespace) -> int:
     finally:  # an error or Ctrl-C keeps what is finished
         if runs:
             _report(args, model, runs, strips, labels)
-        if len(runs) < len(solvers):
-            kept = f"{len(runs)} of {len(solvers)} methods are kept"
-            print(f"stopped: {kept}", file=sys.stderr)
+            if len(runs) < len(solvers):
+                kept = f"{len(runs)} of {len(solvers)} methods are kept"
+                print(f"stopped: {kept}", file=sys.stderr)
     return 0
 
 
@@ -146,20 +151,38 @@ def _apply_manifest(args: argparse.Namespace) -> None:
     given = [n for n in _OPTIONS if getattr(args, n) != args.parser.get_default(n)]
     if given:
         raise ValueError(f"--manifest already says --{given[0].replace('_', '-')}; drop it")
+    if not args.manifest.is_file():
+        raise FileNotFoundError(
+            f"--manifest {args.manifest}: no such file; ddim-ode sample writes one"
+        )
     try:
-        manifest = json.loads(args.manifest.read_text())
+        manifest = json.loads(args.manifest.read_text(encoding="utf-8"))
         # The first manifests had no plans, and nothing that changed the ODE but guidance.
         later = {name: args.parser.get_default(name) for name in ("plan", *_ODE)}
         written = {**later, **manifest["options"]}
-        options = {name: written[name] for name in _OPTIONS}
+        options = {name: _of_kind(args.parser, name, written[name]) for name in _OPTIONS}
         args.sha256 = manifest["model"]["sha256"]
         if options["plan"]:
             args.plan_sha256 = [row["sha256"] for row in manifest["plans"]]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
             f"{args.manifest}: not a manifest of ddim-ode sample ({error!r})"
         ) from error
     vars(args).update(options)
+
+
+def _of_kind(parser: argparse.ArgumentParser, name: str, value: Any) -> Any:
+    """The value, if the command line could have given it to that option; else a ValueError."""
+    (action,) = (a for a in parser._actions if a.dest == name)
+    kind: Any = int if action.type is int else (int, float) if action.type is float else str
+    several = action.nargs is not None
+    items = value if several and isinstance(value, list) else [value]
+    good = isinstance(value, list) == several and all(
+        isinstance(item, kind) and not isinstance(item, bool) for item in items
+    )
+    if not good and not (value is None and action.default is None):
+        raise ValueError(f"its option {name!r} is {value!r}")
+    return value
 
 
 def _load_plans(args: argparse.Namespace) -> dict[str, Plan]:
@@ -186,40 +209,18 @@ def _load_plans(args: argparse.Namespace) -> dict[str, Plan]:
     return plans
 
 
-def _check_plans(plans: dict[str, Plan], model: Trained, guidance: float) -> None:
-    """ValueError for a plan of another schedule; a word on stderr for one of other guidance."""
-    from ..sampling import check_plan
-
-    for label, plan in plans.items():
-        check_plan(plan, model)
-        fitted = (plan.fit or {}).get("guidance", guidance)
-        further = {k: v for k, v in model.alterations.items() if k != "guidance"}
-        before = (plan.fit or {}).get("alterations", {})
-        if plan.fit is not None and before != further:
-            print(
-                f"{label} was calibrated for another ODE, altered by {before or 'nothing'}, "
-                f"and runs with {further or 'nothing'}",
-                file=sys.stderr,
-            )
-        if (1.0 if fitted is None else fitted) != guidance:
-            print(
-                f"{label} was calibrated at guidance {fitted or 1:g}, and runs at {guidance:g}; --guidance "
-                f"{fitted or 1:g} is what it was measured for",
-                file=sys.stderr,
-            )
-
-
-def _check_methods(methods: list[str], eta: float | None) -> None:
-    from .. import external
-    from ..solvers.methods import get_method
-
-    for method in methods:
-        if external.is_external(method):
-            external.is_fixed_step(method)
-        else:
-            get_method(method)
-        if eta is not None and method != "ddim":
+def _check_methods(args: argparse.Namespace) -> None:
+    """ValueError for a name that is none, and for an option that no method has a use for."""
+    adaptive = [method for method in args.methods if _is_adaptive(method, args)]
+    for method in args.methods:
+        if args.eta is not None and method != "ddim":
             raise ValueError(f"--eta belongs to ddim, and {method} takes none; run them apart")
+    for name in ("rtol", "atol"):
+        if getattr(args, name) is not None and not adaptive and args.manifest is None:
+            raise ValueError(
+                f"--{name} is for adaptive solves, and {', '.join(args.methods) or 'a plan'} takes steps "
+                "as given; drop it, or add rk45"
+            )
 
 
 def _load_model(args: argparse.Namespace) -> Trained:
@@ -280,24 +281,34 @@ def _run_solver(
 def _options(method: str, args: argparse.Namespace) -> dict[str, Any]:
     """What of the command line is this method's."""
     from .. import external
-    from ..solvers.embedded import adaptive_by_itself
-    from ..solvers.methods import get_method
 
     options: dict[str, Any] = dict(
         method=method, final=args.final, sigma_max=args.sigma_max, sigma_min=args.sigma_min
     )
-    if external.is_external(method):
-        adaptive = not external.is_fixed_step(method)
-    else:
-        placed = args.steps is not None or args.grid is not None
-        adaptive = adaptive_by_itself(get_method(method)) and not placed
-        if adaptive:
+    if _is_adaptive(method, args):
+        if not external.is_external(method):
             options["dense"] = False
-    if adaptive:
-        return options | dict(rtol=args.rtol, atol=args.atol)
+        rtol, atol = (_TOLERANCE if t is None else t for t in (args.rtol, args.atol))
+        return options | dict(rtol=rtol, atol=atol)
     if method == "ddim":
         options["eta"] = args.eta
-    return options | dict(steps=args.steps, nfe=args.nfe, grid=args.grid)
+    nfe = _NFE if args.nfe is None and args.steps is None else args.nfe
+    return options | dict(steps=args.steps, nfe=nfe, grid=args.grid)
+
+
+def _is_adaptive(method: str, args: argparse.Namespace) -> bool:
+    """Whether it chooses its own steps on this command line; ValueError for a name that is none."""
+    from .. import external
+    from ..solvers.embedded import adaptive_by_itself, embedded_pair
+    from ..solvers.methods import get_method
+
+    if external.is_external(method):
+        return not external.is_fixed_step(method)
+    spec = get_method(method)
+    if args.steps is not None or args.grid is not None:
+        return False
+    asked = args.nfe is None and (args.rtol, args.atol) != (None, None)
+    return adaptive_by_itself(spec) or (asked and embedded_pair(spec) is not None)
 
 
 def _write_arrays(

@@ -181,7 +181,7 @@ def clipping(probe: Probe) -> Finding | None:
         f"{kind}=True changes {np.mean(share):.1%} of the entries of x̂₀ while ε̂ stays: inverting moves the "
         f"latent by RMS {moved:.2g}, and 20 steps up and down end {trip:.2g} times the data away "
         f"({free:.2g} without)",
-        f"{kind}=False, at least for inversion; this package never clips",
+        f"{kind}=False, at least for inversion; this package clips nothing unless told to (clip=)",
     )
 
 

@@ -22,6 +22,7 @@ _SCALES = (0.25, 0.5, 2.0, 4.0)
 _TIMES = (1e-3, 0.25, 0.5, 0.75, 1.33, 2.0)
 _BLIND = 100.0  # error of x̂₀ at the first level, in units of the data, that no first step survives
 _ALIKE = 0.7  # correlation of an answer with x
+_CHANCE = 1e-3  # relative difference of two answers to one question that is more than rounding
 _HALF = 0.1  # relative error of a network in half precision that is more than rounding
 
 
@@ -39,7 +40,8 @@ def checks(probe: Probe) -> Iterator[Finding]:
     if probe.lifeless and probe.data is None:
         probe.skip(f"{probe.lifeless}; give data", *_NEED_NUMBERS)
         return
-    yield from filter(None, (half_precision(probe), misunderstood(probe) or terminal_snr(probe)))
+    first = repeatable(probe) or half_precision(probe)
+    yield from filter(None, (first, misunderstood(probe) or terminal_snr(probe)))
 
 
 def misunderstood(probe: Probe) -> Finding | None:
@@ -300,6 +302,24 @@ def network_time(probe: Probe) -> Finding | None:
     )
 
 
+def repeatable(probe: Probe) -> Finding | None:
+    """Whether one question has one answer."""
+    sigma = float(probe.sigmas[len(probe.sigmas) // 2])
+    x = probe.noised(probe.x0 if rms(probe.x0) < WILD else probe.noise, sigma)
+    first, again = (probe.ask(probe.model, x, sigma)[1] for _ in range(2))
+    chance = rms(again - first) / max(rms(first), 1e-12)
+    if not chance > _CHANCE:
+        return None
+    probe.skip("the network answers one question in two ways", "half-precision")
+    return Finding(
+        "repeatable",
+        "error",
+        chance,
+        f"asked the same twice, the network's answers differ by {chance:.1%}",
+        "call net.eval(): dropout or another source of chance is on",
+    )
+
+
 def half_precision(probe: Probe) -> Finding | None:
     """The same network on the same inputs: once more, in float16 and in bfloat16."""
     net = probe.model.net
@@ -318,16 +338,6 @@ def half_precision(probe: Probe) -> Finding | None:
         return torch.stack(out)
 
     exact = answers(probe.model)
-    chance = rms(answers(probe.model) - exact) / rms(exact)
-    if chance > 1e-3:
-        probe.skip("the network answers one question in two ways", "half-precision")
-        return Finding(
-            "repeatable",
-            "error",
-            chance,
-            f"asked the same twice, the network's answers differ by {chance:.1%}",
-            "call net.eval(): dropout or another source of chance is on",
-        )
     for dtype in (torch.float16, torch.bfloat16):
         name = str(dtype).removeprefix("torch.")
         try:

@@ -12,14 +12,14 @@ The ᾱ are computed in float64 from the same formulas, not read from diffusers'
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from .. import schedules
-from .._checks import numbers, one_of
+from .._checks import count, named, number, numbers, one_of
+from .._warn import Caution, warn
 from ..schedule import Array, Schedule
 
 PREDICTIONS = {
@@ -70,7 +70,7 @@ _DEPARTURES = dict(
 _OF_DEPARTURES = ("clip_sample_range", "dynamic_thresholding_ratio", "sample_max_value")
 
 
-class InteropWarning(UserWarning):
+class InteropWarning(Caution):
     """Something of a foreign configuration that is left out; the message names the key."""
 
 
@@ -96,9 +96,12 @@ def schedule_of(config: Mapping[str, Any]) -> Schedule:
     """
     if is_flow(config):
         return schedules.flow()
-    if config.get("schedule") is not None:
-        return schedules.build(config["schedule"]["name"], config["schedule"]["params"])
-    T = int(config["num_train_timesteps"])
+    written = config.get("schedule")
+    if written is not None:
+        if not isinstance(written, Mapping) or set(written) != {"name", "params"}:
+            raise ValueError(f'schedule={written!r} must be {{"name": ..., "params": {{...}}}}')
+        return schedules.build(written["name"], dict(named("params", written["params"])))
+    T = count("num_train_timesteps", config["num_train_timesteps"])
     trained, zero_snr = config.get("trained_betas"), config.get("rescale_betas_zero_snr")
     name = one_of("beta_schedule", config.get("beta_schedule", "linear"), BETAS)
     if trained is None and not zero_snr:
@@ -122,7 +125,7 @@ def _betas(name: str, T: int, config: Mapping[str, Any]) -> Array:
                 f"trained_betas has {trained.size} entries and num_train_timesteps={T}; they must agree"
             )
         return trained
-    start, end = float(config["beta_start"]), float(config["beta_end"])
+    start, end = (number(key, config[key]) for key in ("beta_start", "beta_end"))
     if name == "linear":
         return np.linspace(start, end, T)
     if name == "scaled_linear":
@@ -169,8 +172,8 @@ def notes_of(config: Mapping[str, Any]) -> list[Note]:
     return sorted(out, key=lambda note: note.outcome != "left out")
 
 
-def warn_of(notes: list[Note], stacklevel: int = 3) -> None:
+def warn_of(notes: list[Note]) -> None:
     """An :class:`InteropWarning` for each thing left out."""
     for note in notes:
         if note.outcome == "left out":
-            warnings.warn(str(note), InteropWarning, stacklevel=stacklevel + 1)
+            warn(str(note), InteropWarning)

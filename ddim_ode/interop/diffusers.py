@@ -122,8 +122,7 @@ class DiffusersModel(Denoiser):
                 0, Note("variance_type", self.config["variance_type"], "left out", text)
             )
         size = net_config.get("sample_size")
-        sizes = (size, size) if isinstance(size, int) else size
-        self.shape: Any = None if sizes is None else (int(channels), *map(_size, sizes))
+        self.shape: Any = None if size is None else (int(channels), *_sizes(size, model))
         self.channels = int(channels)
         self.num_classes = _num_classes(net_config)
         self.classes = [str(i) for i in range(self.num_classes)]
@@ -189,7 +188,9 @@ class DiffusersModel(Denoiser):
     ) -> Any:
         """As of a :class:`ddim_ode.Denoiser`; ``"y"`` becomes the network's ``class_labels``."""
         if cond is not None:
-            cond = {_plain(name): value for name, value in named("cond", cond).items()}
+            if {"y", "class_labels"} <= set(named("cond", cond)):
+                raise ValueError("cond has 'y' and 'class_labels', which are one thing; drop 'y'")
+            cond = {_plain(name): value for name, value in cond.items()}
         if shared is not None:
             named("shared", shared)
         if like.ndim > 1 and like.shape[1] != self.channels:
@@ -291,14 +292,24 @@ def _num_classes(config: Mapping[str, Any]) -> int:
     return int(config.get("num_class_embeds") or 0)
 
 
-def _size(value: Any) -> int:
-    return count("sample_size (of the network's config.json)", value)
+def _sizes(value: Any, model: nn.Module) -> list[int]:
+    """Of a sample, from the ``sample_size`` of a network's config.json: one number is that of each axis."""
+    axes = 1 if "1D" in type(model).__name__ else 2
+    given = list(value) if isinstance(value, (list, tuple)) else [value] * axes
+    if len(given) != axes:
+        raise ValueError(
+            f"sample_size={value!r} of the network's config.json: give {axes} sizes, or one"
+        )
+    return [count("sample_size (of the network's config.json)", size) for size in given]
 
 
 def _check_labels(labels: Tensor, n: int) -> None:
     """ValueError for what no embedding takes; values are looked at where that waits for no device."""
-    if labels.is_floating_point() or labels.is_complex():
-        raise ValueError(f"class labels must be whole numbers, got {labels.dtype}")
+    if labels.dtype not in (torch.int64, torch.int32) or labels.ndim != 1:
+        raise ValueError(
+            f"class labels must be whole numbers (B,), int64 or int32; got {labels.dtype} "
+            f"{tuple(labels.shape)}"
+        )
     if labels.device.type == "cpu" and labels.numel():
         least, most = int(labels.min()), int(labels.max())
         if least < 0 or most >= n:

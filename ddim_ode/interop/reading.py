@@ -63,8 +63,8 @@ def scheduler_file(folder: Path, network: Path) -> Path:
         if (place / _SCHEDULER).is_file():
             return place / _SCHEDULER
     raise FileNotFoundError(
-        f"{folder}: holds no scheduler/{_SCHEDULER}; give scheduler=, without which nobody knows how the "
-        "network was trained"
+        f"{folder}: holds no scheduler/{_SCHEDULER}, without which nobody knows how the network was "
+        "trained: put it there, or give scheduler= in Python"
     )
 
 
@@ -137,7 +137,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{path}: no such file")
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: truncated, or not JSON ({error})") from None
     if not isinstance(data, dict):
         raise ValueError(f"{path}: holds a {type(data).__name__}, not a configuration")

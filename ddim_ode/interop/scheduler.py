@@ -25,7 +25,7 @@ from diffusers.schedulers.scheduling_utils import (
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from .._checks import count, exclusive
+from .._checks import count, exclusive, flag, number, numbers
 from ..denoiser import Denoiser, check_floating
 from ..levels import Levels
 from ..sampling import check_plan, compile_for
@@ -54,6 +54,9 @@ class DDIMODEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # th
     schedule: ``{"name": ..., "params": {...}}`` of :mod:`ddim_ode.schedules` in place of betas, such as
     a continuous one.
 
+    ``order`` is the network calls of a step, as pipelines read it (they show progress by it, and image-to-
+    image ones count ``strength`` in it).
+
     ``DDIMPipeline`` turns whatever it is constructed with into its own scheduler: assign to
     ``pipe.scheduler`` afterwards.
 
@@ -67,7 +70,7 @@ class DDIMODEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # th
     """
 
     _compatibles = [member.name for member in KarrasDiffusionSchedulers]  # noqa: RUF012
-    order = 1
+    order = 1  # of compiled plans
 
     @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
@@ -93,6 +96,7 @@ class DDIMODEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # th
         time_offset: float = -1.0,
         schedule: Mapping[str, Any] | None = None,
     ) -> None:
+        flag("snap", snap)
         config = {**self.config, "_class_name": type(self).__name__}
         noise = schedule_of(config)
         if noise.family != "vp":
@@ -100,6 +104,7 @@ class DDIMODEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # th
                 "DDIMODEScheduler runs in variance-preserving pipelines, not with flow matching; "
                 "ddim_ode.interop.diffusers.load takes such models"
             )
+        self._whole: Plan | None = None  # of set_timesteps; the one that runs may begin later on
         self._plan: Plan | None = None
         self._answer: Any = None  # the pipeline's network's, to the call under way
         # The network of this denoiser hands out the answer that the pipeline has already made.
@@ -108,6 +113,7 @@ class DDIMODEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # th
         )
         if plans is None:
             self._method = get_method(method or "ddim")
+            self.order = self._method.nfe_per_step
         else:
             exclusive(plans=plans, method=method)
             exclusive(plans=plans, grid=grid)
@@ -118,7 +124,7 @@ class DDIMODEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # th
         self._plans = {plan.nfe: plan for plan in map(_plan_of, plans or ())}
         for plan in self._plans.values():
             check_plan(plan, self._denoiser)
-        warn_of([n for n in notes_of(config) if n.key in ("clip_sample", "thresholding")], 5)
+        warn_of([n for n in notes_of(config) if n.key in ("clip_sample", "thresholding")])
         self.alphas_cumprod = torch.tensor(noise.alpha_bar(np.arange(1.0, noise.T + 1)) ** 2)
         self.init_noise_sigma = 1.0
         self.num_inference_steps: int | None = None
@@ -156,7 +162,7 @@ class DDIMODEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # th
 
     @property
     def plan(self) -> Plan | None:
-        """The plan that runs, from ``set_timesteps`` on."""
+        """The plan that runs, from ``set_timesteps`` on (and from its begin index on)."""
         return self._plan
 
     def set_timesteps(
@@ -184,29 +190,39 @@ class DDIMODEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # th
                 )
             plan = self._plans[calls]
         elif timesteps is not None:
-            offset = self._denoiser.time_offset
-            plan = self._compile(timesteps=[float(t) - offset for t in timesteps])
+            told = np.atleast_1d(numbers("timesteps", timesteps))
+            plan = self._compile(timesteps=told - self._denoiser.time_offset)
         else:
             steps = count("num_inference_steps", num_inference_steps)
             plan = self._compile(steps=steps, grid=self.config["grid"])
-        self._start(plan, device)
+        self._whole, self.timesteps = plan, self._told(plan).to(device)
+        self.num_inference_steps = len(self.timesteps)
+        self._begin(plan, 0)
 
     def set_begin_index(self, begin_index: int = 0) -> None:
-        """Begin at that entry of ``timesteps`` (pipelines that start from an image).
+        """Begin at that entry of ``timesteps`` (pipelines that start from an image); 0 is the whole run.
 
         ValueError where the plan cannot: a compiled plan, or calls from there that are not those of the
         same method begun at that level.
         """
-        if begin_index == 0:
-            return
-        plan, calls = self._running(), self.timesteps
-        if begin_index not in (levels := plan.level_calls()) or self._plans:
+        whole, times = self._running(), self.timesteps.cpu()
+        assert self._whole is not None
+        begin = count("begin_index", begin_index, least=0)
+        if begin == 0:
+            return self._begin(self._whole, 0)
+        levels = self._whole.level_calls()
+        if begin not in levels or self._plans:
             raise ValueError(
-                f"begin_index={begin_index}: {plan.method!r} can begin at calls that start a step of a "
+                f"begin_index={begin}: {whole.method!r} can begin at calls that start a step of a "
                 "method (compiled plans only at the first)"
             )
-        rest = np.array(plan.grid[levels.index(begin_index) :])
-        self._start(self._compile(grid=rest), calls.device, calls[begin_index:])
+        rest = self._compile(grid=np.array(self._whole.grid[levels.index(begin) :]))
+        if not torch.equal(self._told(rest), times[begin:]):
+            raise ValueError(
+                f"{rest.method!r} begun there would ask the network at other times than listed; begin at "
+                "0, or use a one-step method"
+            )
+        self._begin(rest, begin)
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
         """The sample: the network sees the state as it is."""
@@ -233,7 +249,7 @@ class DDIMODEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # th
             raise ValueError(
                 "use_clipped_model_output: x̂₀ is never clipped here; drop it (or use None)"
             )
-        if eta and eta != self.config["eta"]:
+        if eta is not None and number("eta", eta) not in (0.0, self.config["eta"]):
             raise ValueError(
                 f"eta={eta:g}: step noise is compiled in set_timesteps; make the scheduler with "
                 f"DDIMODEScheduler(..., eta={eta:g})"
@@ -272,7 +288,7 @@ class DDIMODEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # th
         self,
         steps: int | None = None,
         grid: str | Array | None = None,
-        timesteps: Sequence[float] | None = None,
+        timesteps: Array | None = None,
     ) -> Plan:
         final = self.config["final"] if isinstance(grid, (str, type(None))) else None
         if timesteps is not None:
@@ -280,9 +296,8 @@ class DDIMODEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # th
         levels = Levels(self._denoiser, steps, grid=grid, timesteps=timesteps, final=final)
         return compile_for(self._method, levels, None, None, self.config["eta"], None)
 
-    def _start(
-        self, plan: Plan, device: str | torch.device | None, times: Tensor | None = None
-    ) -> None:
+    def _told(self, plan: Plan) -> Tensor:
+        """The network times (nfe,) of its calls; ValueError for a plan that no pipeline can run."""
         first = plan.ops[0]
         if first.weights or first.scale != 1.0 or first.noise or first.node is None:
             raise ValueError(
@@ -292,15 +307,10 @@ class DDIMODEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # th
         nodes = plan.nodes
         levels = self._denoiser.snapped(np.array([node.sigma for node in nodes]))
         host = self._denoiser.network_time(levels, np.array([node.t for node in nodes]))
-        told = torch.tensor(host, dtype=torch.float32)
-        if times is not None and not torch.equal(told, times.cpu()):
-            raise ValueError(
-                f"{plan.method!r} begun there would ask the network at other times than listed; begin at "
-                "0, or use a one-step method"
-            )
-        self._plan, self.timesteps = plan, told.to(device)
-        self.num_inference_steps = len(told)
-        self._run, self._call = None, 0
+        return torch.tensor(host, dtype=torch.float32)
+
+    def _begin(self, plan: Plan, call: int) -> None:
+        self._plan, self._run, self._call = plan, None, call
 
     def _running(self) -> Plan:
         if self._plan is None:

@@ -114,9 +114,13 @@ class PretrainedModel(Denoiser):
         return float(self.alterations.get("guidance", 1.0))
 
     def _no_plan(self, wanted: str, found: Iterable[int]) -> ValueError:
+        there = f"there are: {', '.join(map(str, sorted(found)))}"
+        if not found:
+            files = ASSETS.glob(f"{self.shipped}-guidance-*-nfe-*.json")
+            scales = sorted({file.stem.split("-guidance-")[1].split("-")[0] for file in files})
+            there = f"there are for guidance {', '.join(scales)}" if scales else "there are none"
         return ValueError(
-            f"no plan of {wanted} at guidance {self._scale:g} ships with this model (there are: "
-            f"{', '.join(map(str, sorted(found))) or 'none'}); "
+            f"no plan of {wanted} at guidance {self._scale:g} ships with this model ({there}); "
             "ddim_ode.calibrate(model, nfe=...) makes one"
         )
 

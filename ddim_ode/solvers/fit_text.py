@@ -107,3 +107,12 @@ def _exp(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or abs(value) > 50:
         return ""
     return f"{math.exp(value):.3g}"
+
+
+def ode_text(alterations: Mapping[str, Any]) -> str:
+    """What makes an ODE another than the network's own, guidance first: "guidance 2, clip 1"."""
+    words = {"guidance": 1.0, **{k: v for k, v in alterations.items() if v is not None}}
+    return ", ".join(
+        f"{name} {value:g}" if isinstance(value, (int, float)) else f"{name} {value}"
+        for name, value in words.items()
+    )

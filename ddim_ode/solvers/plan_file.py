@@ -30,8 +30,7 @@ _FIELDS = (
 
 def write(plan: Plan, path: str | Path) -> None:
     """Write the plan atomically; ValueError for one that could not be read again."""
-    text = dumps(plan)
-    path = Path(path)
+    text, path = dumps(plan), path_of("path", path)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
