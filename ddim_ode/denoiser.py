@@ -301,7 +301,7 @@ class Denoiser:
             try:
                 out: Tensor = net(x, t, **cond)
             except RuntimeError as error:
-                _explain(error, net, x)
+                _explain(error, net, x, dtype)
                 raise
             for name, value, version in shown:
                 if value._version != version:
@@ -366,15 +366,16 @@ def _warn_of_training(net: Net) -> None:
             warn(f"the network is in training mode, and has {layer} inside; call net.eval() first")
 
 
-def _explain(error: RuntimeError, net: Net, x: Tensor) -> None:
-    """ValueError naming ``dtype=``, where a network's weights are of another precision than x."""
+def _explain(error: RuntimeError, net: Net, x: Tensor, dtype: torch.dtype | None) -> None:
+    """ValueError naming ``dtype=``, where a network fails for want of the precision that it is given."""
     weights = net.parameters() if isinstance(net, nn.Module) else ()
     own = next((w.dtype for w in weights if w.is_floating_point()), x.dtype)
-    if own != x.dtype and "type" in str(error):
-        raise ValueError(
-            f"the network's parameters are {own}, and it fails on x of {x.dtype} ({error}); give "
-            f"Denoiser(..., dtype={own})"
-        ) from error
+    if "type" not in str(error) or (own == x.dtype and dtype is None):
+        return
+    remedy = "drop dtype=" if own == x.dtype else f"give Denoiser(..., dtype={own})"
+    raise ValueError(
+        f"the network, whose parameters are {own}, fails on x of {x.dtype} ({error}); {remedy}"
+    ) from error
 
 
 def check_floating(x: Any, name: str = "x") -> None:

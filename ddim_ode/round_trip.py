@@ -19,7 +19,6 @@ from .denoiser import Denoiser
 from .schedule import Array
 from .solution import Solution, norm_per_sample
 
-_ROUNDING = 20  # units in the last place of the latent, below which an error shows no order
 Solve = Callable[[Denoiser, Tensor, Tensor | None, bool, Array | None], Solution]
 
 
@@ -84,10 +83,7 @@ def certified(
         gap = norm_per_sample(coarse.x - up.x)
         if not reversible:
             ratio = mean_square(trip(model, coarse, half)) / mean_square(error)
-            rounding = (
-                _ROUNDING * torch.finfo(x.dtype).eps * mean_square(norm_per_sample(up.x)) ** 0.5
-            )
-            if mean_square(error) ** 0.5 > rounding:
+            if mean_square(error) ** 0.5 > _rounding(model, up):
                 order = float(0.5 * np.log(ratio) / np.log(steps / (steps // 2)))
     if model.guidance is not None:
         plain = copy.copy(model)
@@ -95,3 +91,10 @@ def certified(
         unguided = trip(plain, run(plain, x, None, True, None))
     nfe, rows = sum(sol.nfe for sol in spent), sum(sol.net_evals for sol in spent)
     return RoundTrip(error, order, gap, unguided, nfe, rows)
+
+
+def _rounding(model: Denoiser, up: Solution) -> float:
+    """About what rounding the latent does to the data: two units in its last place, on the way down."""
+    top = max(sigma for sigma in np.asarray(up.sigmas) if np.isfinite(sigma))
+    alpha = float(model.schedule.scales(top)[0])
+    return 2 * torch.finfo(up.x.dtype).eps * mean_square(norm_per_sample(up.x)) ** 0.5 / alpha

@@ -134,6 +134,13 @@ def test_interrupting_keeps_what_is_finished(tmp_path, data, monkeypatch, capsys
         ("encode", ["DATA", "--indices", "4-9"], "has 6 pictures, 0 to 5"),
         ("encode", ["DATA", "--indices", "x"], "--indices 'x': write 0-9"),
         ("encode", ["DATA", "--guidance-interval", "1", "2"], "does nothing without guidance"),
+        (
+            "encode",
+            ["BARE", "--guidance", "2"],
+            "guidance needs classes, and none are known: give --data",
+        ),
+        ("edit", ["BARE", "--mask", "left"], "give --to, --data with labels"),
+        ("interpolate", ["--guidance", "2"], "none are known: give --classes or --guidance 1"),
         ("interpolate", ["--seeds", "0-2"], "--seeds names 3, and they are taken in pairs"),
         ("interpolate", ["--points", "1"], "--points=1 must be a whole number >= 2"),
         ("interpolate", ["--classes", "hat"], "unknown class 'hat'"),
@@ -148,7 +155,13 @@ def test_interrupting_keeps_what_is_finished(tmp_path, data, monkeypatch, capsys
 )
 def test_mistakes_are_explained_on_stderr(tmp_path, data, capsys, command, arguments, message):
     given = data if "DATA" in arguments else []
-    rest = [data[1] if a == "SET" else a for a in arguments if a != "DATA"]
+    np.savez(tmp_path / "bare.npz", images=PIXELS)  # without classes
+    words = {
+        "SET": [data[1]],
+        "BARE": ["--data", str(tmp_path / "bare.npz"), "--indices", "0-2"],
+        "DATA": [],
+    }
+    rest = [word for a in arguments for word in words.get(a, [a])]
     assert main([command, *FAST, *given, *rest, "--out", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err
 

@@ -90,6 +90,8 @@ def test_an_option_that_would_be_ignored_is_refused(given, option):
         (sample(MODEL, X, "torchdiffeq:dopri6"), "unknown torchdiffeq solver 'dopri6'.*: dopri"),
         (lambda: Denoiser(Counting(), COSINE, "epsilon"), "unknown prediction 'epsilon'.*: eps,"),
         (lambda: Denoiser(Counting(), COSINE, "scores"), "nearest first: score,"),
+        (lambda: Denoiser(Counting(), COSINE, "v_prediction"), "nearest first: v,"),
+        (sample(MODEL, X, "Euler", steps=3), "unknown method 'Euler'; valid, nearest first: ddim,"),
     ],
 )
 def test_unknown_names_list_the_valid_ones_nearest_first(call, message):
@@ -331,10 +333,14 @@ def test_a_network_that_changes_x_in_place_is_refused(options):
 
 def test_a_network_in_another_precision_is_told_the_remedy():
     net = Timeless(torch.nn.Linear(2, 2).double())
-    message = r"parameters are torch.float64, .* give Denoiser\(..., dtype=torch.float64\)"
+    message = (
+        r"torch.float64, fails on x of torch.float32 .* give Denoiser\(..., dtype=torch.float64\)"
+    )
     expect(sample(Denoiser(net, COSINE), X.float(), steps=2), message)
     told = Denoiser(net, COSINE, dtype=torch.float64)
     assert ddim_ode.sample(told, X.float(), steps=2).x.dtype == torch.float32
+    exact = ddim_ode.accelerate(mixture_2d(COSINE), dtype=torch.float16)
+    expect(sample(exact, X.float(), steps=2), r"fails on x of torch.float16 \(.*; drop dtype=")
 
 
 @pytest.mark.parametrize(

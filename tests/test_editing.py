@@ -90,6 +90,10 @@ def test_opposite_and_empty_directions_are_refused(dtype):
         ddim_ode.slerp(a, b, 0.5)
 
 
+def test_between_no_latents_there_are_none():
+    assert ddim_ode.slerp(A[:0], B[:0], [0.0, 0.5]).shape == (2, 0, *A.shape[1:])
+
+
 @pytest.mark.parametrize("weights", [-0.1, 1.1, [0.5, np.nan], [[0.5]]])
 def test_weights_out_of_range_are_refused(weights):
     with pytest.raises(ValueError, match=r"must be numbers in \[0, 1\]"):

@@ -10,7 +10,7 @@ import time
 import pytest
 import torch
 from problems import COSINE, mixture_2d
-from small_runs import MODEL, N, SOLVER, expected, make, samples
+from small_runs import MODEL, SOLVER, N, expected, make, samples
 
 import ddim_ode
 from ddim_ode import claims as claims_module

@@ -14,6 +14,7 @@ from problems import COSINE, mixture_2d
 from small_runs import N, expected, make, samples
 
 import ddim_ode
+from ddim_ode.evaluate.streaming import summarise
 from ddim_ode.nets import weights
 from ddim_ode.shards import Run, Shards
 
@@ -56,6 +57,27 @@ def test_a_damaged_shard_is_made_again(tmp_path, damage):
     run = make(tmp_path)
     assert (run.made, run.remade) == (4, 1)
     torch.testing.assert_close(samples(tmp_path), whole, rtol=0, atol=1e-5)
+
+
+def test_a_manifest_of_more_samples_than_there_can_be_costs_no_memory(tmp_path):
+    shards = make(tmp_path).shards
+    path = tmp_path / "manifest.json"
+    path.write_text(path.read_text().replace(f'"n": {N}', f'"n": {10**12}'))
+    damaged = Shards.open(tmp_path)
+    assert len(damaged.present()) == len(shards)
+    with pytest.raises(ValueError, match="damaged, or of another run"):
+        summarise(damaged)
+
+
+def test_a_status_that_is_none_is_no_status(tmp_path):
+    shards = make(tmp_path, n=8).shards
+    tensors, config = weights.read(shards.path(1))
+    tensors["status"][:] = 99
+    weights.write(shards.path(1), tensors, config)
+    assert shards.statuses() == {"success": 4}
+    with pytest.raises(ValueError, match="shard-00001"):
+        shards.read(1)
+    assert make(tmp_path, n=8).remade == 1
 
 
 def test_a_shard_that_is_missing_is_named(tmp_path):

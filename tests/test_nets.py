@@ -4,6 +4,7 @@ import dataclasses
 import gzip
 import pickle
 import re
+import warnings
 
 import numpy as np
 import pytest
@@ -290,10 +291,25 @@ def test_shipped_plans_are_the_models_own(file):
     assert plan.fit["held_out"]["high"] < 0
 
 
+def test_a_plan_of_another_guidance_is_warned_of():
+    model, cond = ddim_ode.load("fashion-mnist", guidance=2.0), {"y": torch.tensor([3])}
+    x, plan = ddim_ode.noise(model.shape, model.schedule, seeds=[0]), model.calibrated(5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ddim_ode.sample(model, x, plan=plan, cond=cond)
+    model.guide(3.0, interval=(0.5, 20.0))
+    said = "for guidance 2, and runs with guidance 3, guidance_interval [0.5, 20.0], for which its gain"
+    with pytest.warns(UserWarning, match=re.escape(said)):
+        ddim_ode.sample(model, x, plan=plan, cond=cond)
+
+
 def test_what_does_not_ship_is_said_with_what_does():
     model = ddim_ode.load("fashion-mnist")
     with pytest.raises(ValueError, match=r"nfe=7 .*4, 5, 6, 8, 10.*calibrate"):
         model.calibrated(7)
+    model.guide(3.0)
+    with pytest.raises(ValueError, match=r"guidance 3 .*\(there are for guidance 1, 2\)"):
+        model.calibrated(6)
     model.shipped = None
-    with pytest.raises(ValueError, match="none"):
+    with pytest.raises(ValueError, match="there are none"):
         model.calibrated(6)

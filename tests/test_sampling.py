@@ -302,3 +302,13 @@ def test_guidance_of_a_half_precision_network_is_combined_in_single(dtype):
     null = float(torch.tensor(0.9, dtype=dtype))
     expected = torch.full((1, 2), null + 7.3 * (1 - null))
     torch.testing.assert_close(eps, expected, rtol=1e-6, atol=0)
+
+
+def test_what_is_printed_of_a_solution_names_failures():
+    def net(x, t):
+        return torch.where(x[:, :1] > 0, torch.nan, x)
+
+    x = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [2.0, 0.0]])
+    assert repr(ddim_ode.sample(Denoiser(net, COSINE), x, steps=2)) == (
+        "Solution(ddim, x (3, 2), nfe 2, 2 of 3 non_finite)"
+    )

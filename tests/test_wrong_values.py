@@ -195,6 +195,18 @@ def test_a_wrong_value_is_named_or_refused(name, argument, tmp_path, monkeypatch
         (lambda: Denoiser(max, COSINE, time_offset="1"), "time_offset='1' must be real numbers"),
         (lambda: schedules.ddpm(beta_start=None), "beta_start=None must be real numbers"),
         (lambda: ddim_ode.Plan.load(3), "path=3 must be a path"),
+        (lambda: START.save(5), "path=5 must be a path"),
+        (lambda: ddim_ode.sample(MODEL, X, "reversible", steps=2), "goes both ways: ddim_ode.enc"),
+        (lambda: ddim_ode.dequantized(X, [1, 2, 3], cell=-1), "cell=-1 must be a width > 0"),
+        (lambda: ddim_ode.dequantized(X, [1, 2, 3], cell=float("nan")), "cell=nan must be a width"),
+        (lambda: ddim_ode.log_likelihood(MODEL, X, cell=float("inf")), "cell=inf must be a width"),
+        (lambda: ddim_ode.noise((2,), COSINE, [0], device="meta"), "it holds no numbers"),
+        (
+            lambda: ddim_ode.sample(
+                Denoiser(lambda x, t: x, COSINE, learned_variance="split"), X[:, 0], steps=2
+            ),
+            r"halves the channels of an answer \(B, 2C, \*\), and x is \(3,\)",
+        ),
         (
             lambda: ddim_ode.sample(MODEL, X, steps=2, progress=1),
             "progress=1 must be True or False",

@@ -121,7 +121,7 @@ def summarise(
         raise ValueError("features and reference belong together; give both, or neither")
     names = check_names(metrics)
     run = shards.run
-    order = np.random.default_rng(seed_of(seed)).random(run.n)
+    draw = np.random.default_rng(seed_of(seed))  # a key for each sample of the run in turn
     status: Counter[str] = Counter()
     bytes_of, whole = set[bytes](), hashlib.sha256()
     entries, gaussian, kept = Moments(), Moments(), Kept(count("keep", keep, 4))
@@ -133,6 +133,7 @@ def summarise(
             digest = hashlib.sha256(sample.tobytes()).digest()
             bytes_of.add(digest[:16])
             whole.update(digest)
+        keys = draw.random(len(shard.samples))
         good = np.array([word == SUCCESS for word in shard.status])
         if not good.any():
             continue
@@ -141,7 +142,7 @@ def summarise(
         if features is not None:
             rows = features(x)
             gaussian.add(as_rows("the samples' features", rows, least=1))
-            kept.add(rows, order[np.array(shard.samples)[good]])
+            kept.add(rows, keys[good])
     row: dict[str, Any] = dict(
         n=run.n,
         failed=run.n - status[SUCCESS],
