@@ -347,6 +347,7 @@ def cap(axis: Axes, points: Sequence[tuple[str, float, float]], top: float) -> N
             textcoords="offset points",
             fontsize=9.5,
             color=look(name)["color"],
+            bbox=dict(facecolor="white", alpha=0.85, lw=0, pad=1),
         )
 
 

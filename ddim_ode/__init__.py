@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-_MODULES = ("schedules", "grids", "exact", "evaluate", "interop", "solvers")
+_MODULES = ("schedules", "grids", "exact")
+_PACKAGES = ("evaluate", "interop", "solvers")
 _NAMES = {
     "Comparison": "results",
     "Denoiser": "denoiser",
@@ -84,7 +85,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    if name in _MODULES:
+    if name in (*_MODULES, *_PACKAGES):
         return importlib.import_module(f".{name}", __name__)
     if name in _NAMES:
         return getattr(importlib.import_module(f".{_NAMES[name]}", __name__), name)

@@ -372,10 +372,10 @@ def _explain(error: RuntimeError, net: Net, x: Tensor, dtype: torch.dtype | None
     own = next((w.dtype for w in weights if w.is_floating_point()), x.dtype)
     if "type" not in str(error) or (own == x.dtype and dtype is None):
         return
-    remedy = "drop dtype=" if own == x.dtype else f"give Denoiser(..., dtype={own})"
-    raise ValueError(
-        f"the network, whose parameters are {own}, fails on x of {x.dtype} ({error}); {remedy}"
-    ) from error
+    whose, remedy = "", "drop dtype="
+    if own != x.dtype:
+        whose, remedy = f", whose weights are {own},", f"give Denoiser(..., dtype={own})"
+    raise ValueError(f"the network{whose} fails on x of {x.dtype} ({error}); {remedy}") from error
 
 
 def check_floating(x: Any, name: str = "x") -> None:

@@ -168,8 +168,15 @@ def generate(
     with Claims(folder / ".claims") as claims:
         shards = _settle(folder, run, claims, any_shard=shard is None)
         filler = _Filler(shards, claims, share, work, rows)
-        with _explained(shards):
-            filler.fill(shown and share[0] == 0)
+        try:
+            with _explained(shards):
+                filler.fill(shown and share[0] == 0)
+        except (
+            ValueError
+        ):  # of the model or the call, before a sample was made: it leaves no run behind
+            if not shards.present():
+                (folder / MANIFEST).unlink(missing_ok=True)
+            raise
     status = dict(shards.statuses())
     seconds = time.perf_counter() - started
     return Generated(shards, filler.made, filler.remade, status, seconds, n - sum(status.values()))

@@ -98,6 +98,13 @@ def test_interrupted_and_full_then_resumed(tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().out.splitlines()[1].split()[:4] == ["40", "5", "24", "0"]
 
 
+def test_a_call_that_cannot_make_a_sample_leaves_no_run_behind(tmp_path, capsys):
+    call = [*SMALL, "--out", tmp_path]
+    assert run(*call, "--dtype", "float16") == 2
+    assert "fails on x of torch.float16 (" in capsys.readouterr().err
+    assert run(*call) == 0
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

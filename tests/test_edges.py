@@ -333,9 +333,7 @@ def test_a_network_that_changes_x_in_place_is_refused(options):
 
 def test_a_network_in_another_precision_is_told_the_remedy():
     net = Timeless(torch.nn.Linear(2, 2).double())
-    message = (
-        r"torch.float64, fails on x of torch.float32 .* give Denoiser\(..., dtype=torch.float64\)"
-    )
+    message = r"are torch.float64, fails on x of torch.float32 .* give Denoiser\(..., dtype=torch.float64\)"
     expect(sample(Denoiser(net, COSINE), X.float(), steps=2), message)
     told = Denoiser(net, COSINE, dtype=torch.float64)
     assert ddim_ode.sample(told, X.float(), steps=2).x.dtype == torch.float32

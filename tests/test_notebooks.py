@@ -130,9 +130,8 @@ def test_it_names_no_place_on_a_machine(name):
 @pytest.mark.usefixtures("kernel")
 def test_a_warning_is_told_to_be_ours_or_not():
     ours = [
-        # attributed to our own line
         "ddim_ode.calibrate(model, nfe=3, n=4, progress=False)",
-        # attributed by stacklevel to this cell, since the folder is what the reader has to change
+        # both attributed to this cell, whose arguments are what the reader has to change
         "ddim_ode.compare(plain, 'ddim', [2], shape=(1,), n=2, cache='.', progress=False)",
         # numpy's, of an arithmetic that is ours
         "from ddim_ode.solvers.chart import SCALES\nSCALES['inv_sigma'].of(np.zeros(1))",
@@ -152,4 +151,4 @@ def test_a_warning_is_told_to_be_ours_or_not():
     run(nbformat.v4.new_notebook(cells=cells), allow_errors=True)
     raised = [[o.ename for o in cell.outputs if o.output_type == "error"] for cell in cells]
     assert raised[: 1 + len(others)] == [[]] * (1 + len(others))
-    assert raised[1 + len(others) :] == [["UserWarning"], ["UserWarning"], ["RuntimeWarning"]]
+    assert raised[1 + len(others) :] == [["Caution"], ["Caution"], ["RuntimeWarning"]]

@@ -1,6 +1,8 @@
 """The front door: conditions, guidance, snapping, what is recorded, and other packages' solvers."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -312,3 +314,9 @@ def test_what_is_printed_of_a_solution_names_failures():
     assert repr(ddim_ode.sample(Denoiser(net, COSINE), x, steps=2)) == (
         "Solution(ddim, x (3, 2), nfe 2, 2 of 3 non_finite)"
     )
+
+
+@pytest.mark.parametrize("name", ["evaluate.metrics", "interop.config", "solvers.methods"])
+def test_modules_are_there_without_an_import_of_their_own(name):
+    code = f"import sys, ddim_ode; ddim_ode.{name}; sys.exit(hasattr(ddim_ode.evaluate, 'nothing'))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

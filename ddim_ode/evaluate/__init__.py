@@ -11,3 +11,9 @@
 
 The first four take rows (N, D), numpy or torch, compute in float64, and never import torch.
 """
+
+from __future__ import annotations
+
+from .._lazy import loader
+
+__getattr__ = loader(__name__, __path__)

@@ -5,11 +5,6 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from .._lazy import loader
 
-
-def __getattr__(name: str) -> Any:
-    if name == "diffusers":
-        return importlib.import_module(".diffusers", __name__)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = loader(__name__, __path__)

@@ -1,1 +1,7 @@
 """The numbers layer: charts, quadrature, tableaux, methods and the plans they compile to."""
+
+from __future__ import annotations
+
+from .._lazy import loader
+
+__getattr__ = loader(__name__, __path__)
