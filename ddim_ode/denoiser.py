@@ -291,21 +291,22 @@ class Denoiser:
         extra, common = {**rows, **(shared or {})}, shared or {}
         net, dtype, split, prediction = self.net, self.dtype, self.learned_variance, self.prediction
         _warn_of_training(net)
-        versioned = not (like.is_inference() or torch.is_inference_mode_enabled())
+        tensors = [v for v in (like, *extra.values()) if type(v) is Tensor]
+        versioned = not (
+            torch.is_inference_mode_enabled() or any(v.is_inference() for v in tensors)
+        )
 
         def asked(x: Tensor, t: Tensor, **cond: Any) -> Tensor:
-            given = [("x", x), *cond.items()] if versioned else []
-            shown = [
-                (k, v, v._version) for k, v in given if type(v) is Tensor and not v.is_inference()
-            ]
+            before = _versions(x, cond) if versioned else None  # short: it runs at every call
             try:
                 out: Tensor = net(x, t, **cond)
             except RuntimeError as error:
                 _explain(error, net, x, dtype)
                 raise
-            for name, value, version in shown:
-                if value._version != version:
-                    raise ValueError(_IN_PLACE.format(name))
+            if versioned and before != (after := _versions(x, cond)):
+                assert before is not None
+                changed = next(name for name in after if after[name] != before[name])
+                raise ValueError(_IN_PLACE.format(changed))
             return out
 
         def plain(x: Tensor, t: Tensor, at: Level | None = None) -> Tensor:
@@ -355,6 +356,15 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 def _column(values: Array, like: Tensor) -> Tensor:
     """(n,) as (n, 1, ...) beside ``like``, in its dtype and on its device."""
     return torch.tensor(values).to(like).reshape(-1, *[1] * (like.ndim - 1))
+
+
+def _versions(x: Tensor, cond: Mapping[str, Any]) -> dict[str, int]:
+    """How often each of the tensors was changed."""
+    found = {"x": x._version}
+    for name, value in cond.items():
+        if type(value) is Tensor:
+            found[name] = value._version
+    return found
 
 
 def _warn_of_training(net: Net) -> None:
