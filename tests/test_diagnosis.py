@@ -7,6 +7,7 @@ import torch
 from mixture_net import SIDE, MixtureNet
 from peers import load as peer
 from peers import quiet
+from problems import Timeless
 from tiny_pipelines import BETAS, images, save, trained, unet
 
 import ddim_ode
@@ -99,15 +100,6 @@ def test_dropout_left_on_is_told_from_half_precision():
     assert "half-precision" in report.not_checked
     net.eval()
     assert "repeatable" not in {f.check for f in ddim_ode.diagnose(model, shape=(16,))}
-
-
-class Timeless(torch.nn.Module):
-    def __init__(self, net):
-        super().__init__()
-        self.net = net
-
-    def forward(self, x, t):
-        return self.net(x)
 
 
 @pytest.mark.parametrize("prediction", ["eps", "x0", "v"])

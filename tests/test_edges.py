@@ -3,23 +3,21 @@
 import numpy as np
 import pytest
 import torch
-from problems import COSINE, DDPM, EXPONENTIAL, Counting, gaussian_2d, mixture_2d, points, zero_snr
+from problems import (
+    COSINE,
+    DDPM,
+    EXPONENTIAL,
+    Counting,
+    Timeless,
+    gaussian_2d,
+    mixture_2d,
+    points,
+    zero_snr,
+)
 
 import ddim_ode
 from ddim_ode import Denoiser, Guidance, grids, schedules
 from ddim_ode.solvers.methods import METHODS
-
-
-class Timeless(torch.nn.Module):
-    """A layer that is asked at any time."""
-
-    def __init__(self, layer):
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x, t):
-        return self.layer(x)
-
 
 X = points(3, 2)
 MODEL = Denoiser(Counting(), COSINE)
