@@ -171,11 +171,8 @@ def generate(
         try:
             with _explained(shards):
                 filler.fill(shown and share[0] == 0)
-        except (
-            ValueError
-        ):  # of the model or the call, before a sample was made: it leaves no run behind
-            if not shards.present():
-                (folder / MANIFEST).unlink(missing_ok=True)
+        except ValueError:  # of the model or the call
+            _abandon(shards, claims)
             raise
     status = dict(shards.statuses())
     seconds = time.perf_counter() - started
@@ -297,6 +294,14 @@ def _settle(folder: Path, run: Run, claims: Claims, any_shard: bool) -> Shards:
     if difference:
         raise ValueError(f"{folder}: holds another run: {difference}; give another folder")
     return there
+
+
+def _abandon(shards: Shards, claims: Claims) -> None:
+    """Leave no run behind that has no sample and that nobody is at: another may have the folder."""
+    claims.take(0, wait=True)  # all claims are dropped with the call that failed
+    idle = claims.work and all(claims.take(k + 1) for k in range(len(shards)))
+    if idle and not shards.present():
+        (shards.folder / MANIFEST).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -126,6 +126,33 @@ def test_a_solver_that_couples_samples_has_each_of_them_alone(tmp_path, options)
     torch.testing.assert_close(samples(tmp_path)[1:2], alone, rtol=0, atol=1e-5)
 
 
+def test_a_run_that_another_is_at_is_not_abandoned(tmp_path):
+    def failing(x, t):
+        raise ValueError("not today")
+
+    broken = ddim_ode.Denoiser(failing, COSINE)
+    options = dict(model=broken, shape=(2,), key="any", n=8)
+    tmp_path.mkdir(exist_ok=True)
+    code = (
+        "import sys, pathlib; from ddim_ode.claims import Claims\n"
+        "with Claims(pathlib.Path(sys.argv[1])) as claims:\n"
+        "    assert claims.take(2); print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / ".claims")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as other:
+        other.stdout.readline()
+        with pytest.raises(ValueError, match="not today"):
+            make(tmp_path, **options)
+        assert (tmp_path / "manifest.json").exists()
+        other.stdin.close()
+    with pytest.raises(ValueError, match="not today"):
+        make(tmp_path, **options)
+    assert not (tmp_path / "manifest.json").exists()
+
+
 @pytest.mark.parametrize("kind", ["rows", "function"])
 def test_conditions_go_by_index_and_failures_are_recorded(tmp_path, kind):
     labels = torch.arange(N) % 5
