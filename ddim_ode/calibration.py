@@ -34,8 +34,9 @@ from .denoiser import Denoiser
 from .fitting import Features, Fit, Problem, checked, gauss_newton
 from .inputs import Cond, check_model, conditions, device_of, sample_shape
 from .levels import Levels
+from .plan_checks import check_plan
 from .reference import METHOD, in_float64
-from .sampling import check_plan, compile_for, sample
+from .sampling import compile_for, sample
 from .schedule import Array
 from .seeding import noise
 from .solution import norm_per_sample

@@ -15,7 +15,8 @@ from ._checks import count, number, one_of, several
 from .denoiser import Denoiser
 from .grids import NAMES, default_name
 from .levels import Levels
-from .sampling import check_plan, compile_for, sample
+from .plan_checks import check_plan
+from .sampling import compile_for, sample
 from .schedule import Schedule
 from .solvers.methods import Method, get_method
 from .solvers.plan import Plan

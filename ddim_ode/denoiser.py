@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ._checks import floating, function, named, number, numbers, one_of
-from ._warn import warn
+from .asking import Net, check_cond, check_output, guarded
 from .guidance import Branches, Call, Guidance, Level, Limit
 from .schedule import Array, Schedule, check_schedule
 from .solvers.chart import convert
@@ -30,11 +30,7 @@ from .solvers.plan import Node
 if TYPE_CHECKING:
     from .micro_batches import MicroBatches
 
-_IN_PLACE = "the network changes its {} in place; use x * c, not x.mul_(c)"
-# Their training mode answers one question in many ways, or by what else is in the batch.
-_OF_CHANCE = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
 PREDICTIONS = ("eps", "x0", "v", "score", "flow")
-Net = Callable[..., Tensor]
 
 
 class Denoiser:
@@ -275,7 +271,7 @@ class Denoiser:
 
         cond rows follow ``like``. at: of the levels, by :meth:`at`.
         """
-        rows = _check_cond(cond, like)
+        rows = check_cond(cond, like)
         if self.micro_batches is not None:
             return self.micro_batches.over(self._network, like, rows, shared)
         return self._network(like, rows, shared)
@@ -290,24 +286,7 @@ class Denoiser:
             raise ValueError(f"{min(both)!r} is in cond and in shared; drop one of them")
         extra, common = {**rows, **(shared or {})}, shared or {}
         net, dtype, split, prediction = self.net, self.dtype, self.learned_variance, self.prediction
-        _warn_of_training(net)
-        tensors = [v for v in (like, *extra.values()) if type(v) is Tensor]
-        versioned = not (
-            torch.is_inference_mode_enabled() or any(v.is_inference() for v in tensors)
-        )
-
-        def asked(x: Tensor, t: Tensor, **cond: Any) -> Tensor:
-            before = _versions(x, cond) if versioned else None  # short: it runs at every call
-            try:
-                out: Tensor = net(x, t, **cond)
-            except RuntimeError as error:
-                _explain(error, net, x, dtype)
-                raise
-            if versioned and before != (after := _versions(x, cond)):
-                assert before is not None
-                changed = next(name for name in after if after[name] != before[name])
-                raise ValueError(_IN_PLACE.format(changed))
-            return out
+        asked = guarded(net, dtype, like, extra)
 
         def plain(x: Tensor, t: Tensor, at: Level | None = None) -> Tensor:
             out = asked(x, t, **extra)
@@ -358,36 +337,6 @@ def _column(values: Array, like: Tensor) -> Tensor:
     return torch.tensor(values).to(like).reshape(-1, *[1] * (like.ndim - 1))
 
 
-def _versions(x: Tensor, cond: Mapping[str, Any]) -> dict[str, int]:
-    """How often each of the tensors was changed."""
-    found = {"x": x._version}
-    for name, value in cond.items():
-        if type(value) is Tensor:
-            found[name] = value._version
-    return found
-
-
-def _warn_of_training(net: Net) -> None:
-    if isinstance(net, nn.Module) and net.training:
-        layers = (
-            type(m).__name__ for m in net.modules() if m.training and isinstance(m, _OF_CHANCE)
-        )
-        if layer := next(layers, None):
-            warn(f"the network is in training mode, and has {layer} inside; call net.eval() first")
-
-
-def _explain(error: RuntimeError, net: Net, x: Tensor, dtype: torch.dtype | None) -> None:
-    """ValueError naming ``dtype=``, where a network fails for want of the precision that it is given."""
-    weights = net.parameters() if isinstance(net, nn.Module) else ()
-    own = next((w.dtype for w in weights if w.is_floating_point()), x.dtype)
-    if "type" not in str(error) or (own == x.dtype and dtype is None):
-        return
-    whose, remedy = "", "drop dtype="
-    if own != x.dtype:
-        whose, remedy = f", whose weights are {own},", f"give Denoiser(..., dtype={own})"
-    raise ValueError(f"the network{whose} fails on x of {x.dtype} ({error}); {remedy}") from error
-
-
 def check_floating(x: Any, name: str = "x") -> None:
     """ValueError unless it is a floating tensor (B, *)."""
     if not isinstance(x, Tensor) or x.ndim < 1 or not x.is_floating_point():
@@ -399,37 +348,3 @@ def check_state(x: Tensor) -> Tensor:
     """x as float32 or wider; ValueError unless it is a floating tensor (B, *)."""
     check_floating(x)
     return x.to(_wide(x.dtype))
-
-
-def _check_cond(cond: Mapping[str, Tensor] | None, x: Tensor) -> dict[str, Tensor]:
-    if cond is not None:
-        named("cond", cond)
-    for name, value in (cond or {}).items():
-        rows = value.shape[0] if isinstance(value, Tensor) and value.ndim else None
-        if rows != x.shape[0]:
-            raise ValueError(
-                f"cond[{name!r}] must be a tensor with one row per sample ({x.shape[0]}), got "
-                f"{rows if rows is not None else type(value).__name__}; what all samples share "
-                "goes into shared="
-            )
-    return dict(cond or {})
-
-
-def check_output(out: Any, x: Tensor, expected: Sequence[int], prediction: str) -> None:
-    """ValueError unless a network's answer to x is a tensor of the expected shape."""
-    if not isinstance(out, Tensor):
-        message = f"the network returned a {type(out).__name__}, not a tensor"
-        if hasattr(out, "sample"):
-            message += "; wrap it: net = lambda x, t, **cond: unet(x, t, **cond).sample"
-        raise ValueError(message)
-    if out.shape == expected:
-        return
-    message = (
-        f"the network returned shape {tuple(out.shape)} for x of {tuple(x.shape)}; it must return "
-        f"{tuple(expected)}, one {prediction} per entry"
-    )
-    if out.ndim == x.ndim > 1 and out.shape[1] == 2 * x.shape[1]:
-        message += (
-            ". Twice the channels is a learned variance: pass learned_variance='split' to Denoiser"
-        )
-    raise ValueError(message)

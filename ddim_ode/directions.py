@@ -17,7 +17,8 @@ from ._checks import exclusive, flag, one_of, refuse
 from .denoiser import Denoiser
 from .grids import check_grid, upward
 from .levels import Levels
-from .sampling import NOT_ADAPTIVE, check_plan, check_watching, compile_for, run_plan
+from .plan_checks import check_plan
+from .sampling import NOT_ADAPTIVE, check_watching, compile_for, run_plan
 from .schedule import Array
 from .solution import Solution
 from .solvers.compilation import plan as compile_plan

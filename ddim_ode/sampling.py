@@ -14,19 +14,18 @@ from tqdm import tqdm
 
 from . import adaptive, external, gradients
 from ._checks import exclusive, flag, function, one_of, refuse
-from ._warn import warn
 from .denoiser import Denoiser, check_state
 from .editing import Known
 from .inputs import check_model
 from .integration import Progress, integrate
 from .levels import Levels
+from .plan_checks import check_plan, warn_of_another_ode
 from .schedule import Array
 from .seeding import StepNoise, check_seeds
 from .solution import Solution, norm_per_sample, per_sample
 from .solvers.chart import convert
 from .solvers.compilation import plan as compile_plan
 from .solvers.embedded import adaptive_names
-from .solvers.fit_text import ode_text
 from .solvers.methods import Method, get_method
 from .solvers.plan import Node, Plan
 
@@ -156,7 +155,7 @@ def sample(
         )
         if plan is not None:
             check_plan(plan, model)
-            _warn_of_another_ode(plan, model)
+            warn_of_another_ode(plan, model)
             if plan.grid[0] < plan.grid[-1]:
                 raise ValueError(
                     f"plan {plan.method!r} goes up, from σ={plan.grid[0]:g} to {plan.grid[-1]:g}; use "
@@ -362,51 +361,3 @@ def check_watching(progress: Any, callback: Any, record: Any, on_nan: Any) -> No
         function("callback", callback)
     one_of("record", record, ("none", "x", "x0"))
     one_of("on_nan", on_nan, ("report", "hold"))
-
-
-def _warn_of_another_ode(plan: Plan, model: Denoiser) -> None:
-    """A calibrated plan is fitted, and its gain measured, for one guidance, interval, clip and so on."""
-    guidance = model.alterations.get("guidance")
-    if plan.fit is None or isinstance(
-        guidance, Tensor
-    ):  # whose value the device would be waited for
-        return
-    others = plan.fit.get("alterations")
-    fitted = {
-        **(others if isinstance(others, Mapping) else {}),
-        "guidance": plan.fit.get("guidance"),
-    }
-    of_plan, of_model = ode_text(fitted), ode_text(model.alterations)
-    if of_plan != of_model:
-        warn(
-            f"{plan.method} was calibrated for {of_plan}, and runs with {of_model}, for which its gain was "
-            "not measured"
-        )
-
-
-def check_plan(plan: Plan, model: Denoiser) -> None:
-    if not isinstance(plan, Plan):
-        raise ValueError(f"plan must be a Plan, got {plan!r}; a name goes into method=")
-    schedule = model.schedule
-    if plan.schedule != schedule.fingerprint:
-        again = "compile it again" if plan.fit is None else "calibrate again (ddim_ode.calibrate)"
-        raise ValueError(
-            f"the plan was made for schedule {plan.schedule} and the model has {schedule.fingerprint} "
-            f"({schedule!r}); {again} for this one"
-        )
-    told = np.array([(node.sigma, node.t) for node in plan.nodes]).reshape(-1, 2)
-    times = schedule.time(told[:, 0])
-    wrong = np.flatnonzero(~(np.abs(told[:, 1] - times) <= 1e-6 * schedule.T))
-    if wrong.size:
-        k = wrong[0]
-        raise ValueError(
-            f"the plan's call {k + 1} is told t={told[k, 1]:g}, but its σ={told[k, 0]:g} is at t="
-            f"{times[k]:g} in {schedule!r}: the plan was altered; compile or calibrate it again"
-        )
-    levels = np.array([sigma for sigma in plan.grid if 0 < sigma < np.inf])
-    off = np.flatnonzero(np.abs(model.snapped(levels) - levels) > 1e-9 * levels)
-    if off.size:
-        raise ValueError(
-            f"the model has snap=True, and the plan's level σ={levels[off[0]]:g} is not a trained one: "
-            "compile the plan on trained levels (schedule.levels), or use snap=False"
-        )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ._checks import function
-from .denoiser import check_output
+from .asking import check_output
 from .schedule import Schedule, check_schedule
 
 

@@ -102,7 +102,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _sample(args: argparse.Namespace) -> int:
-    from ..sampling import check_plan
+    from ..plan_checks import check_plan
 
     if args.manifest is not None:
         _apply_manifest(args)

@@ -28,7 +28,8 @@ from torch import Tensor
 from .._checks import count, exclusive, flag, number, numbers
 from ..denoiser import Denoiser, check_floating
 from ..levels import Levels
-from ..sampling import check_plan, compile_for
+from ..plan_checks import check_plan
+from ..sampling import compile_for
 from ..schedule import Array
 from ..solvers import plan_file
 from ..solvers.methods import get_method

@@ -1,0 +1,112 @@
+"""One network call: what goes in and what comes out is what the rest of the package counts on.
+
+A network that changes its inputs in place spoils the state, or the conditions of the next call, and one in
+training mode answers a question in many ways. Both look like bad samples, and are told here instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ._checks import named
+from ._warn import warn
+
+Net = Callable[..., Tensor]
+
+_IN_PLACE = "the network changes its {} in place; use x * c, not x.mul_(c)"
+# Their training mode answers one question in many ways, or by what else is in the batch.
+_OF_CHANCE = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
+
+
+def guarded(net: Net, dtype: torch.dtype | None, like: Tensor, extra: Mapping[str, Any]) -> Net:
+    """The network, whose calls end in a ValueError where an input is changed or its precision is wrong.
+
+    dtype: what its x is cast to, if anything. like, extra: a state and all else that it is given, which
+    under ``torch.inference_mode`` cannot be watched.
+    """
+    _warn_of_training(net)
+    tensors = [v for v in (like, *extra.values()) if type(v) is Tensor]
+    versioned = not (torch.is_inference_mode_enabled() or any(v.is_inference() for v in tensors))
+
+    def asked(x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        before = _versions(x, cond) if versioned else None  # short: it runs at every call
+        try:
+            out: Tensor = net(x, t, **cond)
+        except RuntimeError as error:
+            _explain(error, net, x, dtype)
+            raise
+        if before is not None and before != (after := _versions(x, cond)):
+            changed = next(name for name in after if after[name] != before[name])
+            raise ValueError(_IN_PLACE.format(changed))
+        return out
+
+    return asked
+
+
+def _versions(x: Tensor, cond: Mapping[str, Any]) -> dict[str, int]:
+    """How often each of the tensors was changed."""
+    found = {"x": x._version}
+    for name, value in cond.items():
+        if type(value) is Tensor:
+            found[name] = value._version
+    return found
+
+
+def _warn_of_training(net: Net) -> None:
+    if isinstance(net, nn.Module) and net.training:
+        layers = (
+            type(m).__name__ for m in net.modules() if m.training and isinstance(m, _OF_CHANCE)
+        )
+        if layer := next(layers, None):
+            warn(f"the network is in training mode, and has {layer} inside; call net.eval() first")
+
+
+def _explain(error: RuntimeError, net: Net, x: Tensor, dtype: torch.dtype | None) -> None:
+    """ValueError naming ``dtype=``, where a network fails for want of the precision that it is given."""
+    weights = net.parameters() if isinstance(net, nn.Module) else ()
+    own = next((w.dtype for w in weights if w.is_floating_point()), x.dtype)
+    if "type" not in str(error) or (own == x.dtype and dtype is None):
+        return
+    whose, remedy = "", "drop dtype="
+    if own != x.dtype:
+        whose, remedy = f", whose weights are {own},", f"give Denoiser(..., dtype={own})"
+    raise ValueError(f"the network{whose} fails on x of {x.dtype} ({error}); {remedy}") from error
+
+
+def check_cond(cond: Mapping[str, Tensor] | None, x: Tensor) -> dict[str, Tensor]:
+    """A copy of the conditions; ValueError unless each is a tensor with a row for each sample of x."""
+    if cond is not None:
+        named("cond", cond)
+    for name, value in (cond or {}).items():
+        rows = value.shape[0] if isinstance(value, Tensor) and value.ndim else None
+        if rows != x.shape[0]:
+            raise ValueError(
+                f"cond[{name!r}] must be a tensor with one row per sample ({x.shape[0]}), got "
+                f"{rows if rows is not None else type(value).__name__}; what all samples share "
+                "goes into shared="
+            )
+    return dict(cond or {})
+
+
+def check_output(out: Any, x: Tensor, expected: Sequence[int], prediction: str) -> None:
+    """ValueError unless a network's answer to x is a tensor of the expected shape."""
+    if not isinstance(out, Tensor):
+        message = f"the network returned a {type(out).__name__}, not a tensor"
+        if hasattr(out, "sample"):
+            message += "; wrap it: net = lambda x, t, **cond: unet(x, t, **cond).sample"
+        raise ValueError(message)
+    if out.shape == expected:
+        return
+    message = (
+        f"the network returned shape {tuple(out.shape)} for x of {tuple(x.shape)}; it must return "
+        f"{tuple(expected)}, one {prediction} per entry"
+    )
+    if out.ndim == x.ndim > 1 and out.shape[1] == 2 * x.shape[1]:
+        message += (
+            ". Twice the channels is a learned variance: pass learned_variance='split' to Denoiser"
+        )
+    raise ValueError(message)

@@ -1,0 +1,62 @@
+"""Whether a plan, perhaps from a file of another day, is one for this model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from torch import Tensor
+
+from ._warn import warn
+from .denoiser import Denoiser
+from .solvers.fit_text import ode_text
+from .solvers.plan import Plan
+
+
+def check_plan(plan: Plan, model: Denoiser) -> None:
+    """ValueError unless its weights and network times are of the model's schedule."""
+    if not isinstance(plan, Plan):
+        raise ValueError(f"plan must be a Plan, got {plan!r}; a name goes into method=")
+    schedule = model.schedule
+    if plan.schedule != schedule.fingerprint:
+        again = "compile it again" if plan.fit is None else "calibrate again (ddim_ode.calibrate)"
+        raise ValueError(
+            f"the plan was made for schedule {plan.schedule} and the model has {schedule.fingerprint} "
+            f"({schedule!r}); {again} for this one"
+        )
+    told = np.array([(node.sigma, node.t) for node in plan.nodes]).reshape(-1, 2)
+    times = schedule.time(told[:, 0])
+    wrong = np.flatnonzero(~(np.abs(told[:, 1] - times) <= 1e-6 * schedule.T))
+    if wrong.size:
+        k = wrong[0]
+        raise ValueError(
+            f"the plan's call {k + 1} is told t={told[k, 1]:g}, but its σ={told[k, 0]:g} is at t="
+            f"{times[k]:g} in {schedule!r}: the plan was altered; compile or calibrate it again"
+        )
+    levels = np.array([sigma for sigma in plan.grid if 0 < sigma < np.inf])
+    off = np.flatnonzero(np.abs(model.snapped(levels) - levels) > 1e-9 * levels)
+    if off.size:
+        raise ValueError(
+            f"the model has snap=True, and the plan's level σ={levels[off[0]]:g} is not a trained one: "
+            "compile the plan on trained levels (schedule.levels), or use snap=False"
+        )
+
+
+def warn_of_another_ode(plan: Plan, model: Denoiser) -> None:
+    """A calibrated plan is fitted, and its gain measured, for one guidance, interval, clip and so on."""
+    guidance = model.alterations.get("guidance")
+    if plan.fit is None or isinstance(
+        guidance, Tensor
+    ):  # whose value the device would be waited for
+        return
+    others = plan.fit.get("alterations")
+    fitted = {
+        **(others if isinstance(others, Mapping) else {}),
+        "guidance": plan.fit.get("guidance"),
+    }
+    of_plan, of_model = ode_text(fitted), ode_text(model.alterations)
+    if of_plan != of_model:
+        warn(
+            f"{plan.method} was calibrated for {of_plan}, and runs with {of_model}, for which its gain was "
+            "not measured"
+        )
