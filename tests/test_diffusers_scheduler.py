@@ -13,6 +13,7 @@ import ddim_ode
 from ddim_ode import Guidance, Plan
 from ddim_ode.interop.config import InteropWarning
 from ddim_ode.interop.diffusers import load
+from ddim_ode.solvers.methods import METHODS as REGISTRY
 
 
 def ours(**options):
@@ -65,7 +66,8 @@ def test_a_pipeline_makes_our_samples(name, method, steps):
     pipe = pipeline(scheduler, name=name)
     made = run(pipe, steps)
     model = load(pipe.unet, scheduler)
-    sol = ddim_ode.sample(model, start(), method, steps=steps)
+    ramp = "ramp" if REGISTRY[method].rk_steps else None
+    sol = ddim_ode.sample(model, start(), method, steps=steps, start=ramp)
     assert len(made) == sol.nfe == len(scheduler.timesteps)
     assert off(made[-1], sol.x) < 1e-6
 
@@ -241,22 +243,25 @@ def test_what_is_no_state_of_this_run_is_refused():
 NET = ddim_ode.Denoiser(lambda x, t: torch.tanh(x) * 0.5, ddim_ode.schedules.ddpm(), time_offset=-1)
 
 
-@pytest.mark.parametrize(("method", "calls"), [("dpmpp2m", 1), ("heun", 2), ("rk4", 4)])
+@pytest.mark.parametrize(
+    ("method", "calls"), [("dpmpp2m", 1), ("heun", 2), ("rk4", 4), ("dpm3", 3), ("ab4", 1)]
+)
 def test_begin_index_is_the_method_begun_there(method, calls):
     """As image-to-image pipelines do: skipped steps × order entries of ``timesteps``."""
     scheduler = ours(method=method, grid="trailing")
-    scheduler.set_timesteps(10)
+    scheduler.set_timesteps(20)
     assert scheduler.order == calls
     times, sigmas = scheduler.timesteps, scheduler.plan.grid
     for begin in (3, 4):  # the second from the whole run again, not from the first
         scheduler.set_begin_index(begin * scheduler.order)
         assert torch.equal(scheduler.timesteps, times)
         assert scheduler.plan.grid == sigmas[begin:]
-    expected = ddim_ode.sample(NET, start(), method, grid=np.array(sigmas[4:])).x
+    ramp = "ramp" if REGISTRY[method].rk_steps else None
+    expected = ddim_ode.sample(NET, start(), method, grid=np.array(sigmas[4:]), start=ramp).x
     assert torch.equal(walk(scheduler, start(), begin=4 * calls), expected)
     scheduler.set_begin_index(0)
     assert scheduler.plan.grid == sigmas
-    whole = ddim_ode.sample(NET, start(), method, steps=10, grid="trailing").x
+    whole = ddim_ode.sample(NET, start(), method, steps=20, grid="trailing", start=ramp).x
     assert torch.equal(walk(scheduler, start()), whole)
 
 
@@ -266,6 +271,11 @@ def test_begin_indices_inside_a_step_are_refused():
     for index in (1, 3, 99):
         with pytest.raises(ValueError, match=f"begin_index={index}: "):
             heun.set_begin_index(index)
+    started = ours(method="ab4", start="rk")
+    started.set_timesteps(20)
+    assert len(started.timesteps) > 20
+    with pytest.raises(ValueError, match=r"begin_index=10: .*start='rk', only at the first"):
+        started.set_begin_index(10)
     with pytest.raises(ValueError, match="begin_index=-1 must be a whole number"):
         heun.set_begin_index(-1)
 

@@ -59,7 +59,7 @@ _SOLVER = (
     *("solver_order", "algorithm_type", "solver_type", "lower_order_final", "euler_at_final"),
     *("predict_x0", "disable_corrector", "solver_p", "predictor_order", "corrector_order"),
     *("tau_func", "noise_sampler_seed", "skip_prk_steps", "timestep_scaling", "method", "eta"),
-    *("plans", "stochastic_sampling"),
+    *("plans", "start", "stochastic_sampling"),
 )
 # What no ODE has, with its reason, and the settings of it.
 _DEPARTURES = dict(

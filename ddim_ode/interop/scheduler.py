@@ -36,6 +36,7 @@ from ..solvers.methods import get_method
 from ..solvers.plan import Plan
 from .config import notes_of, prediction_of, schedule_of, warn_of
 
+_OF_METHOD = ("method", "grid", "final", "eta", "start")
 Generators = torch.Generator | list[torch.Generator] | None
 
 
@@ -48,6 +49,7 @@ class DDIMODEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # th
     :class:`~ddim_ode.interop.config.InteropWarning`.
 
     method, grid, final, eta: as in :func:`ddim_ode.sample`; ``set_timesteps(n)`` compiles n steps of it.
+    start: as there, but ``"ramp"`` by default, so that each step has its ``order`` calls in ``timesteps``.
     plans: compiled plans instead, as ``Plan.save`` writes them (see :meth:`from_plans`);
     ``set_timesteps(n)`` takes the one of n network calls. snap: only whole times 0..T−1 reach the
     network. time_offset: added to the schedule's t = 1..T, −1 for networks that count from 0. Network
@@ -92,6 +94,7 @@ class DDIMODEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # th
         grid: str | None = None,
         final: str | None = None,
         eta: float | None = None,
+        start: str | None = None,
         plans: Sequence[Mapping[str, Any]] | None = None,
         snap: bool = False,
         time_offset: float = -1.0,
@@ -115,11 +118,13 @@ class DDIMODEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # th
         if plans is None:
             self._method = get_method(method or "ddim")
             self.order = self._method.nfe_per_step
+            self._ramp = "ramp" if self._method.rk_steps else None
         else:
             exclusive(plans=plans, method=method)
             exclusive(plans=plans, grid=grid)
             exclusive(plans=plans, final=final)
             exclusive(plans=plans, eta=eta)
+            exclusive(plans=plans, start=start)
         if plans is not None and not plans:
             raise ValueError("plans is empty; give a plan for each number of calls, or method=")
         self._plans = {plan.nfe: plan for plan in map(_plan_of, plans or ())}
@@ -157,7 +162,7 @@ class DDIMODEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # th
         calls = sorted(plan.nfe for plan in plans)
         if len(set(calls)) < len(calls):
             raise ValueError(f"plans of {calls} calls: give one plan for each number of calls")
-        kept = {k: v for k, v in config.items() if k not in ("method", "grid", "final", "eta")}
+        kept = {k: v for k, v in config.items() if k not in _OF_METHOD}
         made: DDIMODEScheduler = cls.from_config(kept, plans=trees, **options)
         return made
 
@@ -212,12 +217,13 @@ class DDIMODEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # th
         if begin == 0:
             return self._begin(self._whole, 0)
         levels = self._whole.level_calls()
-        if begin not in levels or self._plans:
+        step = begin // self.order
+        if self._plans or levels[step : step + 1] != [begin]:
             raise ValueError(
-                f"begin_index={begin}: {whole.method!r} can begin at calls that start a step of a "
-                "method (compiled plans only at the first)"
+                f"begin_index={begin}: {whole.method!r} can begin at its steps, of {self.order} calls "
+                "each, and a compiled plan, or one with start='rk', only at the first"
             )
-        rest = self._compile(grid=np.array(self._whole.grid[levels.index(begin) :]))
+        rest = self._compile(grid=np.array(self._whole.grid[step:]))
         if not torch.equal(self._told(rest), times[begin:]):
             raise ValueError(
                 f"{rest.method!r} begun there would ask the network at other times than listed; begin at "
@@ -295,7 +301,8 @@ class DDIMODEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # th
         if timesteps is not None:
             final = None
         levels = Levels(self._denoiser, steps, grid=grid, timesteps=timesteps, final=final)
-        return compile_for(self._method, levels, None, None, self.config["eta"], None)
+        start = self._ramp if self.config["start"] is None else self.config["start"]
+        return compile_for(self._method, levels, start, None, self.config["eta"], None)
 
     def _told(self, plan: Plan) -> Tensor:
         """The network times (nfe,) of its calls; ValueError for a plan that no pipeline can run."""
