@@ -195,20 +195,20 @@ def draw(rows: list[Row]) -> Figure:
         calls,
         f"Fréchet distance of {int(quality['n'])} images\nto {quality['against']}",
     )
-    for what, text, above in (
-        ("converged", "this model, converged", True),
-        ("real", "real images", False),
+    for what, text, dashes in (
+        ("converged", "this model, converged", (4, 2)),
+        ("real", "real images", (1, 1.5)),
     ):
         for row in (row for row in rows if row["what"] == what):
             y = row["frechet_distance"]
-            right.axhline(y, color=GREY, lw=1.2, ls=(0, (4, 2)) if above else (0, (1, 1.5)))
+            right.axhline(y, color=GREY, lw=1.2, ls=(0, dashes))
             right.annotate(
                 text,
                 (0.0, y),
                 xycoords=("axes fraction", "data"),
-                xytext=(4, 4 if above else -4),
+                xytext=(4, -3),
                 textcoords="offset points",
-                va="bottom" if above else "top",
+                va="top",
                 fontsize=9.5,
                 color=GREY,
                 bbox=dict(facecolor="white", alpha=0.8, lw=0, pad=0.5),
