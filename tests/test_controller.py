@@ -59,6 +59,17 @@ def test_a_rejected_step_shrinks_and_the_next_does_not_grow():
     assert all(after <= before * (1 + 1e-12) for before, after in accepted_after_rejection)
 
 
+@pytest.mark.parametrize(("ratio", "factor"), [(1.0001, None), (20.0, None), (1e12, 0.2)])
+def test_a_rejected_step_is_repeated_with_what_its_error_asks_for(ratio, factor):
+    """h → h (target/ratio)^{1/k}, and a fifth at the least."""
+    (first, good), (second, _), *_ = drive(
+        controller(), lambda trial, h: ratio if trial == 0 else 0.5
+    )
+    wanted = (GAINS.target / ratio) ** (1 / 5) if factor is None else factor
+    assert not good[0]
+    assert second[0] / first[0] == pytest.approx(wanted, rel=1e-12)
+
+
 def test_the_counts_of_a_scripted_solve():
     """Rejected, accepted, accepted..., each costing the same calls."""
     control = controller(span=3.0, gains=Gains(first=0.1, longest=1.0, share=1.0, grow=1.0))

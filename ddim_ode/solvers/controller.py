@@ -47,10 +47,9 @@ class Gains:
     """The controller's constants.
 
     share: of the tolerance that a step may spend. target: the ratio aimed at, well below 1 so that
-    few steps are rejected. integral, proportional: α, β. grow, shrink: what h may change by in one go;
-    after_rejection: at most, then. non_finite_shrink: after a non-finite trial; so many of those in
-    a row (non_finite_run) or in all (non_finite_total) end a sample. first, longest: steps, in units of
-    the clock.
+    few steps are rejected. integral, proportional: α, β. grow, shrink: what h may change by in one go.
+    non_finite_shrink: after a non-finite trial; so many of those in a row (non_finite_run) or in all
+    (non_finite_total) end a sample. first, longest: steps, in units of the clock.
     """
 
     share: float = 0.2
@@ -59,7 +58,6 @@ class Gains:
     proportional: float = 0.3
     grow: float = 10.0
     shrink: float = 0.2
-    after_rejection: float = 0.8
     non_finite_shrink: float = 0.1
     non_finite_run: int = 4
     non_finite_total: int = 10
@@ -184,7 +182,7 @@ class Controller:
             self._just_rejected[i], 1.0, gains.grow
         )  # no growth right after a rejection
         onward = np.clip(onward, gains.shrink, most)
-        again = np.clip(off ** (-1 / k), gains.shrink, gains.after_rejection)
+        again = np.maximum(off ** (-1 / k), gains.shrink)  # < 1, as a rejected ratio is > target
         again = np.where(finite, again, gains.non_finite_shrink)
         return np.where(accepted, onward, again)
 
