@@ -150,6 +150,19 @@ def test_one_non_finite_trial_is_a_rejection_like_another():
     assert (control.status[0], control.rejected[0]) == ("success", 2)
 
 
+def test_ten_non_finite_trials_end_a_sample_even_apart():
+    control = controller(span=1e6)
+    drive(control, lambda trial, h: np.nan if trial % 2 else 0.1)
+    assert (control.status[0], control.rejected[0]) == ("non_finite", GAINS.non_finite_total)
+
+
+def test_a_stretched_budget_is_over_when_its_last_trial_is_not_finite():
+    for bad, status in (((0, 1), "non_finite"), ((0,), "success")):
+        control = controller(limit=12, stretch=True)  # two steps
+        tried = drive(control, lambda trial, h: np.nan if trial in bad else 0.5)  # noqa: B023
+        assert (control.status[0], len(tried)) == (status, 2)
+
+
 def test_a_joint_solve_goes_on_without_its_non_finite_sample():
     control = controller(3, joint=True)
     drive(control, lambda trial, h: np.where(control.active == 1, np.nan, 0.1 * h**5))
