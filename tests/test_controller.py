@@ -186,6 +186,11 @@ def test_a_step_that_cannot_move_the_clock_is_an_underflow():
     assert control.calls[0] < 6 * 60
 
 
+def test_two_equal_steps_come_before_a_long_one_and_a_rest():
+    tried = drive(controller(span=1.5), lambda trial, h: 0.0)
+    assert [step[0] for step, _ in tried] == [0.75, 0.75]
+
+
 def test_no_step_is_longer_than_the_longest():
     control = controller(gains=Gains(longest=0.7))
     tried = drive(control, lambda trial, h: 0.0)
