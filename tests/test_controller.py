@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ddim_ode.solvers import clock
-from ddim_ode.solvers.controller import Controller, Gains
+from ddim_ode.solvers.controller import Controller, Gains, amplified
 
 GAINS = Gains(first=1.0, longest=np.inf, share=1.0)
 
@@ -220,3 +220,10 @@ def test_control_imports_no_torch():
     code = "import sys, ddim_ode.solvers.controller, ddim_ode.solvers.embedded, ddim_ode.solvers.clock; "
     code += "assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_an_error_grows_with_the_flow_over_a_step_and_no_further_than_it_can_tell():
+    error, local, step = np.full(3, 2.0), np.full(3, 0.1), np.array([1.0, 1.0, 4.0])
+    rates = np.array([0.2, -1.0, 3.0]), np.array([0.6, -3.0, 9.0])
+    found = amplified(error, step, rates, local)
+    np.testing.assert_allclose(found, 2 * np.exp([0.4, -2.0, 5.0]) + 0.1, rtol=1e-12)
