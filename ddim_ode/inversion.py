@@ -202,7 +202,7 @@ def decode(
             **placing,
             **fixed,
         )
-        method, plan, placing["grid"] = _way_back(z)
+        method, plan, placing["grid"] = _way_back(z, model)
         partner, z = z.partner, z.x
     task = Task(
         method,
@@ -239,8 +239,14 @@ def _check(
     refuse("step noise cannot be undone", eta=eta, noise_std=noise_std)
 
 
-def _way_back(sol: Solution) -> tuple[str | None, Plan | None, Array | None]:
+def _way_back(sol: Solution, model: Denoiser) -> tuple[str | None, Plan | None, Array | None]:
     """Method, plan and grid to undo a solve with."""
+    check_model(model)
+    if sol.schedule not in (None, model.schedule.fingerprint):
+        raise ValueError(
+            f"the solution was made with schedule {sol.schedule}, and the model has "
+            f"{model.schedule.fingerprint} ({model.schedule!r}); decode with the model that encoded"
+        )
     if sol.partner is not None:
         return sol.method, None, np.sort(sol.sigmas)[::-1]
     if sol.plan is None:

@@ -145,5 +145,6 @@ def solve(
         rejected=per_sample(0, batch),
         finite=finite_samples(end.x) & finite_samples(end.partner),
         partner=end.partner,
+        schedule=model.schedule.fingerprint,
         alterations=model.alterations,
     )

@@ -68,6 +68,7 @@ class Solution:
     path: Path | None = None  # dense output
     alterations: dict[str, Any] = field(default_factory=dict)
     partner: Tensor | None = None  # the second state (B, *) of method "reversible"
+    schedule: str | None = None  # the fingerprint of its schedule, where no plan has it
     round_trip: RoundTrip | None = None  # of an encode with certify=True
 
     def __repr__(self) -> str:

@@ -86,6 +86,9 @@ def test_the_solution_of_an_encode_says_all_but_the_conditions():
     up = ddim_ode.encode(MODEL, spread(), steps=3)
     with pytest.raises(ValueError, match="already says how to go back; drop steps=3"):
         ddim_ode.decode(MODEL, up, steps=3)
+    up = ddim_ode.encode(MODEL, spread(), "reversible", steps=3)
+    with pytest.raises(ValueError, match=r"the solution was made with schedule .* that encoded"):
+        ddim_ode.decode(mixture_2d(DDPM), up)
     with pytest.raises(ValueError, match=r"rk45 has no plan to undo: give its \.x"):
         ddim_ode.decode(MODEL, ddim_ode.encode(MODEL, spread(), "rk45"))
 
