@@ -280,3 +280,21 @@ def test_importing_the_package_imports_nothing_heavy():
     heavy = "{'torch', 'numpy', 'scipy', 'matplotlib'}"
     script = f"import ddim_ode, sys; sys.exit(bool({heavy} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4])
+def test_a_runge_kutta_start_is_no_longer_than_the_grid(steps):
+    """ab4 wants two such steps; the last, to σ = 0, is DDIM's."""
+    grid = [*np.geomspace(50.0, 0.5, steps), 0.0]
+    plan = ddim_ode.plan("ab4", COSINE, grid, start="rk")
+    assert plan.nfe == min(2, steps - 1) * 3 + (steps - 1 - min(2, steps - 1)) + 1
+    assert [node.sigma for node in plan.nodes][-1] == grid[-2]
+
+
+def test_step_noise_above_the_level_s_own_is_refused_and_at_it_is_not():
+    grid = [50.0, 5.0, 0.5, 0.0]
+    bound = [float(COSINE.scales(sigma)[1]) for sigma in grid[1:]]
+    ddim_ode.plan("ddim", COSINE, grid, noise_std=bound)
+    bound[1] *= 1 + 1e-6
+    with pytest.raises(ValueError, match=r"noise_std\[1\]=.* at σ'=0.5; allowed is \[0, "):
+        ddim_ode.plan("ddim", COSINE, grid, noise_std=bound)
