@@ -1,11 +1,13 @@
 """One network call: what goes in and what comes out is what the rest of the package counts on.
 
-A network that changes its inputs in place spoils the state, or the conditions of the next call, and one in
-training mode answers a question in many ways. Both look like bad samples, and are told here instead.
+A network that changes its inputs in place spoils the state, or the conditions of the next call; one that
+returns the same tensor at each call spoils what methods keep of the last; one in training mode answers a
+question in many ways. All of these look like bad samples, and are told here instead.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,12 +20,17 @@ from ._warn import warn
 Net = Callable[..., Tensor]
 
 _IN_PLACE = "the network changes its {} in place; use x * c, not x.mul_(c)"
+_AGAIN = (
+    "the network returned the tensor of its last call again, and methods keep that one; return a new "
+    "tensor (buffer.clone())"
+)
 # Their training mode answers one question in many ways, or by what else is in the batch.
 _OF_CHANCE = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
 
 
 def guarded(net: Net, dtype: torch.dtype | None, like: Tensor, extra: Mapping[str, Any]) -> Net:
-    """The network, whose calls end in a ValueError where an input is changed or its precision is wrong.
+    """The network, whose calls end in a ValueError where an input is changed, an answer is not a new
+    tensor, or the precision is wrong.
 
     dtype: what its x is cast to, if anything. like, extra: a state and all else that it is given, which
     under ``torch.inference_mode`` cannot be watched.
@@ -31,8 +38,10 @@ def guarded(net: Net, dtype: torch.dtype | None, like: Tensor, extra: Mapping[st
     _warn_of_training(net)
     tensors = [v for v in (like, *extra.values()) if type(v) is Tensor]
     versioned = not (torch.is_inference_mode_enabled() or any(v.is_inference() for v in tensors))
+    last: Callable[[], Any] = lambda: None  # noqa: E731
 
     def asked(x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        nonlocal last
         before = _versions(x, cond) if versioned else None  # short: it runs at every call
         try:
             out: Tensor = net(x, t, **cond)
@@ -42,6 +51,10 @@ def guarded(net: Net, dtype: torch.dtype | None, like: Tensor, extra: Mapping[st
         if before is not None and before != (after := _versions(x, cond)):
             changed = next(name for name in after if after[name] != before[name])
             raise ValueError(_IN_PLACE.format(changed))
+        if isinstance(out, Tensor):
+            if out is last() and out is not x:
+                raise ValueError(_AGAIN)
+            last = weakref.ref(out)
         return out
 
     return asked

@@ -329,6 +329,18 @@ def test_a_network_that_changes_x_in_place_is_refused(options):
     expect(sample(model, X, "ab2", steps=3, cond=cond), "the network changes its y in place")
 
 
+def test_a_network_that_returns_one_buffer_is_refused():
+    buffer = torch.empty_like(X)
+    expect(
+        sample(Denoiser(lambda x, t: buffer.copy_(x), COSINE), X, "ab2", steps=3),
+        r"buffer.clone\(\)",
+    )
+    copied = Denoiser(lambda x, t: buffer.copy_(x).clone(), COSINE)
+    plain = Denoiser(lambda x, t: x, COSINE)  # whose answer is the state itself
+    ends = (ddim_ode.sample(model, X, "ab2", steps=3).x for model in (copied, plain))
+    assert torch.equal(*ends)
+
+
 def test_a_network_in_another_precision_is_told_the_remedy():
     net = Timeless(torch.nn.Linear(2, 2).double())
     message = r"are torch.float64, fails on x of torch.float32 .* give Denoiser\(..., dtype=torch.float64\)"
