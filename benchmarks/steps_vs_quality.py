@@ -15,8 +15,9 @@ standard errors of its *difference* to the converged row; what the choice of ima
 alike is the band of that row.
 
 Every solver runs as ``sample`` runs it by default at that budget of calls, guidance off; "calibrated" are
-the plans that ship with the model, at each budget the one of the most calls within it. What is solved is
-kept under --cache, and a run that was interrupted goes on from there.
+the plans that ship with the model, at each budget the one of the most calls within it, on noises that none
+of them was fitted to. What is solved is kept under --cache, and a run that was interrupted goes on from
+there.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ from common import (
 )
 from matplotlib.figure import Figure
 from torch import Tensor
+from unseen import UNSEEN
 
 import ddim_ode
 from ddim_ode.candidates import CALIBRATED
@@ -82,7 +84,7 @@ def errors(
         {**{name: name for name in METHODS}, CALIBRATED: fitted},
         nfe=size.nfe,
         n=size.solved,
-        seed=SEED,
+        seed=UNSEEN,
         cond=lambda indices: labels(model, indices.tolist()),
         batch=min(BATCH, size.solved),
         reference=size.goal,
@@ -104,7 +106,7 @@ def qualities(
 ) -> list[Row]:
     """(b): a row per method and budget, and the rows that frame them."""
     features = metrics.classifier_features()
-    seeds = range(SEED, SEED + size.made)
+    seeds = range(UNSEEN, UNSEEN + size.made)
 
     def made(plan: ddim_ode.Plan, seeds: range = seeds) -> Tensor:
         return end_states(model, plan, seeds, cache, BATCH)

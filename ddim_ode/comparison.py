@@ -28,12 +28,14 @@ from .content import Store, digest, model_key
 from .denoiser import Denoiser
 from .evaluate.bootstrap import check_confidence, geometric_mean
 from .inputs import Cond, check_model, conditions, device_of, sample_shape
+from .plan_checks import warn_of_own_examples
 from .reference import STEPS, Reference, given, joined, solve
 from .results import Comparison, Interrupted
 from .sampling import sample
 from .seeding import noise
 from .solution import norm_per_sample
 from .solvers.controller import SUCCESS
+from .solvers.plan import Plan
 
 SEARCH = 32  # noises, at most, that grid="best" is decided on
 _NEEDS = ("errors", "nfe", "status", "seconds", "net_evals", "steps", "sigma_min")
@@ -126,6 +128,9 @@ def compare(
         _goal(reference),
         *_storage(model, cache, key, shared),
     )
+    for entry in entries:
+        if isinstance(entry.solver, Plan):
+            warn_of_own_examples(entry.solver, range(seed, seed + n), work.key)
     if isinstance(reference, Tensor):
         work.known = given(reference, n, shape)
     result = Comparison(

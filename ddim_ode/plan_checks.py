@@ -42,6 +42,25 @@ def check_plan(plan: Plan, model: Denoiser) -> None:
         )
 
 
+def fitted_seeds(plan: Plan) -> range:
+    """The seeds of the noises that a calibrated plan was fitted to and judged by; empty for others."""
+    first, n = (plan.fit.get(key) if plan.fit else None for key in ("seed", "n"))
+    known = isinstance(first, int) and isinstance(n, int)
+    return range(first, first + n) if known else range(0)  # type: ignore[operator, arg-type]
+
+
+def warn_of_own_examples(plan: Plan, seeds: range, model_key: str | None) -> None:
+    """A plan that is measured on the noises it was fitted to looks better than it is."""
+    fitted = fitted_seeds(plan)
+    shared = min(fitted.stop, seeds.stop) - max(fitted.start, seeds.start)
+    of_model = (plan.fit or {}).get("model_key")
+    if shared > 0 and (of_model is None or model_key is None or of_model == model_key):
+        warn(
+            f"{plan.method} was fitted to noises of seeds {fitted.start} to {fitted.stop - 1}, and "
+            f"{shared} of those it is measured on are among them; give seed={fitted.stop}"
+        )
+
+
 def warn_of_another_ode(plan: Plan, model: Denoiser) -> None:
     """A calibrated plan is fitted, and its gain measured, for one guidance, interval, clip and so on."""
     guidance = model.alterations.get("guidance")

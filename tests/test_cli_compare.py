@@ -110,8 +110,11 @@ def test_calibrated_asks_for_the_plans_that_ship(tmp_path, capsys):
 
     model = ddim_ode.load("fashion-mnist")
     plan = model.calibrated(4)
-    labels = {"y": torch.arange(2)}
-    r = ddim_ode.compare(model, {"p": plan}, [4], n=2, cond=labels, progress=False)
+    # Unless told otherwise, on noises that none of the three was fitted to.
+    seed = max(p.fit["seed"] + p.fit["n"] for p in map(model.calibrated, (4, 6, 10)))
+    assert json.loads((tmp_path / "compare.json").read_text())["seeds"] == [seed, seed + 1]
+    labels = {"y": torch.arange(seed, seed + 2) % 10}
+    r = ddim_ode.compare(model, {"p": plan}, [4], n=2, seed=seed, cond=labels, progress=False)
     assert float(fitted[0]["error"]) == pytest.approx(r.rows[0]["error"], rel=1e-4)
 
     assert main([*call, "--nfe", "3"]) == 2

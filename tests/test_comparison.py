@@ -1,5 +1,8 @@
 """compare: the numbers are right, their uncertainty is right, and nothing is computed twice."""
 
+import dataclasses
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -320,3 +323,20 @@ def test_external_solvers_that_need_more_calls_fail_by_name():
     assert (r.rows[0]["failed"], r.rows[0]["status"]) == (3, {"max_nfe": 3})
     assert r.rows[0]["error"] is None
     assert r.best(6)["method"] == "ddim"
+
+
+def test_a_plan_on_its_own_examples_is_warned_of():
+    model = mixture_2d(COSINE)
+    plan = dataclasses.replace(
+        ddim_ode.plan("ddim", COSINE, [5.0, 1.0, 0.0]), fit=dict(seed=4, n=10, model_key=None)
+    )
+    options = dict(methods={"mine": plan, "ddim": "ddim"}, nfe=[2], n=4, progress=False)
+    said = "was fitted to noises of seeds 4 to 13, and 2 of those it is measured on .* give seed=14"
+    with pytest.warns(UserWarning, match=said):
+        ddim_ode.compare(model, seed=2, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for seed in (0, 14):
+            ddim_ode.compare(model, seed=seed, **options)
+        other = dataclasses.replace(plan, fit=dict(plan.fit, model_key="another's"))
+        ddim_ode.compare(model, seed=2, **dict(options, methods={"mine": other}))

@@ -73,7 +73,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"noises to solve from ({_N}, and {_QUICK_N} if --quick)",
     )
     add("--quick", action="store_true", help="a first answer in minutes: fewer noises")
-    add("--seed", type=int, default=0, help="of the first noise")
+    add(
+        "--seed",
+        type=int,
+        default=None,
+        help="of the first noise (0, or beside fitted plans the first that none of them was fitted to)",
+    )
     add("--classes", default="all", help="names or numbers, in turn over the noises: 'sneaker,bag'")
     add(
         "--guidance",
@@ -109,15 +114,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _compare(args: argparse.Namespace) -> int:
     from ..comparison import compare
+    from ..plan_checks import fitted_seeds
     from ..results import Interrupted
 
     loaded = load_model(args.model, args.guidance, find_device(args.device))
     n = count("--n", (_QUICK_N if args.quick else _N) if args.n is None else args.n)
-    count("--seed", args.seed, least=0)
+    if args.seed is not None:
+        count("--seed", args.seed, least=0)
     for target in args.target:
         if not 0 < target < float("inf"):
             raise ValueError(f"--target {target:g} must be a positive RMS error")
     solvers = _solvers(args, loaded.denoiser)
+    if args.seed is None:
+        fitted = [
+            plan for plans in solvers.values() if isinstance(plans, dict) for plan in plans.values()
+        ]
+        args.seed = max((fitted_seeds(plan).stop for plan in fitted), default=0)
     measure = _Measuring(args, loaded, n)
     # in turn over the seeds, so that a seed has its class whatever n is
     labels = parse_classes(args.classes, loaded.denoiser, range(args.seed, args.seed + n))
