@@ -7,7 +7,7 @@ from problems import COSINE, EXPONENTIAL, SCHEDULES, mixture_1d, mixture_2d, poi
 from test_order import MODELS, TOLERANCE, error, slope, start
 
 import ddim_ode
-from ddim_ode import grids
+from ddim_ode import grids, schedules
 from ddim_ode.solvers.chart import CHARTS
 from ddim_ode.solvers.methods import METHODS, VARIANTS, Method, get_method
 
@@ -379,3 +379,15 @@ def test_methods_print_as_a_table():
     assert len(lines) == len(table) + 1 == len(METHODS) + 1
     assert lines[0].split()[:3] == ["name", "order", "order_as_run"]
     assert repr(table) == str(table)
+
+
+@pytest.mark.parametrize("name", ["ab3", "deis2", "dpmpp3m", "unipc2"])
+def test_an_error_estimate_is_the_same_in_either_scaling(name):
+    """x of variance exploding is x/ᾱ of variance preserving, and so is what it errs by."""
+    grid, top = [20.0, 8.0, 3.0, 1.2, 0.5, 0.2, 0.05], 20.0
+    exploding, preserving = mixture_2d(schedules.ve(50.0)), mixture_2d(COSINE)
+    x = points(6, 2) * (1 + top**2) ** 0.5
+    a = ddim_ode.sample(exploding, x, name, grid=grid)
+    b = ddim_ode.sample(preserving, x / (1 + top**2) ** 0.5, name, grid=grid)
+    torch.testing.assert_close(a.x, b.x * (1 + grid[-1] ** 2) ** 0.5, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(a.error, b.error * (1 + grid[-1] ** 2) ** 0.5, rtol=1e-8, atol=1e-12)
