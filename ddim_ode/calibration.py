@@ -245,8 +245,10 @@ class _Run:
         # of the hard noises, too: the mean error is mostly theirs
         better = found is not None and mean + spread < 0 and np.mean(after) < np.mean(errors)
         if found is not None and not better:
+            few = mean + spread >= 0 > mean  # better as far as they go
+            said = "too few to tell that the fit is" if few else "where the fit is not"
             self._note(
-                f"nfe={nfe}: on {len(ratio)} held-out noises the fit is not better than {incumbent.name} "
+                f"nfe={nfe}: {len(ratio)} noises are held out, {said} better than {incumbent.name} "
                 f"(mean ln ratio {mean:+.3f} ± {spread:.3f}), which is returned; more noises (n=) may help"
             )
         fit = self._record(incumbent, errors, after if better else errors, better)

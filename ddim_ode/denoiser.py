@@ -24,6 +24,7 @@ from ._checks import floating, function, named, number, numbers, one_of
 from .asking import Net, check_cond, check_output, guarded
 from .guidance import Branches, Call, Guidance, Level, Limit
 from .schedule import Array, Schedule, check_schedule
+from .seeding import sizes
 from .solvers.chart import convert
 from .solvers.plan import Node
 
@@ -54,6 +55,8 @@ class Denoiser:
     clip: keep x̂₀ in [−clip, clip]; threshold: dynamic thresholding at that quantile of |x̂₀| (see
     :class:`ddim_ode.guidance.Limit`). Either makes the ODE another one, as guidance does; a solution's
     ``alterations`` say so.
+    shape: of ONE sample, for the calls that make noises themselves (``compare``, ``calibrate``,
+    ``generate``) and would otherwise have to be told.
 
     ``model(x, sigma)`` gives ``(x0, eps)``. ValueError for an unknown prediction, an output of
     another shape than x, or ε- and score-networks asked for x̂₀ at ᾱ = 0.
@@ -79,6 +82,7 @@ class Denoiser:
         dtype: torch.dtype | None = None,
         clip: float | None = None,
         threshold: float | None = None,
+        shape: Sequence[int] | None = None,
     ) -> None:
         if not callable(net):
             raise ValueError(f"net must be callable as net(x, t, **cond), got {type(net).__name__}")
@@ -103,6 +107,7 @@ class Denoiser:
         self.guidance = None if guidance is None or guidance.is_off else guidance
         self.limit = Limit(clip, threshold)
         self.learned_variance = learned_variance
+        self.shape: Any = None if shape is None else sizes(shape)
         self.dtype = None if dtype is None else floating(dtype)
         self.micro_batches: MicroBatches | None = None  # ddim_ode.accelerate(batch=)
         self._levels = schedule.levels if snap else None

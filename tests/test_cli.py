@@ -156,6 +156,7 @@ def test_an_output_folder_that_cannot_be_is_explained(tmp_path, capsys):
         (["--methods", "ddim", "heun", "--eta", "1"], "--eta belongs to ddim, and heun"),
         (["--rtol", "1e-3"], "--rtol is for adaptive solves, and ddim takes steps as given"),
         (["--methods", "reversible"], "method 'reversible' goes both ways"),
+        (["--model", "mixture"], "draws what a trained network makes; ddim-ode generate, compare,"),
     ],
 )
 def test_mistakes_are_explained_on_stderr(tmp_path, capsys, arguments, message):

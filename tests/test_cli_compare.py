@@ -292,6 +292,10 @@ def test_a_broken_network_is_said_before_the_long_run(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (
+            ["--model", "mixtur"],
+            "unknown model 'mixtur'; valid, nearest first: mixture, fashion-mnist",
+        ),
         (["--methods", "unipc9"], "unknown method 'unipc9'; valid, nearest first: unipc"),
         (["--methods", "ddpm"], "adds noise"),
         (["--nfe", "0"], "nfe=0 must be a whole number >= 1"),

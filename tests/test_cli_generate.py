@@ -32,7 +32,7 @@ def test_generate_makes_what_sample_makes(tmp_path, capsys):
     options = ["--nfe", "2", "--classes", "bag,3", "--guidance", "1.5", "--seed", "3"]
     assert run("generate", "-n", "5", *options, "--out", tmp_path, "--batch", "2") == 0
     shown = capsys.readouterr()
-    assert shown.out.splitlines()[0].split()[:3] == ["samples", "shards", "made_here"]
+    assert shown.out.splitlines()[0].split()[:4] == ["samples", "method", "nfe", "made_here"]
     assert shown.out.splitlines()[1].split()[:4] == ["5", "3", "5", "0"]
     assert "5/5" in shown.err  # the bar
     model = ddim_ode.load("fashion-mnist", guidance=1.5)
@@ -95,7 +95,7 @@ def test_interrupted_and_full_then_resumed(tmp_path, capsys, monkeypatch):
     assert "the disk is full: 16 of 40 samples are kept" in capsys.readouterr().err
     monkeypatch.setattr(weights.os, "fsync", fsync)
     assert run(*call) == 0
-    assert capsys.readouterr().out.splitlines()[1].split()[:4] == ["40", "5", "24", "0"]
+    assert capsys.readouterr().out.splitlines()[1].split()[:6] == ["40", "ddim", "6", "24", "5", "0"]
 
 
 def test_a_call_that_cannot_make_a_sample_leaves_no_run_behind(tmp_path, capsys):

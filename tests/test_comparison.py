@@ -340,3 +340,11 @@ def test_a_plan_on_its_own_examples_is_warned_of():
             ddim_ode.compare(model, seed=seed, **options)
         other = dataclasses.replace(plan, fit=dict(plan.fit, model_key="another's"))
         ddim_ode.compare(model, seed=2, **dict(options, methods={"mine": other}))
+
+
+def test_a_denoiser_that_knows_its_shape_needs_none():
+    net = ddim_ode.Denoiser(lambda x, t: torch.tanh(x), COSINE, shape=(2,))
+    r = compare(net, ["ddim"], [2], n=3, keep=3)
+    assert len(r.rows) == 1
+    with pytest.raises(ValueError, match=r"shape=2 must be that of ONE sample"):
+        ddim_ode.Denoiser(lambda x, t: x, COSINE, shape=2)

@@ -98,6 +98,10 @@ def test_dropout_left_on_is_told_from_half_precision():
     report = ddim_ode.diagnose(model, shape=(16,))
     assert "net.eval()" in {f.check: f.fix for f in report}["repeatable"]
     assert "half-precision" in report.not_checked
+    assert str(report).startswith("error: repeatable: asked the same twice")
+    assert "not checked: half-precision: the network answers one question in two ways" in str(
+        report
+    )
     net.eval()
     assert "repeatable" not in {f.check for f in ddim_ode.diagnose(model, shape=(16,))}
 

@@ -48,7 +48,7 @@ GIVEN = dict(
     ),
     denoiser=(
         lambda **o: Denoiser(**{"net": lambda x, t: x, "schedule": COSINE, **o}),
-        "net schedule prediction time_offset time guidance learned_variance dtype clip threshold",
+        "net schedule prediction time_offset time guidance learned_variance dtype clip threshold shape",
     ),
     call=(lambda **o: MODEL(o.pop("x", X), **{"sigma": 1.0, **o}), "x sigma"),
     guidance=(

@@ -31,7 +31,7 @@ chart, ruler     the variable that is stepped in, and the scale that velocities 
 
 Adaptive without --steps and --grid: rk45, bosh3; heun if --rtol is given as well, and no --nfe.
 Adaptive, by their own packages: torchdiffeq:NAME (dopri5, bosh3, ...), scipy:NAME (RK45, ...).
-Of encode and decode alone: reversible, which comes back to rounding (order 2, one call a step).
+Of encode and decode alone: reversible, which comes back to rounding (order 2, steps + 1 calls).
 Variants, such as dpmpp3m:lower_order_final, are in ddim_ode.solvers.methods.VARIANTS; where all of these
 come from: ddim-ode methods --references."""
 

@@ -131,10 +131,13 @@ def _solver(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _report(run: Generated) -> None:
+    solver = run.shards.run.decides["solver"]
     row = dict(
         samples=run.shards.run.n,
-        shards=len(run.shards),
+        method=solver.get("method", "ddim"),
+        nfe=solver.get("nfe", "own"),
         made_here=run.made,
+        shards=len(run.shards),
         shards_remade=run.remade,
         seconds=f"{run.seconds:.1f}",
         status=", ".join(f"{count} {word}" for word, count in run.status.items()),

@@ -8,6 +8,8 @@ import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .._checks import one_of
+
 if TYPE_CHECKING:
     from ..denoiser import Denoiser
     from ..interop.diffusers import DiffusersModel
@@ -63,6 +65,11 @@ def load_trained(name: str, device: Any = "cpu") -> Trained:
     from ..interop.diffusers import is_model_folder
     from ..nets.pretrained import load
 
+    if name == MIXTURE or Path(name).suffix in (".json", ".npz"):
+        raise ValueError(
+            f"--model {name}: this command draws what a trained network makes; ddim-ode generate, compare, "
+            "calibrate and doctor take a mixture as well"
+        )
     if not (Path(name).is_dir() and is_model_folder(name)):
         return load(name, device=device)
     model = _diffusers_model(name, None, device)
@@ -101,8 +108,10 @@ def _of_diffusers(name: str, guidance: float | None, device: Any) -> Loaded:
 
 
 def _trained(name: str, guidance: float | None, device: Any) -> Loaded:
-    from ..nets.pretrained import load
+    from ..nets.pretrained import MODELS, load
 
+    if not Path(name).suffix and not Path(name).exists():
+        one_of("model", name, (*MODELS, MIXTURE))
     scale = 1.0 if guidance is None else guidance
     model = load(name, guidance=scale, device=device)
     guided = f"{scale:g}" + (", off: the conditional network alone" if scale == 1 else "")

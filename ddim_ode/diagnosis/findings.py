@@ -50,6 +50,10 @@ class Diagnosis(list[Finding]):
         super().__init__(findings)
         self.not_checked = dict(not_checked)
 
+    def __str__(self) -> str:
+        found = [str(finding) for finding in self] or ["nothing found"]
+        return "\n".join([*found, *(f"not checked: {k}: {v}" for k, v in self.not_checked.items())])
+
 
 class Probe:
     """A model with clean samples x0 (n, *), noise and conditions to ask it with.

@@ -122,7 +122,7 @@ class DiffusersModel(Denoiser):
                 0, Note("variance_type", self.config["variance_type"], "left out", text)
             )
         size = net_config.get("sample_size")
-        self.shape: Any = None if size is None else (int(channels), *_sizes(size, model))
+        self.shape = None if size is None else (int(channels), *_sizes(size, model))
         self.channels = int(channels)
         self.num_classes = _num_classes(net_config)
         self.classes = [str(i) for i in range(self.num_classes)]
