@@ -33,7 +33,7 @@ def test_generate_makes_what_sample_makes(tmp_path, capsys):
     assert run("generate", "-n", "5", *options, "--out", tmp_path, "--batch", "2") == 0
     shown = capsys.readouterr()
     assert shown.out.splitlines()[0].split()[:4] == ["samples", "method", "nfe", "made_here"]
-    assert shown.out.splitlines()[1].split()[:4] == ["5", "3", "5", "0"]
+    assert shown.out.splitlines()[1].split()[:6] == ["5", "ddim", "2", "5", "3", "0"]
     assert "5/5" in shown.err  # the bar
     model = ddim_ode.load("fashion-mnist", guidance=1.5)
     x = ddim_ode.noise(model.shape, model.schedule, seeds=range(3, 8))
