@@ -95,7 +95,14 @@ def test_interrupted_and_full_then_resumed(tmp_path, capsys, monkeypatch):
     assert "the disk is full: 16 of 40 samples are kept" in capsys.readouterr().err
     monkeypatch.setattr(weights.os, "fsync", fsync)
     assert run(*call) == 0
-    assert capsys.readouterr().out.splitlines()[1].split()[:6] == ["40", "ddim", "6", "24", "5", "0"]
+    assert capsys.readouterr().out.splitlines()[1].split()[:6] == [
+        "40",
+        "ddim",
+        "6",
+        "24",
+        "5",
+        "0",
+    ]
 
 
 def test_a_call_that_cannot_make_a_sample_leaves_no_run_behind(tmp_path, capsys):
