@@ -111,14 +111,15 @@ def ends_plot(
     Grey dots are the converged solutions (n, 2), and a thin line joins each end to its own.
     """
     size, left, top = 1.45, 1.05, 0.35
-    width, height = left + size * len(columns) + 0.1, top + size * len(lines) + 0.1
+    bottom = 0.3
+    width, height = left + size * len(columns) + 0.1, top + size * len(lines) + bottom
     figure = blank_figure(width, height, dpi=130)
     axes = figure.subplots(len(lines), len(columns), squeeze=False)
     figure.subplots_adjust(
         left=left / width,
         right=1 - 0.1 / width,
         top=1 - top / height,
-        bottom=0.1 / height,
+        bottom=bottom / height,
         wspace=0.06,
         hspace=0.06,
     )
@@ -141,6 +142,9 @@ def ends_plot(
             if i == 0:
                 axis.set_title(columns[j], fontsize=8.5)
         axes[i, 0].set_ylabel(method, rotation=0, ha="right", va="center", fontsize=8.5)
+    figure.text(
+        left / width, 0.08 / height, "grey: the converged ends", fontsize=7.5, color="#777777"
+    )
     return figure
 
 
