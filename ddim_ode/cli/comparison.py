@@ -119,8 +119,6 @@ def _compare(args: argparse.Namespace) -> int:
 
     loaded = load_model(args.model, args.guidance, find_device(args.device))
     n = count("--n", (_QUICK_N if args.quick else _N) if args.n is None else args.n)
-    if args.seed is not None:
-        count("--seed", args.seed, least=0)
     for target in args.target:
         if not 0 < target < float("inf"):
             raise ValueError(f"--target {target:g} must be a positive RMS error")
@@ -130,6 +128,7 @@ def _compare(args: argparse.Namespace) -> int:
             plan for plans in solvers.values() if isinstance(plans, dict) for plan in plans.values()
         ]
         args.seed = max((fitted_seeds(plan).stop for plan in fitted), default=0)
+    count("--seed", args.seed, least=0)
     measure = _Measuring(args, loaded, n)
     # in turn over the seeds, so that a seed has its class whatever n is
     labels = parse_classes(args.classes, loaded.denoiser, range(args.seed, args.seed + n))

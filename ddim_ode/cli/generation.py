@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._checks import one_of
-from .common import GUIDANCE, condition, default_guidance, find_device, parse_classes, print_table
+from .common import (
+    GUIDANCE,
+    chooses_steps,
+    condition,
+    default_guidance,
+    find_device,
+    parse_classes,
+    print_table,
+)
 from .models import HELP, load_model
 
 if TYPE_CHECKING:
@@ -115,18 +123,10 @@ def _device(name: str) -> torch.device:
 
 def _solver(args: argparse.Namespace) -> dict[str, Any]:
     """What was given, and a number of calls where the method needs one."""
-    from .. import external
-    from ..solvers.embedded import adaptive_by_itself
-    from ..solvers.methods import get_method
-
     given = {name: getattr(args, name) for name in _SOLVER if getattr(args, name) is not None}
     if args.plan is not None or given.keys() & {"nfe", "steps", "rtol", "atol"}:
         return given
-    method = args.method or "ddim"
-    if external.is_external(method):
-        own = not external.is_fixed_step(method)
-    else:
-        own = adaptive_by_itself(get_method(method)) and args.grid is None
+    own = chooses_steps(args.method or "ddim", placed=args.grid is not None)
     return given if own else dict(given, nfe=_NFE)
 
 

@@ -16,6 +16,7 @@ from .._checks import count, one_of, refuse
 from ..grids import NAMES
 from .common import (
     add_ode_arguments,
+    chooses_steps,
     find_device,
     parse_classes,
     parse_seeds,
@@ -297,18 +298,10 @@ def _options(method: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _is_adaptive(method: str, args: argparse.Namespace) -> bool:
-    """Whether it chooses its own steps on this command line; ValueError for a name that is none."""
-    from .. import external
-    from ..solvers.embedded import adaptive_by_itself, embedded_pair
-    from ..solvers.methods import get_method
-
-    if external.is_external(method):
-        return not external.is_fixed_step(method)
-    spec = get_method(method)
-    if args.steps is not None or args.grid is not None:
-        return False
-    asked = args.nfe is None and (args.rtol, args.atol) != (None, None)
-    return adaptive_by_itself(spec) or (asked and embedded_pair(spec) is not None)
+    placed = args.steps is not None or args.grid is not None
+    return chooses_steps(
+        method, placed, args.nfe is None and (args.rtol, args.atol) != (None, None)
+    )
 
 
 def _write_arrays(

@@ -10,7 +10,6 @@ the plan's, so any plan runs: a method on a grid, or a calibrated one from the c
 from __future__ import annotations
 
 import json
-from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,7 +21,6 @@ from diffusers.schedulers.scheduling_utils import (
     SchedulerMixin,
     SchedulerOutput,
 )
-from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from .._checks import count, exclusive, flag, number, numbers
@@ -35,9 +33,9 @@ from ..solvers import plan_file
 from ..solvers.methods import get_method
 from ..solvers.plan import Plan
 from .config import notes_of, prediction_of, schedule_of, warn_of
+from .plan_run import Generators, PlanRun
 
 _OF_METHOD = ("method", "grid", "final", "eta", "start")
-Generators = torch.Generator | list[torch.Generator] | None
 
 
 class DDIMODEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # theirs overlap
@@ -135,7 +133,7 @@ class DDIMODEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # th
         self.init_noise_sigma = 1.0
         self.num_inference_steps: int | None = None
         self.timesteps = torch.arange(num_train_timesteps - 1, -1, -1, dtype=torch.float32)
-        self._run: _Run | None = None
+        self._run: PlanRun | None = None
         self._call = 0
 
     @classmethod
@@ -211,20 +209,21 @@ class DDIMODEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # th
         ValueError where the plan cannot: a compiled plan, or calls from there that are not those of the
         same method begun at that level.
         """
-        whole, times = self._running(), self.timesteps.cpu()
-        assert self._whole is not None
+        self._running()
+        whole = self._whole
+        assert whole is not None
         begin = count("begin_index", begin_index, least=0)
         if begin == 0:
-            return self._begin(self._whole, 0)
-        levels = self._whole.level_calls()
+            return self._begin(whole, 0)
+        levels = whole.level_calls()
         step = begin // self.order
         if self._plans or levels[step : step + 1] != [begin]:
             raise ValueError(
                 f"begin_index={begin}: {whole.method!r} can begin at its steps, of {self.order} calls "
                 "each, and a compiled plan, or one with start='rk', only at the first"
             )
-        rest = self._compile(grid=np.array(self._whole.grid[step:]))
-        if not torch.equal(self._told(rest), times[begin:]):
+        rest = self._compile(grid=np.array(whole.grid[step:]))
+        if not torch.equal(self._told(rest), self.timesteps[begin:].cpu()):
             raise ValueError(
                 f"{rest.method!r} begun there would ask the network at other times than listed; begin at "
                 "0, or use a one-step method"
@@ -265,7 +264,7 @@ class DDIMODEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # th
         check_floating(sample, "sample")
         check_floating(model_output, "model_output")
         if self._run is None:
-            self._run = _Run(plan, self._denoiser, sample)
+            self._run = PlanRun(plan, self._denoiser, sample)
         elif sample.shape != self._run.x.shape:
             raise ValueError(
                 f"sample has shape {tuple(sample.shape)}, but this run began with "
@@ -338,59 +337,6 @@ class DDIMODEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # th
                 f"step {self._call + 1} is due at t={due:g}, and was called with t={float(timestep):g}: "
                 "steps go through timesteps in order (set_timesteps begins anew, set_begin_index later on)"
             )
-
-
-class _Run:
-    """A plan on its way: :func:`ddim_ode.integration.integrate`, a network call at a time.
-
-    x: the state. shown: what the network is to be shown next, the state or a stage, and the tensor handed
-    out for it (a narrower copy in half-precision pipelines).
-    """
-
-    def __init__(self, plan: Plan, denoiser: Denoiser, sample: Tensor) -> None:
-        dtype = torch.promote_types(sample.dtype, torch.float32)
-        self.plan = plan
-        self.x = sample.to(dtype)
-        self.shown = (self.x, sample)
-        self.committed = True
-        self.history: deque[Tensor] = deque(maxlen=plan.memory)
-        self.evaluate = denoiser.bind(plan.nodes, self.x)
-        # 0-d tensors as in the loop, so that a pipeline's samples are the same to the last bit.
-        scales = torch.tensor([op.scale for op in plan.ops], dtype=dtype)
-        self.scales = scales.to(sample.device).unbind(0)
-        self.op = self.call = 0
-
-    def step(self, sample: Tensor, generator: Generators) -> Tensor:
-        """File the network's answer at ``sample``; on to the next call, or to the end."""
-        wide, handed_out = self.shown
-        y = wide if sample is handed_out else sample.to(wide.dtype)
-        if self.committed:
-            self.x = y  # a pipeline may have changed it, such as for inpainting
-        self.history.appendleft(self.evaluate(y, self.call))
-        self.call += 1
-        y = self._advance(generator)
-        self.shown = (y, y.to(sample.dtype))
-        return self.shown[1]
-
-    def _advance(self, generator: Generators) -> Tensor:
-        while self.op + 1 < len(self.plan.ops):
-            self.op += 1
-            factor, weights, node, commit, noise = self.plan.ops[self.op]
-            y = self.x
-            if weights or factor != 1.0:
-                y = y * self.scales[self.op]
-                for weight, vector in zip(weights, self.history):
-                    if weight:
-                        y.add_(vector, alpha=weight)
-            if noise:
-                z = randn_tensor(y.shape, generator=generator, device=y.device, dtype=y.dtype)
-                y = torch.add(y, z, alpha=noise)
-            if commit:
-                self.x = y
-            if node is not None:
-                self.committed = commit
-                return y
-        return self.x
 
 
 def _plan_of(tree: Mapping[str, Any]) -> Plan:

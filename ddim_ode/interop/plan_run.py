@@ -1,0 +1,67 @@
+"""The loop of :mod:`ddim_ode.integration` turned inside out, for callers who ask the network themselves."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from ..denoiser import Denoiser
+from ..solvers.plan import Plan
+
+Generators = torch.Generator | list[torch.Generator] | None
+
+
+class PlanRun:
+    """A plan on its way: :func:`ddim_ode.integration.integrate`, a network call at a time.
+
+    x: the state. shown: what the network is to be shown next, the state or a stage, and the tensor handed
+    out for it (a narrower copy in half-precision pipelines).
+    """
+
+    def __init__(self, plan: Plan, denoiser: Denoiser, sample: Tensor) -> None:
+        dtype = torch.promote_types(sample.dtype, torch.float32)
+        self.plan = plan
+        self.x = sample.to(dtype)
+        self.shown = (self.x, sample)
+        self.committed = True
+        self.history: deque[Tensor] = deque(maxlen=plan.memory)
+        self.evaluate = denoiser.bind(plan.nodes, self.x)
+        # 0-d tensors as in the loop, so that a pipeline's samples are the same to the last bit.
+        scales = torch.tensor([op.scale for op in plan.ops], dtype=dtype)
+        self.scales = scales.to(sample.device).unbind(0)
+        self.op = self.call = 0
+
+    def step(self, sample: Tensor, generator: Generators) -> Tensor:
+        """File the network's answer at ``sample``; on to the next call, or to the end."""
+        wide, handed_out = self.shown
+        y = wide if sample is handed_out else sample.to(wide.dtype)
+        if self.committed:
+            self.x = y  # a pipeline may have changed it, such as for inpainting
+        self.history.appendleft(self.evaluate(y, self.call))
+        self.call += 1
+        y = self._advance(generator)
+        self.shown = (y, y.to(sample.dtype))
+        return self.shown[1]
+
+    def _advance(self, generator: Generators) -> Tensor:
+        while self.op + 1 < len(self.plan.ops):
+            self.op += 1
+            factor, weights, node, commit, noise = self.plan.ops[self.op]
+            y = self.x
+            if weights or factor != 1.0:
+                y = y * self.scales[self.op]
+                for weight, vector in zip(weights, self.history):
+                    if weight:
+                        y.add_(vector, alpha=weight)
+            if noise:
+                z = randn_tensor(y.shape, generator=generator, device=y.device, dtype=y.dtype)
+                y = torch.add(y, z, alpha=noise)
+            if commit:
+                self.x = y
+            if node is not None:
+                self.committed = commit
+                return y
+        return self.x

@@ -1,0 +1,85 @@
+"""A network call that would spoil the samples is named: inputs, answers, precision and mode."""
+
+import pytest
+import torch
+from problems import COSINE, Timeless, mixture_2d, points
+
+import ddim_ode
+from ddim_ode import Denoiser, Guidance
+
+X = points(3, 2)
+
+
+def sample(*args, **kwargs):
+    return lambda: ddim_ode.sample(*args, **kwargs)
+
+
+def expect(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.parametrize(
+    "options", [{}, dict(guidance=Guidance(2.0, {"y": 0}))], ids=["plain", "guided"]
+)
+def test_a_network_that_changes_x_in_place_is_refused(options):
+    model = Denoiser(lambda x, t, y: x.mul_(0.5), COSINE, **options)
+    cond = {"y": torch.ones(3, dtype=torch.long)}
+    message = r"changes its x in place; use x \* c, not x.mul_"
+    expect(sample(model, X.clone(), "ab2", steps=3, cond=cond), message)
+
+    def raising(x, t, y):
+        y += 1  # the class of the next call
+        return 0.5 * x
+
+    model = Denoiser(raising, COSINE, **options)
+    expect(sample(model, X, "ab2", steps=3, cond=cond), "the network changes its y in place")
+
+
+def test_a_network_that_returns_one_buffer_is_refused():
+    buffer = torch.empty_like(X)
+    expect(
+        sample(Denoiser(lambda x, t: buffer.copy_(x), COSINE), X, "ab2", steps=3),
+        r"buffer.clone\(\)",
+    )
+    copied = Denoiser(lambda x, t: buffer.copy_(x).clone(), COSINE)
+    plain = Denoiser(lambda x, t: x, COSINE)  # whose answer is the state itself
+    ends = (ddim_ode.sample(model, X, "ab2", steps=3).x for model in (copied, plain))
+    assert torch.equal(*ends)
+
+
+def test_a_network_in_another_precision_is_told_the_remedy():
+    net = Timeless(torch.nn.Linear(2, 2).double())
+    message = r"are torch.float64, fails on x of torch.float32 .* give Denoiser\(..., dtype=torch.float64\)"
+    expect(sample(Denoiser(net, COSINE), X.float(), steps=2), message)
+    told = Denoiser(net, COSINE, dtype=torch.float64)
+    assert ddim_ode.sample(told, X.float(), steps=2).x.dtype == torch.float32
+    exact = ddim_ode.accelerate(mixture_2d(COSINE), dtype=torch.float16)
+    expect(sample(exact, X.float(), steps=2), r"fails on x of torch.float16 \(.*; drop dtype=")
+
+
+@pytest.mark.parametrize(
+    ("layer", "warns"),
+    [
+        (torch.nn.Dropout(0.5), True),
+        (torch.nn.BatchNorm1d(2), True),
+        (torch.nn.LayerNorm(2), False),
+    ],
+)
+def test_training_mode_is_warned_of_where_it_matters(layer, warns, recwarn):
+    model = Denoiser(Timeless(torch.nn.Sequential(torch.nn.Linear(2, 2), layer)), COSINE)
+    ddim_ode.sample(model, X.float(), steps=2)
+    said = [str(w.message) for w in recwarn if "training mode" in str(w.message)]
+    assert len(said) == warns
+    assert not warns or f"{type(layer).__name__} inside; call net.eval() first" in said[0]
+    model.net.eval()
+    ddim_ode.sample(model, X.float(), steps=2)
+    assert len([w for w in recwarn if "training mode" in str(w.message)]) == warns
+
+
+def test_warnings_point_at_the_caller(recwarn):
+    model = Denoiser(Timeless(torch.nn.Dropout(0.5)), COSINE)
+    ddim_ode.sample(model, X.float(), steps=2)
+    nameless = Denoiser(lambda x, t: x, COSINE)
+    ddim_ode.compare(nameless, "ddim", nfe=2, n=2, shape=(2,), cache="unused")
+    assert {w.filename for w in recwarn if issubclass(w.category, UserWarning)} == {__file__}
