@@ -7,6 +7,7 @@ written beside their target and moved into place; nothing is unpickled.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
@@ -38,9 +39,9 @@ def digest(*parts: Any) -> str:
 def model_key(model: Denoiser, key: str | None = None) -> str | None:
     """A hash of all that decides a denoiser's answers; None where the network is opaque code.
 
-    Known are exact mixtures, by their parameters, and ``torch.nn.Module``, by class, structure and
-    state. The code of a module is not seen: after a change there, give another key. key: stands for the
-    network, and for nothing else of the denoiser.
+    Known are exact mixtures, by their parameters, and ``torch.nn.Module``, by class, structure, state and
+    the plain data in its public attributes and configuration. The code of a module is not seen: after a
+    change there, give another key. key: stands for the network, and for nothing else of the denoiser.
     """
     net, schedule = getattr(model.net, "_orig_mod", model.net), model.schedule  # not compiled
     if key is not None:
@@ -49,7 +50,8 @@ def model_key(model: Denoiser, key: str | None = None) -> str | None:
         parts = [model.weights, model.means, model.eigenvalues, model.eigenvectors]
     elif isinstance(net, torch.nn.Module):
         name = f"{type(net).__module__}.{type(net).__qualname__}"
-        parts = [name, repr(net), net.training, dict(net.state_dict())]
+        settings = {path: _settings(module) for path, module in net.named_modules()}
+        parts = [name, repr(net), settings, dict(net.state_dict())]
     else:
         return None
     levels = schedule.sigma(np.linspace(0.0, schedule.T, _PROBES + 1)[1:])
@@ -74,6 +76,24 @@ def is_exact(model: Denoiser) -> bool:
     return isinstance(model, ExactModel) and isinstance(
         getattr(model.net, "__self__", None), ExactModel
     )
+
+
+def _settings(module: torch.nn.Module) -> dict[str, str]:
+    """Digests of the plain data that a module keeps beside its state: two of one structure and state may
+    still compute different things (diffusers' ``center_input_sample`` is nowhere but in ``config``).
+
+    Names that begin with an underscore are caches and bookkeeping, such as the folder it was read from.
+    """
+    config = getattr(module, "config", None)
+    if isinstance(config, Mapping):
+        config = {k: v for k, v in config.items() if not str(k).startswith("_")}
+    held = {k: v for k, v in vars(module).items() if not k.startswith("_")} | dict(config=config)
+    unsaved = {k: v for k, v in module._buffers.items() if k in module._non_persistent_buffers_set}
+    found = {}
+    for name, value in {**held, **unsaved}.items():
+        with contextlib.suppress(TypeError):
+            found[name] = digest(value)
+    return found
 
 
 class Store:

@@ -204,6 +204,28 @@ def test_modules_and_mixtures_are_known_by_their_parameters():
     assert model_key(opaque(mixture_1d(COSINE))[1]) is None
 
 
+def test_what_a_module_keeps_beside_its_state_is_of_its_key():
+    from ddim_ode.content import model_key
+
+    class Net(torch.nn.Module):
+        def __init__(self, scale=1.0, centred=False, table=0.0, cached=0):
+            super().__init__()
+            self.scale, self._cached, self.activation = scale, cached, torch.relu
+            self.config = {"centred": centred, "_name_or_path": f"/some/{cached}"}
+            self.layer = torch.nn.Identity()
+            self.layer.register_buffer("table", torch.tensor(table), persistent=False)
+
+    def key(**options):
+        return model_key(ddim_ode.Denoiser(Net(**options), COSINE))
+
+    assert key() == key(cached=1)
+    others = [key(scale=2.0), key(centred=True), key(table=1.0)]
+    assert len({key(), *others}) == 4
+    net = Net()
+    net.layer.eval()
+    assert model_key(ddim_ode.Denoiser(net, COSINE)) != key()
+
+
 def test_a_damaged_file_is_named_and_made_again(tmp_path):
     model = mixture_2d(COSINE)
     first = compare(model, ["ddim"], [5], n=4, cache=tmp_path)
