@@ -24,16 +24,14 @@ _AGAIN = (
     "the network returned the tensor of its last call again, and methods keep that one; return a new "
     "tensor (buffer.clone())"
 )
-# Their training mode answers one question in many ways, or by what else is in the batch.
-_OF_CHANCE = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
 
 
 def guarded(net: Net, dtype: torch.dtype | None, like: Tensor, extra: Mapping[str, Any]) -> Net:
-    """The network, whose calls end in a ValueError where an input is changed, an answer is not a new
-    tensor, or the precision is wrong.
+    """The network, whose calls end in a ValueError where an input is changed in place, an answer is not a
+    new tensor, or the precision is wrong.
 
-    dtype: what its x is cast to, if anything. like, extra: a state and all else that it is given, which
-    under ``torch.inference_mode`` cannot be watched.
+    dtype: what its x is cast to, if anything. like, extra: a state and all else that it is given. Changes
+    are counted by torch, which counts none under ``torch.inference_mode``, through ``.data`` or from numpy.
     """
     _warn_of_training(net)
     tensors = [v for v in (like, *extra.values()) if type(v) is Tensor]
@@ -42,13 +40,13 @@ def guarded(net: Net, dtype: torch.dtype | None, like: Tensor, extra: Mapping[st
 
     def asked(x: Tensor, t: Tensor, **cond: Any) -> Tensor:
         nonlocal last
-        before = _versions(x, cond) if versioned else None  # short: it runs at every call
+        before = _versions(x, t, cond) if versioned else None  # short: it runs at every call
         try:
             out: Tensor = net(x, t, **cond)
         except RuntimeError as error:
-            _explain(error, net, x, dtype)
+            _explain(error, net, x, dtype, cond)
             raise
-        if before is not None and before != (after := _versions(x, cond)):
+        if before is not None and before != (after := _versions(x, t, cond)):
             changed = next(name for name in after if after[name] != before[name])
             raise ValueError(_IN_PLACE.format(changed))
         if isinstance(out, Tensor):
@@ -60,9 +58,9 @@ def guarded(net: Net, dtype: torch.dtype | None, like: Tensor, extra: Mapping[st
     return asked
 
 
-def _versions(x: Tensor, cond: Mapping[str, Any]) -> dict[str, int]:
+def _versions(x: Tensor, t: Tensor, cond: Mapping[str, Any]) -> dict[str, int]:
     """How often each of the tensors was changed."""
-    found = {"x": x._version}
+    found = {"x": x._version, "t": t._version}
     for name, value in cond.items():
         if type(value) is Tensor:
             found[name] = value._version
@@ -70,23 +68,45 @@ def _versions(x: Tensor, cond: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _warn_of_training(net: Net) -> None:
-    if isinstance(net, nn.Module) and net.training:
-        layers = (
-            type(m).__name__ for m in net.modules() if m.training and isinstance(m, _OF_CHANCE)
-        )
+    net = getattr(net, "__self__", net)  # a bound method's
+    if isinstance(net, nn.Module):
+        layers = (type(m).__name__ for m in net.modules() if m.training and _is_of_chance(m))
         if layer := next(layers, None):
             warn(f"the network is in training mode, and has {layer} inside; call net.eval() first")
 
 
-def _explain(error: RuntimeError, net: Net, x: Tensor, dtype: torch.dtype | None) -> None:
-    """ValueError naming ``dtype=``, where a network fails for want of the precision that it is given."""
-    weights = net.parameters() if isinstance(net, nn.Module) else ()
-    own = next((w.dtype for w in weights if w.is_floating_point()), x.dtype)
-    if "type" not in str(error) or (own == x.dtype and dtype is None):
+def _is_of_chance(layer: nn.Module) -> bool:
+    """Whether, in training mode, it answers one question in many ways, or by what else is in the batch."""
+    if isinstance(layer, nn.modules.dropout._DropoutNd):
+        return layer.p > 0
+    if isinstance(layer, (nn.MultiheadAttention, nn.RNNBase)):
+        return layer.dropout > 0
+    return isinstance(layer, nn.modules.batchnorm._BatchNorm)
+
+
+def _explain(
+    error: RuntimeError,
+    net: Net,
+    x: Tensor,
+    dtype: torch.dtype | None,
+    cond: Mapping[str, Any],
+) -> None:
+    """ValueError with the remedy, where a network fails for want of the precision that it is given."""
+    held = [*net.parameters(), *net.buffers()] if isinstance(net, nn.Module) else []
+    own = next((w.dtype for w in held if w.is_floating_point()), x.dtype)
+    if "type" not in str(error) or "indices" in str(
+        error
+    ):  # those of an embedding are whole numbers
         return
+    others = [k for k, v in cond.items() if isinstance(v, Tensor) and v.is_floating_point()]
+    others = [name for name in others if cond[name].dtype != x.dtype]
     whose, remedy = "", "drop dtype="
     if own != x.dtype:
         whose, remedy = f", whose weights are {own},", f"give Denoiser(..., dtype={own})"
+    elif others:
+        remedy = f"give {others[0]} as {x.dtype} too, and not {cond[others[0]].dtype}"
+    elif dtype is None:
+        return
     raise ValueError(f"the network{whose} fails on x of {x.dtype} ({error}); {remedy}") from error
 
 
@@ -112,6 +132,10 @@ def check_output(out: Any, x: Tensor, expected: Sequence[int], prediction: str) 
         if hasattr(out, "sample"):
             message += "; wrap it: net = lambda x, t, **cond: unet(x, t, **cond).sample"
         raise ValueError(message)
+    if not out.is_floating_point():
+        raise ValueError(
+            f"the network returned {out.dtype}; it must return real numbers, {x.dtype}"
+        )
     if out.shape == expected:
         return
     message = (

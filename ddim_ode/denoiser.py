@@ -295,7 +295,7 @@ class Denoiser:
 
         def plain(x: Tensor, t: Tensor, at: Level | None = None) -> Tensor:
             out = asked(x, t, **extra)
-            if type(out) is not Tensor or out.shape != x.shape:
+            if type(out) is not Tensor or out.shape != x.shape or out.dtype != x.dtype:
                 check_output(out, x, x.shape, prediction)
             return out if out.dtype == x.dtype else out.to(x.dtype)
 

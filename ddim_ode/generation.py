@@ -102,9 +102,9 @@ def generate(
     (64, or the batch if that is less), which is all that a kill can lose beside the batch in flight.
 
     key: a name for the model, to be changed whenever it changes, where the network is neither an exact
-    mixture nor a ``torch.nn.Module``, or counts its calls in a public attribute. device: the network's own by default. rank, world_size: torchrun's
-    by default. about: plain data to keep in the manifest. progress: a bar over all n samples, shown by the
-    first process.
+    mixture nor a ``torch.nn.Module``, or counts its calls in a public attribute. device: the network's own
+    by default. rank, world_size: torchrun's by default. about: plain data to keep in the manifest.
+    progress: a bar over all n samples, shown by the first process.
 
     Any number of processes may run the same call on the same folder; each returns when all n samples are
     there. However it is divided, the samples are the same to rounding (an adaptive solve: its tolerance).

@@ -31,7 +31,14 @@ WHERE = {
 
 
 def check_mode(differentiable: Any, who: str, *able: str) -> Any:
-    """``differentiable`` if it is a bool or one of ``able``; else a ValueError that says what has it."""
+    """``differentiable`` if it is a bool or one of ``able``; else a ValueError that says what has it.
+
+    Nor can anything but False be had under ``torch.inference_mode``.
+    """
+    if differentiable and torch.is_inference_mode_enabled():
+        raise ValueError(
+            f"differentiable={differentiable!r}: torch.inference_mode() keeps no gradients; call it outside"
+        )
     if not isinstance(differentiable, str):
         return flag("differentiable", differentiable)
     if differentiable in able:

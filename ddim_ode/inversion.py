@@ -31,6 +31,7 @@ from ._checks import flag, number, one_of, refuse
 from ._warn import warn
 from .denoiser import Denoiser, check_state
 from .directions import Task, solve
+from .gradients import check_mode
 from .grids import FINALS
 from .inputs import check_model
 from .integration import Progress
@@ -128,7 +129,7 @@ def encode(
     check_model(model, limited=False)
     _check(model, final, eta, noise_std)
     x0 = check_state(x0)
-    with torch.set_grad_enabled(flag("differentiable", differentiable)):
+    with torch.set_grad_enabled(check_mode(differentiable, "encode")):
         sol = solve(task, model, x0, partner, rising=True)
     if flag("certify", certify):
         with torch.no_grad():
@@ -216,7 +217,7 @@ def decode(
         shared,
     )
     _check(model, final, eta, noise_std)
-    with torch.set_grad_enabled(flag("differentiable", differentiable)):
+    with torch.set_grad_enabled(check_mode(differentiable, "decode")):
         sol = solve(task, model, check_state(z), partner, rising=False)
     if task.reversible and partner is None:
         warn(

@@ -1,5 +1,7 @@
 """A network call that would spoil the samples is named: inputs, answers, precision and mode."""
 
+import warnings
+
 import pytest
 import torch
 from problems import COSINE, Timeless, mixture_2d, points
@@ -35,6 +37,16 @@ def test_a_network_that_changes_x_in_place_is_refused(options):
     model = Denoiser(raising, COSINE, **options)
     expect(sample(model, X, "ab2", steps=3, cond=cond), "the network changes its y in place")
 
+    def hurrying(x, t, y):
+        t /= 1000  # which a checkpointed solve would do twice
+        return 0.5 * x
+
+    model = Denoiser(hurrying, COSINE, **options)
+    expect(
+        sample(model, X, steps=3, cond=cond, differentiable="checkpoint"),
+        "the network changes its t in place",
+    )
+
 
 def test_a_network_that_returns_one_buffer_is_refused():
     buffer = torch.empty_like(X)
@@ -57,6 +69,42 @@ def test_a_network_in_another_precision_is_told_the_remedy():
     exact = ddim_ode.accelerate(mixture_2d(COSINE), dtype=torch.float16)
     expect(sample(exact, X.float(), steps=2), r"fails on x of torch.float16 \(.*; drop dtype=")
 
+    class Constant(torch.nn.Module):  # a network of buffers alone
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("matrix", torch.eye(2).bfloat16())
+
+        def forward(self, x, t):
+            return x @ self.matrix
+
+    message = r"weights are torch.bfloat16, .* give Denoiser\(..., dtype=torch.bfloat16\)"
+    expect(sample(Denoiser(Constant(), COSINE), X.float(), steps=2), message)
+
+
+def test_a_condition_in_another_precision_is_named():
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.words = torch.nn.Linear(2, 2), torch.nn.Embedding(3, 2)
+
+        def forward(self, x, t, text, y):
+            return self.layer(x) + self.layer(text) + self.words(y)
+
+    model = Denoiser(Net().bfloat16(), COSINE, dtype=torch.bfloat16)
+    cond = dict(text=torch.ones(3, 2), y=torch.zeros(3, dtype=torch.long))
+    message = "give text as torch.bfloat16 too, and not torch.float32"
+    expect(sample(model, X.float(), steps=2, cond=cond), message)
+    cond = dict(text=torch.ones(3, 2).bfloat16(), y=torch.zeros(3))
+    with pytest.raises(RuntimeError, match="indices"):  # torch's own words, without a wrong remedy
+        sample(model, X.float(), steps=2, cond=cond)()
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.int64, torch.bool])
+@pytest.mark.parametrize("options", [{}, dict(dtype=torch.float32)], ids=["plain", "cast"])
+def test_answers_that_are_no_real_numbers_are_refused(dtype, options):
+    model = Denoiser(lambda x, t: x.to(dtype), COSINE, **options)
+    expect(sample(model, X, steps=2), f"returned {dtype}; it must return real numbers")
+
 
 @pytest.mark.parametrize(
     ("layer", "warns"),
@@ -64,6 +112,7 @@ def test_a_network_in_another_precision_is_told_the_remedy():
         (torch.nn.Dropout(0.5), True),
         (torch.nn.BatchNorm1d(2), True),
         (torch.nn.LayerNorm(2), False),
+        (torch.nn.Dropout(0.0), False),
     ],
 )
 def test_training_mode_is_warned_of_where_it_matters(layer, warns, recwarn):
@@ -75,6 +124,30 @@ def test_training_mode_is_warned_of_where_it_matters(layer, warns, recwarn):
     model.net.eval()
     ddim_ode.sample(model, X.float(), steps=2)
     assert len([w for w in recwarn if "training mode" in str(w.message)]) == warns
+
+
+def test_training_mode_is_seen_wherever_it_hides():
+    class Attending(torch.nn.Module):
+        def __init__(self, dropout):
+            super().__init__()
+            self.mix = torch.nn.MultiheadAttention(2, 1, dropout=dropout, batch_first=True)
+
+        def forward(self, x, t):
+            return self.mix(x[:, None], x[:, None], x[:, None])[0][:, 0]
+
+    def said(net):
+        with warnings.catch_warnings(record=True) as heard:
+            warnings.simplefilter("always")
+            ddim_ode.sample(Denoiser(net, COSINE), X.float(), steps=2)
+        return [str(w.message) for w in heard if "training mode" in str(w.message)]
+
+    assert "MultiheadAttention" in said(Attending(0.1))[0]
+    assert not said(Attending(0.0))
+    assert said(Attending(0.1).forward)  # a bound method
+    parent = Attending(0.1).eval()
+    assert not said(parent)
+    parent.mix.train()
+    assert said(parent)
 
 
 def test_warnings_point_at_the_caller(recwarn):

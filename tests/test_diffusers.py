@@ -251,6 +251,8 @@ def test_truncated_weights_are_named(tmp_path):
         (dict(_class_name="DDIMScheduler", beta_schedule="exp"), "exp"),
         (dict(_class_name="DDIMScheduler", prediction_type="noise"), "noise"),
         (dict(_class_name="DDIMScheduler", trained_betas=[0.1, 0.2]), "must agree"),
+        (dict(_class_name="DDIMScheduler", prediction_type="flow_prediction"), "does not go"),
+        (dict(_class_name="DDPMScheduler", variance_type="foo"), "unknown variance_type 'foo'"),
     ],
 )
 def test_configurations_that_cannot_be_honoured(config, match):

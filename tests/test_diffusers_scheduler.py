@@ -81,6 +81,12 @@ def test_whatever_the_network_predicts(prediction):
     assert off(made[-1], sol.x) < 1e-6
 
 
+def test_snap_of_a_scheduler_is_its_denoisers():
+    assert load(unet(), ours(snap=True)).snap
+    assert not load(unet(), ours(snap=True), snap=False).snap
+    assert not load(unet(), ours()).snap
+
+
 def test_snap_asks_at_whole_times():
     scheduler = ours(method="unipc2", snap=True, prediction_type="sample")
     pipe = pipeline(scheduler)
@@ -233,6 +239,8 @@ def test_what_is_no_state_of_this_run_is_refused():
             scheduler.step(output, first, start())
     with pytest.raises(ValueError, match="called with t=nan"):
         scheduler.step(start(), float("nan"), start())
+    with pytest.raises(ValueError, match="timestep=None must be"):
+        scheduler.step(start(), None, start())
     scheduler.step(start(1), first, start(1))
     with pytest.raises(ValueError, match=r"shape \(3, .*began with \(1, "):
         scheduler.step(start(), second, start())
@@ -288,6 +296,11 @@ def test_settings_of_the_wrong_kind_are_named():
         (dict(schedule={"name": "vp"}), "must be .*params"),
         (dict(schedule={"name": "vp", "params": {"beta": 1}}), "unknown parameter of 'vp' 'beta'"),
         (dict(beta_start="low"), "beta_start='low' must be real numbers"),
+        (dict(variance_type="foo"), "unknown variance_type 'foo'"),
+        (dict(rescale_betas_zero_snr="yes"), "rescale_betas_zero_snr='yes' must be True or False"),
+        (dict(use_flow_sigmas=1), "use_flow_sigmas=1 must be True or False"),
+        (dict(use_flow_sigmas=True), "not with flow matching"),
+        (dict(prediction_type="flow_prediction"), "does not go with use_flow_sigmas=False"),
     ):
         with pytest.raises(ValueError, match=match):
             ours(**options)
@@ -385,10 +398,110 @@ def test_add_noise_is_theirs():
     torch.testing.assert_close(ours().add_noise(x0, noise, t), theirs, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (dict(timesteps=torch.tensor([-1, 5, 5])), r"timesteps=\[-1.*above -1 and at most 999"),
+        (dict(timesteps=torch.tensor([0, 5, 1000])), "at most 999"),
+        (dict(timesteps=torch.tensor([0, 5])), r"shape \(2,\) for 3 samples"),
+        (dict(timesteps="late"), "timesteps='late' must be real numbers"),
+        (dict(noise=start()[:1]), r"noise must have the samples' shape \(3, 1, 8, 8\), got \(1, "),
+        (dict(noise=None), "got NoneType"),
+        (dict(original_samples=start().byte()), "original_samples must be a floating tensor"),
+    ],
+)
+def test_add_noise_takes_what_a_training_loop_gives(change, match):
+    given = dict(original_samples=start(), noise=start(seed=2), timesteps=torch.tensor([0, 5, 9]))
+    with pytest.raises(ValueError, match=match):
+        ours().add_noise(**given | change)
+    one = ours().add_noise(start(), start(seed=2), 5)
+    all_of_it = ours().add_noise(start(), start(seed=2), torch.tensor([5, 5, 5]))
+    assert torch.equal(one, all_of_it)
+
+
 def test_custom_timesteps():
     scheduler = ours(method="ddim")
     scheduler.set_timesteps(timesteps=[999, 600, 200, 50])
     assert scheduler.timesteps.tolist() == [999, 600, 200, 50]
+    with pytest.raises(ValueError, match=r"\[50\.0, 200\.0\] must fall"):
+        scheduler.set_timesteps(timesteps=[50, 200])
+    for options in (dict(grid="karras"), dict(final="sigma_min")):
+        with pytest.raises(ValueError, match=f"where to step; drop {next(iter(options))}="):
+            ours(method="ddim", **options).set_timesteps(timesteps=[999, 600])
+
+
+@pytest.mark.parametrize(
+    ("name", "match"),
+    [
+        ("FlowMatchEulerDiscreteScheduler", "not with flow matching"),
+        ("EDMEulerScheduler", "unknown scheduler 'EDMEulerScheduler'"),
+        ("CMStochasticIterativeScheduler", "unknown scheduler"),
+        ("CogVideoXDDIMScheduler", "unknown scheduler"),
+    ],
+)
+def test_a_scheduler_of_another_kind_does_not_become_ours(name, match, tmp_path):
+    theirs = getattr(peer("diffusers"), name)()
+    with pytest.raises(ValueError, match=r"no beta_schedule|snr_shift_scale=3\.0"):
+        type(ours()).from_config(theirs.config)  # which in memory does not say its class
+    theirs.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=match):
+        type(ours()).from_pretrained(tmp_path)
+
+
+def test_an_option_that_from_config_does_not_know_is_named():
+    config = peer("diffusers").DDIMScheduler(clip_sample=False).config
+    with pytest.raises(ValueError, match="unknown option 'mthod'; valid, nearest first: method,"):
+        type(ours()).from_config(config, mthod="heun")
+    with pytest.warns(InteropWarning, match="new_key=1: left out, this version does not know"):
+        type(ours()).from_config({**config, "new_key": 1})
+    _, unused = type(ours()).from_config(config, return_unused_kwargs=True, mthod="heun")
+    assert unused["mthod"] == "heun"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_a_pipeline_changes_in_place_counts(dtype):
+    """And, in half precision, costs no digits where nothing was changed."""
+
+    def run(change):
+        scheduler = ours(method="ddim")
+        scheduler.set_timesteps(3)
+        first, second, _ = scheduler.timesteps
+        x = scheduler.step(start().to(dtype) * 0, first, start().to(dtype)).prev_sample
+        x = change(x)
+        return scheduler.step(x * 0, second, x).prev_sample, scheduler._run.x
+
+    def masked(x):
+        x[:, :, :4] = 0.25
+        return x
+
+    (kept, whole), (edited, ours_), (again, theirs) = (
+        run(change) for change in (lambda x: x, masked, lambda x: masked(x.clone()))
+    )
+    assert torch.equal(edited, again)
+    assert torch.equal(ours_, theirs)
+    assert torch.equal(ours_[:, :, 4:], whole[:, :, 4:])
+    assert not torch.equal(edited[:, :, :4], kept[:, :, :4])
+    assert ours_[:, :, :4].unique().numel() == 1
+
+
+def test_a_step_that_failed_can_be_taken_again():
+    scheduler = ours(method="ddpm")
+    scheduler.set_timesteps(4)
+    first, second = scheduler.timesteps[:2]
+    expected = []
+    for fails in (False, True):
+        scheduler.set_timesteps(4)
+        x = start()
+        for t in (first, second):
+            for seed in [None, 1] if fails else [1]:
+                generator = "none" if seed is None else torch.Generator().manual_seed(seed)
+                if seed is None:
+                    with pytest.raises((TypeError, AttributeError, ValueError)):
+                        scheduler.step(x * 0.1, t, x, generator=generator)
+                else:
+                    x = scheduler.step(x * 0.1, t, x, generator=generator).prev_sample
+        expected.append(x)
+    assert torch.equal(*expected)
 
 
 def test_a_saved_pipeline_loads_with_our_scheduler(tmp_path):

@@ -229,3 +229,17 @@ def test_the_way_back_of_an_adjoint_has_the_budget_of_the_way_there():
 def test_a_gradient_that_a_solver_has_not_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         ddim_ode.sample(guided(2.0), X, cond={"y": LABELS}, **options)
+
+
+def test_no_gradient_under_inference_mode():
+    model = guided(2.0)
+    calls = (
+        lambda **how: ddim_ode.sample(model, X, steps=2, cond={"y": LABELS}, **how),
+        lambda **how: ddim_ode.encode(model, X, steps=2, cond={"y": LABELS}, **how),
+        lambda **how: ddim_ode.decode(model, X, steps=2, cond={"y": LABELS}, **how),
+    )
+    with torch.inference_mode():
+        for call in calls:
+            with pytest.raises(ValueError, match=r"inference_mode\(\) keeps no gradients"):
+                call(differentiable=True)
+            call(differentiable=False)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import schedules
-from .._checks import count, named, number, numbers, one_of
+from .._checks import count, flag, named, number, numbers, one_of
 from .._warn import Caution, warn
 from ..schedule import Array, Schedule
 
@@ -41,11 +41,13 @@ DISCRETE = (
 FLOW = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
 BETAS = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
 LEARNED = ("learned", "learned_range")
+UNKNOWN = "this version does not know the key"
+_VARIANCES = (*LEARNED, "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log")
 
 _MODEL = (
     *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas"),
     *("prediction_type", "rescale_betas_zero_snr", "variance_type", "use_flow_sigmas"),
-    *("schedule", "time_offset"),
+    *("schedule", "time_offset", "snap"),
 )
 _LEVELS = (
     *("timestep_spacing", "steps_offset", "set_alpha_to_one", "final_sigmas_type"),
@@ -53,7 +55,7 @@ _LEVELS = (
     *("sigma_min", "sigma_max", "lambda_min_clipped", "interpolation_type", "timestep_type"),
     *("original_inference_steps", "shift", "flow_shift", "shift_terminal", "base_shift"),
     *("max_shift", "base_image_seq_len", "max_image_seq_len", "use_dynamic_shifting"),
-    *("time_shift_type", "grid", "final", "snap"),
+    *("time_shift_type", "grid", "final"),
 )
 _SOLVER = (
     *("solver_order", "algorithm_type", "solver_type", "lower_order_final", "euler_at_final"),
@@ -102,7 +104,7 @@ def schedule_of(config: Mapping[str, Any]) -> Schedule:
             raise ValueError(f'schedule={written!r} must be {{"name": ..., "params": {{...}}}}')
         return schedules.build(written["name"], dict(named("params", written["params"])))
     T = count("num_train_timesteps", config["num_train_timesteps"])
-    trained, zero_snr = config.get("trained_betas"), config.get("rescale_betas_zero_snr")
+    trained, zero_snr = config.get("trained_betas"), _is_on(config, "rescale_betas_zero_snr")
     name = one_of("beta_schedule", config.get("beta_schedule", "linear"), BETAS)
     if trained is None and not zero_snr:
         if name == "linear":
@@ -140,15 +142,52 @@ def is_flow(config: Mapping[str, Any]) -> bool:
     """Whether it interpolates x = (1 − t)x₀ + tε; ValueError for a scheduler class we do not know."""
     name = config.get("_class_name", "DDIMScheduler")
     one_of("scheduler", name, (*DISCRETE, *FLOW))
-    return name in FLOW or bool(config.get("use_flow_sigmas"))
+    return name in FLOW or _is_on(config, "use_flow_sigmas")
+
+
+def check_betas(config: Mapping[str, Any]) -> None:
+    """ValueError unless the configuration of an unnamed scheduler is one of variance-preserving diffusion.
+
+    Those that diffusers has in memory do not name their class.
+    """
+    if all(config.get(key) is None for key in ("beta_schedule", "trained_betas", "schedule")):
+        raise ValueError(
+            "the configuration has no beta_schedule, as those of flow matching, EDM or consistency models: "
+            "take one of a scheduler of variance-preserving diffusion"
+        )
+    if config.get("snr_shift_scale", 1.0) != 1.0:
+        raise ValueError(
+            f"snr_shift_scale={config['snr_shift_scale']!r} shifts the schedule of its betas, which this "
+            "version does not know; give trained_betas, those after the shift"
+        )
 
 
 def prediction_of(config: Mapping[str, Any]) -> str:
     """Our name of the configuration's ``prediction_type``."""
-    if is_flow(config):
+    flow = is_flow(config)
+    if config.get("_class_name") in FLOW:
         return "flow"
     given = config.get("prediction_type", "epsilon")
-    return PREDICTIONS[one_of("prediction_type", given, PREDICTIONS)]
+    found = PREDICTIONS[one_of("prediction_type", given, PREDICTIONS)]
+    if found == ("v" if flow else "flow"):
+        fitting = "epsilon, sample and " + ("flow_prediction" if flow else "v_prediction")
+        raise ValueError(
+            f"prediction_type={given!r} does not go with use_flow_sigmas={flow}, where {fitting} do; give "
+            "the configuration that the network was trained with"
+        )
+    return found
+
+
+def learns_variance(config: Mapping[str, Any]) -> bool:
+    """Whether the network returns a variance as well, by the configuration's ``variance_type``."""
+    given = config.get("variance_type")
+    return given is not None and one_of("variance_type", given, _VARIANCES) in LEARNED
+
+
+def _is_on(config: Mapping[str, Any], key: str) -> bool:
+    """A switch of the configuration, off where it is not there or null."""
+    value = config.get(key)
+    return value is not None and flag(key, value)
 
 
 def notes_of(config: Mapping[str, Any]) -> list[Note]:
@@ -168,7 +207,7 @@ def notes_of(config: Mapping[str, Any]) -> list[Note]:
         elif key in _SOLVER:
             out.append(Note(key, value, "replaced", "method= says how to step"))
         else:
-            out.append(Note(key, value, "left out", "this version does not know the key"))
+            out.append(Note(key, value, "left out", UNKNOWN))
     return sorted(out, key=lambda note: note.outcome != "left out")
 
 

@@ -21,14 +21,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .._checks import count, device_of, named, one_of
+from .._checks import count, device_of, flag, named, one_of
 from ..content import digest
 from ..denoiser import Denoiser
 from ..grids import check_grid
 from ..guidance import Guidance
 from ..schedule import Array
-from .config import LEARNED as _LEARNED
-from .config import InteropWarning, Note, is_flow, notes_of, prediction_of, schedule_of, warn_of
+from .config import (
+    InteropWarning,
+    Note,
+    is_flow,
+    learns_variance,
+    notes_of,
+    prediction_of,
+    schedule_of,
+    warn_of,
+)
 from .placement import placement
 from .reading import NETWORKS, local, network_folder, read_network, read_scheduler, scheduler_file
 from .reading import is_model_folder as is_model_folder
@@ -83,7 +91,7 @@ class DiffusersModel(Denoiser):
         model: nn.Module,
         scheduler: Any,
         guidance: float | Guidance | None,
-        snap: bool,
+        snap: bool | None,
         dtype: torch.dtype | None,
     ) -> None:
         # The scheduler's own numbers come from here on; its state is never used.
@@ -111,12 +119,12 @@ class DiffusersModel(Denoiser):
             prediction_of(self.config),
             time_offset=0.0 if flow else float(self.config.get("time_offset", -1.0)),
             time=(lambda t, sigma: t * T) if flow else None,
-            snap=snap,
+            snap=bool(self.config.get("snap")) if snap is None else flag("snap", snap),
             learned_variance="split" if out == 2 * channels else None,
             dtype=dtype,
         )
         self.notes = notes_of(self.config)
-        if self.config.get("variance_type") in _LEARNED and out == channels:
+        if learns_variance(self.config) and out == channels:
             text = f"the network returns {out} channels, a prediction and no variance"
             self.notes.insert(
                 0, Note("variance_type", self.config["variance_type"], "left out", text)
@@ -218,7 +226,7 @@ def load(
     scheduler: Any = None,
     *,
     guidance: float | Guidance | None = None,
-    snap: bool = False,
+    snap: bool | None = None,
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
     revision: str | None = None,
@@ -230,9 +238,10 @@ def load(
     of any of these on a hub, or a pipeline or model in memory. scheduler: the one to read instead, an
     object, a directory or a ``scheduler_config.json``; a model in memory needs it.
     guidance: a :class:`ddim_ode.Guidance`, or a scale where the null label is known (DiT). snap: only
-    whole times 0..T−1 reach the network. dtype: half precision for weights and network input, the
-    state stays float32. A model in memory is shared and put into evaluation mode, or copied where device or
-    dtype are others than its own; one that is read goes to the CPU by default.
+    whole times 0..T−1 reach the network (by default where a :class:`DDIMODEScheduler` says so). dtype: half
+    precision for weights and network input, the state stays float32. A model in memory is shared and put
+    into evaluation mode, or copied where device or dtype are others than its own; one that is read goes to
+    the CPU by default.
 
     What the configuration asks for and is not part of the ODE (``clip_sample=True``,
     ``thresholding=True``), or is not known, is left out with an :class:`InteropWarning` that names the

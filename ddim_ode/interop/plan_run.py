@@ -17,15 +17,15 @@ Generators = torch.Generator | list[torch.Generator] | None
 class PlanRun:
     """A plan on its way: :func:`ddim_ode.integration.integrate`, a network call at a time.
 
-    x: the state. shown: what the network is to be shown next, the state or a stage, and the tensor handed
-    out for it (a narrower copy in half-precision pipelines).
+    x: the state. shown: what the network is to be shown next, the state or a stage, of which half-precision
+    pipelines get a narrower copy. A step that fails changes nothing, and may be tried again.
     """
 
     def __init__(self, plan: Plan, denoiser: Denoiser, sample: Tensor) -> None:
         dtype = torch.promote_types(sample.dtype, torch.float32)
         self.plan = plan
         self.x = sample.to(dtype)
-        self.shown = (self.x, sample)
+        self.shown = self.x
         self.committed = True
         self.history: deque[Tensor] = deque(maxlen=plan.memory)
         self.evaluate = denoiser.bind(plan.nodes, self.x)
@@ -36,15 +36,26 @@ class PlanRun:
 
     def step(self, sample: Tensor, generator: Generators) -> Tensor:
         """File the network's answer at ``sample``; on to the next call, or to the end."""
-        wide, handed_out = self.shown
-        y = wide if sample is handed_out else sample.to(wide.dtype)
-        if self.committed:
-            self.x = y  # a pipeline may have changed it, such as for inpainting
-        self.history.appendleft(self.evaluate(y, self.call))
-        self.call += 1
-        y = self._advance(generator)
-        self.shown = (y, y.to(sample.dtype))
-        return self.shown[1]
+        before = {**vars(self), "history": self.history.copy()}
+        try:
+            y = self._kept(sample)
+            if self.committed:
+                self.x = y
+            self.history.appendleft(self.evaluate(y, self.call))
+            self.call += 1
+            self.shown = self._advance(generator)
+            return self.shown.to(sample.dtype)
+        except BaseException:
+            vars(self).update(before)
+            raise
+
+    def _kept(self, sample: Tensor) -> Tensor:
+        """``sample``, wide: its values where a pipeline changed what it was shown, elsewhere ours, of more
+        digits."""
+        if sample.dtype == self.shown.dtype:
+            return sample
+        ours = self.shown.to(sample.dtype) == sample
+        return torch.where(ours, self.shown, sample.to(self.shown.dtype))
 
     def _advance(self, generator: Generators) -> Tensor:
         while self.op + 1 < len(self.plan.ops):

@@ -9,6 +9,7 @@ the plan's, so any plan runs: a method on a grid, or a calibrated one from the c
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,7 +24,7 @@ from diffusers.schedulers.scheduling_utils import (
 )
 from torch import Tensor
 
-from .._checks import count, exclusive, flag, number, numbers
+from .._checks import count, exclusive, flag, number, numbers, one_of, refuse
 from ..denoiser import Denoiser, check_floating
 from ..levels import Levels
 from ..plan_checks import check_plan
@@ -32,10 +33,23 @@ from ..schedule import Array
 from ..solvers import plan_file
 from ..solvers.methods import get_method
 from ..solvers.plan import Plan
-from .config import notes_of, prediction_of, schedule_of, warn_of
+from .config import (
+    UNKNOWN,
+    check_betas,
+    is_flow,
+    learns_variance,
+    notes_of,
+    prediction_of,
+    schedule_of,
+    warn_of,
+)
 from .plan_run import Generators, PlanRun
 
 _OF_METHOD = ("method", "grid", "final", "eta", "start")
+_FLOW = (
+    "DDIMODEScheduler runs in variance-preserving pipelines, not with flow matching; "
+    "ddim_ode.interop.diffusers.load takes such models"
+)
 
 
 class DDIMODEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # theirs overlap
@@ -102,10 +116,8 @@ class DDIMODEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # th
         config = {**self.config, "_class_name": type(self).__name__}
         noise = schedule_of(config)
         if noise.family != "vp":
-            raise ValueError(
-                "DDIMODEScheduler runs in variance-preserving pipelines, not with flow matching; "
-                "ddim_ode.interop.diffusers.load takes such models"
-            )
+            raise ValueError(_FLOW)
+        self._learns_variance = learns_variance(config)
         self._whole: Plan | None = None  # of set_timesteps; the one that runs may begin later on
         self._plan: Plan | None = None
         self._answer: Any = None  # the pipeline's network's, to the call under way
@@ -141,9 +153,18 @@ class DDIMODEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # th
         """Of another scheduler's configuration, or our own; options go before what it says.
 
         What it says by its class's defaults counts as well (diffusers would put ours in their place).
+        ValueError for a scheduler that is not of variance-preserving diffusion, or an unknown option.
         """
         if isinstance(config, Mapping):
+            if is_flow(config):
+                raise ValueError(_FLOW)
+            check_betas({**config, **options})
+            warn_of([note for note in notes_of(config) if note.text == UNKNOWN])
             config = {key: value for key, value in config.items() if key != "_use_default_values"}
+        if not options.get("return_unused_kwargs"):
+            known = [n for n in inspect.signature(cls.__init__).parameters if n != "self"]
+            for name in options.keys() - {"return_unused_kwargs"}:
+                one_of("option", name, known)
         return super().from_config(config, *args, **options)
 
     @classmethod
@@ -194,7 +215,14 @@ class DDIMODEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # th
                 )
             plan = self._plans[calls]
         elif timesteps is not None:
+            refuse(
+                "timesteps= says where to step",
+                grid=self.config["grid"],
+                final=self.config["final"],
+            )
             told = np.atleast_1d(numbers("timesteps", timesteps))
+            if not (np.diff(told) < 0).all():
+                raise ValueError(f"timesteps={told.tolist()} must fall from each to the next")
             plan = self._compile(timesteps=told - self._denoiser.time_offset)
         else:
             steps = count("num_inference_steps", num_inference_steps)
@@ -263,26 +291,46 @@ class DDIMODEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # th
         self._check_turn(timestep)
         check_floating(sample, "sample")
         check_floating(model_output, "model_output")
-        if self._run is None:
-            self._run = PlanRun(plan, self._denoiser, sample)
-        elif sample.shape != self._run.x.shape:
+        run = PlanRun(plan, self._denoiser, sample) if self._run is None else self._run
+        if sample.shape != run.x.shape:
             raise ValueError(
                 f"sample has shape {tuple(sample.shape)}, but this run began with "
-                f"{tuple(self._run.x.shape)}: set_timesteps begins anew"
+                f"{tuple(run.x.shape)}: set_timesteps begins anew"
             )
-        self._answer = _prediction(model_output, sample, self.config["variance_type"])
-        shown = self._run.step(sample, generator)
-        self._call += 1
+        doubled = model_output.ndim > 1 and model_output.shape[1] == 2 * sample.shape[1]
+        split = doubled and self._learns_variance  # which the ODE has no use for
+        self._answer = model_output.chunk(2, dim=1)[0] if split else model_output
+        shown = run.step(sample, generator)
+        self._run, self._call = run, self._call + 1
         return SchedulerOutput(prev_sample=shown) if return_dict else (shown,)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """x_t = ᾱx₀ + β̄ε at network times (B,)."""
-        t = np.asarray(timesteps.detach().cpu(), dtype=np.float64) - self._denoiser.time_offset
-        schedule = self._denoiser.schedule
+        """x_t = ᾱx₀ + β̄ε (B, *) at network times (B,), or one for all.
+
+        ValueError for other shapes, or a time that no data were noised at in training.
+        """
+        check_floating(original_samples, "original_samples")
+        if not isinstance(noise, Tensor) or noise.shape != original_samples.shape:
+            got = tuple(noise.shape) if isinstance(noise, Tensor) else type(noise).__name__
+            raise ValueError(
+                f"noise must have the samples' shape {tuple(original_samples.shape)}, got {got}"
+            )
+        given = timesteps.detach().cpu() if isinstance(timesteps, Tensor) else timesteps
+        told = np.atleast_1d(numbers("timesteps", given))
+        if told.shape not in ((1,), (original_samples.shape[0],)):
+            raise ValueError(
+                f"timesteps has shape {told.shape} for {original_samples.shape[0]} samples; give one or B"
+            )
+        schedule, offset = self._denoiser.schedule, self._denoiser.time_offset
+        t = told - offset
+        if not ((t > 0) & (t <= schedule.T)).all():
+            raise ValueError(
+                f"timesteps={told.tolist()} must be above {offset:g} and at most {schedule.T + offset:g}"
+            )
         shape = (-1,) + (1,) * (original_samples.ndim - 1)
         alpha, beta = (
             torch.as_tensor(scale).to(original_samples).reshape(shape)
-            for scale in schedule.scales(schedule.sigma(np.atleast_1d(t)))
+            for scale in schedule.scales(schedule.sigma(t))
         )
         return alpha * original_samples + beta * noise
 
@@ -297,8 +345,6 @@ class DDIMODEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # th
         timesteps: Array | None = None,
     ) -> Plan:
         final = self.config["final"] if isinstance(grid, (str, type(None))) else None
-        if timesteps is not None:
-            final = None
         levels = Levels(self._denoiser, steps, grid=grid, timesteps=timesteps, final=final)
         start = self._ramp if self.config["start"] is None else self.config["start"]
         return compile_for(self._method, levels, start, None, self.config["eta"], None)
@@ -331,10 +377,11 @@ class DDIMODEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # th
             )
         if isinstance(timestep, Tensor) and timestep.device.type != "cpu":
             return
+        t = number("timestep", timestep)
         due = float(self.timesteps[self._call]) if self.timesteps.device.type == "cpu" else None
-        if due is not None and not abs(float(timestep) - due) <= 1e-3:  # not a NaN either
+        if due is not None and not abs(t - due) <= 1e-3:  # not a NaN either
             raise ValueError(
-                f"step {self._call + 1} is due at t={due:g}, and was called with t={float(timestep):g}: "
+                f"step {self._call + 1} is due at t={due:g}, and was called with t={t:g}: "
                 "steps go through timesteps in order (set_timesteps begins anew, set_begin_index later on)"
             )
 
@@ -342,11 +389,3 @@ class DDIMODEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # th
 def _plan_of(tree: Mapping[str, Any]) -> Plan:
     """A plan of a configuration, checked as a plan's file is."""
     return plan_file.loads(json.dumps(tree).encode(), "plans in the scheduler's configuration")
-
-
-def _prediction(model_output: Tensor, sample: Tensor, variance_type: str | None) -> Tensor:
-    """The prediction of a network that may return a variance as well, which the ODE has no use for."""
-    doubled = model_output.ndim > 1 and model_output.shape[1] == 2 * sample.shape[1]
-    if doubled and variance_type in ("learned", "learned_range"):
-        return model_output.chunk(2, dim=1)[0]
-    return model_output
