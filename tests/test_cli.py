@@ -124,9 +124,18 @@ def test_heun_takes_the_tolerance_it_is_given(tmp_path):
 
 
 def test_options_beside_a_manifest_are_refused(tmp_path, capsys):
-    call = ["sample", "--manifest", str(tmp_path / "m.json"), "--sigma-min", "3"]
-    assert main(call) == 2
-    assert "already says --sigma-min; drop it" in capsys.readouterr().err
+    for option, value in (("--sigma-min", "3"), ("--seeds", "0-9"), ("--guidance-rescale", "0")):
+        call = ["sample", "--manifest", str(tmp_path / "m.json"), option, value]
+        assert main(call) == 2  # also one that says the default
+        assert f"already says {option}; drop it" in capsys.readouterr().err
+
+
+def test_nfe_is_a_limit_of_adaptive_solves_too(tmp_path):
+    call = ["--seeds", "0", "--guidance", "1", "--out", str(tmp_path)]
+    assert main(["sample", "--methods", "ddim", "rk45", "scipy:RK45", "--nfe", "15", *call]) == 0
+    rows = json.loads((tmp_path / "manifest.json").read_text())["runs"]
+    assert [row["nfe"] <= 15 for row in rows] == [True] * 3
+    assert [row["status"] for row in rows[1:]] == [{"max_nfe": 1}] * 2
 
 
 def test_an_output_folder_that_cannot_be_is_explained(tmp_path, capsys):
@@ -155,6 +164,8 @@ def test_an_output_folder_that_cannot_be_is_explained(tmp_path, capsys):
         (["--clip", "1", "--threshold", "0.9"], "drop threshold"),
         (["--methods", "ddim", "heun", "--eta", "1"], "--eta belongs to ddim, and heun"),
         (["--rtol", "1e-3"], "--rtol is for adaptive solves, and ddim takes steps as given"),
+        (["--methods", "rk45", "--rtol", "1e-3", "--steps", "4"], "as given; drop it, or --steps"),
+        (["--methods", "scipy:RK45"], "takes its own steps, and no --steps; run it apart"),
         (["--methods", "reversible"], "method 'reversible' goes both ways"),
         (["--model", "mixture"], "draws what a trained network makes; ddim-ode generate, compare,"),
     ],

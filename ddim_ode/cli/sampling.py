@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 _PLACED = ("steps", "nfe", "grid", "final", "sigma_max", "sigma_min", "eta")
 _TOLERANCE, _NFE = 1e-3, 20
 _METHODS = ("ddim", "heun", "dpmpp3m", "rk45")
+# Filled in after the parsing, which leaves None where an option is not given.
+_DEFAULTS = dict(model="fashion-mnist", seeds="0-9", classes="all", batch=64, guidance_rescale=0.0)
 _ODE = ("guidance_interval", "guidance_rescale", "clip", "threshold")
 # What a manifest keeps of the command line, to run it again.
 _OPTIONS = (
@@ -47,7 +49,7 @@ _OPTIONS = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--model", default="fashion-mnist", help=HELP_TRAINED)
+    add("--model", default=None, help=f"{HELP_TRAINED} ({_DEFAULTS['model']})")
     add(
         "--methods",
         nargs="+",
@@ -67,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--nfe",
         type=int,
         default=None,
-        help=f"most network calls of a fixed plan ({_NFE} without --steps)",
+        help=f"most network calls of a sample ({_NFE} of a fixed plan without --steps)",
     )
     where.add_argument(
         "--steps", type=int, default=None, help="intervals of the grid, also of rk45 and bosh3"
@@ -90,16 +92,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"({_TOLERANCE:g})",
     )
     add("--atol", type=float, default=None, help="of the same")
-    add("--seeds", default="0-9", help="one picture each: 0-9 or 3,5,8")
-    add("--classes", default="all", help="names or numbers, repeated over the seeds: 'sneaker,bag'")
-    add("--batch", type=int, default=64, help="samples solved together")
+    add("--seeds", default=None, help=f"one picture each: 0-9 or 3,5,8 ({_DEFAULTS['seeds']})")
+    add(
+        "--classes",
+        default=None,
+        help="names or numbers, repeated over the seeds: 'sneaker,bag' (all)",
+    )
+    add("--batch", type=int, default=None, help=f"samples solved together ({_DEFAULTS['batch']})")
     add("--device", default="cpu", help="cpu, cuda, cuda:1 ...")
     add("--out", type=Path, default=Path("out"), help="directory for the results")
     add("--npz", action="store_true", help="also write the arrays, one .npz a method")
     add("--png", action="store_true", help="also write one PNG a sample")
     add("--manifest", type=Path, default=None, help="run again what this manifest.json says")
     add_ode_arguments(parser, guided=True)
-    parser.set_defaults(run=_sample, parser=parser, sha256=None, plan_sha256=None)
+    parser.set_defaults(
+        run=_sample, parser=parser, sha256=None, plan_sha256=None, guidance_rescale=None
+    )
 
 
 def _sample(args: argparse.Namespace) -> int:
@@ -107,6 +115,7 @@ def _sample(args: argparse.Namespace) -> int:
 
     if args.manifest is not None:
         _apply_manifest(args)
+    vars(args).update({k: v for k, v in _DEFAULTS.items() if getattr(args, k) is None})
     if args.methods is None:
         args.methods = [] if args.plan else list(_METHODS)
     args.methods = [name for given in args.methods for name in given.split(",") if name]
@@ -149,7 +158,7 @@ def _sample(args: argparse.Namespace) -> int:
 
 def _apply_manifest(args: argparse.Namespace) -> None:
     """Take the options of a manifest; ValueError if others are given beside it."""
-    given = [n for n in _OPTIONS if getattr(args, n) != args.parser.get_default(n)]
+    given = [name for name in _OPTIONS if getattr(args, name) is not None]
     if given:
         raise ValueError(f"--manifest already says --{given[0].replace('_', '-')}; drop it")
     if not args.manifest.is_file():
@@ -159,7 +168,7 @@ def _apply_manifest(args: argparse.Namespace) -> None:
     try:
         manifest = json.loads(args.manifest.read_text(encoding="utf-8"))
         # The first manifests had no plans, and nothing that changed the ODE but guidance.
-        later = {name: args.parser.get_default(name) for name in ("plan", *_ODE)}
+        later = dict.fromkeys(("plan", *_ODE))
         written = {**later, **manifest["options"]}
         options = {name: _of_kind(args.parser, name, written[name]) for name in _OPTIONS}
         args.sha256 = manifest["model"]["sha256"]
@@ -211,17 +220,23 @@ def _load_plans(args: argparse.Namespace) -> dict[str, Plan]:
 
 
 def _check_methods(args: argparse.Namespace) -> None:
-    """ValueError for a name that is none, and for an option that no method has a use for."""
+    """ValueError for a name that is none, and for an option that no method, or not each, has a use for."""
     adaptive = [method for method in args.methods if _is_adaptive(method, args)]
     for method in args.methods:
         if args.eta is not None and method != "ddim":
             raise ValueError(f"--eta belongs to ddim, and {method} takes none; run them apart")
+    placed = [name for name in ("steps", "grid") if getattr(args, name) is not None]
+    if placed and adaptive:  # another package's: ours take the steps that they are given
+        raise ValueError(f"{adaptive[0]} takes its own steps, and no --{placed[0]}; run it apart")
     for name in ("rtol", "atol"):
-        if getattr(args, name) is not None and not adaptive and args.manifest is None:
-            raise ValueError(
-                f"--{name} is for adaptive solves, and {', '.join(args.methods) or 'a plan'} takes steps "
-                "as given; drop it, or add rk45"
-            )
+        if getattr(args, name) is None or adaptive or args.manifest is not None:
+            continue
+        told = [name for name in ("steps", "grid", "nfe") if getattr(args, name) is not None]
+        could = any(chooses_steps(method, placed=False, tolerant=True) for method in args.methods)
+        raise ValueError(
+            f"--{name} is for adaptive solves, and {', '.join(args.methods) or 'a plan'} takes steps "
+            "as given; drop it, " + (f"or --{told[0]}" if could and told else "or add rk45")
+        )
 
 
 def _load_model(args: argparse.Namespace) -> Trained:
@@ -290,7 +305,7 @@ def _options(method: str, args: argparse.Namespace) -> dict[str, Any]:
         if not external.is_external(method):
             options["dense"] = False
         rtol, atol = (_TOLERANCE if t is None else t for t in (args.rtol, args.atol))
-        return options | dict(rtol=rtol, atol=atol)
+        return options | dict(rtol=rtol, atol=atol, nfe=args.nfe)
     if method == "ddim":
         options["eta"] = args.eta
     nfe = _NFE if args.nfe is None and args.steps is None else args.nfe
