@@ -123,6 +123,64 @@ def test_a_healthy_model_has_nothing(prediction, seen):
         assert (report, report.not_checked) == ([], {})
 
 
+def changed(change, prediction="eps"):
+    """A healthy network behind a change of its answers."""
+    healthy = bare(prediction)
+    inner = healthy.net
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x, t):
+            return change(self.inner(x, t))
+
+    healthy.net = Net()
+    return healthy
+
+
+@pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
+@pytest.mark.parametrize("seen", ["its own samples", "data"])
+def test_a_wrong_sign_is_told(prediction, seen):
+    options = dict(data=data()) if seen == "data" else {}
+    (finding,) = diagnosis(changed(torch.neg, prediction), **options)
+    assert finding.check == "sign"
+    assert finding.evidence > 2
+    assert finding.fix == "net=lambda x, t, **cond: -net(x, t, **cond)"
+
+
+@pytest.mark.parametrize("seen", ["its own samples", "data"])
+@pytest.mark.parametrize(
+    "change", [torch.zeros_like, lambda out: torch.full_like(out, 0.3)], ids=["zero", "constant"]
+)
+def test_a_network_that_does_not_look_at_x(change, seen):
+    options = dict(data=data()) if seen == "data" else {}
+    (finding,) = diagnosis(changed(change), **options)
+    assert finding.check == "untrained"
+    assert "move by 0.0% at most" in finding.message
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+def test_a_network_that_knows_nothing(prediction):
+    torch.manual_seed(0)
+    model = ddim_ode.Denoiser(unet(), schedules.ddpm(), prediction, time_offset=-1.0)
+    net, model.net = model.net, lambda x, t: net(x, t).sample
+    seen = images(16, torch.Generator().manual_seed(0))
+    for options in (dict(data=seen), dict(shape=(1, 8, 8))):
+        (finding,) = diagnosis(model, **options)
+        assert finding.check == "untrained"
+        assert finding.evidence > 0.7
+
+
+def test_a_configuration_of_too_few_training_steps_is_told():
+    """The network counts to 1000, and its configuration to 100."""
+    net = bare().net
+    short = ddim_ode.Denoiser(net, schedules.ddpm(T=100), "eps", time_offset=-1.0)
+    for options in ({}, dict(data=data())):
+        assert {f.check for f in diagnosis(short, **options)} == {"network-time"}
+
+
 @pytest.mark.parametrize("true", ["eps", "x0", "v"])
 @pytest.mark.parametrize("declared", ["eps", "x0", "v"])
 @pytest.mark.parametrize("seen", ["its own samples", "data"])

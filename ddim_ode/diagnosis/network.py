@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,12 +15,16 @@ from ..denoiser import Denoiser
 from .findings import WILD, WILD_SAMPLES, Finding, Probe, rms
 from .precision import half_precision, repeatable
 
-_NEED_NUMBERS = ("half-precision", "prediction", "input-scale", "network-time", "terminal-snr")
+_OF_MEANING = ("untrained", "sign", "prediction", "input-scale", "network-time", "terminal-snr")
+_NEED_NUMBERS = ("half-precision", *_OF_MEANING)
 _READINGS = ("eps", "x0", "v")
 _FOLLOWS = 2.0  # share of the noise, in units of β̄, beyond that of an answer like x
 _CLEARLY = 1.25  # ratio of losses from which one reading is better than another
 _SCALES = (0.25, 0.5, 2.0, 4.0)
-_TIMES = (1e-3, 0.25, 0.5, 0.75, 1.33, 2.0)
+_TIMES = (1e-3, 0.1, 0.25, 0.5, 0.75, 1.33, 2.0, 4.0, 10.0)
+_USUAL = 1000.0  # the T of most networks, where a configuration may say less
+_USELESS = 0.9  # error of answers, where no answer has 1
+_DEAF = 1e-3  # relative change of answers to other questions
 _BLIND = 100.0  # error of x̂₀ at the first level, in units of the data, that no first step survives
 _ALIKE = 0.7  # correlation of an answer with x
 
@@ -43,16 +48,85 @@ def checks(probe: Probe) -> Iterator[Finding]:
 
 
 def misunderstood(probe: Probe) -> Finding | None:
-    """Of a wrong reading, scale or time the one whose cure helps most: each makes the others look wrong."""
-    found = [f for f in (prediction(probe), input_scale(probe)) if f is not None]
-    worst = max(found, key=lambda finding: finding.evidence, default=None)
+    """Of a wrong reading, sign, scale or time the one whose cure helps most: each makes the others look
+    wrong. Where none helps, answers that are worth nothing."""
+    worst = deaf(probe)
+    hidden = list(_OF_MEANING)
     if worst is None:
-        worst = other_data(probe) or network_time(probe)
+        found = [f for f in (prediction(probe), sign(probe), input_scale(probe)) if f is not None]
+        hidden = [*(f.check for f in found), "network-time", "untrained", "terminal-snr"]
+        worst = max(found, key=lambda finding: finding.evidence, default=None)
+    worst = worst or other_data(probe) or network_time(probe) or useless(probe)
     if worst is not None:
-        hidden = [*(finding.check for finding in found), "network-time", "terminal-snr"]
         others = [check for check in hidden if check != worst.check]
         probe.skip(f"set {worst.check!r} right first: it hides this", *others)
     return worst
+
+
+def deaf(probe: Probe) -> Finding | None:
+    """Answers that do not depend on what is asked."""
+    change = 0.0
+    for sigma in probe.sigmas.tolist():
+        one, other = (
+            _answer(probe, probe.noised(x, sigma), sigma) for x in (probe.noise, probe.eps)
+        )
+        change = max(change, rms(one - other) / max(rms(one), 1e-12))
+    if change > _DEAF:
+        return None
+    return Finding(
+        "untrained",
+        "error",
+        1.0,
+        f"shown other samples, the network's answers move by {change:.1%} at most: it does not look at x",
+        "load the trained weights; see that net(x, t) uses its x",
+    )
+
+
+def useless(probe: Probe) -> Finding | None:
+    """Answers as far from what was to be answered as no answer at all, however they are read."""
+    if rms(probe.x0) < WILD:
+        error, least = probe.loss(probe.model, probe.x0), _USELESS
+        shown = "data" if probe.data is not None else "the model's own samples"
+        text = (
+            f"on noised {shown} the network's answers have error {error:.2f}, where no answer has 1"
+        )
+    elif probe.model.prediction == "eps":
+        error, least = 1 - _likeness(probe), 1 - _ALIKE / 2
+        text = "of noise alone an ε-network returns that noise, and this one's answers have correlation "
+        text += f"{1 - error:.2f} with it"
+    else:
+        error, least = 0.0, np.inf
+    if error < least:
+        if not rms(probe.x0) < WILD:
+            probe.skip(WILD_SAMPLES, "untrained")
+        return None
+    return Finding(
+        "untrained",
+        "error",
+        error,
+        f"{text}, and no other reading, sign, scale or time makes them better",
+        "load the trained weights, and the data and conditions that they were trained with",
+    )
+
+
+def sign(probe: Probe) -> Finding | None:
+    """Answers with the wrong sign: those of a network trained on the negative of its target."""
+    flipped = probe.variant(net=_times(probe.model, -1.0))
+    x0 = probe.data if probe.data is not None else probe.generate(flipped)
+    if not rms(x0) < WILD:
+        return None
+    own, cured = (probe.loss(model, x0) for model in (probe.model, flipped))
+    ratio = own / max(cured, 1e-12)
+    if not (ratio > _CLEARLY and cured < 1 / _CLEARLY):
+        return None
+    return Finding(
+        "sign",
+        "error",
+        ratio,
+        f"with the sign turned, the network's answers are {ratio:.3g} times closer to what a "
+        f"{probe.model.prediction}-network returns (errors {own:.2f} and {cured:.2f})",
+        "net=lambda x, t, **cond: -net(x, t, **cond)",
+    )
 
 
 def learned_variance(probe: Probe) -> Finding | None:
@@ -199,9 +273,7 @@ def _by_what_it_follows(probe: Probe) -> str:
     samples are those that the model makes when read as v, which only a v-network knows; those made when
     read as x0 tell nothing, since what a network returns is there the sample, whatever it is.
     """
-    x = probe.eps
-    answer = _answer(probe, x, float(probe.sigmas[-1]))
-    if float(torch.corrcoef(torch.stack([answer.flatten(), x.flatten()]))[0, 1]) > _ALIKE:
+    if _likeness(probe) > _ALIKE:
         return "eps"
     made = probe.generate(_read_as(probe, "v"))
     if not rms(made) < WILD:
@@ -213,6 +285,12 @@ def _by_what_it_follows(probe: Probe) -> str:
     )
     followed = float((0.5 * (up - down) * probe.eps).mean() / probe.eps.square().mean())
     return "v" if followed > _FOLLOWS * beta else "x0"
+
+
+def _likeness(probe: Probe) -> float:
+    """Correlation of the answer with x at the last level, where x is noise."""
+    answer = _answer(probe, probe.eps, float(probe.sigmas[-1]))
+    return float(torch.corrcoef(torch.stack([answer.flatten(), probe.eps.flatten()]))[0, 1])
 
 
 def _answer(probe: Probe, x: Tensor, sigma: float) -> Tensor:
@@ -234,7 +312,7 @@ def input_scale(probe: Probe) -> Finding | None:
         if loss < best:
             best, factor = loss, scale
     ratio = own / max(best, 1e-12)
-    if ratio >= 1.5:
+    if ratio >= 1.5 and best < 1 / _CLEARLY:
         return Finding(
             "input-scale",
             "error",
@@ -251,6 +329,8 @@ def other_data(probe: Probe) -> Finding | None:
     data = probe.data
     if data is None or probe.lifeless or not rms(probe.made) < WILD:
         return None  # the model's own samples say nothing of their scale
+    if probe.loss(probe.model, probe.made) >= _USELESS:
+        return None  # nor does a network that has not learnt even those
     a, b = (float(v) for v in (data.mean(), data.std()))
     c, d = (float(v) for v in (probe.made.mean(), probe.made.std()))
     ratio = b / d if d else np.inf
@@ -269,7 +349,9 @@ def other_data(probe: Probe) -> Finding | None:
 
 def network_time(probe: Probe) -> Finding | None:
     """Whether other times than those it is told suit the network better: a wrong schedule or unit of t."""
-    model, T = probe.model, probe.model.schedule.T
+    model, most = probe.model, probe.model.schedule.T
+    if most > 1 and probe.device.type == "cpu":  # elsewhere an index out of range ends the process
+        most = max(most, _USUAL)
     if not rms(probe.x0) < WILD:
         probe.skip(WILD_SAMPLES, "network-time")
         return None
@@ -280,8 +362,9 @@ def network_time(probe: Probe) -> Finding | None:
         t = float(model.network_time(model.snapped(level))[0])
         losses = {1.0: own}
         for factor in _TIMES:
-            if 0 < factor * t <= T:
-                losses[factor] = probe.loss(_at_time(probe, factor * t), probe.x0, level)
+            if 0 < factor * t <= most:
+                with contextlib.suppress(Exception):  # a network may have a table of its times
+                    losses[factor] = probe.loss(_at_time(probe, factor * t), probe.x0, level)
         best = min(losses, key=losses.__getitem__)
         ratios.append(own / max(losses[best], 1e-12))
         factors.append(best)
@@ -306,6 +389,10 @@ def _read_as(probe: Probe, reading: str) -> Denoiser:
 
 def _scaled(model: Denoiser, scale: float) -> Callable[..., Tensor]:
     return lambda x, t, **cond: model.net(scale * x, t, **cond)
+
+
+def _times(model: Denoiser, factor: float) -> Callable[..., Tensor]:
+    return lambda x, t, **cond: factor * model.net(x, t, **cond)
 
 
 def _at_time(probe: Probe, t: float) -> Denoiser:
