@@ -42,6 +42,8 @@ def one_of(name: str, value: Any, allowed: Iterable[str]) -> str:
     names = list(allowed)
     if isinstance(value, str) and value in names:
         return value
+    if not names:
+        raise ValueError(f"unknown {name} {value!r}: there is none here")
     plain = {name.lower(): name for name in names}
     near = difflib.get_close_matches(str(value).lower(), plain, n=len(plain), cutoff=0.0)
     near.sort(key=lambda word: plain[word] != _ALSO_CALLED.get(str(value).lower()))

@@ -110,10 +110,20 @@ def _explain(
     raise ValueError(f"the network{whose} fails on x of {x.dtype} ({error}); {remedy}") from error
 
 
+def check_names(argument: str, value: Any) -> None:
+    """ValueError unless it is a mapping of conditions by names that a network can be called with."""
+    for name in ("x", "t"):
+        if name in named(argument, value):
+            raise ValueError(
+                f"{argument} has {name!r}, which the network is given anyway; give the condition another "
+                "name, and rename it: net = lambda x, t, c: own(x, t, ...)"
+            )
+
+
 def check_cond(cond: Mapping[str, Tensor] | None, x: Tensor) -> dict[str, Tensor]:
     """A copy of the conditions; ValueError unless each is a tensor with a row for each sample of x."""
     if cond is not None:
-        named("cond", cond)
+        check_names("cond", cond)
     for name, value in (cond or {}).items():
         rows = value.shape[0] if isinstance(value, Tensor) and value.ndim else None
         if rows != x.shape[0]:

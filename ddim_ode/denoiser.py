@@ -20,8 +20,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ._checks import floating, function, named, number, numbers, one_of
-from .asking import Net, check_cond, check_output, guarded
+from ._checks import floating, function, number, numbers, one_of
+from .asking import Net, check_cond, check_names, check_output, guarded
 from .guidance import Branches, Call, Guidance, Level, Limit
 from .schedule import Array, Schedule, check_schedule
 from .seeding import sizes
@@ -285,7 +285,7 @@ class Denoiser:
         self, like: Tensor, rows: dict[str, Tensor], shared: Mapping[str, Any] | None
     ) -> Call:
         if shared is not None:
-            named("shared", shared)
+            check_names("shared", shared)
         both = set(rows) & set(shared or {})
         if both:
             raise ValueError(f"{min(both)!r} is in cond and in shared; drop one of them")

@@ -48,6 +48,13 @@ def test_a_network_that_changes_x_in_place_is_refused(options):
     )
 
 
+@pytest.mark.parametrize("argument", ["cond", "shared"])
+@pytest.mark.parametrize("name", ["x", "t"])
+def test_a_condition_cannot_take_the_place_of_x_or_t(argument, name):
+    model = Denoiser(lambda x, t: 0.5 * x, COSINE)
+    expect(sample(model, X, steps=2, **{argument: {name: X}}), f"{argument} has '{name}', which")
+
+
 def test_a_network_that_returns_one_buffer_is_refused():
     buffer = torch.empty_like(X)
     expect(

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from peers import load as peer
-from tiny_pipelines import save, start, unet
+from tiny_pipelines import dit, save, start, text_unet, unet
 
 import ddim_ode
 from ddim_ode import Guidance
@@ -113,6 +113,47 @@ def test_conditions_gone_wrong(cond, match):
     model = load(unet(num_class_embeds=4), scheduler())
     with pytest.raises(ValueError, match=match):
         ddim_ode.sample(model, start(), steps=2, cond=cond)
+
+
+@pytest.mark.parametrize(
+    ("make", "cond", "match"),
+    [
+        (unet, dict(y=torch.zeros(3, dtype=torch.long)), "'class_labels': there is none here"),
+        (text_unet, dict(y=torch.zeros(3, dtype=torch.long)), "unknown condition 'class_labels'"),
+        (text_unet, dict(time_ids=torch.zeros(3, 6)), "unknown condition 'time_ids'; valid"),
+        (text_unet, dict(x=torch.zeros(3, 6)), "unknown condition 'x'; valid"),
+    ],
+)
+def test_conditions_that_would_change_nothing_are_refused(make, cond, match):
+    model = load(make(), scheduler())
+    if make is text_unet:
+        cond = dict(cond, encoder_hidden_states=torch.zeros(3, 3, 8))
+    with pytest.raises(ValueError, match=match):
+        ddim_ode.sample(model, start(channels=model.channels), steps=2, cond=cond)
+
+
+def test_labels_are_checked_wherever_they_come_from():
+    model = load(unet(num_class_embeds=4), scheduler())
+    shared = dict(y=torch.tensor([0, 1, 4]))
+    with pytest.raises(ValueError, match="0 to 4: the network knows 0 to 3"):
+        ddim_ode.sample(model, start(), steps=2, shared=shared)
+    labels = torch.tensor([0, 1, 3])
+    ends = [
+        ddim_ode.sample(model, start(), steps=2, **{k: dict(y=labels)}).x
+        for k in ("cond", "shared")
+    ]
+    assert torch.equal(*ends)
+    for null in (9, 0.5, torch.tensor(4)):
+        with pytest.raises(ValueError, match="class labels"):
+            load(unet(num_class_embeds=4), scheduler(), guidance=Guidance(2.0, {"y": null}))
+
+
+def test_classes_of_a_dit_in_memory_are_known_as_those_of_a_saved_one(tmp_path):
+    theirs = peer("diffusers").DDIMScheduler(clip_sample=False)
+    theirs.save_pretrained(tmp_path / "scheduler")
+    dit().save_pretrained(tmp_path / "transformer")
+    here, saved = load(dit(), theirs), load(tmp_path)
+    assert here.num_classes == saved.num_classes == here.null_label == 1000
 
 
 def test_channels_gone_wrong(good):

@@ -46,8 +46,18 @@ if TYPE_CHECKING:
 
 __all__ = ["DDIMODEScheduler", "DiffusersModel", "InteropWarning", "Note", "load"]
 
-# Of SDXL-like networks: what their forward wants inside added_cond_kwargs.
-_ADDED = ("text_embeds", "time_ids", "image_embeds", "resolution", "aspect_ratio")
+# What a forward wants inside added_cond_kwargs, by the setting of its config that makes it look there.
+_OF_SETTING = {
+    ("addition_embed_type", "text_time"): ("text_embeds", "time_ids"),
+    ("addition_embed_type", "text_image"): ("text_embeds", "image_embeds"),
+    ("addition_embed_type", "image"): ("image_embeds",),
+    ("addition_embed_type", "image_hint"): ("image_embeds", "hint"),
+    ("encoder_hid_dim_type", "text_image_proj"): ("image_embeds",),
+    ("encoder_hid_dim_type", "image_proj"): ("image_embeds",),
+    ("encoder_hid_dim_type", "ip_image_proj"): ("image_embeds",),
+    ("use_additional_conditions", True): ("resolution", "aspect_ratio"),
+}
+_ADDED = frozenset(name for names in _OF_SETTING.values() for name in names)
 
 
 def __getattr__(name: str) -> Any:
@@ -132,7 +142,7 @@ class DiffusersModel(Denoiser):
         size = net_config.get("sample_size")
         self.shape = None if size is None else (int(channels), *_sizes(size, model))
         self.channels = int(channels)
-        self.num_classes = _num_classes(net_config)
+        self.num_classes = _num_classes(model)
         self.classes = [str(i) for i in range(self.num_classes)]
         self.null_label = _null_label(model)
         self.needs, self._takes = _needs(model), _takes(model)
@@ -162,7 +172,10 @@ class DiffusersModel(Denoiser):
         if isinstance(guidance, Guidance):
             if interval is not None or rescale:
                 raise ValueError("a Guidance has its own interval and rescale; drop the others")
-            null = {_plain(name): value for name, value in guidance.null.items()}
+            null = _plain(guidance.null)
+            if "class_labels" in null and self.num_classes:
+                labels = torch.as_tensor(null["class_labels"]).reshape(-1)
+                _check_labels(labels, self.num_classes + (self.null_label is not None))
             guidance = replace(guidance, null=null)
         else:
             scale = 1.0 if guidance is None else guidance
@@ -196,16 +209,14 @@ class DiffusersModel(Denoiser):
     ) -> Any:
         """As of a :class:`ddim_ode.Denoiser`; ``"y"`` becomes the network's ``class_labels``."""
         if cond is not None:
-            if {"y", "class_labels"} <= set(named("cond", cond)):
-                raise ValueError("cond has 'y' and 'class_labels', which are one thing; drop 'y'")
-            cond = {_plain(name): value for name, value in cond.items()}
+            cond = _plain(named("cond", cond))
         if shared is not None:
-            named("shared", shared)
+            shared = _plain(named("shared", shared))
         if like.ndim > 1 and like.shape[1] != self.channels:
             raise ValueError(
                 f"x has {like.shape[1]} channels (B, C, *), and the network takes {self.channels}"
             )
-        labels = (cond or {}).get("class_labels")
+        labels = {**(shared or {}), **(cond or {})}.get("class_labels")
         if isinstance(labels, Tensor) and self.num_classes:
             _check_labels(labels, self.num_classes + (self.null_label is not None))
         given = {*(cond or ()), *(shared or ())}
@@ -290,13 +301,17 @@ def load(
     return denoiser
 
 
-def _plain(name: str) -> str:
-    return "class_labels" if name == "y" else name
+def _plain(cond: Mapping[str, Any]) -> dict[str, Any]:
+    """Conditions by the network's own names; ValueError for two of one thing."""
+    if {"y", "class_labels"} <= set(cond):
+        raise ValueError("'y' and 'class_labels' are given, which are one thing; drop 'y'")
+    return {"class_labels" if name == "y" else name: value for name, value in cond.items()}
 
 
-def _num_classes(config: Mapping[str, Any]) -> int:
+def _num_classes(model: nn.Module) -> int:
     """Of a network that takes integer labels."""
-    if config.get("_class_name") == "DiTTransformer2DModel":
+    config: Mapping[str, Any] = model.config  # type: ignore[assignment]
+    if type(model).__name__ == "DiTTransformer2DModel":
         return int(config["num_embeds_ada_norm"])
     return int(config.get("num_class_embeds") or 0)
 
@@ -330,7 +345,7 @@ def _needs(model: nn.Module) -> frozenset[str]:
     config: Mapping[str, Any] = model.config  # type: ignore[assignment]
     of_call = list(inspect.signature(model.forward).parameters.values())[1:]
     needs = {p.name for p in of_call if p.default is p.empty and p.kind == p.POSITIONAL_OR_KEYWORD}
-    if _num_classes(config) or config.get("class_embed_type"):
+    if _num_classes(model) or config.get("class_embed_type"):
         needs.add("class_labels")
     if config.get("addition_embed_type") == "text_time":
         needs |= {"text_embeds", "time_ids"}
@@ -338,11 +353,19 @@ def _needs(model: nn.Module) -> frozenset[str]:
 
 
 def _takes(model: nn.Module) -> frozenset[str] | None:
-    """The names that a network's call takes beside x and t, None for any."""
+    """The names that a network's call takes beside x and t, and does not ignore; None for any."""
     of_call = list(inspect.signature(model.forward).parameters.values())[1:]
     if any(p.kind == p.VAR_KEYWORD for p in of_call):
         return None
-    return frozenset({p.name for p in of_call} - {"timestep", "return_dict"}) | set(_ADDED)
+    config: Mapping[str, Any] = model.config  # type: ignore[assignment]
+    takes = {p.name for p in of_call} - {"timestep", "return_dict"}
+    if getattr(model, "class_embedding", True) is None:
+        takes -= {"class_labels"}
+    if "added_cond_kwargs" not in takes:
+        return frozenset(takes)
+    settings = {**config, **vars(model)}  # PixArt decides its own by its size
+    added = [names for (key, value), names in _OF_SETTING.items() if settings.get(key) == value]
+    return frozenset(takes.union(*added))
 
 
 def _null_label(model: nn.Module) -> int | None:
