@@ -171,7 +171,7 @@ def generate(
         try:
             with _explained(shards):
                 filler.fill(shown and share[0] == 0)
-        except ValueError:  # of the model or the call
+        except Exception:
             _abandon(shards, claims)
             raise
     status = dict(shards.statuses())
@@ -270,7 +270,7 @@ class _Filler:
         try:
             self.shards.read(k)
         except ValueError:
-            return self.shards.path(k).exists()
+            return os.path.lexists(self.shards.path(k))  # a link to nowhere is no shard either
         return False
 
 

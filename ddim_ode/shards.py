@@ -115,6 +115,8 @@ class Shards:
             count("shard", run.shard)
             seed_of(run.seed)
             named("decides", run.decides)
+            if taken := run.decides.keys() & {"n", "seed", "shard", "shape"}:
+                raise ValueError(f"it says {min(taken)!r} twice")
             named("about", run.about)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(

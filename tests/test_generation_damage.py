@@ -19,6 +19,9 @@ from ddim_ode.nets import weights
 from ddim_ode.shards import Run, Shards
 
 
+TWICE = json.dumps(dict(kind="samples", n=1, seed=0, shard=1, shape=[1], decides=dict(n=2)))
+
+
 # -- damage ---------------------------------------------------------------------------------------
 def test_any_changed_byte_is_found(tmp_path):
     """Or says the same, as a blank for another in JSON does; never other samples, never another error."""
@@ -57,6 +60,26 @@ def test_a_damaged_shard_is_made_again(tmp_path, damage):
     run = make(tmp_path)
     assert (run.made, run.remade) == (4, 1)
     torch.testing.assert_close(samples(tmp_path), whole, rtol=0, atol=1e-5)
+
+
+def test_a_link_to_nowhere_is_no_shard(tmp_path):
+    path = make(tmp_path).shards.path(5)
+    path.unlink()
+    path.symlink_to(tmp_path / "gone")
+    assert make(tmp_path).remade == 1
+    assert not path.is_symlink()
+    assert samples(tmp_path).shape == (N, 2)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, TypeError, KeyError, ZeroDivisionError])
+def test_a_network_that_fails_leaves_the_folder_to_another_run(tmp_path, error):
+    def net(x, t):
+        raise error("no")
+
+    broken = ddim_ode.Denoiser(net, COSINE)
+    with pytest.raises(error):
+        ddim_ode.generate(broken, 4, tmp_path, steps=2, shape=(2,), key="broken")
+    assert make(tmp_path).made == N
 
 
 def test_a_manifest_of_more_samples_than_there_can_be_costs_no_memory(tmp_path):
@@ -168,7 +191,8 @@ def test_a_folder_with_other_files_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "{}", '{"kind": "samples"}', '{"kind": "x", "n": 1}']
+    "text",
+    ["", "{", "[]", "{}", '{"kind": "samples"}', '{"kind": "x", "n": 1}', TWICE],
 )
 def test_a_damaged_manifest_is_named(tmp_path, text):
     (tmp_path / "manifest.json").write_text(text)
