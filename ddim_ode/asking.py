@@ -20,6 +20,10 @@ from ._warn import warn
 Net = Callable[..., Tensor]
 
 _IN_PLACE = "the network changes its {} in place; use x * c, not x.mul_(c)"
+_WHOLE_TIMES = (
+    "t is a float here: for a network of whole times give Denoiser(..., snap=True), and "
+    "net = lambda x, t, **cond: own(x, t.round().long(), **cond)"
+)
 _AGAIN = (
     "the network returned the tensor of its last call again, and methods keep that one; return a new "
     "tensor (buffer.clone())"
@@ -94,17 +98,19 @@ def _explain(
     """ValueError with the remedy, where a network fails for want of the precision that it is given."""
     held = [*net.parameters(), *net.buffers()] if isinstance(net, nn.Module) else []
     own = next((w.dtype for w in held if w.is_floating_point()), x.dtype)
-    if "type" not in str(error) or "indices" in str(
-        error
-    ):  # those of an embedding are whole numbers
+    if "type" not in str(error):
         return
-    others = [k for k, v in cond.items() if isinstance(v, Tensor) and v.is_floating_point()]
-    others = [name for name in others if cond[name].dtype != x.dtype]
+    floats = {k: v for k, v in cond.items() if isinstance(v, Tensor) and v.is_floating_point()}
+    if "'indices'" in str(error):  # of an embedding
+        labels = next((name for name, v in floats.items() if v.ndim == 1), None)
+        remedy = f"give {labels}.long()" if labels else _WHOLE_TIMES
+        raise ValueError(f"an embedding takes whole numbers ({error}); {remedy}") from error
+    others = [name for name, v in floats.items() if v.dtype != x.dtype]
     whose, remedy = "", "drop dtype="
     if own != x.dtype:
         whose, remedy = f", whose weights are {own},", f"give Denoiser(..., dtype={own})"
     elif others:
-        remedy = f"give {others[0]} as {x.dtype} too, and not {cond[others[0]].dtype}"
+        remedy = f"give {others[0]} as {x.dtype} too, and not {floats[others[0]].dtype}"
     elif dtype is None:
         return
     raise ValueError(f"the network{whose} fails on x of {x.dtype} ({error}); {remedy}") from error
@@ -133,6 +139,27 @@ def check_cond(cond: Mapping[str, Tensor] | None, x: Tensor) -> dict[str, Tensor
                 "goes into shared="
             )
     return dict(cond or {})
+
+
+def check_labels(labels: Tensor, n: int) -> None:
+    """ValueError for what no embedding of n classes takes; values are looked at where that waits for no
+    device."""
+    if labels.dtype not in (torch.int64, torch.int32) or labels.ndim != 1:
+        raise ValueError(
+            f"class labels must be whole numbers (B,), int64 or int32; got {labels.dtype} "
+            f"{tuple(labels.shape)}"
+        )
+    if labels.device.type == "cpu" and labels.numel():
+        least, most = int(labels.min()), int(labels.max())
+        if least < 0 or most >= n:
+            raise ValueError(f"class labels {least} to {most}: the network knows 0 to {n - 1}")
+
+
+def check_channels(x: Tensor, channels: int) -> None:
+    """ValueError unless x is (B, channels, *)."""
+    if x.ndim < 2 or x.shape[1] != channels:
+        got = f"{x.shape[1]} channels" if x.ndim > 1 else f"shape {tuple(x.shape)}"
+        raise ValueError(f"x has {got} (B, C, *), and the network takes {channels}")
 
 
 def check_output(out: Any, x: Tensor, expected: Sequence[int], prediction: str) -> None:

@@ -28,7 +28,7 @@ from .content import Store, digest, model_key
 from .denoiser import Denoiser
 from .evaluate.bootstrap import check_confidence, geometric_mean
 from .inputs import Cond, check_model, conditions, device_of, sample_shape
-from .plan_checks import warn_of_own_examples
+from .plan_checks import warn_of_another_network, warn_of_own_examples
 from .reference import STEPS, Reference, given, joined, solve
 from .results import Comparison, Interrupted
 from .sampling import sample
@@ -131,6 +131,7 @@ def compare(
     for entry in entries:
         if isinstance(entry.solver, Plan):
             warn_of_own_examples(entry.solver, range(seed, seed + n), work.key)
+            warn_of_another_network(entry.solver, model, None if key else work.key)
     if isinstance(reference, Tensor):
         work.known = given(reference, n, shape)
     result = Comparison(

@@ -34,6 +34,7 @@ from .content import digest, model_key
 from .denoiser import Denoiser
 from .indexed import Conditions, IndexedSolver
 from .inputs import Cond, check_model, device_of, sample_shape
+from .plan_checks import warn_of_another_network
 from .shards import MANIFEST, Run, Shards
 from .solvers.methods import Method
 from .solvers.plan import Plan
@@ -162,6 +163,8 @@ def generate(
         ),
         about={"ddim_ode": __version__, "torch": torch.__version__, **_plain(about)},
     )
+    if plan is not None and key is None:
+        warn_of_another_network(plan, model, run.decides["model"])
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{folder}: is a file; give a folder, new or of this run")
     folder.mkdir(parents=True, exist_ok=True)

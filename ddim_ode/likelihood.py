@@ -80,7 +80,11 @@ class LogLikelihood:
     cell: float
 
     def __repr__(self) -> str:
-        return f"LogLikelihood({self.log_likelihood.tolist()} nats, nfe {self.nfe})"
+        found = ", ".join(
+            f"{value:.6g} ± {spread:.2g}" if spread else f"{value:.6g}"
+            for value, spread in zip(self.log_likelihood.tolist(), self.std_error.tolist())
+        )
+        return f"LogLikelihood([{found}] nats, nfe {self.nfe})"
 
     @property
     def bits_per_dim(self) -> Tensor:
@@ -164,7 +168,12 @@ def log_likelihood(
             "the log-likelihood of nothing; use guidance 1"
         )
     if one_of("divergence", divergence, ("exact", "hutchinson")) == "exact":
-        refuse("divergence='exact' draws no probes", probes=probes, probe=probe, seeds=seeds)
+        refuse(
+            "divergence='exact' draws no probes ('hutchinson' does)",
+            probes=probes,
+            probe=probe,
+            seeds=seeds,
+        )
         vectors = unit_vectors(x)
     else:
         seeds = range(len(x)) if seeds is None else check_seeds(seeds, len(x))

@@ -61,21 +61,41 @@ def warn_of_own_examples(plan: Plan, seeds: range, model_key: str | None) -> Non
         )
 
 
+def warn_of_another_network(plan: Plan, model: Denoiser, model_key: str | None) -> None:
+    """A calibrated plan is fitted to one network, and its gain is that network's.
+
+    model_key: of :func:`ddim_ode.content.model_key`, None where it is not known.
+    """
+    of_plan = (plan.fit or {}).get("model_key")
+    if None not in (of_plan, model_key) and of_plan != model_key and not _ode_differs(plan, model):
+        warn(
+            f"{plan.method} was calibrated on another model than this one (other weights, settings or "
+            f"precision), for which its gain was not measured; ddim_ode.calibrate(model, nfe={plan.nfe}) "
+            "fits one"
+        )
+
+
 def warn_of_another_ode(plan: Plan, model: Denoiser) -> None:
     """A calibrated plan is fitted, and its gain measured, for one guidance, interval, clip and so on."""
+    if different := _ode_differs(plan, model):
+        warn(
+            f"{plan.method} was calibrated for {different[0]}, and runs with {different[1]}, for which its "
+            "gain was not measured"
+        )
+
+
+def _ode_differs(plan: Plan, model: Denoiser) -> tuple[str, str] | None:
+    """The two in words, None if they are one."""
     guidance = model.alterations.get("guidance")
-    if plan.fit is None or isinstance(
-        guidance, Tensor
-    ):  # whose value the device would be waited for
-        return
+    if plan.fit is None or isinstance(guidance, Tensor):  # the device would be waited for
+        return None
+    predicted = plan.fit.get("prediction", model.prediction)
+    if predicted != model.prediction:
+        return f"a network that predicts {predicted}", f"one that predicts {model.prediction}"
     others = plan.fit.get("alterations")
     fitted = {
         **(others if isinstance(others, Mapping) else {}),
         "guidance": plan.fit.get("guidance"),
     }
     of_plan, of_model = ode_text(fitted), ode_text(model.alterations)
-    if of_plan != of_model:
-        warn(
-            f"{plan.method} was calibrated for {of_plan}, and runs with {of_model}, for which its gain was "
-            "not measured"
-        )
+    return None if of_plan == of_model else (of_plan, of_model)

@@ -102,8 +102,16 @@ def test_a_condition_in_another_precision_is_named():
     message = "give text as torch.bfloat16 too, and not torch.float32"
     expect(sample(model, X.float(), steps=2, cond=cond), message)
     cond = dict(text=torch.ones(3, 2).bfloat16(), y=torch.zeros(3))
-    with pytest.raises(RuntimeError, match="indices"):  # torch's own words, without a wrong remedy
-        sample(model, X.float(), steps=2, cond=cond)()
+    message = r"an embedding takes whole numbers \(.*; give y.long\(\)"
+    expect(sample(model, X.float(), steps=2, cond=cond), message)
+
+
+def test_a_network_of_whole_times_is_told_how():
+    table = torch.nn.Embedding(1001, 1)
+    model = Denoiser(lambda x, t: table(t) * x, ddim_ode.schedules.ddpm())
+    expect(sample(model, X, steps=2), r"t is a float here.*snap=True.*t\.round\(\)\.long\(\)")
+    whole = Denoiser(lambda x, t: table(t.round().long()) * x, ddim_ode.schedules.ddpm(), snap=True)
+    assert ddim_ode.sample(whole, X, steps=2).x.isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.int64, torch.bool])

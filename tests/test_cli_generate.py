@@ -4,6 +4,7 @@ import csv
 import errno
 import json
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -165,6 +166,21 @@ def reference(keep=10_000):
     return FeatureStatistics.of(rows, IDENTITY, keep=keep)
 
 
+def test_a_distance_that_is_mostly_bias_is_warned_of(tmp_path):
+    powers = Features(
+        "powers", content_sha256({}, "powers"), lambda x: torch.cat([x, x**2, x**3], 1)
+    )
+    real = FeatureStatistics.of(np.random.default_rng(1).standard_normal((50, 2)), powers)
+    shards = made(tmp_path, n=6)
+    with pytest.warns(
+        UserWarning, match="Fréchet distance of 6 samples in 6 features is mostly bias"
+    ):
+        summarise(shards, powers, real)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        summarise(shards, powers, real, metrics=["energy_distance"])
+
+
 @pytest.mark.parametrize("shard", [1, 7, 60])
 def test_streamed_metrics_are_those_of_all_at_once(tmp_path, shard):
     failing = [0, 13, 14, 15, 16, 17, 18, 19, 20, 59]  # a whole shard of 7 among them
@@ -269,7 +285,11 @@ def test_images_against_images(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--features", "identity"], "--features belongs to --data"),
+        (
+            ["--features", "identity"],
+            "without --data nothing is compared; drop features='identity'",
+        ),
+        (["--metrics", "mmd"], "without --data nothing is compared; drop metrics=['mmd']"),
         (["--data", "none", "--metrics", "fid"], "unknown metric 'fid'"),
         (["--data", "none"], "none: no such directory"),
     ],

@@ -361,7 +361,17 @@ def test_a_plan_on_its_own_examples_is_warned_of():
         for seed in (0, 14):
             ddim_ode.compare(model, seed=seed, **options)
         other = dataclasses.replace(plan, fit=dict(plan.fit, model_key="another's"))
+        ddim_ode.compare(model, seed=2, **dict(options, methods={"mine": other}, key="mine"))
+    with pytest.warns(UserWarning, match="ddim was calibrated on another model") as said:
         ddim_ode.compare(model, seed=2, **dict(options, methods={"mine": other}))
+    assert len(said) == 1
+
+
+def test_a_plan_of_another_network_is_told_by_what_it_predicts():
+    fit = dict(prediction="x0", guidance=None)
+    plan = dataclasses.replace(ddim_ode.plan("ddim", COSINE, [5.0, 1.0, 0.0]), fit=fit)
+    with pytest.warns(UserWarning, match="for a network that predicts x0, and runs with one that"):
+        ddim_ode.sample(mixture_2d(COSINE), torch.zeros(2, 2), plan=plan)
 
 
 def test_a_denoiser_that_knows_its_shape_needs_none():

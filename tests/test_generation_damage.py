@@ -18,7 +18,6 @@ from ddim_ode.evaluate.streaming import summarise
 from ddim_ode.nets import weights
 from ddim_ode.shards import Run, Shards
 
-
 TWICE = json.dumps(dict(kind="samples", n=1, seed=0, shard=1, shape=[1], decides=dict(n=2)))
 
 

@@ -279,6 +279,43 @@ def test_guidance_one_is_the_conditional_network_alone():
         ddim_ode.nets.pretrained.PretrainedModel(unconditional, CONFIG, "", 2.0)
 
 
+@pytest.mark.parametrize(
+    ("name", "match"),
+    [
+        ("model.pt", "are pickled, which can run code, and are not read; save the tensors with"),
+        ("plan.json", r"is no model; ddim_ode\.Plan\.load reads plans"),
+        ("empty", r"holds no model\.safetensors; a directory or hub id of diffusers goes to"),
+        ("someone/model", "no such file or directory; a directory or hub id of diffusers goes to"),
+    ],
+)
+def test_what_is_no_model_of_ours_is_told_where_to_go(tmp_path, monkeypatch, name, match):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises((ValueError, FileNotFoundError), match=match):
+        ddim_ode.load(name)
+
+
+@pytest.mark.parametrize(
+    ("shape", "cond", "match"),
+    [
+        (
+            (2, 3, 28, 28),
+            dict(y=torch.tensor([0, 1])),
+            r"x has 3 channels \(B, C, \*\), .* takes 1",
+        ),
+        (
+            (2, 1, 28, 28),
+            dict(y=torch.tensor([0, 11])),
+            "class labels 0 to 11: the network knows 0 to 10",
+        ),
+        ((2, 1, 28, 28), dict(y=torch.tensor([0.0, 1.0])), "class labels must be whole numbers"),
+    ],
+)
+def test_inputs_that_the_shipped_network_cannot_take(shape, cond, match):
+    with pytest.raises(ValueError, match=match):
+        ddim_ode.sample(ddim_ode.load("fashion-mnist"), torch.zeros(shape), steps=1, cond=cond)
+
+
 @pytest.mark.parametrize("file", sorted(ASSETS.glob("*-nfe-*.json")), ids=lambda file: file.stem)
 def test_shipped_plans_are_the_models_own(file):
     scale, nfe = (float(part) for part in re.findall(r"guidance-([\d.]+)-nfe-(\d+)", file.stem)[0])

@@ -320,3 +320,11 @@ def test_what_is_printed_of_a_solution_names_failures():
 def test_modules_are_there_without_an_import_of_their_own(name):
     code = f"import sys, ddim_ode; ddim_ode.{name}; sys.exit(hasattr(ddim_ode.evaluate, 'nothing'))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_plan_given_as_a_method_is_told_where_to_go():
+    plan = ddim_ode.plan("ddim", COSINE, [5.0, 1.0, 0.0])
+    with pytest.raises(
+        ValueError, match=r"method=Plan\(ddim.* is a compiled plan; give it as plan="
+    ):
+        ddim_ode.sample(mixture_2d(COSINE), torch.zeros(1, 2), plan)

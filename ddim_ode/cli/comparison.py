@@ -128,6 +128,8 @@ def _compare(args: argparse.Namespace) -> int:
             plan for plans in solvers.values() if isinstance(plans, dict) for plan in plans.values()
         ]
         args.seed = max((fitted_seeds(plan).stop for plan in fitted), default=0)
+        if args.seed:
+            print(f"seeds from {args.seed} on: those before are the plans' own examples\n")
     count("--seed", args.seed, least=0)
     measure = _Measuring(args, loaded, n)
     # in turn over the seeds, so that a seed has its class whatever n is

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .._checks import refuse
 from .common import find_device, parse_features
 
 if TYPE_CHECKING:
@@ -33,7 +34,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="a classifier.safetensors, inception, or identity (the samples themselves)",
     )
-    add("--metrics", nargs="+", default=list(_METRICS), metavar="METRIC", help="for --data")
+    add(
+        "--metrics",
+        nargs="+",
+        default=None,
+        metavar="METRIC",
+        help=f"for --data ({' '.join(_METRICS)})",
+    )
     add("--keep", type=int, default=10_000, help="rows for all metrics but frechet_distance")
     add("--seed", type=int, default=0, help="of which rows, and of the metrics' own draws")
     add("--device", default="cpu", help="for the features: cpu, cuda ...")
@@ -46,19 +53,19 @@ def _evaluate(args: argparse.Namespace) -> int:
     from ..evaluate.streaming import summarise
     from ..shards import Shards
 
-    check_names(args.metrics)
+    names = check_names(list(_METRICS) if args.metrics is None else args.metrics)
     shards = Shards.open(args.folder)
     features, reference = None, None
     if args.data is not None:
         features = _features(args, shards)
         reference = _reference(args.data, shards, features)
-    elif args.features is not None:
-        raise ValueError("--features belongs to --data; give both, or drop it")
+    else:
+        refuse("without --data nothing is compared", features=args.features, metrics=args.metrics)
     found = summarise(
         shards,
         features,
         reference,
-        metrics=args.metrics,
+        metrics=names,
         keep=args.keep,
         seed=args.seed,
         progress=True,

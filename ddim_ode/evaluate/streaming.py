@@ -20,6 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from .._checks import count, seed_of
+from .._warn import warn
 from ..shards import Shards
 from ..solvers.controller import SUCCESS
 from .features import Features
@@ -156,6 +157,12 @@ def summarise(
     if reference is not None:
         moments = (gaussian.mean, gaussian.cov)
         a = as_rows("the samples' features", kept.rows)
+        fewest = min(gaussian.n, reference.n)
+        if "frechet_distance" in names and fewest <= a.shape[1]:
+            warn(
+                f"the Fréchet distance of {fewest} samples in {a.shape[1]} features is mostly bias (their "
+                "covariance is singular); make more samples than features, or take kernel_distance"
+            )
         measured = measure_features(a, moments, reference, names, seed=seed)
         row |= dict(measured, n=run.n, rows=len(a))
     return Summary(row, status, len(bytes_of), whole.hexdigest())

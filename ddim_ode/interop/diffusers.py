@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from .._checks import count, device_of, flag, named, one_of
+from ..asking import check_channels, check_labels
 from ..content import digest
 from ..denoiser import Denoiser
 from ..grids import check_grid
@@ -175,7 +176,7 @@ class DiffusersModel(Denoiser):
             null = _plain(guidance.null)
             if "class_labels" in null and self.num_classes:
                 labels = torch.as_tensor(null["class_labels"]).reshape(-1)
-                _check_labels(labels, self.num_classes + (self.null_label is not None))
+                check_labels(labels, self.num_classes + (self.null_label is not None))
             guidance = replace(guidance, null=null)
         else:
             scale = 1.0 if guidance is None else guidance
@@ -212,13 +213,10 @@ class DiffusersModel(Denoiser):
             cond = _plain(named("cond", cond))
         if shared is not None:
             shared = _plain(named("shared", shared))
-        if like.ndim > 1 and like.shape[1] != self.channels:
-            raise ValueError(
-                f"x has {like.shape[1]} channels (B, C, *), and the network takes {self.channels}"
-            )
+        check_channels(like, self.channels)
         labels = {**(shared or {}), **(cond or {})}.get("class_labels")
         if isinstance(labels, Tensor) and self.num_classes:
-            _check_labels(labels, self.num_classes + (self.null_label is not None))
+            check_labels(labels, self.num_classes + (self.null_label is not None))
         given = {*(cond or ()), *(shared or ())}
         if self._takes is not None:
             for name in sorted(given):
@@ -325,19 +323,6 @@ def _sizes(value: Any, model: nn.Module) -> list[int]:
             f"sample_size={value!r} of the network's config.json: give {axes} sizes, or one"
         )
     return [count("sample_size (of the network's config.json)", size) for size in given]
-
-
-def _check_labels(labels: Tensor, n: int) -> None:
-    """ValueError for what no embedding takes; values are looked at where that waits for no device."""
-    if labels.dtype not in (torch.int64, torch.int32) or labels.ndim != 1:
-        raise ValueError(
-            f"class labels must be whole numbers (B,), int64 or int32; got {labels.dtype} "
-            f"{tuple(labels.shape)}"
-        )
-    if labels.device.type == "cpu" and labels.numel():
-        least, most = int(labels.min()), int(labels.max())
-        if least < 0 or most >= n:
-            raise ValueError(f"class labels {least} to {most}: the network knows 0 to {n - 1}")
 
 
 def _needs(model: nn.Module) -> frozenset[str]:

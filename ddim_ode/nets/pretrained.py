@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 
 from .. import schedules
 from .._checks import device_of, one_of, path_of
+from ..asking import check_channels, check_labels
 from ..denoiser import Denoiser
 from ..guidance import Guidance
 from ..solvers.plan import Plan
@@ -20,6 +21,15 @@ from .unet import UNet
 
 ASSETS = Path(__file__).parent.parent / "assets"
 MODELS = ("fashion-mnist",)
+_PICKLED = (
+    "files of this kind are pickled, which can run code, and are not read; save the tensors with "
+    "safetensors, or build the network yourself and give it to ddim_ode.Denoiser(net, schedule)"
+)
+_OF_DIFFUSERS = "a directory or hub id of diffusers goes to ddim_ode.interop.diffusers.load"
+_FOREIGN = {
+    **dict.fromkeys((".pt", ".pth", ".ckpt", ".bin", ".pkl"), _PICKLED),
+    ".json": "is no model; ddim_ode.Plan.load reads plans",
+}
 
 
 class PretrainedModel(Denoiser):
@@ -62,6 +72,19 @@ class PretrainedModel(Denoiser):
         if not guidance.is_off and not self.num_classes:
             raise ValueError(f"guidance={scale!r}: this model is unconditional; use guidance=1")
         self.guidance = None if guidance.is_off else guidance
+
+    def network(
+        self,
+        like: torch.Tensor,
+        cond: Mapping[str, torch.Tensor] | None = None,
+        shared: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """As of a :class:`Denoiser`, of x of its channels and, as ``"y"``, labels that it knows."""
+        check_channels(like, self.shape[0])
+        labels = {**(shared or {}), **(cond or {})}.get("y")
+        if isinstance(labels, torch.Tensor) and self.num_classes:
+            check_labels(labels, self.num_classes + 1)  # the last is the null label
+        return super().network(like, cond, shared)
 
     def calibrated(self, nfe: int) -> Plan:
         """The plan of ``nfe`` network calls that ships with this model, fitted to it at its guidance.
@@ -146,6 +169,8 @@ def load(
     ((1, 28, 28), 'ankle boot')
     """
     path = _locate(name_or_path, ".safetensors")
+    if path.suffix in _FOREIGN:
+        raise ValueError(f"{path}: {_FOREIGN[path.suffix]}")
     tensors, config = weights.read(path)
     _check_kind(config, "unet", path)
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -176,7 +201,11 @@ def load_classifier(
 def _locate(name_or_path: str | Path, suffix: str) -> Path:
     path = path_of("name_or_path", name_or_path)
     if path.is_dir():
+        if not (path / "model.safetensors").exists():
+            raise FileNotFoundError(f"{path}: holds no model.safetensors; {_OF_DIFFUSERS}")
         return path / "model.safetensors"
+    if path.parent != Path() and not path.suffix and not path.exists():
+        raise FileNotFoundError(f"{path}: no such file or directory; {_OF_DIFFUSERS}")
     if path.suffix or path.exists():
         return path
     return ASSETS / f"{one_of('model', str(name_or_path), MODELS)}{suffix}"

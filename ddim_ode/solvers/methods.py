@@ -247,6 +247,8 @@ def get_method(method: str | Method, variant: str | None = None) -> Method:
     variant: a key of VARIANTS, or several joined by "+". ``"dpmpp3m:half"`` is the same as
     ``"dpmpp3m"`` with ``variant="half"``.
     """
+    if hasattr(method, "ops"):
+        raise ValueError(f"method={method!r} is a compiled plan; give it as plan=")
     if isinstance(method, str) and method.split(":")[0] == "reversible":
         raise ValueError(f"method {method!r} goes both ways: ddim_ode.encode and decode take it")
     if isinstance(method, str) and ":" in method:

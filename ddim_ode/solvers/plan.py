@@ -123,7 +123,8 @@ class Plan:
         lines.append(f"{'op':>4} {'call at σ':>12} {'t':>10}  {'scale':>12}  weights, newest first")
         for i, op in enumerate(self.ops):
             at = f"{op.node.sigma:12.5g} {op.node.t:10.3f}" if op.node else f"{'–':>12} {'–':>10}"
-            weights = " ".join(f"{w:+.6g}" for w in op.weights)
+            least = 1e-13 * max(map(abs, op.weights), default=0.0)  # rounding, which is no weight
+            weights = " ".join(f"{w:+.6g}" if abs(w) > least else "0" for w in op.weights)
             noise = f"  + {op.noise:.4g} z" if op.noise else ""
             stage = "" if op.commit or not i else "  (stage)"
             lines.append(f"{i:>4} {at}  {op.scale + 0.0:12.6g}  {weights}{noise}{stage}")
