@@ -144,12 +144,14 @@ def check_cond(cond: Mapping[str, Tensor] | None, x: Tensor) -> dict[str, Tensor
 def check_labels(labels: Tensor, n: int) -> None:
     """ValueError for what no embedding of n classes takes; values are looked at where that waits for no
     device."""
+    if labels.numel() == 0:
+        return  # torch.tensor([]) is floating
     if labels.dtype not in (torch.int64, torch.int32) or labels.ndim != 1:
         raise ValueError(
             f"class labels must be whole numbers (B,), int64 or int32; got {labels.dtype} "
             f"{tuple(labels.shape)}"
         )
-    if labels.device.type == "cpu" and labels.numel():
+    if labels.device.type == "cpu":
         least, most = int(labels.min()), int(labels.max())
         if least < 0 or most >= n:
             raise ValueError(f"class labels {least} to {most}: the network knows 0 to {n - 1}")

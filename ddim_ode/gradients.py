@@ -35,19 +35,18 @@ def check_mode(differentiable: Any, who: str, *able: str) -> Any:
 
     Nor can anything but False be had under ``torch.inference_mode``.
     """
+    if not isinstance(differentiable, str):
+        differentiable = flag("differentiable", differentiable)
+    elif one_of("differentiable", differentiable, WHERE) not in able:
+        raise ValueError(
+            f"{who} has no differentiable={differentiable!r}, which is for {WHERE[differentiable]}; "
+            f"use {' or '.join([*map(repr, able), 'True'])}"
+        )
     if differentiable and torch.is_inference_mode_enabled():
         raise ValueError(
             f"differentiable={differentiable!r}: torch.inference_mode() keeps no gradients; call it outside"
         )
-    if not isinstance(differentiable, str):
-        return flag("differentiable", differentiable)
-    if differentiable in able:
-        return differentiable
-    one_of("differentiable", differentiable, WHERE)
-    raise ValueError(
-        f"{who} has no differentiable={differentiable!r}, which is for {WHERE[differentiable]}; "
-        f"use {' or '.join([*map(repr, able), 'True'])}"
-    )
+    return differentiable
 
 
 def checkpointed(evaluate: Evaluate) -> Evaluate:

@@ -17,7 +17,8 @@ MODULES = [m.name for m in pkgutil.walk_packages(ddim_ode.__path__, "ddim_ode.")
 
 
 @pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
-def test_readme_code_runs(code, capsys):
+def test_readme_code_runs(code, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # some of it saves files
     exec(compile(code, "README.md", "exec"), {})
 
 

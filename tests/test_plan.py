@@ -1,3 +1,4 @@
+import dataclasses
 import subprocess
 import sys
 
@@ -115,6 +116,13 @@ def test_describe_has_every_op_with_its_level_weights_and_noise(name):
         assert op.node is None or f"{op.node.sigma:.5g}" in line
         assert all(f"{weight:+.6g}" in line for weight in op.weights)
         assert (" z" in line) == (op.noise > 0)
+
+
+def test_describe_shows_no_rounding_for_a_weight():
+    plan = ddim_ode.plan("ab2", COSINE, GRID)
+    last = plan.ops[-1]._replace(weights=(1.0, -7e-15, 2e-12))
+    shown = dataclasses.replace(plan, ops=(*plan.ops[:-1], last)).describe()
+    assert shown.endswith("+1 +0 +2e-12")
 
 
 def test_nodes_pair_sigma_with_its_own_time():

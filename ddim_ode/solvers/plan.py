@@ -124,7 +124,7 @@ class Plan:
         for i, op in enumerate(self.ops):
             at = f"{op.node.sigma:12.5g} {op.node.t:10.3f}" if op.node else f"{'–':>12} {'–':>10}"
             least = 1e-13 * max(map(abs, op.weights), default=0.0)  # rounding, which is no weight
-            weights = " ".join(f"{w:+.6g}" if abs(w) > least else "0" for w in op.weights)
+            weights = " ".join(f"{w if abs(w) > least else 0.0:+.6g}" for w in op.weights)
             noise = f"  + {op.noise:.4g} z" if op.noise else ""
             stage = "" if op.commit or not i else "  (stage)"
             lines.append(f"{i:>4} {at}  {op.scale + 0.0:12.6g}  {weights}{noise}{stage}")
