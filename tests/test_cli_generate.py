@@ -198,6 +198,22 @@ def test_streamed_metrics_are_those_of_all_at_once(tmp_path, shard):
     assert found.row["std"] == pytest.approx(float(x[good].double().std()))
 
 
+@pytest.mark.parametrize(
+    ("options", "failed"),
+    [
+        (dict(method="rk45", nfe=15), 0),  # all are brought to the end, and judged
+        (dict(method="rk45", max_nfe=15), 5),  # all stop on the way
+        (dict(method="scipy:RK45", nfe=15, batch=1), 5),
+    ],
+)
+def test_samples_that_arrive_are_judged(tmp_path, options, failed):
+    model = ddim_ode.cli.models.load_model("mixture").denoiser
+    shards = generate(model, 5, tmp_path, **options).shards
+    found = summarise(shards)
+    assert found.status == dict(max_nfe=5)
+    assert found.row["failed"] == failed
+
+
 def test_which_rows_are_kept_does_not_depend_on_the_shards(tmp_path):
     rows = [
         summarise(made(tmp_path / str(s), 80, s), IDENTITY, reference(), keep=30, seed=3).row
