@@ -44,9 +44,10 @@ class RoundTrip:
 
     def __repr__(self) -> str:
         order = "–" if self.order is None else f"{self.order:.2f}"
-        return (
-            f"RoundTrip(error {mean_square(self.error) ** 0.5:.1e}, order {order}, nfe {self.nfe})"
-        )
+        said = f"error {mean_square(self.error) ** 0.5:.1e}, order {order}"
+        if self.latent_gap is not None:  # coming back says nothing of where one has been
+            said += f", latent off by some {mean_square(self.latent_gap) ** 0.5:.1e}"
+        return f"RoundTrip({said}, nfe {self.nfe})"
 
 
 def mean_square(error: Tensor) -> float:

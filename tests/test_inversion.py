@@ -275,6 +275,8 @@ def test_a_certificate_of_what_has_no_order():
     assert rounding.error.max() < 1e-13
     assert rounding.order is None
     exact = ddim_ode.encode(MODEL, spread(), "reversible", steps=8, certify=True).round_trip
+    assert "latent off by some" in repr(exact)
+    assert "latent" not in repr(adaptive)
     assert exact.error.max() < 1e-12
     assert exact.order is None
     assert exact.latent_gap.max() > 1e-3  # the round trip alone does not see how good the latent is
