@@ -30,6 +30,7 @@ _ROUNDS: tuple[tuple[str, Any], ...] = (("o", "-"), ("s", (0, (5, 1.5))), ("^", 
 _ORDER = (*DEFAULT_METHODS, *(name for name in METHODS if name not in DEFAULT_METHODS))
 _PER_ROW = 3
 _LABEL_GAP = 11.0  # points between two names at the right
+_SHORT = 30  # points: a leader from the last budget
 
 
 def look(method: str) -> dict[str, Any]:
@@ -191,12 +192,14 @@ def _of(rows: Sequence[Row], method: str) -> list[Row]:
 
 
 def _bands(axis: Any, rows: Sequence[Row]) -> None:
-    for method in dict.fromkeys(row["method"] for row in rows):
+    methods = dict.fromkeys(row["method"] for row in rows)
+    alpha = min(0.15, 0.6 / max(1, len(methods)))  # many lie on each other
+    for method in methods:
         mine = _of(rows, method)
         if all(row["error_low"] is not None for row in mine):
             low, high = ([row[key] for row in mine] for key in ("error_low", "error_high"))
             nfe = [row["nfe"] for row in mine]
-            axis.fill_between(nfe, low, high, color=look(method)["color"], alpha=0.15, lw=0)
+            axis.fill_between(nfe, low, high, color=look(method)["color"], alpha=alpha, lw=0)
 
 
 def _calls_axis(axis: Any, rows: Sequence[Row]) -> None:
@@ -282,7 +285,12 @@ def _name_lines(figure: Figure, axis: Any, rows: Sequence[Row], key: str) -> Non
             fontsize=8.5,
             color=_INK,  # the lighter colours do not read as text
             arrowprops=dict(
-                arrowstyle="-", lw=1, color=look(method)["color"], relpos=(0, 0.5), shrinkA=1
+                arrowstyle="-",
+                lw=1,
+                ls="-" if right - x < _SHORT else ":",  # no part of a line that ends early
+                color=look(method)["color"],
+                relpos=(0, 0.5),
+                shrinkA=1,
             ),
             annotation_clip=False,
         )

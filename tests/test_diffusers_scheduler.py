@@ -1,5 +1,6 @@
 """Our plans inside unmodified diffusers pipelines: the same samples as ours, to the last bits."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -155,6 +156,28 @@ EXPONENTIAL = dict(name="exponential", params=dict(rate=5.0, T=1000))
 
 def with_plans(plans):
     return type(ours()).from_plans(plans, ours(schedule=EXPONENTIAL).config)
+
+
+def test_final_is_the_methods():
+    scheduler = ours(method="dpmpp2m", final="sigma_min")
+    scheduler.set_timesteps(5)
+    options = dict(steps=5, final="sigma_min")
+    assert scheduler.plan.grid == ddim_ode.sample(NET, start(), "dpmpp2m", **options).plan.grid
+    assert scheduler.plan.grid[-1] > 0
+
+
+def test_whatever_the_numbers_of_a_plan():
+    """Scales of 1, steps without weights and zeros among the weights are run as in our own loop."""
+    plan = calibrated()
+    ops = list(plan.ops)
+    ops[2] = ops[2]._replace(scale=1.0)
+    ops[3] = ops[3]._replace(weights=())
+    ops[4] = ops[4]._replace(scale=1.0, weights=())
+    ops[5] = ops[5]._replace(weights=(0.0, *ops[5].weights[1:]))
+    odd = dataclasses.replace(plan, ops=tuple(ops), fit=None)
+    pipe = pipeline(with_plans(odd))
+    model = load(unet(), pipe.scheduler)
+    assert off(run(pipe, 6)[-1], ddim_ode.sample(model, start(), plan=odd).x) < 1e-6
 
 
 def test_a_calibrated_plan_travels_inside_the_pipeline(tmp_path):
@@ -423,8 +446,9 @@ def test_custom_timesteps():
     scheduler = ours(method="ddim")
     scheduler.set_timesteps(timesteps=[999, 600, 200, 50])
     assert scheduler.timesteps.tolist() == [999, 600, 200, 50]
-    with pytest.raises(ValueError, match=r"\[50\.0, 200\.0\] must fall"):
-        scheduler.set_timesteps(timesteps=[50, 200])
+    for later in (200, 50):
+        with pytest.raises(ValueError, match=rf"\[50\.0, {later}\.0\] must fall"):
+            scheduler.set_timesteps(timesteps=[50, later])
     for options in (dict(grid="karras"), dict(final="sigma_min")):
         with pytest.raises(ValueError, match=f"where to step; drop {next(iter(options))}="):
             ours(method="ddim", **options).set_timesteps(timesteps=[999, 600])
