@@ -190,6 +190,7 @@ def test_a_calibrated_plan_travels_inside_the_pipeline(tmp_path):
     assert torch.equal(run(again, 6)[-1], made[-1])
     assert again.scheduler.plan == plan
     assert again.scheduler.plan.fit == plan.fit
+    assert again.scheduler.order == 1
     model = load(tmp_path)
     assert off(made[-1], ddim_ode.sample(model, start(), plan=plan).x) < 1e-6
     with pytest.raises(ValueError, match="4, 6 network calls"):
@@ -403,14 +404,15 @@ def test_half_precision_keeps_a_wide_state():
 def test_a_learned_variance_from_the_pipeline_is_split():
     scheduler = ours(method="ddim", variance_type="learned_range")
     scheduler.set_timesteps(2)
-    out = torch.cat([start(), 100 * start()], 1)
-    both = scheduler.step(out, scheduler.timesteps[0], start()).prev_sample
+    x = start(channels=3)
+    out = torch.cat([x, 100 * x], 1)
+    both = scheduler.step(out, scheduler.timesteps[0], x).prev_sample
     scheduler.set_timesteps(2)
-    assert torch.equal(both, scheduler.step(start(), scheduler.timesteps[0], start()).prev_sample)
+    assert torch.equal(both, scheduler.step(x, scheduler.timesteps[0], x).prev_sample)
     plain = ours(method="ddim")
     plain.set_timesteps(2)
     with pytest.raises(ValueError, match="learned variance"):
-        plain.step(out, plain.timesteps[0], start())
+        plain.step(out, plain.timesteps[0], x)
 
 
 def test_add_noise_is_theirs():
@@ -535,6 +537,7 @@ def test_a_saved_pipeline_loads_with_our_scheduler(tmp_path):
         pipe = peer("diffusers").DDPMPipeline.from_pretrained(tmp_path)
     kept = {key: v for key, v in scheduler.config.items() if not key.startswith("_")}
     assert kept == {key: pipe.scheduler.config[key] for key in kept}
+    assert pipe.scheduler.timesteps.tolist() == list(range(999, -1, -1))  # before set_timesteps
 
 
 def test_plans_must_begin_at_the_state():
