@@ -85,6 +85,9 @@ def _calibrate(args: argparse.Namespace) -> int:
         print(f"  {note}")
     pictures = _draw(args, loaded, plans, shown, shown_with)
     print("\n" + "   ".join(map(str, [*files, *pictures])))
+    print(
+        "default: what sample(nfe=) does; incumbent: the best textbook sampler found; calibrated: the plan"
+    )
     print(_how_to_sample(args, loaded.denoiser, files[0]))
     return 0
 
