@@ -251,7 +251,10 @@ def test_truncated_weights_are_named(tmp_path):
         (dict(_class_name="DDIMScheduler", beta_schedule="exp"), "exp"),
         (dict(_class_name="DDIMScheduler", prediction_type="noise"), "noise"),
         (dict(_class_name="DDIMScheduler", trained_betas=[0.1, 0.2]), "must agree"),
-        (dict(_class_name="DDIMScheduler", prediction_type="flow_prediction"), "does not go"),
+        (
+            dict(_class_name="DDIMScheduler", prediction_type="flow_prediction"),
+            "does not go with use_flow_sigmas=False, where epsilon, sample and v_prediction do",
+        ),
         (dict(_class_name="DDPMScheduler", variance_type="foo"), "unknown variance_type 'foo'"),
     ],
 )
@@ -272,6 +275,15 @@ def test_what_is_left_out_is_warned_of(config, match):
     peer("diffusers")
     with pytest.warns(InteropWarning, match=match):
         load(unet(), config)
+
+
+def test_settings_of_what_is_off_are_no_matter():
+    peer("diffusers")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", InteropWarning)
+        model = load(unet(), dict(_class_name="DDIMScheduler", clip_sample=False))
+    assert "clip_sample=False: honoured, off" in model.report
+    assert "clip_sample_range" not in model.report
 
 
 def test_eps_at_zero_terminal_snr_is_refused_where_it_is_blind():
