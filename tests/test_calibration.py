@@ -6,6 +6,7 @@ fit has seen.
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 
 import numpy as np
@@ -104,6 +105,41 @@ def test_where_the_noise_has_the_size_of_every_state_the_first_call_sees_it_as_i
     told = Linear.of(plan).without_calls(1, ddim_ode.schedules.ve(2e4))
     assert told.scale[0] != 1.0
     assert ddim_ode.calibrate(mixture(), 4, n=48, progress=False).ops[0].scale == 1.0
+
+
+def test_parameters_are_met_in_the_order_of_a_run():
+    def named(point, **options):
+        return [
+            f"{p.kind[0]}{p.k}" + ("" if p.j < 0 else str(p.j)) for p in point.parameters(**options)
+        ]
+
+    point = Linear.of(ddim_ode.plan("ab3", SCHEDULE, [50.0, 4.0, 0.5, 0.0]))
+    whole = ["s0", "l0", "s1", "w00", "l1", "s2", "w11", "w10", "l2", "s3", "w22", "w21", "w20"]
+    assert named(point) == whole
+    assert named(point, memory=2) == [name for name in whole if name != "w20"]
+    assert named(point, memory=1) == ["s0", "l0", "s1", "w00", "l1", "s2", "w11", "l2", "s3", "w22"]
+    assert named(point, levels=False) == [name for name in whole if name[0] != "l"]
+    assert named(point, first_scale=False) == whole[1:]
+    from_infinity = Linear.of(
+        ddim_ode.plan("ddim", ddim_ode.schedules.flow(), [np.inf, 4.0, 0.5, 0.0])
+    )
+    assert named(from_infinity) == [name for name in whole if name != "l0"]
+
+
+def test_a_point_s_plan_keeps_no_weights_of_0_behind_the_last():
+    grid = [50.0, 4.0, 0.5, 0.1, 0.0]  # whose last step looks at its own call alone
+    for name, lengths in (("ddim", [0, 1, 1, 1, 1]), ("ab2", [0, 1, 2, 2, 1])):
+        plan = Linear.of(ddim_ode.plan(name, SCHEDULE, grid)).to_plan(SCHEDULE, "again", {})
+        assert [len(op.weights) for op in plan.ops] == lengths
+        assert plan.grid == tuple(grid)
+        assert plan.ops[0].noise == plan.ops[-1].noise == 0.0
+
+
+def test_levels_fall_only_where_each_is_below_the_last():
+    point = Linear.of(ddim_ode.plan("ddim", SCHEDULE, [50.0, 4.0, 0.5, 0.0]))
+    assert point.falls
+    for sigma in ([50.0, 4.0, 4.0], [50.0, 4.0, 5.0]):
+        assert not dataclasses.replace(point, sigma=np.array(sigma)).falls
 
 
 def test_a_plan_with_step_noise_is_no_point_of_it():
