@@ -80,6 +80,15 @@ def test_the_commands_in_a_docstring_are_those_of_the_parser(name, monkeypatch):
         assert str(stop.value) == "unrecognized arguments: --no-such-option"
 
 
+def test_the_networks_of_nothing_are_networks():
+    """Whose calls cost nothing, so that what is left is the loop."""
+    peer("diffusers")
+    rows = load("overhead").stub_rows(rounds=1)
+    assert {"ddim", "heun", "rk4"} <= {row["sampler"] for row in rows}
+    name, options = load("tracing").SCHEDULERS[0]
+    assert load("tracing").measure(name, options, rounds=1)["scheduler"].startswith(name)
+
+
 def test_gpu_without_a_gpu_says_so_and_writes_nothing(tmp_path, monkeypatch, capsys):
     gpu = load("gpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
