@@ -252,19 +252,28 @@ class Denoiser:
         table = torch.as_tensor(np.repeat(host[:, None], like.shape[0], axis=1))
         times = table.to(device=like.device, dtype=self._time_dtype(like)).unbind(0)
         at = [self.at(levels[k : k + 1], like) for k in range(len(nodes))]
+        conversions = self.conversions(nodes)
+        if conversions is None:
+            return lambda y, k: call(y, times[k], at[k])
+
+        def evaluate(y: Tensor, k: int) -> Tensor:
+            of_x, of_prediction = conversions[k]
+            return torch.add(call(y, times[k], at[k]) * of_prediction, y, alpha=of_x)
+
+        return evaluate
+
+    def conversions(self, nodes: Sequence[Node]) -> list[tuple[float, float]] | None:
+        """For each node (a, b) with a·x + b·prediction the vector that it stores; None where each is the
+        prediction itself."""
         converted = {node.vector for node in nodes} - {self.prediction}
         if not converted:
-            return lambda y, k: call(y, times[k], at[k])
+            return None
+        levels = self.snapped(np.array([node.sigma for node in nodes]))
         a, b = np.zeros(len(nodes)), np.ones(len(nodes))
         for vector in converted:
             rows = [k for k, node in enumerate(nodes) if node.vector == vector]
             a[rows], b[rows] = self._coefficients(vector, levels[rows])
-        of_x, of_prediction = a.tolist(), b.tolist()
-
-        def evaluate(y: Tensor, k: int) -> Tensor:
-            return torch.add(call(y, times[k], at[k]) * of_prediction[k], y, alpha=of_x[k])
-
-        return evaluate
+        return list(zip(a.tolist(), b.tolist()))
 
     def network(
         self,

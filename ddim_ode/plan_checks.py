@@ -12,6 +12,8 @@ from .denoiser import Denoiser
 from .solvers.fit_text import ode_text
 from .solvers.plan import Plan
 
+_ANOTHER = "{} was calibrated for {}, and runs with {}, for which its gain was not measured"
+
 
 def check_plan(plan: Plan, model: Denoiser) -> None:
     """ValueError unless its weights and network times are of the model's schedule."""
@@ -75,13 +77,16 @@ def warn_of_another_network(plan: Plan, model: Denoiser, model_key: str | None) 
         )
 
 
+def warn_of_another_prediction(plan: Plan, model: Denoiser) -> None:
+    """As :func:`warn_of_another_ode`, where guidance and all else are the business of a pipeline."""
+    if different := _prediction_differs(plan, model):
+        warn(_ANOTHER.format(plan.method, *different))
+
+
 def warn_of_another_ode(plan: Plan, model: Denoiser) -> None:
     """A calibrated plan is fitted, and its gain measured, for one guidance, interval, clip and so on."""
     if different := _ode_differs(plan, model):
-        warn(
-            f"{plan.method} was calibrated for {different[0]}, and runs with {different[1]}, for which its "
-            "gain was not measured"
-        )
+        warn(_ANOTHER.format(plan.method, *different))
 
 
 def _ode_differs(plan: Plan, model: Denoiser) -> tuple[str, str] | None:
@@ -89,9 +94,8 @@ def _ode_differs(plan: Plan, model: Denoiser) -> tuple[str, str] | None:
     guidance = model.alterations.get("guidance")
     if plan.fit is None or isinstance(guidance, Tensor):  # the device would be waited for
         return None
-    predicted = plan.fit.get("prediction", model.prediction)
-    if predicted != model.prediction:
-        return f"a network that predicts {predicted}", f"one that predicts {model.prediction}"
+    if predictions := _prediction_differs(plan, model):
+        return predictions
     others = plan.fit.get("alterations")
     fitted = {
         **(others if isinstance(others, Mapping) else {}),
@@ -99,3 +103,10 @@ def _ode_differs(plan: Plan, model: Denoiser) -> tuple[str, str] | None:
     }
     of_plan, of_model = ode_text(fitted), ode_text(model.alterations)
     return None if of_plan == of_model else (of_plan, of_model)
+
+
+def _prediction_differs(plan: Plan, model: Denoiser) -> tuple[str, str] | None:
+    predicted = (plan.fit or {}).get("prediction", model.prediction)
+    if predicted == model.prediction:
+        return None
+    return f"a network that predicts {predicted}", f"one that predicts {model.prediction}"

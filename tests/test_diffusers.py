@@ -256,6 +256,10 @@ def test_truncated_weights_are_named(tmp_path):
             "does not go with use_flow_sigmas=False, where epsilon, sample and v_prediction do",
         ),
         (dict(_class_name="DDPMScheduler", variance_type="foo"), "unknown variance_type 'foo'"),
+        (
+            dict(_class_name="EulerDiscreteScheduler", timestep_type="continuous"),
+            "¼ ln σ and not t",
+        ),
     ],
 )
 def test_configurations_that_cannot_be_honoured(config, match):

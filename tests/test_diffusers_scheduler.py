@@ -1,7 +1,10 @@
 """Our plans inside unmodified diffusers pipelines: the same samples as ours, to the last bits."""
 
+import copy
 import dataclasses
 import json
+import pickle
+import warnings
 
 import numpy as np
 import pytest
@@ -432,7 +435,7 @@ def test_add_noise_is_theirs():
         (dict(timesteps="late"), "timesteps='late' must be real numbers"),
         (dict(noise=start()[:1]), r"noise must have the samples' shape \(3, 1, 8, 8\), got \(1, "),
         (dict(noise=None), "got NoneType"),
-        (dict(original_samples=start().byte()), "original_samples must be a floating tensor"),
+        (dict(original_samples=start().byte()), "samples must be a floating tensor"),
     ],
 )
 def test_add_noise_takes_what_a_training_loop_gives(change, match):
@@ -482,6 +485,116 @@ def test_an_option_that_from_config_does_not_know_is_named():
         type(ours()).from_config({**config, "new_key": 1})
     _, unused = type(ours()).from_config(config, return_unused_kwargs=True, mthod="heun")
     assert unused["mthod"] == "heun"
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.copy, copy.deepcopy, lambda s: pickle.loads(pickle.dumps(s))]
+)
+@pytest.mark.parametrize("calls", [0, 2])
+def test_a_copy_is_a_scheduler_of_its_own(copied, calls):
+    """Before a run and within one, interleaved with the first."""
+
+    def net(x, slope):
+        return torch.tanh(slope * x)
+
+    def walked(scheduler, slope, x, first=0):
+        for t in scheduler.timesteps[first:]:
+            x = scheduler.step(net(x, slope), t, x).prev_sample
+        return x
+
+    one = ours(method="dpmpp2m")
+    one.set_timesteps(5)
+    x = start()
+    for t in one.timesteps[:calls]:
+        x = one.step(net(x, 1.0), t, x).prev_sample
+    other = copied(one)
+    if copied is copy.copy and calls:
+        pytest.skip("a shallow copy shares the run under way")
+    a = b = x
+    for t in one.timesteps[calls:]:
+        a, b = (
+            s.step(net(y, slope), t, y).prev_sample
+            for s, y, slope in ((one, a, 1.0), (other, b, 2.0))
+        )
+    assert not torch.equal(a, b)
+    for end, slope in ((a, 1.0), (b, 2.0)):
+        again = ours(method="dpmpp2m")
+        again.set_timesteps(5)
+        y = start()
+        for t in again.timesteps[:calls]:
+            y = again.step(net(y, 1.0), t, y).prev_sample
+        assert torch.equal(walked(again, slope, y, calls), end)
+
+
+def test_a_pipeline_may_answer_in_one_buffer():
+    ends = []
+    for buffer in (None, torch.empty(3, 1, 8, 8)):
+        scheduler = ours(method="ab4", prediction_type="epsilon")
+        scheduler.set_timesteps(8)
+        x = start()
+        for t in scheduler.timesteps:
+            answer = torch.tanh(x) * 0.5
+            x = scheduler.step(answer if buffer is None else buffer.copy_(answer), t, x).prev_sample
+        ends.append(x)
+    assert torch.equal(*ends)
+
+
+@pytest.mark.parametrize("name", ["LCMScheduler", "HeunDiscreteScheduler", "DDIMScheduler"])
+def test_a_file_need_not_say_what_its_class_has_by_default(name, tmp_path):
+    file = tmp_path / "scheduler_config.json"
+    file.write_text(json.dumps(dict(_class_name=name, beta_schedule="scaled_linear")))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        made = type(ours()).from_pretrained(tmp_path)
+    theirs = getattr(peer("diffusers"), name).from_pretrained(tmp_path)
+    torch.testing.assert_close(
+        made.alphas_cumprod.float(), theirs.alphas_cumprod, rtol=1e-4, atol=1e-7
+    )
+    clips = [w for w in said if "clip_sample=True" in str(w.message)]
+    assert len(clips) == (name == "DDIMScheduler")
+
+
+def test_what_contradicts_a_schedule_is_refused():
+    cosine = ours(schedule=dict(name="cosine", params=dict(T=1000)))
+    with pytest.raises(ValueError, match=r"schedule= in place of betas .* drop beta_schedule="):
+        type(cosine).from_config(cosine.config, beta_schedule="scaled_linear")
+    back = type(cosine).from_config(cosine.config, beta_schedule="scaled_linear", schedule=None)
+    assert back.config.schedule is None
+    with pytest.raises(ValueError, match=r"num_train_timesteps=500, and .* has T=1000: give"):
+        ours(num_train_timesteps=500, schedule=cosine.config.schedule)
+
+
+def test_a_plan_of_another_prediction_is_warned_of():
+    exponential = ours(schedule=EXPONENTIAL, prediction_type="sample").config
+    with pytest.warns(UserWarning, match="a network that predicts eps, and runs with one that"):
+        type(ours()).from_plans(calibrated(), exponential)
+
+
+def test_arguments_of_another_kind_are_told_apart(tmp_path):
+    scheduler, plan = ours(method="ddim"), calibrated()
+    cls = type(scheduler)
+    for call, match in (
+        (lambda: cls.from_plans(str(tmp_path), scheduler.config), r"Plan\.load reads a file"),
+        (lambda: cls.from_plans(plan, scheduler), r"got DDIMODEScheduler; give its \.config"),
+        (lambda: cls.from_config(scheduler), r"got DDIMODEScheduler; give its \.config"),
+        (lambda: cls.from_config("a/b"), r"got str; give a scheduler's \.config"),
+        (
+            lambda: load(unet(), peer("diffusers").DDIMScheduler().config),
+            "give the scheduler itself",
+        ),
+        (lambda: scheduler.set_timesteps(4, device="nope"), "device='nope' cannot be used"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            call()
+    scheduler.set_timesteps(10)
+    with pytest.raises(ValueError, match=r"begin_index=10: there are 10 calls, .* raise strength"):
+        scheduler.set_begin_index(10)
+
+
+def test_get_velocity_is_theirs():
+    t, x0, noise = torch.tensor([0, 500, 999]), start(), start(seed=2)
+    theirs = peer("diffusers").DDIMScheduler().get_velocity(x0, noise, t)
+    torch.testing.assert_close(ours().get_velocity(x0, noise, t), theirs, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -102,7 +102,15 @@ def schedule_of(config: Mapping[str, Any]) -> Schedule:
     if written is not None:
         if not isinstance(written, Mapping) or set(written) != {"name", "params"}:
             raise ValueError(f'schedule={written!r} must be {{"name": ..., "params": {{...}}}}')
-        return schedules.build(written["name"], dict(named("params", written["params"])))
+        built = schedules.build(written["name"], dict(named("params", written["params"])))
+        T = config.get("num_train_timesteps", built.T)
+        if built.T > 1 and built.T != T:
+            raise ValueError(
+                f"num_train_timesteps={T!r}, and schedule={written!r} has T={built.T:g}: give "
+                f"num_train_timesteps={built.T:g}"
+            )
+        return built
+    _check_times(config)
     T = count("num_train_timesteps", config["num_train_timesteps"])
     trained, zero_snr = config.get("trained_betas"), _is_on(config, "rescale_betas_zero_snr")
     name = one_of("beta_schedule", config.get("beta_schedule", "linear"), BETAS)
@@ -145,6 +153,14 @@ def is_flow(config: Mapping[str, Any]) -> bool:
     return name in FLOW or _is_on(config, "use_flow_sigmas")
 
 
+def _check_times(config: Mapping[str, Any]) -> None:
+    if config.get("timestep_type", "discrete") != "discrete":
+        raise ValueError(
+            f"timestep_type={config['timestep_type']!r} tells the network ¼ ln σ and not t; build it with "
+            "ddim_ode.Denoiser(net, schedule, time=lambda t, sigma: 0.25 * numpy.log(sigma))"
+        )
+
+
 def check_betas(config: Mapping[str, Any]) -> None:
     """ValueError unless the configuration of an unnamed scheduler is one of variance-preserving diffusion.
 
@@ -155,6 +171,7 @@ def check_betas(config: Mapping[str, Any]) -> None:
             "the configuration has no beta_schedule, as those of flow matching, EDM or consistency models: "
             "take one of a scheduler of variance-preserving diffusion"
         )
+    _check_times(config)
     if config.get("snr_shift_scale", 1.0) != 1.0:
         raise ValueError(
             f"snr_shift_scale={config['snr_shift_scale']!r} shifts the schedule of its betas, which this "

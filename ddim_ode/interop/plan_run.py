@@ -8,6 +8,7 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from ..asking import check_output
 from ..denoiser import Denoiser
 from ..solvers.plan import Plan
 
@@ -28,26 +29,35 @@ class PlanRun:
         self.shown = self.x
         self.committed = True
         self.history: deque[Tensor] = deque(maxlen=plan.memory)
-        self.evaluate = denoiser.bind(plan.nodes, self.x)
+        self.prediction, self.conversions = denoiser.prediction, denoiser.conversions(plan.nodes)
         # 0-d tensors as in the loop, so that a pipeline's samples are the same to the last bit.
         scales = torch.tensor([op.scale for op in plan.ops], dtype=dtype)
         self.scales = scales.to(sample.device).unbind(0)
         self.op = self.call = 0
 
-    def step(self, sample: Tensor, generator: Generators) -> Tensor:
+    def step(self, sample: Tensor, answer: Tensor, generator: Generators) -> Tensor:
         """File the network's answer at ``sample``; on to the next call, or to the end."""
         before = {**vars(self), "history": self.history.copy()}
         try:
             y = self._kept(sample)
             if self.committed:
                 self.x = y
-            self.history.appendleft(self.evaluate(y, self.call))
+            self.history.appendleft(self._vector(y, answer))
             self.call += 1
             self.shown = self._advance(generator)
             return self.shown.to(sample.dtype)
         except BaseException:
             vars(self).update(before)
             raise
+
+    def _vector(self, y: Tensor, answer: Tensor) -> Tensor:
+        """What the call under way stores, for as long as the method looks back; a pipeline may return its
+        answers in one buffer."""
+        check_output(answer, y, y.shape, self.prediction)
+        if self.conversions is None:
+            return answer.to(y.dtype, copy=True)
+        of_x, of_prediction = self.conversions[self.call]
+        return torch.add(answer.to(y.dtype) * of_prediction, y, alpha=of_x)
 
     def _kept(self, sample: Tensor) -> Tensor:
         """``sample``, wide: its values where a pipeline changed what it was shown, elsewhere ours, of more

@@ -118,7 +118,12 @@ def read_scheduler(given: Any) -> Any:
     if isinstance(given, Mapping):
         # Keys listed there would go back to their defaults, whatever they say.
         given = {key: value for key, value in given.items() if key != "_use_default_values"}
-        name = one_of("scheduler", given.get("_class_name"), (*DISCRETE, *FLOW))
+        if "_class_name" not in given:
+            raise ValueError(
+                "this configuration does not name its scheduler (_class_name), as those in memory do not; "
+                "give the scheduler itself"
+            )
+        name = one_of("scheduler", given["_class_name"], (*DISCRETE, *FLOW))
         if name == "DDIMODEScheduler":
             from .scheduler import DDIMODEScheduler
 

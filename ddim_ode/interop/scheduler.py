@@ -24,10 +24,10 @@ from diffusers.schedulers.scheduling_utils import (
 )
 from torch import Tensor
 
-from .._checks import count, exclusive, flag, number, numbers, one_of, refuse
+from .._checks import count, device_of, exclusive, flag, number, numbers, one_of, refuse, several
 from ..denoiser import Denoiser, check_floating
 from ..levels import Levels
-from ..plan_checks import check_plan
+from ..plan_checks import check_plan, warn_of_another_prediction
 from ..sampling import compile_for
 from ..schedule import Array
 from ..solvers import plan_file
@@ -44,8 +44,13 @@ from .config import (
     warn_of,
 )
 from .plan_run import Generators, PlanRun
+from .reading import read_scheduler
 
 _OF_METHOD = ("method", "grid", "final", "eta", "start")
+_OF_BETAS = (
+    *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas"),
+    "rescale_betas_zero_snr",
+)
 _FLOW = (
     "DDIMODEScheduler runs in variance-preserving pipelines, not with flow matching; "
     "ddim_ode.interop.diffusers.load takes such models"
@@ -120,11 +125,8 @@ class DDIMODEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # th
         self._learns_variance = learns_variance(config)
         self._whole: Plan | None = None  # of set_timesteps; the one that runs may begin later on
         self._plan: Plan | None = None
-        self._answer: Any = None  # the pipeline's network's, to the call under way
-        # The network of this denoiser hands out the answer that the pipeline has already made.
-        self._denoiser = Denoiser(
-            lambda x, t: self._answer, noise, prediction_of(config), time_offset, snap=snap
-        )
+        # Of what the network is told and what its answers mean; the pipeline is who asks it.
+        self._denoiser = Denoiser(_nobody, noise, prediction_of(config), time_offset, snap=snap)
         if plans is None:
             self._method = get_method(method or "ddim")
             self.order = self._method.nfe_per_step
@@ -140,6 +142,7 @@ class DDIMODEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # th
         self._plans = {plan.nfe: plan for plan in map(_plan_of, plans or ())}
         for plan in self._plans.values():
             check_plan(plan, self._denoiser)
+            warn_of_another_prediction(plan, self._denoiser)
         warn_of([n for n in notes_of(config) if n.key in ("clip_sample", "thresholding")])
         self.alphas_cumprod = torch.tensor(noise.alpha_bar(np.arange(1.0, noise.T + 1)) ** 2)
         self.init_noise_sigma = 1.0
@@ -155,12 +158,18 @@ class DDIMODEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # th
         What it says by its class's defaults counts as well (diffusers would put ours in their place).
         ValueError for a scheduler that is not of variance-preserving diffusion, or an unknown option.
         """
-        if isinstance(config, Mapping):
-            if is_flow(config):
-                raise ValueError(_FLOW)
-            check_betas({**config, **options})
-            warn_of([note for note in notes_of(config) if note.text == UNKNOWN])
-            config = {key: value for key, value in config.items() if key != "_use_default_values"}
+        _check_config(config)
+        if is_flow(config):
+            raise ValueError(_FLOW)
+        name = config.get("_class_name", cls.__name__)
+        if name != cls.__name__:  # a file need not say what its class has by default
+            config = {**read_scheduler(config).config, **config}
+        check_betas({**config, **options})
+        if config.get("schedule") is not None and "schedule" not in options:
+            reason = "the configuration has schedule= in place of betas (schedule=None goes back to them)"
+            refuse(reason, **{key: options.get(key) for key in _OF_BETAS})
+        warn_of([note for note in notes_of(config) if note.text == UNKNOWN])
+        config = {key: value for key, value in config.items() if key != "_use_default_values"}
         if not options.get("return_unused_kwargs"):
             known = [n for n in inspect.signature(cls.__init__).parameters if n != "self"]
             for name in options.keys() - {"return_unused_kwargs"}:
@@ -176,7 +185,13 @@ class DDIMODEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # th
         config: of the pipeline's own scheduler, for the schedule and prediction type. options: more
         arguments of the constructor. ValueError for two plans of as many calls.
         """
-        plans = [plans] if isinstance(plans, Plan) else list(plans)
+        _check_config(config)
+        plans = several(plans)
+        for plan in plans:
+            if not isinstance(plan, Plan):
+                raise ValueError(
+                    f"plans must be Plans, got {plan!r}; ddim_ode.Plan.load reads a file"
+                )
         trees = [json.loads(plan_file.dumps(plan)) for plan in plans]
         calls = sorted(plan.nfe for plan in plans)
         if len(set(calls)) < len(calls):
@@ -227,7 +242,8 @@ class DDIMODEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # th
         else:
             steps = count("num_inference_steps", num_inference_steps)
             plan = self._compile(steps=steps, grid=self.config["grid"])
-        self._whole, self.timesteps = plan, self._told(plan).to(device)
+        where = None if device is None else device_of(device)
+        self._whole, self.timesteps = plan, self._told(plan).to(where)
         self.num_inference_steps = len(self.timesteps)
         self._begin(plan, 0)
 
@@ -243,6 +259,11 @@ class DDIMODEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # th
         begin = count("begin_index", begin_index, least=0)
         if begin == 0:
             return self._begin(whole, 0)
+        if begin >= whole.nfe:
+            raise ValueError(
+                f"begin_index={begin}: there are {whole.nfe} calls, from 0 to {whole.nfe - 1}; in an "
+                "image-to-image pipeline raise strength or num_inference_steps"
+            )
         levels = whole.level_calls()
         step = begin // self.order
         if self._plans or levels[step : step + 1] != [begin]:
@@ -299,8 +320,8 @@ class DDIMODEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # th
             )
         doubled = model_output.ndim > 1 and model_output.shape[1] == 2 * sample.shape[1]
         split = doubled and self._learns_variance  # which the ODE has no use for
-        self._answer = model_output.chunk(2, dim=1)[0] if split else model_output
-        shown = run.step(sample, generator)
+        answer = model_output.chunk(2, dim=1)[0] if split else model_output
+        shown = run.step(sample, answer, generator)
         self._run, self._call = run, self._call + 1
         return SchedulerOutput(prev_sample=shown) if return_dict else (shown,)
 
@@ -309,17 +330,22 @@ class DDIMODEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # th
 
         ValueError for other shapes, or a time that no data were noised at in training.
         """
-        check_floating(original_samples, "original_samples")
-        if not isinstance(noise, Tensor) or noise.shape != original_samples.shape:
+        alpha, beta = self._scales(original_samples, noise, timesteps)
+        return alpha * original_samples + beta * noise
+
+    def _scales(self, samples: Tensor, noise: Tensor, timesteps: Any) -> tuple[Tensor, Tensor]:
+        """ᾱ and β̄ (B, 1, ...) of clean samples noised at network times."""
+        check_floating(samples, "samples")
+        if not isinstance(noise, Tensor) or noise.shape != samples.shape:
             got = tuple(noise.shape) if isinstance(noise, Tensor) else type(noise).__name__
             raise ValueError(
-                f"noise must have the samples' shape {tuple(original_samples.shape)}, got {got}"
+                f"noise must have the samples' shape {tuple(samples.shape)}, got {got}"
             )
         given = timesteps.detach().cpu() if isinstance(timesteps, Tensor) else timesteps
         told = np.atleast_1d(numbers("timesteps", given))
-        if told.shape not in ((1,), (original_samples.shape[0],)):
+        if told.shape not in ((1,), (samples.shape[0],)):
             raise ValueError(
-                f"timesteps has shape {told.shape} for {original_samples.shape[0]} samples; give one or B"
+                f"timesteps has shape {told.shape} for {samples.shape[0]} samples; give one or B"
             )
         schedule, offset = self._denoiser.schedule, self._denoiser.time_offset
         t = told - offset
@@ -327,12 +353,17 @@ class DDIMODEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # th
             raise ValueError(
                 f"timesteps={told.tolist()} must be above {offset:g} and at most {schedule.T + offset:g}"
             )
-        shape = (-1,) + (1,) * (original_samples.ndim - 1)
+        shape = (-1,) + (1,) * (samples.ndim - 1)
         alpha, beta = (
-            torch.as_tensor(scale).to(original_samples).reshape(shape)
+            torch.as_tensor(scale).to(samples).reshape(shape)
             for scale in schedule.scales(schedule.sigma(t))
         )
-        return alpha * original_samples + beta * noise
+        return alpha, beta
+
+    def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """ᾱε − β̄x₀ (B, *), what a v-network is trained to return; as :meth:`add_noise`."""
+        alpha, beta = self._scales(sample, noise, timesteps)
+        return alpha * noise - beta * sample
 
     def __len__(self) -> int:
         return int(self.config["num_train_timesteps"])
@@ -384,6 +415,18 @@ class DDIMODEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # th
                 f"step {self._call + 1} is due at t={due:g}, and was called with t={t:g}: "
                 "steps go through timesteps in order (set_timesteps begins anew, set_begin_index later on)"
             )
+
+
+def _check_config(config: Any) -> None:
+    if not isinstance(config, Mapping):
+        whose = "its .config" if hasattr(config, "config") else "a scheduler's .config"
+        raise ValueError(
+            f"config must be a configuration, got {type(config).__name__}; give {whose}"
+        )
+
+
+def _nobody(x: Tensor, t: Tensor) -> Tensor:
+    raise RuntimeError("the network of a pipeline is the pipeline's to ask")
 
 
 def _plan_of(tree: Mapping[str, Any]) -> Plan:
