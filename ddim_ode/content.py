@@ -7,8 +7,10 @@ written beside their target and moved into place; nothing is unpickled.
 
 from __future__ import annotations
 
-import contextlib
+import enum
+import functools
 import hashlib
+import types
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -43,32 +45,34 @@ def model_key(model: Denoiser, key: str | None = None) -> str | None:
     the plain data in its public attributes and configuration. The code of a module is not seen: after a
     change there, give another key. key: stands for the network, and for nothing else of the denoiser.
     """
+    try:
+        return _model_key(model, key)
+    except (TypeError, RecursionError):  # it holds something that has no content to hash
+        return None
+
+
+def _model_key(model: Denoiser, key: str | None) -> str | None:
     net, schedule = getattr(model.net, "_orig_mod", model.net), model.schedule  # not compiled
     if key is not None:
         parts: list[Any] = ["given", str(key)]
     elif isinstance(model, ExactModel) and is_exact(model):
         parts = [model.weights, model.means, model.eigenvalues, model.eigenvectors]
     elif isinstance(net, torch.nn.Module):
-        name = f"{type(net).__module__}.{type(net).__qualname__}"
-        settings = {path: _settings(module) for path, module in net.named_modules()}
-        parts = [name, repr(net), settings, dict(net.state_dict())]
+        parts = _module(net, frozenset())
     else:
         return None
     levels = schedule.sigma(np.linspace(0.0, schedule.T, _PROBES + 1)[1:])
     guidance = model.guidance
     # Of the alterations, the scale is in there by itself.
     further = {k: v for k, v in model.alterations.items() if k != "guidance"}
-    try:
-        return digest(
-            *parts,
-            schedule.fingerprint,
-            model.network_time(model.snapped(levels)),
-            [model.prediction, model.snap, model.learned_variance, model.dtype],
-            None if guidance is None else [float(guidance.scale), dict(guidance.null)],
-            *([further] if further else []),
-        )
-    except TypeError:
-        return None
+    return digest(
+        *parts,
+        schedule.fingerprint,
+        model.network_time(model.snapped(levels)),
+        [model.prediction, model.snap, model.learned_variance, model.dtype],
+        None if guidance is None else [float(guidance.scale), dict(guidance.null)],
+        *([further] if further else []),
+    )
 
 
 def is_exact(model: Denoiser) -> bool:
@@ -78,22 +82,84 @@ def is_exact(model: Denoiser) -> bool:
     )
 
 
-def _settings(module: torch.nn.Module) -> dict[str, str]:
-    """Digests of the plain data that a module keeps beside its state: two of one structure and state may
-    still compute different things (diffusers' ``center_input_sample`` is nowhere but in ``config``).
+def _module(module: torch.nn.Module, seen: frozenset[int]) -> list[Any]:
+    """All that is known of a module, as plain data and tensors."""
+    parts = {path: _settings(part, seen) for path, part in module.named_modules()}
+    return [_name(type(module)), repr(module), parts, dict(module.state_dict())]
+
+
+def _settings(module: torch.nn.Module, seen: frozenset[int]) -> dict[str, Any]:
+    """What a module keeps beside its state: two of one structure and state may still compute different
+    things (diffusers' ``center_input_sample`` is nowhere but in ``config``).
 
     Names that begin with an underscore are caches and bookkeeping, such as the folder it was read from.
     """
     config = getattr(module, "config", None)
     if isinstance(config, Mapping):
         config = {k: v for k, v in config.items() if not str(k).startswith("_")}
-    held = {k: v for k, v in vars(module).items() if not k.startswith("_")} | dict(config=config)
     unsaved = {k: v for k, v in module._buffers.items() if k in module._non_persistent_buffers_set}
-    found = {}
-    for name, value in {**held, **unsaved}.items():
-        with contextlib.suppress(TypeError):
-            found[name] = digest(value)
-    return found
+    hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+    held = {**_public(module), **unsaved, "config": config, "hooks": hooks}
+    held.pop("gradient_checkpointing", None)  # which changes no answer
+    return {name: _plain(value, seen | {id(module)}) for name, value in held.items()}
+
+
+def _plain(value: Any, seen: frozenset[int]) -> Any:
+    """A value as what can be hashed: the same in every process, and other where its content is.
+
+    Functions count by name and bytecode, objects by class and public attributes.
+    """
+    if isinstance(value, (Tensor, np.ndarray, np.generic)) or _is_plain(value):
+        return value
+    if id(value) in seen:
+        return "again"
+    seen = seen | {id(value)}
+    if isinstance(value, torch.nn.Module):
+        return _module(value, seen)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(v, seen) for key, v in value.items()}
+    if isinstance(value, (list, tuple, range)):
+        return [_plain(item, seen) for item in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(digest(_plain(item, seen)) for item in value)
+    if isinstance(value, (complex, enum.Enum)):
+        return repr(value)
+    if isinstance(value, functools.partial):
+        return [_plain(part, seen) for part in (value.func, value.args, value.keywords)]
+    if isinstance(value, types.FunctionType):
+        code = value.__code__
+        constants = [constant for constant in code.co_consts if _is_plain(constant)]
+        held = [
+            value.__defaults__,
+            value.__kwdefaults__,
+            list(map(_content, value.__closure__ or ())),
+        ]
+        return [_name(value), code.co_code, code.co_names, constants, _plain(held, seen)]
+    if isinstance(value, types.MethodType):
+        return [_plain(value.__func__, seen), _plain(value.__self__, seen)]
+    if callable(value) and hasattr(value, "__qualname__"):
+        return _name(value)
+    return [_name(type(value)), _plain(_public(value), seen)]
+
+
+def _content(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # empty as yet
+        return None
+
+
+def _is_plain(value: Any) -> bool:
+    kinds = (bool, int, float, str, bytes, torch.dtype, torch.device)
+    return value is None or (isinstance(value, kinds) and not isinstance(value, enum.Enum))
+
+
+def _public(value: Any) -> dict[str, Any]:
+    return {k: v for k, v in getattr(value, "__dict__", {}).items() if not k.startswith("_")}
+
+
+def _name(value: Any) -> str:
+    return f"{value.__module__}.{value.__qualname__}"
 
 
 class Store:
@@ -142,6 +208,8 @@ def _feed(state: Any, part: Any) -> None:
         state.update(f"tensor {part.dtype} {tuple(part.shape)};".encode())
         flat = part.contiguous().reshape(-1)
         state.update(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
+    elif isinstance(part, np.ndarray) and part.dtype.hasobject:  # whose bytes are addresses
+        _feed(state, [list(part.shape), *part.reshape(-1).tolist()])
     elif isinstance(part, np.ndarray):
         state.update(f"array {part.dtype} {part.shape};".encode() + part.tobytes())
     elif isinstance(part, Mapping):

@@ -1,6 +1,12 @@
 """compare: the numbers are right, their uncertainty is right, and nothing is computed twice."""
 
+import argparse
+import copy
 import dataclasses
+import enum
+import functools
+import threading
+import types
 import warnings
 
 import numpy as np
@@ -224,6 +230,64 @@ def test_what_a_module_keeps_beside_its_state_is_of_its_key():
     net = Net()
     net.layer.eval()
     assert model_key(ddim_ode.Denoiser(net, COSINE)) != key()
+
+
+def double(x):
+    return 2 * x
+
+
+class Kind(enum.Enum):
+    ONE = 1
+    TWO = 2
+
+
+# Of each pair one module has the first, another the second, and the rest alike.
+HELD = {
+    "functions": (torch.relu, torch.tanh),
+    "functions of ours": (double, torch.nn.functional.silu),
+    "lambdas": (lambda x: x + 1, lambda x: x + 2),
+    "closures": tuple(functools.partial(double, x=s) for s in (1.0, 2.0)),
+    "namespaces": tuple(argparse.Namespace(scale=s) for s in (1.0, 2.0)),
+    "what is in one": tuple(types.SimpleNamespace(a={"b": [print, s]}) for s in (1, 2)),
+    "sets": ({1, 2}, {1, 3}),
+    "complex numbers": (1j, 2j),
+    "enumerations": (Kind.ONE, Kind.TWO),
+    "modules in a list": tuple([torch.nn.Linear(1, 1)] for _ in range(2)),
+    "words": tuple(np.array([word, "dog"], dtype=object) for word in ("cat", "cow")),
+}
+
+
+@pytest.mark.parametrize("what", HELD)
+def test_whatever_a_module_holds_is_of_its_key(what):
+    from ddim_ode.content import model_key
+
+    def key(value):
+        net = torch.nn.Identity()
+        net.held = {"deep": [value]} if isinstance(value, (set, complex)) else value
+        return model_key(ddim_ode.Denoiser(net, COSINE))
+
+    first, second = HELD[what]
+    assert key(first) == key(copy.deepcopy(first)) != key(second)
+    assert key(first) is not None
+
+
+def test_a_key_is_the_same_whatever_changes_no_answer():
+    from ddim_ode.content import model_key
+
+    def key(net):
+        return model_key(ddim_ode.Denoiser(net, COSINE))
+
+    net = torch.nn.Identity()
+    plain = key(net)
+    net.gradient_checkpointing, net._seen = True, 7
+    assert key(net) == plain
+    net.me, net.lock = [net], threading.Lock()  # a cycle, and what has no content
+    assert key(net) == key(net) is not None
+    hook = net.register_forward_hook(lambda module, given, out: 2 * out)
+    assert key(net) != plain
+    hook.remove()
+    del net.me, net.lock
+    assert key(net) == plain
 
 
 def test_a_damaged_file_is_named_and_made_again(tmp_path):
