@@ -133,17 +133,21 @@ def check_cond(cond: Mapping[str, Tensor] | None, x: Tensor) -> dict[str, Tensor
     for name, value in (cond or {}).items():
         rows = value.shape[0] if isinstance(value, Tensor) and value.ndim else None
         if rows != x.shape[0]:
+            remedy = "what all samples share goes into shared="
+            if rows == 1:
+                remedy = f"give {name}.expand({x.shape[0]}, ...) for the same in each"
             raise ValueError(
                 f"cond[{name!r}] must be a tensor with one row per sample ({x.shape[0]}), got "
-                f"{rows if rows is not None else type(value).__name__}; what all samples share "
-                "goes into shared="
+                f"{rows if rows is not None else type(value).__name__}; {remedy}"
             )
     return dict(cond or {})
 
 
-def check_labels(labels: Tensor, n: int) -> None:
+def check_labels(labels: Any, n: int) -> None:
     """ValueError for what no embedding of n classes takes; values are looked at where that waits for no
     device."""
+    if not isinstance(labels, Tensor):
+        raise ValueError(f"class labels must be a tensor of whole numbers (B,), got {labels!r}")
     if labels.numel() == 0:
         return  # torch.tensor([]) is floating
     if labels.dtype not in (torch.int64, torch.int32) or labels.ndim != 1:

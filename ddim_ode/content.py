@@ -41,8 +41,8 @@ def digest(*parts: Any) -> str:
 def model_key(model: Denoiser, key: str | None = None) -> str | None:
     """A hash of all that decides a denoiser's answers; None where the network is opaque code.
 
-    Known are exact mixtures, by their parameters, and ``torch.nn.Module``, by class, structure, state and
-    the plain data in its public attributes and configuration. The code of a module is not seen: after a
+    Known are exact mixtures, by their parameters, and ``torch.nn.Module``, by class, structure, state,
+    hooks, and what its public attributes and configuration hold. The code of a module is not seen: after a
     change there, give another key. key: stands for the network, and for nothing else of the denoiser.
     """
     try:

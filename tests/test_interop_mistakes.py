@@ -121,6 +121,12 @@ def test_conditions_gone_wrong(cond, match):
         (unet, dict(y=torch.zeros(3, dtype=torch.long)), "'class_labels': there is none here"),
         (text_unet, dict(y=torch.zeros(3, dtype=torch.long)), "unknown condition 'class_labels'"),
         (text_unet, dict(time_ids=torch.zeros(3, 6)), "unknown condition 'time_ids'; valid"),
+        (
+            text_unet,
+            dict(added_cond_kwargs=torch.zeros(3)),
+            "unknown condition 'added_cond_kwargs'",
+        ),
+        (text_unet, dict(timestep_cond=torch.zeros(3, 6)), "unknown condition 'timestep_cond'"),
         (text_unet, dict(x=torch.zeros(3, 6)), "unknown condition 'x'; valid"),
     ],
 )
@@ -143,6 +149,8 @@ def test_labels_are_checked_wherever_they_come_from():
         for k in ("cond", "shared")
     ]
     assert torch.equal(*ends)
+    with pytest.raises(ValueError, match=r"class labels must be a tensor .* got 3"):
+        ddim_ode.sample(model, start(), steps=2, shared=dict(y=3))
     for null in (9, 0.5, torch.tensor(4)):
         with pytest.raises(ValueError, match="class labels"):
             load(unet(num_class_embeds=4), scheduler(), guidance=Guidance(2.0, {"y": null}))

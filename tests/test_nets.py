@@ -309,6 +309,12 @@ def test_what_is_no_model_of_ours_is_told_where_to_go(tmp_path, monkeypatch, nam
             "class labels 0 to 11: the network knows 0 to 10",
         ),
         ((2, 1, 28, 28), dict(y=torch.tensor([0.0, 1.0])), "class labels must be whole numbers"),
+        ((2, 1, 28, 28), dict(labels=torch.tensor([0, 1])), "unknown condition 'labels'; .* y$"),
+        (
+            (2, 1, 28, 28),
+            dict(y=torch.tensor([1])),
+            r"per sample \(2\), got 1; give y\.expand\(2, ",
+        ),
     ],
 )
 def test_inputs_that_the_shipped_network_cannot_take(shape, cond, match):

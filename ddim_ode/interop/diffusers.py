@@ -215,7 +215,7 @@ class DiffusersModel(Denoiser):
             shared = _plain(named("shared", shared))
         check_channels(like, self.channels)
         labels = {**(shared or {}), **(cond or {})}.get("class_labels")
-        if isinstance(labels, Tensor) and self.num_classes:
+        if labels is not None and self.num_classes:
             check_labels(labels, self.num_classes + (self.null_label is not None))
         given = {*(cond or ()), *(shared or ())}
         if self._takes is not None:
@@ -346,11 +346,13 @@ def _takes(model: nn.Module) -> frozenset[str] | None:
     takes = {p.name for p in of_call} - {"timestep", "return_dict"}
     if getattr(model, "class_embedding", True) is None:
         takes -= {"class_labels"}
+    if config.get("time_cond_proj_dim") is None:
+        takes -= {"timestep_cond"}
     if "added_cond_kwargs" not in takes:
         return frozenset(takes)
     settings = {**config, **vars(model)}  # PixArt decides its own by its size
     added = [names for (key, value), names in _OF_SETTING.items() if settings.get(key) == value]
-    return frozenset(takes.union(*added))
+    return frozenset(takes.union(*added) - {"added_cond_kwargs"})
 
 
 def _null_label(model: nn.Module) -> int | None:

@@ -81,9 +81,11 @@ class PretrainedModel(Denoiser):
     ) -> Any:
         """As of a :class:`Denoiser`, of x of its channels and, as ``"y"``, labels that it knows."""
         check_channels(like, self.shape[0])
-        labels = {**(shared or {}), **(cond or {})}.get("y")
-        if isinstance(labels, torch.Tensor) and self.num_classes:
-            check_labels(labels, self.num_classes + 1)  # the last is the null label
+        given = {**(shared or {}), **(cond or {})}
+        for name in given:
+            one_of("condition", name, ["y"] if self.num_classes else [])
+        if "y" in given:
+            check_labels(given["y"], self.num_classes + 1)  # the last is the null label
         return super().network(like, cond, shared)
 
     def calibrated(self, nfe: int) -> Plan:
