@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from mixture_net import SIDE, MixtureNet
@@ -167,10 +168,48 @@ def test_a_network_that_knows_nothing(prediction):
     model = ddim_ode.Denoiser(unet(), schedules.ddpm(), prediction, time_offset=-1.0)
     net, model.net = model.net, lambda x, t: net(x, t).sample
     seen = images(16, torch.Generator().manual_seed(0))
-    for options in (dict(data=seen), dict(shape=(1, 8, 8))):
+    given = [dict(data=seen), dict(shape=(1, 8, 8))]
+    for options in given if prediction == "eps" else given[:1]:
         (finding,) = diagnosis(model, **options)
         assert finding.check == "untrained"
         assert finding.evidence > 0.7
+
+
+def gaussian(prediction, std, schedule, dimensions=48):
+    """A perfect network of Gaussian data, which it can do little for."""
+    variances = std**2 * np.linspace(0.2, 1.8, dimensions)
+    means = np.full((1, dimensions), 0.1 * std)
+    return ddim_ode.exact.gaussian_mixture(
+        [1.0], means, variances[None], schedule, prediction=prediction
+    )
+
+
+@pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
+@pytest.mark.parametrize("std", [0.1, 1.0, 2.0])
+@pytest.mark.parametrize("schedule", [schedules.ddpm(), schedules.cosine()], ids=["ddpm", "cosine"])
+def test_a_network_that_can_do_little_is_healthy(prediction, std, schedule):
+    model = gaussian(prediction, std, schedule)
+    assert diagnosis(model, shape=(48,)) == []
+    assert diagnosis(model, data=model.draw(64).float(), n=64) == []
+
+
+@pytest.mark.parametrize("scale", [0.5, 100.0])
+def test_data_as_large_as_pixels_are_healthy(scale):
+    schedule = schedules.ve(10 * scale)
+    signs = [[1.0, -1.0] * 8, [-1.0, -1.0] * 8, [1.0] * 16]
+    means = scale * np.array(signs)
+    variances = np.full((3, 16), 0.02 * scale**2)
+    model = ddim_ode.exact.gaussian_mixture([0.3, 0.3, 0.4], means, variances, schedule)
+    assert diagnosis(model, shape=(16,)) == []
+    assert diagnosis(model, data=model.draw(64).float(), n=64) == []
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction"])
+def test_a_network_of_little_training_is_not_called_another(kind):
+    net, scheduler = trained("linear", kind)
+    seen = images(32, torch.Generator().manual_seed(1))
+    for options in (dict(data=seen, n=32), dict(shape=(1, 8, 8))):
+        assert diagnosis(load(net, scheduler), **options) == []
 
 
 def test_a_configuration_of_too_few_training_steps_is_told():

@@ -20,7 +20,7 @@ from ..schedule import Array
 from ..seeding import noise
 
 _LEVELS = (0.05, 0.2, 0.4, 0.6, 0.8, 0.95)  # of T
-WILD = 3.0  # RMS of samples that no model of data on the scale of its noise makes
+_WILD = 3.0  # RMS of samples, in units of the noise at the start, that no sound model makes
 WILD_SAMPLES = "what the model makes by itself is not on the scale of its noise; give data"
 
 
@@ -100,7 +100,7 @@ class Probe:
         self.cond = conditions(rows or None, n, self.device)
         like = model.schedule
         self.noise = noise(self.shape, like, range(seed, seed + n), device=self.device)
-        top = float(like.scales(like.sigma_max)[1]) if like.family != "vp" else 1.0
+        self._top = top = float(like.scales(like.sigma_max)[1]) if like.family != "vp" else 1.0
         self.eps = noise(self.shape, like, range(seed + n, seed + 2 * n), device=self.device) / top
 
     def skip(self, reason: str, *checks: str) -> None:
@@ -117,6 +117,10 @@ class Probe:
     def made(self) -> Tensor:
         """What the model makes of ``noise``."""
         return self.generate(self.model)
+
+    def wild(self, x0: Tensor) -> bool:
+        """Whether samples that the model makes are none: larger than its noise, or not finite."""
+        return x0 is not self.data and not rms(x0) < _WILD * self._top
 
     @functools.cached_property
     def lifeless(self) -> str | None:
@@ -163,6 +167,17 @@ class Probe:
             error = self.wanted(model.prediction, clean - x0, eps - self.eps, sigma)
             total += rms(error) / rms(self.wanted(model.prediction, x0, self.eps, sigma))
         return total / len(levels) if np.isfinite(total) else float("inf")
+
+    def linear(self, x0: Tensor) -> float:
+        """The :meth:`loss` of the best a·x + c, numbers of each level fitted to these very samples."""
+        total = 0.0
+        for sigma in self.sigmas.tolist():
+            x = self.noised(x0, sigma).double().flatten()
+            target = self.wanted(self.model.prediction, x0, self.eps, sigma).double().flatten()
+            a = float((x - x.mean()) @ (target - target.mean()) / (x - x.mean()).square().sum())
+            total += rms(target - target.mean() - a * (x - x.mean())) / rms(target)
+        entries = x0.numel()
+        return total / len(self.sigmas) * (entries / max(1, entries - 2)) ** 0.5
 
     def wanted(self, reading: str, x0: Tensor, eps: Tensor, sigma: float) -> Tensor:
         """What a network of that prediction type returns for a pair (its scale aside, for scores)."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..grids import default_name, make_grid
 from ..schedule import Array
-from .findings import WILD, WILD_SAMPLES, Finding, Probe, rms
+from .findings import WILD_SAMPLES, Finding, Probe, rms
 
 _OF_PLACEMENT = ("stride", "duplicate-timesteps", "rounded-timesteps", "last-alpha")
 _APART = 1e-3  # in ln σ: more than float32 levels
@@ -136,7 +136,7 @@ def last_alpha(probe: Probe, asked: Array, reached: Array, told: Array) -> Findi
     left = rms(x - probe.ask(model, x, end)[0]) / rms(probe.x0)
     idle = end >= float(asked[-1]) * (1 - 1e-6)
     if not (idle or left > _LEFT):
-        if probe.data is None and not rms(probe.made) < WILD:
+        if probe.data is None and probe.wild(probe.made):
             probe.skip(WILD_SAMPLES, "last-alpha")
         return None
     what = "the last call changes nothing, and " if idle else ""

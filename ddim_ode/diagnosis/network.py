@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..denoiser import Denoiser
-from .findings import WILD, WILD_SAMPLES, Finding, Probe, rms
+from .findings import WILD_SAMPLES, Finding, Probe, rms
 from .precision import half_precision, repeatable
 
 _OF_MEANING = ("untrained", "sign", "prediction", "input-scale", "network-time", "terminal-snr")
@@ -23,10 +23,13 @@ _CLEARLY = 1.25  # ratio of losses from which one reading is better than another
 _SCALES = (0.25, 0.5, 2.0, 4.0)
 _TIMES = (1e-3, 0.1, 0.25, 0.5, 0.75, 1.33, 2.0, 4.0, 10.0)
 _USUAL = 1000.0  # the T of most networks, where a configuration may say less
-_USELESS = 0.9  # error of answers, where no answer has 1
+_BETTER = (
+    1.1  # ratio of errors up to which a network is no worse than a multiple of x, and 1/√entries
+)
 _DEAF = 1e-3  # relative change of answers to other questions
 _BLIND = 100.0  # error of x̂₀ at the first level, in units of the data, that no first step survives
-_ALIKE = 0.7  # correlation of an answer with x
+_ALIKE = 0.7  # correlation of an answer with the noise that it is shown
+_SIZE = (0.5, 2.0)  # of an ε-network's answer to noise, in units of that noise
 
 
 def checks(probe: Probe) -> Iterator[Finding]:
@@ -83,21 +86,24 @@ def deaf(probe: Probe) -> Finding | None:
 
 
 def useless(probe: Probe) -> Finding | None:
-    """Answers as far from what was to be answered as no answer at all, however they are read."""
-    if rms(probe.x0) < WILD:
-        error, least = probe.loss(probe.model, probe.x0), _USELESS
-        shown = "data" if probe.data is not None else "the model's own samples"
+    """Answers further from what was to be answered than a multiple of x is, which needs no network."""
+    if not probe.wild(probe.x0):
+        error, linear = probe.loss(probe.model, probe.x0), probe.linear(probe.x0)
+        good = error < linear * (_BETTER + probe.x0.numel() ** -0.5)
+        shown = "noised data" if probe.data is not None else "noised samples of its own"
         text = (
-            f"on noised {shown} the network's answers have error {error:.2f}, where no answer has 1"
+            f"on {shown} the network's answers have error {error:.2f}, and the best a·x + c, two "
         )
+        text += f"numbers a level, has {linear:.2f} (no answer: 1)"
     elif probe.model.prediction == "eps":
-        error, least = 1 - _likeness(probe), 1 - _ALIKE / 2
+        likeness, _ = _likeness(probe)
+        error, good = 1 - likeness, likeness > _ALIKE / 2
         text = "of noise alone an ε-network returns that noise, and this one's answers have correlation "
-        text += f"{1 - error:.2f} with it"
+        text += f"{likeness:.2f} with it"
     else:
-        error, least = 0.0, np.inf
-    if error < least:
-        if not rms(probe.x0) < WILD:
+        error, good, text = 0.0, True, ""
+    if good:
+        if probe.wild(probe.x0):
             probe.skip(WILD_SAMPLES, "untrained")
         return None
     return Finding(
@@ -112,8 +118,14 @@ def useless(probe: Probe) -> Finding | None:
 def sign(probe: Probe) -> Finding | None:
     """Answers with the wrong sign: those of a network trained on the negative of its target."""
     flipped = probe.variant(net=_times(probe.model, -1.0))
+    if (
+        probe.data is None
+        and not probe.wild(probe.made)
+        and probe.loss(probe.model, probe.made) < 1
+    ):
+        return None  # the model agrees with itself
     x0 = probe.data if probe.data is not None else probe.generate(flipped)
-    if not rms(x0) < WILD:
+    if probe.wild(x0):
         return None
     own, cured = (probe.loss(model, x0) for model in (probe.model, flipped))
     ratio = own / max(cured, 1e-12)
@@ -245,7 +257,7 @@ def prediction(probe: Probe) -> Finding | None:
         if best == declared:
             return None
         made = (probe.generate(_read_as(probe, reading)) for reading in (best, "v"))
-        tame = next((x for x in made if rms(x) < WILD), None)
+        tame = next((x for x in made if not probe.wild(x)), None)
         if tame is None:
             probe.skip(WILD_SAMPLES, "prediction")
             return None
@@ -273,10 +285,11 @@ def _by_what_it_follows(probe: Probe) -> str:
     samples are those that the model makes when read as v, which only a v-network knows; those made when
     read as x0 tell nothing, since what a network returns is there the sample, whatever it is.
     """
-    if _likeness(probe) > _ALIKE:
+    likeness, size = _likeness(probe)
+    if likeness > _ALIKE and _SIZE[0] < size < _SIZE[1]:
         return "eps"
     made = probe.generate(_read_as(probe, "v"))
-    if not rms(made) < WILD:
+    if probe.wild(made):
         return "x0"
     sigma = float(probe.sigmas[0])
     alpha, beta = (float(scale) for scale in probe.model.schedule.scales(sigma))
@@ -287,10 +300,11 @@ def _by_what_it_follows(probe: Probe) -> str:
     return "v" if followed > _FOLLOWS * beta else "x0"
 
 
-def _likeness(probe: Probe) -> float:
-    """Correlation of the answer with x at the last level, where x is noise."""
-    answer = _answer(probe, probe.eps, float(probe.sigmas[-1]))
-    return float(torch.corrcoef(torch.stack([answer.flatten(), probe.eps.flatten()]))[0, 1])
+def _likeness(probe: Probe) -> tuple[float, float]:
+    """Correlation of the answer to noise alone, at the last level, with it, and its size in units of it."""
+    sigma, eps = float(probe.sigmas[-1]), probe.eps.flatten()
+    answer = _answer(probe, probe.noised(torch.zeros_like(probe.eps), sigma), sigma).flatten()
+    return float(torch.corrcoef(torch.stack([answer, eps]))[0, 1]), rms(answer) / rms(eps)
 
 
 def _answer(probe: Probe, x: Tensor, sigma: float) -> Tensor:
@@ -300,7 +314,7 @@ def _answer(probe: Probe, x: Tensor, sigma: float) -> Tensor:
 
 def input_scale(probe: Probe) -> Finding | None:
     """Whether the data, and what the network is shown, have the scale it was trained in."""
-    if probe.data is None and not rms(probe.made) < WILD:
+    if probe.data is None and probe.wild(probe.made):
         probe.skip(WILD_SAMPLES, "input-scale")
         return None
     own = probe.loss(probe.model, probe.x0)
@@ -308,7 +322,7 @@ def input_scale(probe: Probe) -> Finding | None:
     for scale in _SCALES:
         variant = probe.variant(net=_scaled(probe.model, scale))
         x0 = probe.data if probe.data is not None else probe.generate(variant)
-        loss = probe.loss(variant, x0) if rms(x0) < WILD else float("inf")
+        loss = float("inf") if probe.wild(x0) else probe.loss(variant, x0)
         if loss < best:
             best, factor = loss, scale
     ratio = own / max(best, 1e-12)
@@ -327,10 +341,10 @@ def input_scale(probe: Probe) -> Finding | None:
 def other_data(probe: Probe) -> Finding | None:
     """Data whose mean or width is not that of the model's own samples (if it is read rightly)."""
     data = probe.data
-    if data is None or probe.lifeless or not rms(probe.made) < WILD:
+    if data is None or probe.lifeless or probe.wild(probe.made):
         return None  # the model's own samples say nothing of their scale
-    if probe.loss(probe.model, probe.made) >= _USELESS:
-        return None  # nor does a network that has not learnt even those
+    if probe.loss(probe.model, data) < _CLEARLY * probe.loss(probe.model, probe.made):
+        return None  # the network denoises these as well as those
     a, b = (float(v) for v in (data.mean(), data.std()))
     c, d = (float(v) for v in (probe.made.mean(), probe.made.std()))
     ratio = b / d if d else np.inf
@@ -352,7 +366,7 @@ def network_time(probe: Probe) -> Finding | None:
     model, most = probe.model, probe.model.schedule.T
     if most > 1 and probe.device.type == "cpu":  # elsewhere an index out of range ends the process
         most = max(most, _USUAL)
-    if not rms(probe.x0) < WILD:
+    if probe.wild(probe.x0):
         probe.skip(WILD_SAMPLES, "network-time")
         return None
     sigmas, ratios, factors = probe.sigmas[1:-1], [], []

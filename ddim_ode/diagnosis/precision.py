@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..denoiser import Denoiser
-from .findings import WILD, Finding, Probe, rms
+from .findings import Finding, Probe, rms
 
 _CHANCE = 1e-3  # relative difference of two answers to one question that is more than rounding
 _HALF = 0.1  # relative error of a network in half precision that is more than rounding
@@ -19,7 +19,7 @@ _HALF = 0.1  # relative error of a network in half precision that is more than r
 def repeatable(probe: Probe) -> Finding | None:
     """Whether one question has one answer."""
     sigma = float(probe.sigmas[len(probe.sigmas) // 2])
-    x = probe.noised(probe.x0 if rms(probe.x0) < WILD else probe.noise, sigma)
+    x = probe.noised(probe.noise if probe.wild(probe.x0) else probe.x0, sigma)
     first, again = (probe.ask(probe.model, x, sigma)[1] for _ in range(2))
     chance = rms(again - first) / max(rms(first), 1e-12)
     if not chance > _CHANCE:
@@ -43,7 +43,7 @@ def half_precision(probe: Probe) -> Finding | None:
     few = slice(0, min(2, probe.n))
     cond = None if probe.cond is None else {name: v[few] for name, v in probe.cond.items()}
     sigmas = probe.sigmas[[0, len(probe.sigmas) // 2, -1]].tolist()
-    x0 = probe.x0 if rms(probe.x0) < WILD else probe.noise
+    x0 = probe.noise if probe.wild(probe.x0) else probe.x0
     inputs = [probe.noised(x0, sigma)[few] for sigma in sigmas]
 
     def answers(model: Denoiser) -> Tensor:
