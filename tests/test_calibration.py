@@ -356,7 +356,9 @@ def test_features_are_what_is_minimised():
 
     options = dict(nfe=3, n=128, progress=False)
     whole = ddim_ode.calibrate(model, **options)
-    easy = ddim_ode.calibrate(model, **options, features=lambda x: 3 * x[:, 4:])
+    with pytest.warns(UserWarning, match=r"the reference may err by .*% of the plan's own error"):
+        easy = ddim_ode.calibrate(model, **options, features=lambda x: 3 * x[:, 4:])
+    assert "the reference may err by" in easy.fit["warnings"][0]
     assert easy.fit["features"]
     assert error(easy) < error(whole) - 0.5
 

@@ -303,9 +303,9 @@ def test_images_against_images(tmp_path, capsys):
     [
         (
             ["--features", "identity"],
-            "without --data nothing is compared; drop features='identity'",
+            "without --data nothing is compared; drop --features='identity'",
         ),
-        (["--metrics", "mmd"], "without --data nothing is compared; drop metrics=['mmd']"),
+        (["--metrics", "mmd"], "without --data nothing is compared; drop --metrics=['mmd']"),
         (["--data", "none", "--metrics", "fid"], "unknown metric 'fid'"),
         (["--data", "none"], "none: no such directory"),
     ],

@@ -60,7 +60,8 @@ def _evaluate(args: argparse.Namespace) -> int:
         features = _features(args, shards)
         reference = _reference(args.data, shards, features)
     else:
-        refuse("without --data nothing is compared", features=args.features, metrics=args.metrics)
+        given = {"--features": args.features, "--metrics": args.metrics}
+        refuse("without --data nothing is compared", **given)
     found = summarise(
         shards,
         features,

@@ -23,9 +23,7 @@ _CLEARLY = 1.25  # ratio of losses from which one reading is better than another
 _SCALES = (0.25, 0.5, 2.0, 4.0)
 _TIMES = (1e-3, 0.1, 0.25, 0.5, 0.75, 1.33, 2.0, 4.0, 10.0)
 _USUAL = 1000.0  # the T of most networks, where a configuration may say less
-_BETTER = (
-    1.1  # ratio of errors up to which a network is no worse than a multiple of x, and 1/√entries
-)
+_BETTER = 1.1  # ratio of errors, with 1/√entries more, that makes a network worse than a·x + c
 _DEAF = 1e-3  # relative change of answers to other questions
 _BLIND = 100.0  # error of x̂₀ at the first level, in units of the data, that no first step survives
 _ALIKE = 0.7  # correlation of an answer with the noise that it is shown
@@ -87,25 +85,20 @@ def deaf(probe: Probe) -> Finding | None:
 
 def useless(probe: Probe) -> Finding | None:
     """Answers further from what was to be answered than a multiple of x is, which needs no network."""
-    if not probe.wild(probe.x0):
-        error, linear = probe.loss(probe.model, probe.x0), probe.linear(probe.x0)
-        good = error < linear * (_BETTER + probe.x0.numel() ** -0.5)
-        shown = "noised data" if probe.data is not None else "noised samples of its own"
-        text = (
-            f"on {shown} the network's answers have error {error:.2f}, and the best a·x + c, two "
-        )
-        text += f"numbers a level, has {linear:.2f} (no answer: 1)"
-    elif probe.model.prediction == "eps":
-        likeness, _ = _likeness(probe)
-        error, good = 1 - likeness, likeness > _ALIKE / 2
+    if probe.wild(probe.x0):
+        if probe.model.prediction != "eps" or (likeness := _likeness(probe)[0]) > _ALIKE / 2:
+            probe.skip(WILD_SAMPLES, "untrained")
+            return None
+        error = 1 - likeness
         text = "of noise alone an ε-network returns that noise, and this one's answers have correlation "
         text += f"{likeness:.2f} with it"
     else:
-        error, good, text = 0.0, True, ""
-    if good:
-        if probe.wild(probe.x0):
-            probe.skip(WILD_SAMPLES, "untrained")
-        return None
+        error, linear = probe.loss(probe.model, probe.x0), probe.linear(probe.x0)
+        if error < linear * (_BETTER + probe.x0.numel() ** -0.5):
+            return None
+        shown = "data" if probe.data is not None else "samples of its own"
+        text = f"on noised {shown} the network's answers have error {error:.2f}, and the best a·x + c, "
+        text += f"two numbers a level, has {linear:.2f} (no answer: 1)"
     return Finding(
         "untrained",
         "error",
@@ -377,7 +370,9 @@ def network_time(probe: Probe) -> Finding | None:
         losses = {1.0: own}
         for factor in _TIMES:
             if 0 < factor * t <= most:
-                with contextlib.suppress(Exception):  # a network may have a table of its times
+                # a network may have a table of the times that its configuration says
+                beyond = factor * t > model.schedule.T
+                with contextlib.suppress(Exception) if beyond else contextlib.nullcontext():
                     losses[factor] = probe.loss(_at_time(probe, factor * t), probe.x0, level)
         best = min(losses, key=losses.__getitem__)
         ratios.append(own / max(losses[best], 1e-12))
