@@ -7,6 +7,7 @@ question in many ways. All of these look like bad samples, and are told here ins
 
 from __future__ import annotations
 
+import re
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -24,6 +25,7 @@ _WHOLE_TIMES = (
     "t is a float here: for a network of whole times give Denoiser(..., snap=True), and "
     "net = lambda x, t, **cond: own(x, t.round().long(), **cond)"
 )
+_OF_PRECISION = re.compile("dtype|scalar type|[Ii]nput type")  # in torch's messages
 _AGAIN = (
     "the network returned the tensor of its last call again, and methods keep that one; return a new "
     "tensor (buffer.clone())"
@@ -37,7 +39,9 @@ def guarded(net: Net, dtype: torch.dtype | None, like: Tensor, extra: Mapping[st
     dtype: what its x is cast to, if anything. like, extra: a state and all else that it is given. Changes
     are counted by torch, which counts none under ``torch.inference_mode``, through ``.data`` or from numpy.
     """
-    _warn_of_training(net)
+    module = getattr(net, "__self__", net)  # a bound method's
+    module = module if isinstance(module, nn.Module) else None
+    _warn_of_training(module)
     tensors = [v for v in (like, *extra.values()) if type(v) is Tensor]
     versioned = not (torch.is_inference_mode_enabled() or any(v.is_inference() for v in tensors))
     last: Callable[[], Any] = lambda: None  # noqa: E731
@@ -48,7 +52,7 @@ def guarded(net: Net, dtype: torch.dtype | None, like: Tensor, extra: Mapping[st
         try:
             out: Tensor = net(x, t, **cond)
         except RuntimeError as error:
-            _explain(error, net, x, dtype, cond)
+            _explain(error, module, x, dtype, cond)
             raise
         if before is not None and before != (after := _versions(x, t, cond)):
             changed = next(name for name in after if after[name] != before[name])
@@ -71,9 +75,8 @@ def _versions(x: Tensor, t: Tensor, cond: Mapping[str, Any]) -> dict[str, int]:
     return found
 
 
-def _warn_of_training(net: Net) -> None:
-    net = getattr(net, "__self__", net)  # a bound method's
-    if isinstance(net, nn.Module):
+def _warn_of_training(net: nn.Module | None) -> None:
+    if net is not None:
         layers = (type(m).__name__ for m in net.modules() if m.training and _is_of_chance(m))
         if layer := next(layers, None):
             warn(f"the network is in training mode, and has {layer} inside; call net.eval() first")
@@ -90,21 +93,22 @@ def _is_of_chance(layer: nn.Module) -> bool:
 
 def _explain(
     error: RuntimeError,
-    net: Net,
+    net: nn.Module | None,
     x: Tensor,
     dtype: torch.dtype | None,
     cond: Mapping[str, Any],
 ) -> None:
     """ValueError with the remedy, where a network fails for want of the precision that it is given."""
-    held = [*net.parameters(), *net.buffers()] if isinstance(net, nn.Module) else []
+    held = [] if net is None else [*net.parameters(), *net.buffers()]
     own = next((w.dtype for w in held if w.is_floating_point()), x.dtype)
-    if "type" not in str(error):
-        return
     floats = {k: v for k, v in cond.items() if isinstance(v, Tensor) and v.is_floating_point()}
     if "'indices'" in str(error):  # of an embedding
         labels = next((name for name, v in floats.items() if v.ndim == 1), None)
-        remedy = f"give {labels}.long()" if labels else _WHOLE_TIMES
+        remedy = f"give {labels}.long(), if it looks that up; else " if labels else ""
+        remedy += _WHOLE_TIMES
         raise ValueError(f"an embedding takes whole numbers ({error}); {remedy}") from error
+    if "index" in str(error) or not _OF_PRECISION.search(str(error)):
+        return
     others = [name for name, v in floats.items() if v.dtype != x.dtype]
     whose, remedy = "", "drop dtype="
     if own != x.dtype:
@@ -118,8 +122,9 @@ def _explain(
 
 def check_names(argument: str, value: Any) -> None:
     """ValueError unless it is a mapping of conditions by names that a network can be called with."""
+    names = named(argument, value)
     for name in ("x", "t"):
-        if name in named(argument, value):
+        if name in names:
             raise ValueError(
                 f"{argument} has {name!r}, which the network is given anyway; give the condition another "
                 "name, and rename it: net = lambda x, t, c: own(x, t, ...)"
@@ -143,14 +148,16 @@ def check_cond(cond: Mapping[str, Tensor] | None, x: Tensor) -> dict[str, Tensor
     return dict(cond or {})
 
 
-def check_labels(labels: Any, n: int) -> None:
-    """ValueError for what no embedding of n classes takes; values are looked at where that waits for no
-    device."""
+def check_labels(labels: Any, n: int, shared: bool = False) -> None:
+    """ValueError for what no embedding of n classes takes, (B,), or one number where it is shared; values
+    are looked at where that waits for no device."""
     if not isinstance(labels, Tensor):
         raise ValueError(f"class labels must be a tensor of whole numbers (B,), got {labels!r}")
     if labels.numel() == 0:
         return  # torch.tensor([]) is floating
-    if labels.dtype not in (torch.int64, torch.int32) or labels.ndim != 1:
+    if labels.dtype not in (torch.int64, torch.int32) or labels.ndim not in (
+        (0, 1) if shared else (1,)
+    ):
         raise ValueError(
             f"class labels must be whole numbers (B,), int64 or int32; got {labels.dtype} "
             f"{tuple(labels.shape)}"

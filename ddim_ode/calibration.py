@@ -45,7 +45,7 @@ from .solvers.methods import get_method
 from .solvers.plan import Plan
 from .starts import EFFORTS, Candidate, Effort, apart, textbook
 
-UNSURE = 0.5  # error of the reference, in units of the plan's, that makes its figures uncertain
+_UNSURE = 0.5  # error of the reference, in units of the plan's, that makes its figures uncertain
 FEW = 16  # noises below which held-out figures say little
 _RESIDUALS = 3  # for each parameter, at least
 
@@ -254,7 +254,7 @@ class _Run:
             )
         fit = self._record(incumbent, errors, after if better else errors, better)
         share = fit["reference_error"] / max(fit["held_out"]["after"], 1e-300)
-        if found is not None and share > UNSURE:
+        if found is not None and share > _UNSURE:
             self._note(
                 f"nfe={nfe}: the reference may err by {fit['reference_error']:.2g}, {share:.0%} of the "
                 "plan's own error, and the held-out figures by as much"

@@ -94,12 +94,15 @@ def _settings(module: torch.nn.Module, seen: frozenset[int]) -> dict[str, Any]:
 
     Names that begin with an underscore are caches and bookkeeping, such as the folder it was read from.
     """
-    config = getattr(module, "config", None)
-    if isinstance(config, Mapping):
-        config = {k: v for k, v in config.items() if not str(k).startswith("_")}
-    unsaved = {k: v for k, v in module._buffers.items() if k in module._non_persistent_buffers_set}
-    hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
-    held = {**_public(module), **unsaved, "config": config, "hooks": hooks}
+    held: dict[str, Any] = dict(training=module.training)
+    if not (type(module).__module__.startswith("torch.nn.") and module.extra_repr()):
+        held = _public(module)  # where the structure does not say it already
+    if isinstance(config := getattr(module, "config", None), Mapping):
+        entries = {**config, **_public(config)}  # diffusers' adapters set attributes of it
+        held["config"] = {k: v for k, v in entries.items() if not str(k).startswith("_")}
+    held |= {k: v for k, v in module._buffers.items() if k in module._non_persistent_buffers_set}
+    if hooks := [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]:
+        held["hooks"] = hooks
     held.pop("gradient_checkpointing", None)  # which changes no answer
     return {name: _plain(value, seen | {id(module)}) for name, value in held.items()}
 
@@ -109,6 +112,8 @@ def _plain(value: Any, seen: frozenset[int]) -> Any:
 
     Functions count by name and bytecode, objects by class and public attributes.
     """
+    if isinstance(value, torch.device):
+        return None  # where it computes is not what
     if isinstance(value, (Tensor, np.ndarray, np.generic)) or _is_plain(value):
         return value
     if id(value) in seen:
@@ -150,7 +155,7 @@ def _content(cell: types.CellType) -> Any:
 
 
 def _is_plain(value: Any) -> bool:
-    kinds = (bool, int, float, str, bytes, torch.dtype, torch.device)
+    kinds = (bool, int, float, str, bytes, torch.dtype)
     return value is None or (isinstance(value, kinds) and not isinstance(value, enum.Enum))
 
 

@@ -103,7 +103,7 @@ def generate(
     (64, or the batch if that is less), which is all that a kill can lose beside the batch in flight.
 
     key: a name for the model, to be changed whenever it changes, where the network is neither an exact
-    mixture nor a ``torch.nn.Module``, or counts its calls in a public attribute. device: the network's own
+    mixture nor a ``torch.nn.Module``, or counts or caches in public attributes. device: the network's own
     by default. rank, world_size: torchrun's by default. about: plain data to keep in the manifest.
     progress: a bar over all n samples, shown by the first process.
 
@@ -295,7 +295,10 @@ def _settle(folder: Path, run: Run, claims: Claims, any_shard: bool) -> Shards:
         run = replace(run, shard=there.run.shard)
     difference = there.run.difference(run)
     if difference:
-        raise ValueError(f"{folder}: holds another run: {difference}; give another folder")
+        remedy = "give another folder"
+        if difference.startswith("model "):
+            remedy += ", or key= where a network differs by what it only keeps (caches, counters)"
+        raise ValueError(f"{folder}: holds another run: {difference}; {remedy}")
     return there
 
 

@@ -102,8 +102,36 @@ def test_a_condition_in_another_precision_is_named():
     message = "give text as torch.bfloat16 too, and not torch.float32"
     expect(sample(model, X.float(), steps=2, cond=cond), message)
     cond = dict(text=torch.ones(3, 2).bfloat16(), y=torch.zeros(3))
-    message = r"an embedding takes whole numbers \(.*; give y.long\(\)"
+    message = (
+        r"an embedding takes whole numbers \(.*; give y.long\(\), if it looks that up; else t is"
+    )
     expect(sample(model, X.float(), steps=2, cond=cond), message)
+    expect(
+        sample(Denoiser(Net().bfloat16().forward, COSINE), X.float(), steps=2, cond=cond),
+        "weights are torch.bfloat16, .* give Denoiser",  # of a bound method, too
+    )
+
+
+@pytest.mark.parametrize(
+    "text", ["unknown archetype 7", "gather(): Expected dtype int64 for index"]
+)
+def test_another_error_keeps_its_own_words(text):
+    def net(x, t, w):
+        raise RuntimeError(text)
+
+    model = Denoiser(net, COSINE, dtype=torch.float32)
+    for w in (torch.ones(3).double(), torch.ones(3)):
+        with pytest.raises(RuntimeError) as said:
+            sample(model, X, steps=2, cond=dict(w=w))()
+        assert str(said.value) == text
+
+
+def test_a_condition_of_the_same_precision_is_not_blamed():
+    def net(x, t, w):
+        raise RuntimeError("expected scalar type Double")
+
+    model = Denoiser(net, COSINE, dtype=torch.float32)
+    expect(sample(model, X, steps=2, cond=dict(w=torch.ones(3))), "; drop dtype=")
 
 
 def test_a_network_of_whole_times_is_told_how():
@@ -159,6 +187,16 @@ def test_training_mode_is_seen_wherever_it_hides():
     assert "MultiheadAttention" in said(Attending(0.1))[0]
     assert not said(Attending(0.0))
     assert said(Attending(0.1).forward)  # a bound method
+
+    class Recurring(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cell = torch.nn.LSTM(2, 2, num_layers=2, dropout=0.1, batch_first=True)
+
+        def forward(self, x, t):
+            return self.cell(x[:, None])[0][:, 0]
+
+    assert "LSTM" in said(Recurring())[0]
     parent = Attending(0.1).eval()
     assert not said(parent)
     parent.mix.train()

@@ -90,6 +90,9 @@ def test_a_file_that_is_no_manifest_is_named(tmp_path, capsys, text):
     ("name", "value"),
     [
         ("seeds", 5),
+        ("seeds", None),
+        ("batch", None),
+        ("model", None),
         ("classes", 3),
         ("methods", "ddim"),
         ("nfe", 2.5),

@@ -283,10 +283,14 @@ def test_a_key_is_the_same_whatever_changes_no_answer():
     assert key(net) == plain
     net.me, net.lock = [net], threading.Lock()  # a cycle, and what has no content
     assert key(net) == key(net) is not None
+    net.device = torch.device("cpu")
+    there = key(net)
+    net.device = torch.device("cuda:1")
+    assert key(net) == there
     hook = net.register_forward_hook(lambda module, given, out: 2 * out)
     assert key(net) != plain
     hook.remove()
-    del net.me, net.lock
+    del net.me, net.lock, net.device
     assert key(net) == plain
 
 
@@ -429,6 +433,10 @@ def test_a_plan_on_its_own_examples_is_warned_of():
     with pytest.warns(UserWarning, match="ddim was calibrated on another model") as said:
         ddim_ode.compare(model, seed=2, **dict(options, methods={"mine": other}))
     assert len(said) == 1
+    guided = dataclasses.replace(other, fit=dict(other.fit, guidance=2.0))
+    with pytest.warns(UserWarning, match="for guidance 2, and runs with guidance 1") as said:
+        ddim_ode.compare(model, seed=2, **dict(options, methods={"mine": guided}))
+    assert not any("another model" in str(w.message) for w in said)  # once is enough
 
 
 def test_a_plan_of_another_network_is_told_by_what_it_predicts():

@@ -157,9 +157,22 @@ def test_a_wrong_sign_is_told(prediction, seen):
 )
 def test_a_network_that_does_not_look_at_x(change, seen):
     options = dict(data=data()) if seen == "data" else {}
-    (finding,) = diagnosis(changed(change), **options)
+    report = diagnosis(changed(change), **options)
+    (finding,) = report
     assert finding.check == "untrained"
-    assert "move by 0.0% at most" in finding.message
+    assert "move by 0.0e+00 of their size at most, less than 0.001" in finding.message
+    if change is torch.zeros_like:
+        assert report.not_checked["half-precision"] == "the network answers 0"
+
+
+def test_data_of_one_kind_need_no_look_at_x():
+    """The best network answers with the one sample that there is, almost."""
+    schedule = schedules.cosine()
+    means, variances = np.linspace(-1, 1, 16)[None], np.full((1, 16), 1e-10)
+    model = ddim_ode.exact.gaussian_mixture([1.0], means, variances, schedule, prediction="x0")
+    for options in (dict(shape=(16,)), dict(data=model.draw(8).float())):
+        report = diagnosis(model, **options)
+        assert "untrained" not in {f.check for f in report}
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v"])

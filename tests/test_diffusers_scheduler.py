@@ -268,7 +268,8 @@ def test_what_is_no_state_of_this_run_is_refused():
         scheduler.step(start(), float("nan"), start())
     with pytest.raises(ValueError, match="timestep=None must be"):
         scheduler.step(start(), None, start())
-    scheduler.step(start(1), first, start(1))
+    ours(method="ddim").add_noise(start(), start(), np.float32(999.0005))  # as float32 has it
+    scheduler.step(start(1), scheduler.timesteps[:1], start(1))
     with pytest.raises(ValueError, match=r"shape \(3, .*began with \(1, "):
         scheduler.step(start(), second, start())
     with pytest.raises(ValueError, match="plans is empty"):
@@ -429,7 +430,10 @@ def test_add_noise_is_theirs():
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        (dict(timesteps=torch.tensor([-1, 5, 5])), r"timesteps=\[-1.*above -1 and at most 999"),
+        (
+            dict(timesteps=torch.tensor([5, -1, 5])),
+            r"timesteps: -1 must be above -1 and at most 999",
+        ),
         (dict(timesteps=torch.tensor([0, 5, 1000])), "at most 999"),
         (dict(timesteps=torch.tensor([0, 5])), r"shape \(2,\) for 3 samples"),
         (dict(timesteps="late"), "timesteps='late' must be real numbers"),
@@ -483,6 +487,9 @@ def test_an_option_that_from_config_does_not_know_is_named():
         type(ours()).from_config(config, mthod="heun")
     with pytest.warns(InteropWarning, match="new_key=1: left out, this version does not know"):
         type(ours()).from_config({**config, "new_key": 1})
+    flow = {**config, "use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+    plain = type(ours()).from_config(flow, use_flow_sigmas=False, prediction_type="epsilon")
+    assert not plain.config.use_flow_sigmas
     _, unused = type(ours()).from_config(config, return_unused_kwargs=True, mthod="heun")
     assert unused["mthod"] == "heun"
 
@@ -635,7 +642,7 @@ def test_a_step_that_failed_can_be_taken_again():
             for seed in [None, 1] if fails else [1]:
                 generator = "none" if seed is None else torch.Generator().manual_seed(seed)
                 if seed is None:
-                    with pytest.raises((TypeError, AttributeError, ValueError)):
+                    with pytest.raises(AttributeError, match="'str' object has no attribute"):
                         scheduler.step(x * 0.1, t, x, generator=generator)
                 else:
                     x = scheduler.step(x * 0.1, t, x, generator=generator).prev_sample

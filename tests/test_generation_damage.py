@@ -1,12 +1,14 @@
 """Large runs: damaged shards, full disks, folders of something else and manifests that lie."""
 
 import contextlib
+import dataclasses
 import errno
 import json
 import os
 import random
 import re
 import sys
+import warnings
 
 import pytest
 import torch
@@ -164,6 +166,34 @@ def test_a_folder_of_another_run_is_refused(tmp_path, changed, message):
     assert message in str(refusal.value)
     assert str(tmp_path) in str(refusal.value)
     torch.testing.assert_close(samples(tmp_path), whole, rtol=0, atol=1e-5)
+
+
+def test_a_plan_of_another_model_is_warned_of(tmp_path):
+    plan = ddim_ode.plan("ddim", COSINE, [9.0, 1.0, 0.0])
+    fitted = dataclasses.replace(plan, fit=dict(model_key="another's"))
+    options = dict(plan=fitted, method=None, steps=None, sigma_max=None)
+    with pytest.warns(UserWarning, match="ddim was calibrated on another model"):
+        make(tmp_path / "a", **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make(tmp_path / "b", **options, key="mine")
+        make(tmp_path / "c", **dict(options, plan=plan))
+
+
+def test_another_network_is_told_of_key(tmp_path):
+    class Net(torch.nn.Module):
+        calls = 0
+
+        def forward(self, x, t):
+            self.calls += 1
+            return 0.5 * x
+
+    model = ddim_ode.Denoiser(Net(), COSINE, shape=(2,))
+    make(tmp_path, model=model)
+    with pytest.raises(
+        ValueError, match=r"model is .* or key= where a network differs by what it only"
+    ):
+        make(tmp_path, model=model)
 
 
 def test_a_key_stands_for_the_network_alone(tmp_path):

@@ -138,6 +138,20 @@ def test_conditions_that_would_change_nothing_are_refused(make, cond, match):
         ddim_ode.sample(model, start(channels=model.channels), steps=2, cond=cond)
 
 
+def test_what_an_adapter_adds_is_taken():
+    """``load_ip_adapter`` sets an attribute of the configuration, and the forward reads that."""
+    net = text_unet()
+    words = dict(encoder_hidden_states=torch.zeros(3, 3, 8))
+    with pytest.raises(ValueError, match="unknown condition 'image_embeds'"):
+        load(net, scheduler()).network(
+            start(channels=2), dict(words, image_embeds=torch.zeros(3, 1, 8))
+        )
+    net.config.encoder_hid_dim_type = "ip_image_proj"
+    load(net, scheduler()).network(
+        start(channels=2), dict(words, image_embeds=torch.zeros(3, 1, 8))
+    )
+
+
 def test_labels_are_checked_wherever_they_come_from():
     model = load(unet(num_class_embeds=4), scheduler())
     shared = dict(y=torch.tensor([0, 1, 4]))
@@ -162,6 +176,8 @@ def test_classes_of_a_dit_in_memory_are_known_as_those_of_a_saved_one(tmp_path):
     dit().save_pretrained(tmp_path / "transformer")
     here, saved = load(dit(), theirs), load(tmp_path)
     assert here.num_classes == saved.num_classes == here.null_label == 1000
+    compiled = load(torch.compile(dit()), theirs)
+    assert compiled.num_classes == compiled.null_label == 1000
 
 
 def test_channels_gone_wrong(good):

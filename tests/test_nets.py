@@ -282,6 +282,12 @@ def test_guidance_one_is_the_conditional_network_alone():
 @pytest.mark.parametrize(
     ("name", "match"),
     [
+        ("gone/model.safetensors", "no such weights file"),
+        (
+            "someone/sd-v1.5",
+            "no such file or directory; a directory or hub id of diffusers goes to",
+        ),
+        ("MODEL.PT", "are pickled"),
         ("model.pt", "are pickled, which can run code, and are not read; save the tensors with"),
         ("plan.json", r"is no model; ddim_ode\.Plan\.load reads plans"),
         ("empty", r"holds no model\.safetensors; a directory or hub id of diffusers goes to"),
@@ -293,6 +299,22 @@ def test_what_is_no_model_of_ours_is_told_where_to_go(tmp_path, monkeypatch, nam
     (tmp_path / "empty").mkdir()
     with pytest.raises((ValueError, FileNotFoundError), match=match):
         ddim_ode.load(name)
+
+
+def test_classifiers_are_not_looked_for_in_diffusers(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"holds no model\.safetensors$"):
+        load_classifier(tmp_path)
+    with pytest.raises(ValueError, match="are pickled"):
+        load_classifier(tmp_path / "a.pt")
+
+
+def test_one_label_may_be_shared():
+    model, x = ddim_ode.load("fashion-mnist"), torch.randn(2, 1, 28, 28)
+    one = ddim_ode.sample(model, x, steps=2, shared=dict(y=torch.tensor(3))).x
+    each = ddim_ode.sample(model, x, steps=2, cond=dict(y=torch.tensor([3, 3]))).x
+    torch.testing.assert_close(one, each, rtol=0, atol=1e-4)
+    with pytest.raises(ValueError, match="class labels 33 to 33"):
+        ddim_ode.sample(model, x, steps=2, shared=dict(y=torch.tensor(33)))
 
 
 @pytest.mark.parametrize(

@@ -168,7 +168,7 @@ def _apply_manifest(args: argparse.Namespace) -> None:
     try:
         manifest = json.loads(args.manifest.read_text(encoding="utf-8"))
         # The first manifests had no plans, and nothing that changed the ODE but guidance.
-        later = dict.fromkeys(("plan", *_ODE))
+        later = {"plan": None, **{name: _DEFAULTS.get(name) for name in _ODE}}
         written = {**later, **manifest["options"]}
         options = {name: _of_kind(args.parser, name, written[name]) for name in _OPTIONS}
         args.sha256 = manifest["model"]["sha256"]
@@ -190,7 +190,7 @@ def _of_kind(parser: argparse.ArgumentParser, name: str, value: Any) -> Any:
     good = isinstance(value, list) == several and all(
         isinstance(item, kind) and not isinstance(item, bool) for item in items
     )
-    if not good and not (value is None and action.default is None):
+    if not good and (value is not None or name in _DEFAULTS):
         raise ValueError(f"its option {name!r} is {value!r}")
     return value
 
@@ -231,7 +231,7 @@ def _check_methods(args: argparse.Namespace) -> None:
     for name in ("rtol", "atol"):
         if getattr(args, name) is None or adaptive or args.manifest is not None:
             continue
-        told = [name for name in ("steps", "grid", "nfe") if getattr(args, name) is not None]
+        told = [other for other in ("steps", "grid", "nfe") if getattr(args, other) is not None]
         could = any(chooses_steps(method, placed=False, tolerant=True) for method in args.methods)
         raise ValueError(
             f"--{name} is for adaptive solves, and {', '.join(args.methods) or 'a plan'} takes steps "

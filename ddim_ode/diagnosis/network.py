@@ -65,7 +65,12 @@ def misunderstood(probe: Probe) -> Finding | None:
 
 
 def deaf(probe: Probe) -> Finding | None:
-    """Answers that do not depend on what is asked."""
+    """Answers that do not depend on what is asked, where they are not right all the same."""
+    if probe.data is None:
+        if probe.model.prediction == "x0":
+            return None  # whatever it answers is then the sample
+    elif probe.loss(probe.model, probe.data) < 1 / _CLEARLY:
+        return None
     change = 0.0
     for sigma in probe.sigmas.tolist():
         one, other = (
@@ -78,7 +83,8 @@ def deaf(probe: Probe) -> Finding | None:
         "untrained",
         "error",
         1.0,
-        f"shown other samples, the network's answers move by {change:.1%} at most: it does not look at x",
+        f"shown other samples, the network's answers move by {change:.1e} of their size at most, less than "
+        f"{_DEAF:g}: it does not look at x",
         "load the trained weights; see that net(x, t) uses its x",
     )
 

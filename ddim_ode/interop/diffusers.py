@@ -216,7 +216,8 @@ class DiffusersModel(Denoiser):
         check_channels(like, self.channels)
         labels = {**(shared or {}), **(cond or {})}.get("class_labels")
         if labels is not None and self.num_classes:
-            check_labels(labels, self.num_classes + (self.null_label is not None))
+            known = self.num_classes + (self.null_label is not None)
+            check_labels(labels, known, "class_labels" in (shared or {}))
         given = {*(cond or ()), *(shared or ())}
         if self._takes is not None:
             for name in sorted(given):
@@ -308,10 +309,22 @@ def _plain(cond: Mapping[str, Any]) -> dict[str, Any]:
 
 def _num_classes(model: nn.Module) -> int:
     """Of a network that takes integer labels."""
+    config = _config(model)
+    return int(
+        (config["num_embeds_ada_norm"] if _is_dit(model) else config.get("num_class_embeds")) or 0
+    )
+
+
+def _is_dit(model: nn.Module) -> bool:
+    """Also compiled, or of a class derived from it."""
+    bare = getattr(model, "_orig_mod", model)
+    return any(cls.__name__ == "DiTTransformer2DModel" for cls in type(bare).__mro__)
+
+
+def _config(model: nn.Module) -> dict[str, Any]:
+    """A network's configuration as its forward reads it: adapters set attributes of it, not items."""
     config: Mapping[str, Any] = model.config  # type: ignore[assignment]
-    if type(model).__name__ == "DiTTransformer2DModel":
-        return int(config["num_embeds_ada_norm"])
-    return int(config.get("num_class_embeds") or 0)
+    return {**config, **getattr(config, "__dict__", {})}
 
 
 def _sizes(value: Any, model: nn.Module) -> list[int]:
@@ -327,7 +340,7 @@ def _sizes(value: Any, model: nn.Module) -> list[int]:
 
 def _needs(model: nn.Module) -> frozenset[str]:
     """Conditions without a default in the network's call, or with one that its configuration refuses."""
-    config: Mapping[str, Any] = model.config  # type: ignore[assignment]
+    config = _config(model)
     of_call = list(inspect.signature(model.forward).parameters.values())[1:]
     needs = {p.name for p in of_call if p.default is p.empty and p.kind == p.POSITIONAL_OR_KEYWORD}
     if _num_classes(model) or config.get("class_embed_type"):
@@ -342,7 +355,7 @@ def _takes(model: nn.Module) -> frozenset[str] | None:
     of_call = list(inspect.signature(model.forward).parameters.values())[1:]
     if any(p.kind == p.VAR_KEYWORD for p in of_call):
         return None
-    config: Mapping[str, Any] = model.config  # type: ignore[assignment]
+    config = _config(model)
     takes = {p.name for p in of_call} - {"timestep", "return_dict"}
     if getattr(model, "class_embedding", True) is None:
         takes -= {"class_labels"}
@@ -357,6 +370,4 @@ def _takes(model: nn.Module) -> frozenset[str] | None:
 
 def _null_label(model: nn.Module) -> int | None:
     """The label of DiT's null branch, one beyond its classes."""
-    if type(model).__name__ == "DiTTransformer2DModel":
-        return int(model.config["num_embeds_ada_norm"])  # type: ignore[index]
-    return None
+    return _num_classes(model) if _is_dit(model) else None

@@ -19,7 +19,8 @@ class PlanRun:
     """A plan on its way: :func:`ddim_ode.integration.integrate`, a network call at a time.
 
     x: the state. shown: what the network is to be shown next, the state or a stage, of which half-precision
-    pipelines get a narrower copy. A step that fails changes nothing, and may be tried again.
+    pipelines get a narrower copy. A step that fails changes nothing here, and may be tried
+    again (a generator that was drawn from has moved on).
     """
 
     def __init__(self, plan: Plan, denoiser: Denoiser, sample: Tensor) -> None:

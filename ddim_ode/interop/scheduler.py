@@ -159,7 +159,7 @@ class DDIMODEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # th
         ValueError for a scheduler that is not of variance-preserving diffusion, or an unknown option.
         """
         _check_config(config)
-        if is_flow(config):
+        if is_flow({**config, **options}):
             raise ValueError(_FLOW)
         name = config.get("_class_name", cls.__name__)
         if name != cls.__name__:  # a file need not say what its class has by default
@@ -349,14 +349,15 @@ class DDIMODEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # th
             )
         schedule, offset = self._denoiser.schedule, self._denoiser.time_offset
         t = told - offset
-        if not ((t > 0) & (t <= schedule.T)).all():
+        off = ~((t > 0) & (t <= schedule.T + 1e-3))  # as float32 has it
+        if off.any():
             raise ValueError(
-                f"timesteps={told.tolist()} must be above {offset:g} and at most {schedule.T + offset:g}"
+                f"timesteps: {told[off][0]:g} must be above {offset:g} and at most {schedule.T + offset:g}"
             )
         shape = (-1,) + (1,) * (samples.ndim - 1)
         alpha, beta = (
             torch.as_tensor(scale).to(samples).reshape(shape)
-            for scale in schedule.scales(schedule.sigma(t))
+            for scale in schedule.scales(schedule.sigma(np.minimum(t, schedule.T)))
         )
         return alpha, beta
 
@@ -408,7 +409,8 @@ class DDIMODEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # th
             )
         if isinstance(timestep, Tensor) and timestep.device.type != "cpu":
             return
-        t = number("timestep", timestep)
+        one = isinstance(timestep, Tensor) and timestep.numel() == 1
+        t = number("timestep", timestep.item() if one else timestep)
         due = float(self.timesteps[self._call]) if self.timesteps.device.type == "cpu" else None
         if due is not None and not abs(t - due) <= 1e-3:  # not a NaN either
             raise ValueError(

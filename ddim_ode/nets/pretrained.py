@@ -84,8 +84,8 @@ class PretrainedModel(Denoiser):
         given = {**(shared or {}), **(cond or {})}
         for name in given:
             one_of("condition", name, ["y"] if self.num_classes else [])
-        if "y" in given:
-            check_labels(given["y"], self.num_classes + 1)  # the last is the null label
+        if "y" in given:  # the last label is the null one
+            check_labels(given["y"], self.num_classes + 1, "y" in (shared or {}))
         return super().network(like, cond, shared)
 
     def calibrated(self, nfe: int) -> Plan:
@@ -170,9 +170,7 @@ def load(
     >>> model.shape, model.classes[9]
     ((1, 28, 28), 'ankle boot')
     """
-    path = _locate(name_or_path, ".safetensors")
-    if path.suffix in _FOREIGN:
-        raise ValueError(f"{path}: {_FOREIGN[path.suffix]}")
+    path = _locate(name_or_path, ".safetensors", f"; {_OF_DIFFUSERS}")
     tensors, config = weights.read(path)
     _check_kind(config, "unet", path)
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -200,14 +198,17 @@ def load_classifier(
     return net.to(device_of(device))
 
 
-def _locate(name_or_path: str | Path, suffix: str) -> Path:
+def _locate(name_or_path: str | Path, suffix: str, elsewhere: str = "") -> Path:
+    """The weights file; elsewhere: what else may have been meant by a path where there is none."""
     path = path_of("name_or_path", name_or_path)
     if path.is_dir():
         if not (path / "model.safetensors").exists():
-            raise FileNotFoundError(f"{path}: holds no model.safetensors; {_OF_DIFFUSERS}")
+            raise FileNotFoundError(f"{path}: holds no model.safetensors{elsewhere}")
         return path / "model.safetensors"
-    if path.parent != Path() and not path.suffix and not path.exists():
-        raise FileNotFoundError(f"{path}: no such file or directory; {_OF_DIFFUSERS}")
+    if reason := _FOREIGN.get(path.suffix.lower()):
+        raise ValueError(f"{path}: {reason}")
+    if path.parent != Path() and path.suffix != ".safetensors" and not path.exists():
+        raise FileNotFoundError(f"{path}: no such file or directory{elsewhere}")
     if path.suffix or path.exists():
         return path
     return ASSETS / f"{one_of('model', str(name_or_path), MODELS)}{suffix}"

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from .._checks import count, exclusive, one_of
 from .chart import CHARTS
+from .plan import Plan
 from .quadrature import RULES
 from .tableau import BOSH3, DOPRI5, HALF, HEUN, MIDPOINT, RK4, THIRDS, Singlestep, Tableau
 
@@ -247,7 +248,7 @@ def get_method(method: str | Method, variant: str | None = None) -> Method:
     variant: a key of VARIANTS, or several joined by "+". ``"dpmpp3m:half"`` is the same as
     ``"dpmpp3m"`` with ``variant="half"``.
     """
-    if hasattr(method, "ops"):
+    if isinstance(method, Plan):
         raise ValueError(f"method={method!r} is a compiled plan; give it as plan=")
     if isinstance(method, str) and method.split(":")[0] == "reversible":
         raise ValueError(f"method {method!r} goes both ways: ddim_ode.encode and decode take it")
