@@ -5,20 +5,12 @@ import warnings
 import pytest
 import torch
 from problems import COSINE, Timeless, mixture_2d, points
+from refusals import expect, sample
 
 import ddim_ode
 from ddim_ode import Denoiser, Guidance
 
 X = points(3, 2)
-
-
-def sample(*args, **kwargs):
-    return lambda: ddim_ode.sample(*args, **kwargs)
-
-
-def expect(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from problems import (
     points,
     zero_snr,
 )
+from refusals import expect, sample
 
 import ddim_ode
 from ddim_ode import Denoiser, Guidance, grids, schedules
@@ -22,15 +23,6 @@ X = points(3, 2)
 MODEL = Denoiser(Counting(), COSINE)
 GRID = [5.0, 1.0, 0.2, 0.0]
 PLAN = ddim_ode.plan("ddim", COSINE, GRID)
-
-
-def sample(*args, **kwargs):
-    return lambda: ddim_ode.sample(*args, **kwargs)
-
-
-def expect(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()
 
 
 @pytest.mark.parametrize(

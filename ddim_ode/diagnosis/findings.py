@@ -168,6 +168,11 @@ class Probe:
             total += rms(error) / rms(self.wanted(model.prediction, x0, self.eps, sigma))
         return total / len(levels) if np.isfinite(total) else float("inf")
 
+    @functools.cached_property
+    def own(self) -> float:
+        """The :meth:`loss` of the model as it is, on :attr:`x0`."""
+        return self.loss(self.model, self.x0)
+
     def linear(self, x0: Tensor) -> float:
         """The :meth:`loss` of the best a·x + c, numbers of each level fitted to these very samples."""
         total = 0.0

@@ -136,7 +136,7 @@ def last_alpha(probe: Probe, asked: Array, reached: Array, told: Array) -> Findi
     left = rms(x - probe.ask(model, x, end)[0]) / rms(probe.x0)
     idle = end >= float(asked[-1]) * (1 - 1e-6)
     if not (idle or left > _LEFT):
-        if probe.data is None and probe.wild(probe.made):
+        if probe.wild(probe.x0):
             probe.skip(WILD_SAMPLES, "last-alpha")
         return None
     what = "the last call changes nothing, and " if idle else ""
