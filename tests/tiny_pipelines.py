@@ -5,7 +5,10 @@ import functools
 import torch
 from peers import load, quiet
 
+import ddim_ode
+
 SIDE, T = 8, 1000
+EXPONENTIAL = dict(name="exponential", params=dict(rate=5.0, T=1000))
 BETAS = dict(
     linear=dict(beta_start=1e-4, beta_end=0.02),
     scaled_linear=dict(beta_start=0.00085, beta_end=0.012),
@@ -145,3 +148,21 @@ def ends(pipe, **call):
 def start(n=3, channels=1, seed=1):
     """The noise a pipeline draws from that seed."""
     return torch.randn((n, channels, SIDE, SIDE), generator=torch.Generator().manual_seed(seed))
+
+
+def ours(**options):
+    """A DDIMODEScheduler."""
+    load("diffusers")
+    from ddim_ode.interop.diffusers import DDIMODEScheduler
+
+    return DDIMODEScheduler(**options)
+
+
+def calibrated():
+    """A fitted plan of the shipped model, whose schedule is continuous."""
+    return ddim_ode.load("fashion-mnist").calibrated(6)
+
+
+def with_plans(plans):
+    """A scheduler of compiled plans, on the shipped model's schedule."""
+    return type(ours()).from_plans(plans, ours(schedule=EXPONENTIAL).config)

@@ -1,0 +1,175 @@
+"""What a DDIMODEScheduler is made of: configurations of its own and of others, plans, settings."""
+
+import json
+import warnings
+
+import pytest
+import torch
+from peers import load as peer
+from peers import quiet
+from tiny_pipelines import EXPONENTIAL, calibrated, ours, save, start, unet, with_plans
+
+from ddim_ode.interop.config import InteropWarning
+from ddim_ode.interop.diffusers import load
+
+
+def test_snap_of_a_scheduler_is_its_denoisers():
+    assert load(unet(), ours(snap=True)).snap
+    assert not load(unet(), ours(snap=True), snap=False).snap
+    assert not load(unet(), ours()).snap
+
+
+def test_a_tampered_plan_is_refused(tmp_path):
+    with_plans(calibrated()).save_pretrained(tmp_path)
+    file = tmp_path / "scheduler_config.json"
+    config = json.loads(file.read_text())
+    scheduler = type(ours())
+    for change, match in [
+        (lambda plan: plan["ops"][1].update(scale="1"), r"ops\[1\].scale"),
+        (lambda plan: plan.update(schedule="0" * 16), "schedule"),
+        (lambda plan: plan.update(nfe=7), "nfe"),
+    ]:
+        bad = json.loads(json.dumps(config))
+        change(bad["plans"][0])
+        file.write_text(json.dumps(bad))
+        with quiet(), pytest.raises(ValueError, match=match):
+            scheduler.from_pretrained(tmp_path)
+
+
+def test_a_plan_of_another_schedule_is_refused():
+    plan = calibrated()
+    with pytest.raises(ValueError, match="schedule"):
+        type(ours()).from_plans(plan, ours(beta_end=0.03).config)
+
+
+def test_plans_come_without_method():
+    tree = with_plans(calibrated()).config["plans"]
+    with pytest.raises(ValueError, match="both plans and method"):
+        ours(plans=tree, schedule=EXPONENTIAL, method="heun")
+
+
+def test_settings_of_the_wrong_kind_are_named():
+    for options, match in (
+        (dict(snap="yes"), "snap='yes' must be True or False"),
+        (dict(num_train_timesteps=2.5), "num_train_timesteps=2.5 must be a whole number"),
+        (dict(schedule=5), "schedule=5 must be"),
+        (dict(schedule={"name": "vp"}), "must be .*params"),
+        (dict(schedule={"name": "vp", "params": {"beta": 1}}), "unknown parameter of 'vp' 'beta'"),
+        (dict(beta_start="low"), "beta_start='low' must be real numbers"),
+        (dict(variance_type="foo"), "unknown variance_type 'foo'"),
+        (dict(rescale_betas_zero_snr="yes"), "rescale_betas_zero_snr='yes' must be True or False"),
+        (dict(use_flow_sigmas=1), "use_flow_sigmas=1 must be True or False"),
+        (dict(use_flow_sigmas=True), "not with flow matching"),
+        (dict(prediction_type="flow_prediction"), "does not go with use_flow_sigmas=False"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            ours(**options)
+    scheduler = ours(method="dpmpp2m")
+    with pytest.raises(ValueError, match="timesteps='all' must be real numbers"):
+        scheduler.set_timesteps(timesteps="all")
+    scheduler.set_timesteps(timesteps=[900, 400])
+    with pytest.raises(ValueError, match="eta='a' must be real numbers"):
+        scheduler.step(start(), scheduler.timesteps[0], start(), eta="a")
+
+
+def test_defaults_of_another_class_come_along():
+    """diffusers replaces what a scheduler has by default with the new class's own default."""
+    heun = peer("diffusers").HeunDiscreteScheduler()
+    scheduler = type(ours()).from_config(heun.config)
+    assert scheduler.config.beta_start == heun.config.beta_start != ours().config.beta_start
+    torch.testing.assert_close(
+        scheduler.alphas_cumprod.float(), heun.alphas_cumprod, rtol=1e-4, atol=1e-7
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "match"),
+    [
+        ("FlowMatchEulerDiscreteScheduler", "not with flow matching"),
+        ("EDMEulerScheduler", "unknown scheduler 'EDMEulerScheduler'"),
+        ("CMStochasticIterativeScheduler", "unknown scheduler"),
+        ("CogVideoXDDIMScheduler", "unknown scheduler"),
+    ],
+)
+def test_a_scheduler_of_another_kind_does_not_become_ours(name, match, tmp_path):
+    theirs = getattr(peer("diffusers"), name)()
+    with pytest.raises(ValueError, match=r"no beta_schedule|snr_shift_scale=3\.0"):
+        type(ours()).from_config(theirs.config)  # which in memory does not say its class
+    theirs.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=match):
+        type(ours()).from_pretrained(tmp_path)
+
+
+def test_an_option_that_from_config_does_not_know_is_named():
+    config = peer("diffusers").DDIMScheduler(clip_sample=False).config
+    with pytest.raises(ValueError, match="unknown option 'mthod'; valid, nearest first: method,"):
+        type(ours()).from_config(config, mthod="heun")
+    with pytest.warns(InteropWarning, match="new_key=1: left out, this version does not know"):
+        type(ours()).from_config({**config, "new_key": 1})
+    flow = {**config, "use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+    plain = type(ours()).from_config(flow, use_flow_sigmas=False, prediction_type="epsilon")
+    assert not plain.config.use_flow_sigmas
+    _, unused = type(ours()).from_config(config, return_unused_kwargs=True, mthod="heun")
+    assert unused["mthod"] == "heun"
+
+
+@pytest.mark.parametrize("name", ["LCMScheduler", "HeunDiscreteScheduler", "DDIMScheduler"])
+def test_a_file_need_not_say_what_its_class_has_by_default(name, tmp_path):
+    file = tmp_path / "scheduler_config.json"
+    file.write_text(json.dumps(dict(_class_name=name, beta_schedule="scaled_linear")))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        made = type(ours()).from_pretrained(tmp_path)
+    theirs = getattr(peer("diffusers"), name).from_pretrained(tmp_path)
+    torch.testing.assert_close(
+        made.alphas_cumprod.float(), theirs.alphas_cumprod, rtol=1e-4, atol=1e-7
+    )
+    clips = [w for w in said if "clip_sample=True" in str(w.message)]
+    assert len(clips) == (name == "DDIMScheduler")
+
+
+def test_what_contradicts_a_schedule_is_refused():
+    cosine = ours(schedule=dict(name="cosine", params=dict(T=1000)))
+    with pytest.raises(ValueError, match=r"schedule= in place of betas .* drop beta_schedule="):
+        type(cosine).from_config(cosine.config, beta_schedule="scaled_linear")
+    back = type(cosine).from_config(cosine.config, beta_schedule="scaled_linear", schedule=None)
+    assert back.config.schedule is None
+    with pytest.raises(ValueError, match=r"num_train_timesteps=500, and .* has T=1000: give"):
+        ours(num_train_timesteps=500, schedule=cosine.config.schedule)
+
+
+def test_a_plan_of_another_prediction_is_warned_of():
+    exponential = ours(schedule=EXPONENTIAL, prediction_type="sample").config
+    with pytest.warns(UserWarning, match="a network that predicts eps, and runs with one that"):
+        type(ours()).from_plans(calibrated(), exponential)
+
+
+def test_arguments_of_another_kind_are_told_apart(tmp_path):
+    scheduler, plan = ours(method="ddim"), calibrated()
+    cls = type(scheduler)
+    for call, match in (
+        (lambda: cls.from_plans(str(tmp_path), scheduler.config), r"Plan\.load reads a file"),
+        (lambda: cls.from_plans(plan, scheduler), r"got DDIMODEScheduler; give its \.config"),
+        (lambda: cls.from_config(scheduler), r"got DDIMODEScheduler; give its \.config"),
+        (lambda: cls.from_config("a/b"), r"got str; give a scheduler's \.config"),
+        (
+            lambda: load(unet(), peer("diffusers").DDIMScheduler().config),
+            "give the scheduler itself",
+        ),
+        (lambda: scheduler.set_timesteps(4, device="nope"), "device='nope' cannot be used"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            call()
+    scheduler.set_timesteps(10)
+    with pytest.raises(ValueError, match=r"begin_index=10: there are 10 calls, .* raise strength"):
+        scheduler.set_begin_index(10)
+
+
+def test_a_saved_pipeline_loads_with_our_scheduler(tmp_path):
+    scheduler = ours(method="heun", grid="karras", prediction_type="sample")
+    save(tmp_path, unet(), scheduler)
+    with quiet():
+        pipe = peer("diffusers").DDPMPipeline.from_pretrained(tmp_path)
+    kept = {key: v for key, v in scheduler.config.items() if not key.startswith("_")}
+    assert kept == {key: pipe.scheduler.config[key] for key in kept}
+    assert pipe.scheduler.timesteps.tolist() == list(range(999, -1, -1))  # before set_timesteps
