@@ -17,7 +17,7 @@ from ._checks import count, number
 from .active_set import Field, Released, Solver
 from .denoiser import Denoiser
 from .levels import Levels
-from .solution import Solution
+from .solution import Solution, warn_of_scale
 from .solvers.clock import clock
 from .solvers.controller import SUCCESS, Controller
 from .solvers.embedded import adaptive_by_itself, embedded_pair, scheme_of
@@ -68,12 +68,12 @@ def solve(
 
     ValueError for a budget that is no whole number >= 1.
     """
-    sigmas = levels.ends()
-    first, last = float(sigmas[0]), float(sigmas[1])
     limit = DEFAULT_MAX_NFE if options.max_nfe is None else count("max_nfe", options.max_nfe)
     pair = embedded_pair(method)
     assert pair is not None  # is_adaptive said so
     scheme = scheme_of(pair)
+    sigmas = levels.ends(scheme.cost)
+    first, last = float(sigmas[0]), float(sigmas[1])
     ends = clock(np.array([first, last]))
     batch = x.shape[0]
     control = Controller(
@@ -107,6 +107,8 @@ def solve(
     trajectory = None
     if options.record != "none" and solver.path is not None:
         trajectory = solver.path.trajectory(options.record, end, solver.sigmas)
+    if not levels.rising:
+        warn_of_scale(end, max(first, model.sigma_max))
     return Solution(
         x=end,
         method=method.name,

@@ -76,8 +76,8 @@ def calibrate(
     start: a plan to improve, instead of the best textbook sampler. cond: conditions {name: tensor (n,
     ...)}, or f(indices (n,)) that gives them; guidance is part of the model. shared: passed to the network
     as it is. features: f(x (b, *)) -> (b, ...), to measure the error in; default x itself. sigma_max:
-    where the noise starts (default σ(T), or where ``start`` does). batch: rows the network gets at once.
-    progress: a bar. device: where to run (default: the network's own).
+    where the noise starts (default ``model.sigma_max``, or where ``start`` does). batch: rows the network
+    gets at once. progress: a bar. device: where to run (default: the network's own).
 
     The loss is ½ mean ln e² + ½ ln mean e² over the noises, e the RMS error of the end state against a
     converged solution from the same noise. A small distance between distributions is another aim, and
@@ -112,22 +112,17 @@ def calibrate(
     effort = EFFORTS[one_of("budget", budget, EFFORTS)]
     if start is not None:
         check_plan(start, model)
-        sigma_max = _first_level(start, sigma_max, model)
+        sigma_max = _first_level(start, sigma_max)
         if wanted != [start.nfe]:
             raise ValueError(f"start has nfe {start.nfe}; calibrate it with nfe={start.nfe}")
         Linear.of(start)
-    place = device_of(model, device)
-    x = noise(
-        sample_shape(model, shape),
-        model.schedule,
-        range(seed, seed + n),
-        sigma=sigma_max,
-        device=place,
-    )
+    model, place = model.starting_at(sigma_max), device_of(model, device)
+    shape = sample_shape(model, shape)
+    x = noise(shape, model.schedule, range(seed, seed + n), model.sigma_max, place)
     rows = conditions(cond, n, place)
     began = time.perf_counter()
     with torch.no_grad(), tqdm(disable=not progress, unit="eval", unit_scale=True) as bar:
-        run = _Run(model, x, rows, shared, features, batch, seed, sigma_max, budget, effort, bar)
+        run = _Run(model, x, rows, shared, features, batch, seed, budget, effort, bar)
         run.prepare()
         plans = {k: run.plan(k, start) for k in wanted}
     seconds = time.perf_counter() - began
@@ -147,7 +142,6 @@ class _Run:
     features: Features | None
     batch: int
     seed: int
-    sigma_max: float | None
     budget: str
     effort: Effort
     bar: Any
@@ -184,19 +178,19 @@ class _Run:
 
     def _reference(self) -> tuple[Tensor, Tensor]:
         """Where the ODE takes the noises, before the last refinement and after it."""
-        model, schedule = in_float64(self.model), self.model.schedule
+        model = in_float64(self.model)
         # What is steady at a few dozen calls, on trained networks too: of our methods and grids these err
         # least there, of the order of 1e-3 of the data, where others need a hundred calls and more.
         method, name, start = get_method("unipc2"), "log_snr", None
-        if not math.isfinite(self.sigma_max or schedule.sigma_max) or model.snap:
+        if not math.isfinite(model.sigma_max) or model.snap:
             method, name, start = METHOD, "time", "ramp"
         steps = self.effort.reference
         if model.snap:
-            most = len(schedule.levels)
+            most = len(model.schedule.levels)
             steps = tuple(dict.fromkeys(min(k, most) for k in steps))
         x, ends = self.x, []
         for k in steps:
-            levels = Levels(model, k, grid=name, sigma_max=self.sigma_max)
+            levels = Levels(model, k, grid=name)
             plan = compile_for(method, levels, start, None, None, None)
             parts = []
             for part in torch.arange(len(x)).split(self.batch):
@@ -305,8 +299,7 @@ class _Run:
     def _search(self, nfe: int, allowed: float) -> list[Candidate]:
         """Samplers of at most nfe calls, the best first, textbook ones and others to start from."""
         searches = [
-            textbook(self.model, nfe, self.effort, self.sigma_max, skipped)
-            for skipped in (0, *self.effort.skips)
+            textbook(self.model, nfe, self.effort, skipped) for skipped in (0, *self.effort.skips)
         ]
         share = allowed / 4 / len(searches)
         found = [c for candidates in searches for c in self._screen(candidates, nfe, share)]
@@ -356,7 +349,7 @@ class _Run:
             rank=rank,
             memory=effort.memory,
             levels=not self.model.snap,
-            limits=(schedule.sigma_min, schedule.sigma_max),
+            limits=(schedule.sigma_min, self.model.sigma_max),
             seed=self.seed,
             observe=self._observe,
         )
@@ -386,8 +379,8 @@ class _Run:
         self.bar.update(self.problem.evals - self.bar.n)
 
 
-def _first_level(start: Plan, sigma_max: float | None, model: Denoiser) -> float | None:
-    """Where the noise of that plan starts; None at the schedule's end."""
+def _first_level(start: Plan, sigma_max: float | None) -> float:
+    """Where the noise of that plan starts; ValueError if that is not where the caller said."""
     first = start.grid[0]
     if first < start.grid[-1]:
         raise ValueError("start goes up, from data to noise; give a plan that goes down")
@@ -397,7 +390,7 @@ def _first_level(start: Plan, sigma_max: float | None, model: Denoiser) -> float
         raise ValueError(
             f"sigma_max={sigma_max!r}, but start begins at σ={first:g}; drop one of them"
         )
-    return None if first == model.schedule.sigma_max else first
+    return first
 
 
 def _spread(values: Array) -> float:

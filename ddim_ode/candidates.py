@@ -13,7 +13,7 @@ import torch
 from . import external
 from ._checks import count, number, one_of, several
 from .denoiser import Denoiser
-from .grids import NAMES, default_name
+from .grids import NAMES
 from .levels import Levels
 from .plan_checks import check_plan
 from .sampling import compile_for, sample
@@ -135,13 +135,13 @@ def budgets(nfe: Any) -> list[int]:
 
 
 def cuts(sigma_min: Any, model: Denoiser) -> list[float | None]:
-    """The last positive levels asked for; ValueError outside (0, σ(T))."""
+    """The last positive levels asked for; ValueError unless between 0 and where the model starts."""
     given = [None if cut is None else number("sigma_min", cut) for cut in several(sigma_min)]
-    top = model.schedule.sigma_max
+    top = model.sigma_max
     for cut in given:
         if cut is not None and not 0 < cut < top:
             raise ValueError(
-                f"sigma_min={cut!r} must lie in (0, {top:g}), below the schedule's σ(T)"
+                f"sigma_min={cut!r} must lie in (0, {top:g}), below the level that sampling starts from"
             )
     if not given:
         raise ValueError("sigma_min is empty; drop it, or give a σ or several")
@@ -192,9 +192,12 @@ def jobs(
 
 def _search(entry: Entry, budget: int, free: bool, model: Denoiser) -> list[Job]:
     schedule = model.schedule
-    unit = max(1.0, schedule.T / 1000) if schedule.discrete else schedule.T / 1000
-    times = [t * unit for t in CUT_TIMES if t * unit < schedule.T / 4]
-    ends = [float(sigma) for sigma in schedule.sigma(times)]
+    if schedule.family == "ve":  # whose σ is t, in units of the data
+        ends = [t * schedule.least_cut for t in CUT_TIMES]
+    else:
+        unit = max(1.0, schedule.T / 1000) if schedule.discrete else schedule.T / 1000
+        times = [t * unit for t in CUT_TIMES if t * unit < schedule.T / 4]
+        ends = [float(sigma) for sigma in schedule.sigma(times)]
     choices: list[tuple[str | None, float | None]]
     if free:
         choices = [(None, cut) for cut in ends]
@@ -224,18 +227,16 @@ def _job(
                 plan.steps == 1 and solver.nfe_per_step > 1
             ):  # nothing but the landing, which is DDIM's
                 raise ValueError(no_room(budget, solver.name, solver.nfe_per_step + 1))
-            return Job(entry, budget, group, _resolved(model, name, plan.steps, cut), plan)
+            chosen = name or levels.spacing(plan.steps, solver.nfe_per_step)[0]
+            return Job(entry, budget, group, chosen, plan)
         if free:
             return Job(entry, budget, group, OWN, options=dict(nfe=budget, sigma_min=cut))
         steps = _external_steps(str(solver), budget, model.schedule)
         options = dict(steps=steps, grid=name, sigma_min=cut)
-        return Job(entry, budget, group, _resolved(model, name, steps, cut), options=options)
+        chosen = name or Levels(model, steps, sigma_min=cut).spacing(steps)[0]
+        return Job(entry, budget, group, chosen, options=options)
     except ValueError as error:
         return Job(entry, budget, group, name or "default", refusal=str(error))
-
-
-def _resolved(model: Denoiser, name: str | None, steps: int, cut: float | None) -> str:
-    return name or default_name(model.schedule, steps, "zero", cut, model.snap)
 
 
 @functools.lru_cache(maxsize=256)

@@ -33,7 +33,7 @@ from .reference import STEPS, Reference, given, joined, solve
 from .results import Comparison, Interrupted
 from .sampling import sample
 from .seeding import noise
-from .solution import norm_per_sample
+from .solution import norm_per_sample, warn_of_scale
 from .solvers.controller import SUCCESS
 from .solvers.plan import Plan
 
@@ -52,6 +52,7 @@ def compare(
     cond: Cond | None = None,
     shared: Mapping[str, Any] | None = None,
     grid: str | Sequence[str] | None = None,
+    sigma_max: float | None = None,
     sigma_min: float | Sequence[float] | None = None,
     batch: int = 64,
     reference: float | Tensor | None = None,
@@ -75,7 +76,8 @@ def compare(
     grid: a name, several (an axis of the table), or None, what ``sample`` takes by itself. ``"best"``
     tries trailing, and time, quadratic, log_snr and karras down to σ at the times 1, 2, 3, 5, 10 and 20
     (of 1000), for each method and budget; it decides on the first min(n/2, 32) noises and all rows report
-    on the others only, so that the choice does not flatter them. sigma_min: the last positive level, or
+    on the others only, so that the choice does not flatter them. sigma_max: the level that all of them,
+    and the reference, start from (default ``model.sigma_max``). sigma_min: the last positive level, or
     several. batch: noises solved together.
     reference: the largest RMS difference of two refinements to accept (default 1.5e-4 of the
     solutions' RMS, 1e-6 for exact mixtures), or known solutions (n, *shape).
@@ -101,6 +103,7 @@ def compare(
     10
     """
     check_model(model)
+    model = model.starting_at(sigma_max)
     n, seed = count("n", n), seed_of(seed)
     batch, keep = count("batch", batch), count("keep", keep, least=0)
     flag("progress", progress)
@@ -117,7 +120,7 @@ def compare(
         )
     shape = sample_shape(model, shape)
     place = device_of(model, device)
-    noises = noise(shape, model.schedule, range(seed, seed + n), device=place)
+    noises = noise(shape, model.schedule, range(seed, seed + n), model.sigma_max, place)
     work = _Work(
         model,
         noises,
@@ -194,6 +197,7 @@ def _run(work: _Work, todo: list[list[Job]], result: Comparison, bar: Any) -> No
     exact = work.known or _reference(work, searched, bar)
     bar.total = bar.n + rate * (search + report)  # how often it was refined is known now
     result.reference = _part(exact, slice(searched, n))
+    warn_of_scale(exact.x, work.model.sigma_max)
     for row in todo:
         first = row[0].entry.label
         bar.set_description(f"{first} at {row[0].budget}")
@@ -292,7 +296,7 @@ def _batch(work: _Work, job: Job, exact: Reference, part: slice, first: int, bar
     name = ""
     if work.store.folder is not None:
         of = [work.key, job.content(), x, cond, work.shared, keep, exact.x[part], str(x.device)]
-        name = f"cell-{digest('cell', __version__, *of)}"
+        name = f"cell-{digest('cell', __version__, *of, work.model.sigma_max)}"
         if found := work.store.get(name, [*_NEEDS, *(["samples"] if keep else [])]):
             tensors, config = found
             bar.total -= config["net_evals"]

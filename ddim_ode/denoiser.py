@@ -12,6 +12,7 @@ predicts that vector is called and nothing else.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,9 @@ import torch
 from torch import Tensor
 
 from ._checks import floating, function, number, numbers, one_of
+from ._warn import warn
 from .asking import Net, check_cond, check_names, check_output, guarded
+from .grids import LOWERED, default_start, trusted
 from .guidance import Branches, Call, Guidance, Level, Limit
 from .schedule import Array, Schedule, check_schedule
 from .seeding import sizes
@@ -57,6 +60,9 @@ class Denoiser:
     ``alterations`` say so.
     shape: of ONE sample, for the calls that make noises themselves (``compare``, ``calibrate``,
     ``generate``) and would otherwise have to be told.
+    sigma_max: the level that sampling starts from where a call does not say (default:
+    :func:`ddim_ode.grids.default_start`, which is σ(T) but for ε- and score-networks of schedules that
+    end in next to no signal). A level that such a network says nothing of x̂₀ at warns.
 
     ``model(x, sigma)`` gives ``(x0, eps)``. ValueError for an unknown prediction, an output of
     another shape than x, or ε- and score-networks asked for x̂₀ at ᾱ = 0.
@@ -83,6 +89,7 @@ class Denoiser:
         clip: float | None = None,
         threshold: float | None = None,
         shape: Sequence[int] | None = None,
+        sigma_max: float | None = None,
     ) -> None:
         if not callable(net):
             raise ValueError(f"net must be callable as net(x, t, **cond), got {type(net).__name__}")
@@ -109,8 +116,35 @@ class Denoiser:
         self.learned_variance = learned_variance
         self.shape: Any = None if shape is None else sizes(shape)
         self.dtype = None if dtype is None else floating(dtype)
+        self.sigma_max = default_start(schedule, self.prediction)
+        if sigma_max is not None:
+            self.sigma_max = self.start("sigma_max", sigma_max)
         self.micro_batches: MicroBatches | None = None  # ddim_ode.accelerate(batch=)
         self._levels = schedule.levels if snap else None
+
+    def start(self, name: str, sigma: float) -> float:
+        """``sigma`` as a level to start from; a warning where the prediction says nothing of x̂₀ there.
+
+        ValueError for σ outside the schedule's range, or 0. name: whose value it is.
+        """
+        level = self.schedule.level(sigma, name)
+        if level == 0:
+            raise ValueError(f"{name}=0 is no level to start from: there is no noise to predict")
+        most = trusted(self.schedule, self.prediction)
+        if most < level < np.inf and not level <= self.sigma_max < np.inf:
+            warn(
+                f"{name}={level:.6g}: x̂₀ of a network with prediction={self.prediction!r} errs by σ times "
+                f"what its ε̂ does, and above σ={most:g} it is lost; start from sigma_max={LOWERED:g}"
+            )
+        return level
+
+    def starting_at(self, sigma_max: float | None) -> Denoiser:
+        """The same denoiser, with another level to start from by default; None: as it is."""
+        if sigma_max is None:
+            return self
+        other = copy.copy(self)
+        other.sigma_max = self.start("sigma_max", sigma_max)
+        return other
 
     @property
     def rows_per_sample(self) -> int:

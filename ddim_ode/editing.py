@@ -44,10 +44,24 @@ def renoise(
 ) -> Start:
     """Pictures x0 (B, *) with noise: ᾱ x0 + β̄ z at one level, from which to sample.
 
-    strength: in (0, 1], continuous: the level σ(strength·T); or the level ``sigma`` itself. seeds: one
-    per sample, of z: the start noise that :func:`ddim_ode.noise` draws for them. All steps are spent below
-    that level: n are n, whatever the strength. Reference: Meng et al. 2022 (SDEdit),
-    https://arxiv.org/abs/2108.01073. ValueError for values out of range.
+    All steps are spent below that level: n are n, whatever the strength. Reference: Meng et al. 2022
+    (SDEdit), https://arxiv.org/abs/2108.01073.
+
+    Args:
+        x0: The pictures (B, *), in network space.
+        schedule: Of the network.
+        seeds: One per sample, of z: the start noise that :func:`ddim_ode.noise` draws for them.
+        strength: The share of noise in the result, β̄/(ᾱ + β̄), in (0, 1]. It means the same on every
+            schedule: at 0.5 the level is σ = 1, and pictures of unit variance keep a correlation of 0.71. A
+            share above that of σ(T) is σ(T), so 1 is pure noise. (diffusers' ``strength`` is a share of the
+            schedule's time: that is ``sigma=schedule.sigma(strength * schedule.T)``.)
+        sigma: The level itself, instead.
+
+    Returns:
+        A :class:`Start`: x (B, *) and its level, for ``sample(model, x, sigma_max=sigma)``.
+
+    Raises:
+        ValueError: For values out of range, and unless exactly one of strength and sigma is given.
 
     >>> import ddim_ode, torch
     >>> model = ddim_ode.exact.gaussian([1.0], [[0.25]], ddim_ode.schedules.cosine())
@@ -64,7 +78,8 @@ def renoise(
                 f"strength={strength!r} must be a number in (0, 1]: 1 is pure noise, and what is near 0 "
                 "stays as it is (or give sigma=)"
             )
-        level = float(schedule.sigma(float(strength) * schedule.T))
+        share = float(strength)
+        level = min(share / (1 - share), schedule.sigma_max) if share < 1 else schedule.sigma_max
     else:
         level = schedule.level(sigma)
         if level == 0:

@@ -65,6 +65,9 @@ class ExactModel(Denoiser):
         super().__init__(
             self._predict, schedule, prediction, time=lambda t, sigma: sigma, **options
         )
+        # Its ε̂ is right to the last digit, at any level.
+        if options.get("sigma_max") is None:
+            self.sigma_max = schedule.sigma_max
 
     def log_prob(self, x: Tensor, sigma: float) -> Tensor:
         """Log density (B,) of x (B, *), in nats, under the marginal at level σ (0 allowed)."""

@@ -24,7 +24,7 @@ from .gradients import check_mode, parameters
 from .levels import Levels
 from .probability_flow import ProbabilityFlow
 from .schedule import Array
-from .solution import Solution, finite_samples, per_sample
+from .solution import Solution, finite_samples, per_sample, warn_of_scale
 from .solvers.controller import MAX_NFE, NON_FINITE, UNDERFLOW
 
 if TYPE_CHECKING:
@@ -114,6 +114,8 @@ def sample(
         out = model(out, positive[-1], cond, shared)[0]
         calls, rows, accepted = calls + 1, rows + model.rows(positive[-1]), accepted + 1
     batch = x.shape[0]
+    if not levels.rising:
+        warn_of_scale(out, max(float(positive[0]), model.sigma_max))
     return Solution(
         x=out,
         method=method,

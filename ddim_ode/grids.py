@@ -44,7 +44,39 @@ _IN_SIGMA = {
 }
 NAMES = (*_IN_TIME, *_IN_SIGMA, "trailing")
 FINALS = ("zero", "sigma_min")
-FEW_STEPS = 15
+FEW_STEPS, FEW_CALLS = 15, 30
+# ε-networks are trusted up to the σ(T) of the linear schedules that most are trained on, 148 to 158. Where
+# σ(T) lies beyond, they start at EDM's σ_max (benchmarks/start.py measures other levels).
+TRUSTED, LOWERED = 160.0, 80.0
+
+
+def trusted(schedule: Schedule, prediction: str) -> float:
+    """The highest level σ at which such a network's x̂₀ is worth a step: 160 for ε and score, else inf.
+
+    An ε- or score-network has x̂₀ = (x − β̄ε̂)/ᾱ, whose error is σ times that of ε̂. On a schedule that
+    ends in next to no signal (cosine: σ(1000) = 20,291) that is noise of thousands, which few steps never
+    take back. Networks of ``ve`` are trained for their σ_max, however large.
+    """
+    blind = prediction in ("eps", "score") and schedule.family != "ve"
+    return TRUSTED if blind else np.inf
+
+
+def default_start(schedule: Schedule, prediction: str) -> float:
+    """The level σ that sampling starts from where none is asked for.
+
+    It is σ(T), or 80 where that is finite and above what is :func:`trusted`. To start from noise alone
+    there leaves out 1/80 of the data. (At σ(T) = inf an ε-network cannot start, and the solve says so.)
+
+    Args:
+        schedule: Of the network.
+        prediction: What the network predicts, as in :class:`ddim_ode.Denoiser`.
+
+    >>> from ddim_ode import grids, schedules
+    >>> [round(grids.default_start(schedules.cosine(), network)) for network in ("eps", "v")]
+    [80, 20291]
+    """
+    top = schedule.sigma_max
+    return LOWERED if trusted(schedule, prediction) < top < np.inf else top
 
 
 def default_name(
@@ -56,7 +88,7 @@ def default_name(
 ) -> str:
     """The named grid that ``sample`` takes where none is asked for.
 
-    ``"karras"`` where t is σ itself (``schedules.ve``). Otherwise ``"trailing"`` below 15 steps, as far as
+    ``"log_snr"`` where t is σ itself (``schedules.ve``). Otherwise ``"trailing"`` below 15 steps, as far as
     it goes (to σ = 0, no sigma_min given), and ``"quadratic"`` from there: with few steps, what pays most
     is a last level far from 0 (figures: benchmarks/peers.py). For a model with snap, ``"time"`` from
     there, whose levels stay apart.
@@ -66,10 +98,43 @@ def default_name(
     ['trailing', 'quadratic']
     """
     if schedule.family == "ve":
-        return "karras"
+        return "log_snr"
     if steps < FEW_STEPS and final == "zero" and sigma_min is None:
         return "trailing"
     return "time" if snap else "quadratic"
+
+
+def default_spacing(
+    schedule: Schedule,
+    steps: int,
+    calls: int = 1,
+    *,
+    final: str = "zero",
+    sigma_max: float | None = None,
+    sigma_min: float | None = None,
+    snap: bool = False,
+) -> tuple[str, float | None]:
+    """:func:`default_name`, and the ``sigma_min`` that goes with it, for a method of ``calls`` a step.
+
+    A few calls never pay down to the smallest level (all figures: benchmarks/start.py):
+
+    - on ``ve``, below 30 calls, the last level is 15 σ_min, 0.03 by default;
+    - steps of three calls and more reach further down than ``"trailing"`` would let them: they are spaced
+      in time, and the last level is at t = 2 T/(network calls), as it is for those of two.
+
+    >>> from ddim_ode import grids, schedules
+    >>> grids.default_spacing(schedules.ve(80.0), 20), grids.default_spacing(schedules.ve(80.0), 40)
+    (('log_snr', 0.03), ('log_snr', None))
+    """
+    name = default_name(schedule, steps, final, sigma_min, snap)
+    if sigma_min is not None or final != "zero":
+        return name, sigma_min
+    if schedule.family == "ve" and steps * calls < FEW_CALLS:
+        return name, 15 * schedule.sigma_min
+    if name == "trailing" and calls > 2:
+        top = schedule.time(schedule.sigma_max if sigma_max is None else sigma_max)
+        return "time", float(schedule.sigma(2 * top / (steps * calls)))
+    return name, None
 
 
 def make_grid(
@@ -89,7 +154,7 @@ def make_grid(
 
     >>> from ddim_ode import grids, schedules
     >>> grids.make_grid("karras", schedules.ve(80.0), 4).round(2).tolist()
-    [80.0, 15.49, 1.81, 0.08, 0.0]
+    [80.0, 9.72, 0.47, 0.0, 0.0]
     """
     check_schedule(schedule)
     one_of("grid", name, NAMES)

@@ -69,7 +69,8 @@ class IndexedSolver:
     ) -> None:
         self.model, self.shape, self.seed, self.cond = model, shape, seed, cond
         self._shared, self._device, self._options = shared, device, options
-        self._start = options.get("sigma_max")
+        start = options.get("sigma_max")
+        self._start = model.sigma_max if start is None else start
         self.plan = self._sample([]).plan  # of no samples, so without a network call
         if self.plan is not None:
             on_nan = options.get("on_nan")
@@ -101,6 +102,8 @@ class IndexedSolver:
         if plan is not None:
             found |= dict(method=plan.method, nfe=plan.nfe)
             found |= plan.to_dict() | dict(weights=digest(plan.ops))
+        else:
+            found["sigma_max"] = self._start if np.isfinite(self._start) else "inf"
         return {name: _plain(value) for name, value in found.items()}
 
     def __call__(self, index: Sequence[int]) -> tuple[Tensor, list[str]]:

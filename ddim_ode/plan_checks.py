@@ -26,9 +26,10 @@ def check_plan(plan: Plan, model: Denoiser) -> None:
             f"the plan was made for schedule {plan.schedule} and the model has {schedule.fingerprint} "
             f"({schedule!r}); {again} for this one"
         )
+    model.start(f"the first level of {plan.method}", max(plan.grid[0], plan.grid[-1]))
     told = np.array([(node.sigma, node.t) for node in plan.nodes]).reshape(-1, 2)
     times = schedule.time(told[:, 0])
-    wrong = np.flatnonzero(~(np.abs(told[:, 1] - times) <= 1e-6 * schedule.T))
+    wrong = np.flatnonzero(~(np.abs(told[:, 1] - times) <= 1e-6 * times))
     if wrong.size:
         k = wrong[0]
         raise ValueError(

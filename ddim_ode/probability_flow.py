@@ -111,7 +111,9 @@ class ProbabilityFlow:
     ) -> tuple[float, float]:
         """(τ at sigma_max, τ at sigma_min): the interval of sampling; defaults as in ``sample``."""
         schedule = self.model.schedule
-        top = schedule.sigma_max if sigma_max is None else sigma_max
+        top = (
+            self.model.sigma_max if sigma_max is None else self.model.start("sigma_max", sigma_max)
+        )
         cut = schedule.sigma_min if sigma_min is None else sigma_min
         return self.tau(top), self.tau(cut)
 

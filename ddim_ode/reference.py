@@ -112,12 +112,12 @@ def in_float64(model: Denoiser) -> Denoiser:
 def plans(model: Denoiser) -> list[Plan]:
     """The solves of a reference, coarse to fine."""
     schedule, steps = model.schedule, STEPS
-    grid = "karras" if np.isfinite(schedule.sigma_max) else "quadratic"
+    grid = "karras" if np.isfinite(model.sigma_max) else "quadratic"
     if model.snap:  # all trained levels, and before that every other one
         grid, steps = "time", (int(schedule.T) // 2, int(schedule.T))
     out = []
     for n in steps:
-        sigmas = make_grid(grid, schedule, n)
+        sigmas = make_grid(grid, schedule, n, sigma_max=model.sigma_max)
         if model.snap:
             sigmas = np.append(model.snapped(sigmas[:-1]), 0.0)
         out.append(compile_plan(METHOD, schedule, sigmas, start="ramp" if model.snap else None))
@@ -146,7 +146,7 @@ def solve(
     share = EXACT_GOAL if is_exact(model) else GOAL
     if store.folder is not None:
         parts = ("reference", __version__, METHOD, STEPS, share, key, x, cond, shared, goal)
-        name = f"reference-{digest(*parts)}"
+        name = f"reference-{digest(*parts, model.sigma_max)}"
         if kept := store.get(name, _NEEDS):
             tensors, config = kept
             gap = tensors["gap"].double().numpy()

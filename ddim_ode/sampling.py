@@ -22,7 +22,7 @@ from .levels import Levels
 from .plan_checks import check_plan, warn_of_another_ode
 from .schedule import Array
 from .seeding import StepNoise, check_seeds
-from .solution import Solution, norm_per_sample, per_sample
+from .solution import Solution, norm_per_sample, per_sample, warn_of_scale
 from .solvers.chart import convert
 from .solvers.compilation import plan as compile_plan
 from .solvers.embedded import adaptive_names
@@ -76,7 +76,8 @@ def sample(
     Where it steps, one of: ``steps`` intervals; ``nfe``, the largest plan with at most that many network
     calls; ``timesteps`` τ in (0, T], counted from 1 also for a network on indices 0..T−1; ``grid`` as an
     array of σ; or a compiled ``plan``. With ``steps`` or ``nfe``, ``grid`` names the spacing (default:
-    :func:`ddim_ode.grids.default_name`), ``sigma_max`` and ``sigma_min`` its ends. final: ``"zero"``
+    :func:`ddim_ode.grids.default_spacing`), ``sigma_max`` (default ``model.sigma_max``) and ``sigma_min``
+    its ends. final: ``"zero"``
     lands on x̂₀ with the last call, ``"sigma_min"`` stops there. variant, start, chart: as in
     :func:`ddim_ode.plan`. (A multistep method stores its chart's vector: an x0-network started above
     σ ≈ 10³ in float32 keeps more digits in ``"data"`` or ``"flow"``.)
@@ -236,7 +237,8 @@ def compile_for(
         return compile_plan(spec, model.schedule, sigmas, **options)  # type: ignore[arg-type]
 
     if levels.nfe is None:
-        return build(levels.required(f"method {spec.name!r}", "give steps= or nfe="), start)
+        sigmas = levels.required(f"method {spec.name!r}", "give steps= or nfe=", spec.nfe_per_step)
+        return build(sigmas, start)
     plan = _largest(build, levels, spec, start)
     if start is None and spec.rk_steps and plan.nfe < levels.nfe:
         # The default start changes at a number of steps, and its calls may overshoot there.
@@ -252,7 +254,7 @@ def _largest(
     refusal = ValueError()
     for n in range(levels.nfe // spec.nfe_per_step + 2, 0, -1):
         try:
-            candidate = build(levels.sigmas(n), start)
+            candidate = build(levels.sigmas(n, spec.nfe_per_step), start)
         except ValueError as error:  # this many steps may not fit where fewer do (snap)
             refusal = error
             continue
@@ -330,6 +332,8 @@ def run_plan(
         )
     if record == "x0":
         trajectory.append(end if plan.grid[-1] == 0 else trajectory[-1])
+    if plan.grid[0] > plan.grid[-1]:
+        warn_of_scale(end, max(plan.grid[0], model.sigma_max))
     return Solution(
         x=end,
         method=plan.method,

@@ -27,8 +27,9 @@ from ._checks import number, numbers
 
 ArrayLike = npt.ArrayLike
 
-# Rounding slack at the ends of a range: a float32 copy of σ(T) is off by 6e-8 relative.
-_SLACK = 1e-6
+# Rounding slack at the ends of a range. Other libraries keep ᾱ² as a cumulative product in float32: of 1000
+# factors, each rounded by up to 2⁻²⁴, it may be off by 6e-5 of itself, and σ = √(1/ᾱ² − 1) by half of that.
+_SLACK = 3e-5
 
 
 class Schedule(ABC):
@@ -59,6 +60,14 @@ class Schedule(ABC):
     @abstractmethod
     def _rates(self, t: Array) -> tuple[Array, Array]: ...
 
+    def training_time(self, u: ArrayLike) -> Array:
+        """The t in (0, T] that a training draw u, uniform in [0, 1), stands for: spread evenly in t.
+
+        A schedule whose levels are not spread evenly over its times (``ve``) has its own.
+        """
+        u = numbers("u", u)
+        return np.floor(u * self.T) + 1.0 if self.discrete else (1.0 - u) * self.T
+
     # -- what follows ------------------------------------------------------------------------
     def sigma(self, t: ArrayLike) -> Array:
         """σ(t) = β̄/ᾱ; inf where ᾱ = 0. ValueError outside [0, T]."""
@@ -73,7 +82,7 @@ class Schedule(ABC):
         return np.where(np.abs(t - whole) < 1e-9, whole, t)
 
     def check_sigma(self, sigma: ArrayLike, name: str = "sigma") -> Array:
-        """σ as float64; ValueError outside [0, σ(T)], up to the rounding of a float32 copy of σ(T)."""
+        """σ as float64; ValueError outside [0, σ(T)]. What float32 rounding puts above σ(T) is σ(T)."""
         return _within(name, sigma, self.sigma_max)
 
     def level(self, sigma: ArrayLike, name: str = "sigma") -> float:
@@ -124,8 +133,13 @@ class Schedule(ABC):
 
     @functools.cached_property
     def sigma_min(self) -> float:
-        """The default last positive level: σ(1) of a discrete schedule, σ(10⁻³ T) otherwise."""
+        """The default last positive level: σ(1) of a discrete schedule, else σ(10⁻³ T); ``ve`` is told."""
         return float(self._sigma(np.array(1.0 if self.discrete else 1e-3 * self.T)))
+
+    @property
+    def least_cut(self) -> float:
+        """The smallest last level that searches of a grid try."""
+        return self.sigma_min
 
     @functools.cached_property
     def levels(self) -> Array:

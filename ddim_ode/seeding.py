@@ -41,6 +41,9 @@ def noise(
 ) -> Tensor:
     """Start noise (len(seeds), *shape) at level σ (default σ(T)), the same on every device.
 
+    On ``ve`` and ``flow`` its size is that of the level: give ``sigma=model.sigma_max`` for a model that
+    starts lower than σ(T).
+
     shape: of ONE sample. Its standard deviation is 1 for variance-preserving schedules (their
     prior), and β̄(σ) otherwise: σ itself for ``ve``, σ/(1+σ) for ``flow``.
 

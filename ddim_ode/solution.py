@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ._warn import warn
 from .schedule import Array
 from .solvers.controller import NON_FINITE, SUCCESS
 from .solvers.plan import Plan
@@ -18,6 +19,8 @@ from .solvers.plan import Plan
 if TYPE_CHECKING:
     from .dense import Path
     from .round_trip import RoundTrip
+
+_FAR = 3.0  # times σ of the first level
 
 
 @dataclass(repr=False)
@@ -126,6 +129,25 @@ def _plain(sigma: Any) -> Any:
     if np.ndim(sigma):
         return [_plain(s) for s in sigma]
     return float(sigma) if np.isfinite(sigma) else "inf"
+
+
+def warn_of_scale(x: Tensor, first: float) -> None:
+    """Of end states (B, *) far beyond what a schedule allows that starts at level ``first``.
+
+    Sampling starts from noise alone, which takes data to be small beside σ of the first level. Ends of
+    several times that are a solve that blew up, or a network that was trained for another schedule. Only
+    states on the CPU are looked at, so as not to wait for a device.
+    """
+    if x.device.type != "cpu" or not x.numel() or not np.isfinite(first):
+        return
+    size = norm_per_sample(x.detach().double())
+    wild = torch.isfinite(size) & (size > _FAR * first)
+    if wild.any():
+        warn(
+            f"{int(wild.sum())} of {len(size)} samples end at an RMS of up to {size[wild].max():.3g}, "
+            f"far above σ={first:.4g}, which sampling starts from: no data is of that size. Give a "
+            "lower sigma_max or more steps; ddim_ode.diagnose(model) says if the network is read rightly"
+        )
 
 
 def per_sample(value: int, batch: int) -> npt.NDArray[np.int64]:

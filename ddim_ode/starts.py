@@ -13,7 +13,15 @@ from .solvers.family import Linear
 from .solvers.methods import METHODS
 from .solvers.plan import Plan
 
-CUTS = (5, 20, 1, 40, 2, 10, 3)  # last levels of a textbook grid, in units of the schedule's σ_min
+CUTS = (
+    5,
+    20,
+    1,
+    40,
+    2,
+    10,
+    3,
+)  # last levels of a textbook grid, in units of the schedule's least_cut
 GRIDS = ("quadratic", "log_snr", "karras", "time")
 
 
@@ -95,22 +103,18 @@ class Candidate(NamedTuple):
         return self.point.plan
 
 
-def textbook(
-    model: Denoiser, nfe: int, effort: Effort, sigma_max: float | None, skipped: int = 0
-) -> list[Candidate]:
+def textbook(model: Denoiser, nfe: int, effort: Effort, skipped: int = 0) -> list[Candidate]:
     """The samplers to search, those first that usually do well. skipped: first calls that each leaves
     out, and spends further down."""
     found: dict[Plan, Candidate] = {}
     if skipped:
         effort = EFFORTS["fast"]
-    cuts = [(grid, cut * model.schedule.sigma_min) for cut in effort.cuts for grid in GRIDS]
+    cuts = [(grid, cut * model.schedule.least_cut) for cut in effort.cuts for grid in GRIDS]
     refusal = ValueError(f"nfe={nfe} is too small for any sampler")
     for grid, cut in [*cuts[: len(GRIDS)], ("trailing", None), *cuts[len(GRIDS) :]]:
         for name in effort.methods:
             try:
-                levels = Levels(
-                    model, nfe=nfe + skipped, grid=grid, sigma_min=cut, sigma_max=sigma_max
-                )
+                levels = Levels(model, nfe=nfe + skipped, grid=grid, sigma_min=cut)
                 plan = compile_for(METHODS[name], levels, None, None, None, None)
             except ValueError as error:
                 refusal = error

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,9 +27,9 @@ def eps_loss(
 ) -> Tensor:
     """Mean squared error of the predicted noise, a scalar to call ``backward`` on.
 
-    x0: clean data (B, *). Times are drawn uniformly, from {1..T} for a discrete schedule and
-    from (0, T] otherwise, one per sample; the network is called as
-    ``net(x_t, t + time_offset, **cond)``, so a network on indices 0..T−1 takes ``-1.0``.
+    x0: clean data (B, *). Times are drawn uniformly, from {1..T} for a discrete schedule and from (0, T]
+    otherwise, one per sample; of ``ve``, where t is σ, log-uniformly from σ_min to σ_max. The network is
+    called as ``net(x_t, t + time_offset, **cond)``, so a network on indices 0..T−1 takes ``-1.0``.
     generator: the source of t and ε (its device must be that of x0, or the CPU).
 
     Reference: Ho, Jain, Abbeel 2020, https://arxiv.org/abs/2006.11239.
@@ -52,20 +51,17 @@ def eps_loss(
         raise ValueError(f"generator must be a torch.Generator, got {type(generator).__name__}")
     source = generator.device if generator is not None else x0.device
     b = x0.shape[0]
-    if schedule.discrete:
-        t = torch.randint(1, int(schedule.T) + 1, (b,), generator=generator, device=source).double()
-    else:
-        u = torch.rand(b, generator=generator, device=source, dtype=torch.float64)
-        t = (1 - u) * schedule.T
+    u = torch.rand(b, generator=generator, device=source, dtype=torch.float64)
     eps = torch.randn(x0.shape, generator=generator, device=source, dtype=x0.dtype).to(x0.device)
 
-    host_t = np.asarray(t.cpu())
+    t = schedule.training_time(u.cpu().numpy())
     wide = torch.promote_types(x0.dtype, torch.float32)  # half precision has no room for t = 999
     alpha, beta = (
-        torch.as_tensor(scale(host_t)).to(x0.device, wide).reshape(b, *[1] * (x0.ndim - 1))
+        torch.as_tensor(scale(t)).to(x0.device, wide).reshape(b, *[1] * (x0.ndim - 1))
         for scale in (schedule.alpha_bar, schedule.beta_bar)
     )
     noisy = (alpha * x0 + beta * eps).to(x0.dtype)
-    prediction = net(noisy, (t + time_offset).to(x0.device, wide), **cond)
+    told = torch.as_tensor(t + time_offset).to(x0.device, wide)
+    prediction = net(noisy, told, **cond)
     check_output(prediction, x0, x0.shape, "eps")
     return torch.mean((prediction - eps) ** 2)

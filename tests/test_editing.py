@@ -118,12 +118,28 @@ def test_renoise_is_the_forward_process_with_the_start_noise_of_the_seeds(name):
     prior = 1.0 if schedule.family == "vp" else float(schedule.scales(schedule.sigma_max)[1])
     for strength in (0.1, 0.37, 1.0):
         x, sigma = ddim_ode.renoise(X0, schedule, SEEDS, strength=strength)
-        assert sigma == pytest.approx(float(schedule.sigma(strength * schedule.T)))
+        share = strength / (1 - strength) if strength < 1 else np.inf
+        assert sigma == pytest.approx(min(share, schedule.sigma_max))
         alpha, beta = schedule.scales(sigma)
         torch.testing.assert_close(x, float(alpha) * X0 + float(beta) * top / prior)
         if sigma < np.inf:
             again = ddim_ode.renoise(X0, schedule, SEEDS, sigma=sigma)
             assert torch.equal(again.x, x)
+
+
+def test_a_strength_keeps_as_much_of_the_picture_on_every_schedule():
+    pictures = torch.randn(4000, 1, generator=torch.Generator().manual_seed(0))
+    kept = {}
+    for name, schedule in [*SCHEDULES.items(), ("ve(1348)", ddim_ode.schedules.ve(1348.0))]:
+        for strength in (0.2, 0.5, 0.8):
+            x, _ = ddim_ode.renoise(pictures, schedule, range(4000), strength=strength)
+            share = float(torch.corrcoef(torch.stack([x[:, 0], pictures[:, 0]]))[0, 1])
+            # ᾱ/√(ᾱ² + β̄²) for pictures of unit variance, at β̄/(ᾱ + β̄) = strength
+            assert share == pytest.approx(
+                (1 - strength) / np.hypot(1 - strength, strength), abs=0.03
+            )
+            kept.setdefault(strength, []).append(share)
+    assert all(max(shares) - min(shares) < 1e-3 for shares in kept.values())
 
 
 def test_a_partial_start_spends_all_its_steps_below_its_level():
@@ -134,7 +150,7 @@ def test_a_partial_start_spends_all_its_steps_below_its_level():
     assert sol.sigmas[0] == start.sigma
     assert len(sol.sigmas) == 8
     times = [float(t[0]) for t in net.times]
-    assert times[0] == pytest.approx(300.0)
+    assert times[0] == pytest.approx(float(DDPM.time(3 / 7)))
     assert len(times) == 7
 
 
@@ -146,9 +162,9 @@ def test_strength_goes_from_the_picture_itself_to_pure_noise():
         # The exact end: from σ down to 0 the flow of a Gaussian is known.
         return model.flow(start.x, start.sigma, 0.0) - X0
 
-    # Near 0 the edit is of the order of σ(strength·T); at 1, nothing is left of the picture.
+    # Near 0 the edit is of the order of σ; at 1, nothing is left of the picture.
     for strength in (1e-3, 1e-2):
-        sigma = float(COSINE.sigma(strength * COSINE.T))
+        sigma = strength / (1 - strength)
         assert 0.1 * sigma < float(moved(strength).abs().max()) < 5 * sigma
     noise = ddim_ode.noise((2,), COSINE, SEEDS, dtype=torch.float64)
     pure = model.flow(noise, COSINE.sigma_max, 0.0)

@@ -143,7 +143,7 @@ def test_the_default_grid_ends_high_with_few_steps_and_is_quadratic_with_many():
         expected = grids.make_grid(name, SCHEDULES["ddpm"], steps, final=final)
         np.testing.assert_array_equal(sol.sigmas, expected)
         assert grids.default_name(SCHEDULES["ddpm"], steps, final) == name
-    assert grids.default_name(SCHEDULES["ve"], 5) == "karras"
+    assert grids.default_name(SCHEDULES["ve"], 5) == "log_snr"
     assert grids.default_name(SCHEDULES["ddpm"], 5, sigma_min=0.1) == "quadratic"
     assert grids.default_name(SCHEDULES["ddpm"], 50, snap=True) == "time"
 

@@ -235,11 +235,18 @@ def test_time_rate_and_scale_rates_are_derivatives_in_sigma(name):
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_default_cut_is_t_1_or_a_thousandth_of_T(name):
+def test_default_cut_is_t_1_or_a_thousandth_of_T_and_that_of_ve_its_own(name):
     schedule = SCHEDULES[name]
-    assert schedule.time(schedule.sigma_min) == pytest.approx(
-        1.0 if schedule.discrete else 1e-3 * schedule.T, rel=1e-12
-    )
+    told = 0.002 if name == "ve" else 1e-3 * schedule.T
+    cut = schedule.time(schedule.sigma_min)
+    assert cut == pytest.approx(1.0 if schedule.discrete else told, rel=1e-12)
+
+
+@pytest.mark.parametrize("top", [1.0, 80.0, 1348.0])
+def test_the_last_level_of_ve_does_not_grow_with_its_first(top):
+    assert schedules.ve(top).sigma_min == 0.002
+    assert schedules.ve(top, sigma_min=0.01).sigma_min == 0.01
+    assert pickle.loads(pickle.dumps(schedules.ve(top, 0.01))).sigma_min == 0.01
 
 
 def test_fingerprint_follows_the_curve_and_not_the_constructor():
@@ -260,6 +267,8 @@ def test_fingerprint_follows_the_curve_and_not_the_constructor():
         (lambda: schedules.ddpm(beta_start=0.03), "beta_start=0.03, beta_end=0.02: need"),
         (lambda: schedules.vp(beta_min=0.0), "beta_min=0.0, beta_max=20.0: need"),
         (lambda: schedules.ve(np.inf), "sigma_max=inf must be positive and finite"),
+        (lambda: schedules.ve(80.0, 0.0), "sigma_min=0.0 must be positive and finite"),
+        (lambda: schedules.ve(0.001), "sigma_min=0.002 must lie below sigma_max=0.001"),
         (lambda: schedules.exponential(rate=-1), "rate=-1 must be positive"),
         (lambda: schedules.cosine(max_beta=1.0), "max_beta=1.0: need 0 < max_beta < 1"),
         (lambda: schedules.flow().levels, "T=1 and so no integer levels.*snap=False"),
@@ -291,7 +300,20 @@ def test_a_float32_copy_of_the_last_level_is_the_last_level(name):
     assert schedule.time(above) == schedule.time(schedule.sigma_max)
     assert grids.check_grid([above, 1.0, 0.0], schedule)[0] == schedule.sigma_max
     with pytest.raises(ValueError, match="outside"):
-        schedule.time(1.00001 * schedule.sigma_max)
+        schedule.time(1.0001 * schedule.sigma_max)
+
+
+@pytest.mark.parametrize("betas", [(1e-4, 0.02), (0.00085, 0.012), (2e-5, 0.02), (1e-3, 0.03)])
+@pytest.mark.parametrize("T", [100, 1000, 4000])
+def test_an_end_out_of_a_float32_product_is_the_end(betas, T):
+    """Other libraries keep ᾱ² as a product in float32, and so σ(T) = √((1 − ᾱ²)/ᾱ²) to five digits."""
+    schedule = schedules.ddpm(T, *betas)
+    product = np.cumprod(1 - np.linspace(*betas, T, dtype=np.float32), dtype=np.float32)
+    theirs = np.sqrt((1 - product) / product)[-1]
+    assert theirs.dtype == np.float32
+    grid = grids.check_grid([theirs, 0.1, 0.0], schedule)
+    assert grid[0] == pytest.approx(schedule.sigma_max, rel=3e-5)
+    assert grid[0] <= schedule.sigma_max
 
 
 def test_schedules_that_differ_at_one_level_have_different_fingerprints():

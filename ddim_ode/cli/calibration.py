@@ -41,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="classifier-free guidance, as you will sample with: a plan is fitted to it; 1 is none "
         f"({GUIDANCE:g} for a model with classes, as in ddim-ode sample)",
     )
+    add("--sigma-max", type=float, default=None, help="noise level to start from (the model's own)")
     add("--batch", type=int, default=64, help="samples solved together")
     add("--device", default="cpu", help="cpu, cuda, cuda:1 ...")
     add("--out", type=Path, default=Path("out/calibrate"), help="directory for the results")
@@ -96,7 +97,7 @@ def _load(args: argparse.Namespace) -> Loaded:
     loaded = load_model(args.model, args.guidance, find_device(args.device))
     if args.guidance is None and getattr(loaded.denoiser, "num_classes", 0) > 0:
         loaded = load_model(args.model, GUIDANCE, find_device(args.device))
-    return loaded
+    return loaded.starting_at(args.sigma_max)
 
 
 def _row(nfe: int, fit: Mapping[str, Any]) -> dict[str, Any]:
@@ -162,7 +163,7 @@ def _before_after(
     from ..seeding import noise
 
     model = loaded.denoiser
-    x = noise(loaded.shape, model.schedule, seeds, device=args.device)
+    x = noise(loaded.shape, model.schedule, seeds, model.sigma_max, args.device)
     lines: dict[str, list[Tensor | None]] = {"default": [], "incumbent": [], "calibrated": []}
     for nfe, plan in plans.items():
         incumbent = _incumbent(plan, model.schedule)

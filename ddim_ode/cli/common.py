@@ -138,6 +138,12 @@ def add_ode_arguments(parser: argparse.ArgumentParser, guided: bool) -> None:
         metavar="PHI",
         help="bring the guided prediction back to the spread of the conditional one: 0 (not) to 1",
     )
+    add(
+        "--sigma-max",
+        type=float,
+        default=None,
+        help="noise level to start from, or to encode up to",
+    )
     add("--clip", type=float, default=None, help="keep x̂₀ in [-CLIP, CLIP]: another ODE")
     add(
         "--threshold",
@@ -165,6 +171,8 @@ def set_ode(model: Trained, args: argparse.Namespace, guided: bool) -> None:
         raise ValueError(f"{name} does nothing without guidance; drop it, or give --guidance")
     model.guide(args.guidance, interval, args.guidance_rescale)
     model.limit = Limit(args.clip, args.threshold)
+    if args.sigma_max is not None:
+        model.sigma_max = model.start("--sigma-max", args.sigma_max)
 
 
 def parse_seeds(text: str, name: str = "--seeds", most: int = MOST_SEEDS) -> list[int]:

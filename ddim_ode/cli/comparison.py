@@ -65,6 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="time, quadratic, log_snr, karras, trailing; or best",
     )
+    add("--sigma-max", type=float, default=None, help="noise level to start from (the model's own)")
     add("--sigma-min", nargs="+", type=float, default=None, help="last positive noise level")
     add(
         "--n",
@@ -118,6 +119,7 @@ def _compare(args: argparse.Namespace) -> int:
     from ..results import Interrupted
 
     loaded = load_model(args.model, args.guidance, find_device(args.device))
+    loaded = loaded.starting_at(args.sigma_max)
     n = count("--n", (_QUICK_N if args.quick else _N) if args.n is None else args.n)
     for target in args.target:
         if not 0 < target < float("inf"):
@@ -212,7 +214,8 @@ def _check_network(
     from ..seeding import noise
 
     model, few = loaded.denoiser, min(n, _FEW)
-    x = noise(loaded.shape, model.schedule, range(args.seed, args.seed + few), device=args.device)
+    seeds = range(args.seed, args.seed + few)
+    x = noise(loaded.shape, model.schedule, seeds, model.sigma_max, args.device)
     some = cond and {name: rows[:few].to(args.device) for name, rows in cond.items()}
     if not (sample(model, x, "ddim", steps=2, cond=some).status == "success").any():
         raise ValueError(

@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         nargs="+",
         default=None,
-        help="add noise up to these shares of the schedule's time, in (0, 1], and solve from there",
+        help="add noise until it is these shares of the picture, in (0, 1], and solve from there",
     )
     what.add_argument(
         "--mask",
@@ -147,7 +147,7 @@ def _inpainted(
         cond = condition(target, args.device)
         for first in range(args.seed, args.seed + n * args.variants, n):
             seeds = range(first, first + n)
-            x = noise(model.shape, model.schedule, seeds, device=args.device)
+            x = noise(model.shape, model.schedule, seeds, model.sigma_max, args.device)
             known = Known(pictures, keep, seeds)
             solution = sample(model, x, known=known, cond=cond, progress=True, **solver(args))
             which = f"seeds {first}–{seeds[-1]}" if n > 1 else f"seed {first}"

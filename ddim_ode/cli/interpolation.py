@@ -60,7 +60,7 @@ def _between(
     check_classes(model, labels, "give --classes")
     how = dict(progress=True, **solver(args))
     if args.data is None:
-        latents = noise(model.shape, model.schedule, numbers, device=args.device)
+        latents = noise(model.shape, model.schedule, numbers, model.sigma_max, args.device)
     else:
         pictures, _, _ = load_pictures(args, model)
         both = None if labels is None else [label for label in labels for _ in range(2)]

@@ -44,6 +44,10 @@ class Loaded(NamedTuple):
     title: str
     facts: dict[str, str]
 
+    def starting_at(self, sigma_max: float | None) -> Loaded:
+        """The same, sampled from another level by default; None: as it is."""
+        return self._replace(denoiser=self.denoiser.starting_at(sigma_max))
+
 
 def load_model(name: str, guidance: float | None = None, device: Any = "cpu") -> Loaded:
     """The model of that name or file; ValueError or FileNotFoundError that say what is wrong with it."""

@@ -81,7 +81,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "and bosh3 fixed plans",
     )
     add("--final", default=None, help="zero (land on x̂₀) or sigma_min")
-    add("--sigma-max", type=float, default=None, help="first noise level")
     add("--sigma-min", type=float, default=None, help="last positive noise level")
     add("--eta", type=float, default=None, help="step noise of ddim: 0 is DDIM, 1 is DDPM")
     add(
@@ -265,7 +264,7 @@ def _run_solver(
 
     options: dict[str, Any] = dict(plan=solver)
     if isinstance(solver, str):
-        options, top = _options(solver, args), args.sigma_max
+        options, top = _options(solver, args), model.sigma_max
     else:
         top = solver.grid[0]
     solutions: list[Solution] = []
