@@ -140,11 +140,11 @@ def warn_of_scale(x: Tensor, first: float) -> None:
     """
     if x.device.type != "cpu" or not x.numel() or not np.isfinite(first):
         return
-    size = norm_per_sample(x.detach().double())
-    wild = torch.isfinite(size) & (size > _FAR * first)
+    size = norm_per_sample(x.detach().double()).numpy()
+    wild = np.isfinite(size) & (size > _FAR * first)
     if wild.any():
         warn(
-            f"{int(wild.sum())} of {len(size)} samples end at an RMS of up to {size[wild].max():.3g}, "
+            f"{wild.sum()} of {len(size)} samples end at an RMS of up to {size[wild].max():.3g}, "
             f"far above σ={first:.4g}, which sampling starts from: no data is of that size. Give a "
             "lower sigma_max or more steps; ddim_ode.diagnose(model) says if the network is read rightly"
         )
