@@ -174,7 +174,7 @@ def _of(rows: Sequence[Row], **chosen: object) -> list[Row]:
 
 
 def draw(rows: Sequence[Row]) -> Figure:
-    """Left: good samples of the worst method, by where it starts. Right: error of the spread, by the end."""
+    """Left: good samples of the worst method, by its start. Right: error of the spread, by its end."""
     figure, (left, right) = panels(2, height=4.2)
     for T, style in ((1000, "-"), (100, "--")):
         for calls, colour in zip(CALLS, ("C0", "C1")):
