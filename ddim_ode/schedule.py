@@ -14,7 +14,6 @@ relative accuracy at both ends, where 1 − ᾱ² or ᾱ itself would lose it.
 from __future__ import annotations
 
 import functools
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -24,6 +23,7 @@ import numpy.typing as npt
 
 from ._checks import Array as Array
 from ._checks import number, numbers
+from .fingerprints import fingerprint
 
 ArrayLike = npt.ArrayLike
 
@@ -155,11 +155,9 @@ class Schedule(ABC):
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """A short hash of the curve σ(t), equal for schedules that agree to 9 digits."""
+        """A short hash of the curve σ(t), equal for schedules that agree to 9 digits, on any processor."""
         n = int(self.T) if self.discrete else 64
-        sigmas = self._sigma(np.linspace(0.0, self.T, n + 1)[1:])
-        text = f"{self.family} {self.T:.9g} " + " ".join(f"{s:.9g}" for s in sigmas)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return fingerprint(self.name, self.family, self.T, n, self.params)
 
     def __reduce__(self) -> tuple[Callable[..., Schedule], tuple[str, dict[str, Any]]]:
         from .schedules import build
