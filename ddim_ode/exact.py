@@ -56,18 +56,21 @@ class ExactModel(Denoiser):
             raise ValueError(
                 f"covs has shape {covs.shape}; give symmetric ({k}, {d}, {d}), or variances ({k}, {d})"
             )
+        self.covs = covs
         self.eigenvalues, self.eigenvectors = np.linalg.eigh(covs)
         if self.eigenvalues.min() < -1e-10 * max(1.0, self.eigenvalues.max()):
             raise ValueError(f"covs has the negative eigenvalue {self.eigenvalues.min():g}")
         self.eigenvalues = self.eigenvalues.clip(0)
         self._tensors: dict[tuple[torch.device, torch.dtype], tuple[Tensor, ...]] = {}
         # The network's time is σ itself: ᾱ and β̄ then follow on the device, without a host trip.
-        super().__init__(
-            self._predict, schedule, prediction, time=lambda t, sigma: sigma, **options
-        )
+        super().__init__(self._predict, schedule, prediction, time=_sigma, **options)
         # Its ε̂ is right to the last digit, at any level.
         if options.get("sigma_max") is None:
             self.sigma_max = schedule.sigma_max
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the copies on devices, which are made again."""
+        return {**vars(self), "_tensors": {}}
 
     def log_prob(self, x: Tensor, sigma: float) -> Tensor:
         """Log density (B,) of x (B, *), in nats, under the marginal at level σ (0 allowed)."""
@@ -187,6 +190,10 @@ class ExactModel(Denoiser):
         else:
             out = alpha[:, 0] * eps() - beta[:, 0] * x0()
         return out.reshape(x.shape)
+
+
+def _sigma(t: Array, sigma: Array) -> Array:
+    return sigma
 
 
 def gaussian_mixture(

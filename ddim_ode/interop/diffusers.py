@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from .._checks import count, device_of, flag, named, one_of
 from ..asking import check_channels, check_labels
-from ..content import digest
 from ..denoiser import Denoiser
+from ..digests import digest
 from ..grids import check_grid
 from ..guidance import Guidance
 from ..schedule import Array
@@ -129,7 +129,7 @@ class DiffusersModel(Denoiser):
             schedule_of(self.config),
             prediction_of(self.config),
             time_offset=0.0 if flow else float(self.config.get("time_offset", -1.0)),
-            time=(lambda t, sigma: t * T) if flow else None,
+            time=functools.partial(_flow_time, T) if flow else None,
             snap=bool(self.config.get("snap")) if snap is None else flag("snap", snap),
             learned_variance="split" if out == 2 * channels else None,
             dtype=dtype,
@@ -325,6 +325,10 @@ def _config(model: nn.Module) -> dict[str, Any]:
     """A network's configuration as its forward reads it: adapters set attributes of it, not items."""
     config: Mapping[str, Any] = model.config  # type: ignore[assignment]
     return {**config, **getattr(config, "__dict__", {})}
+
+
+def _flow_time(T: int, t: Array, sigma: Array) -> Array:
+    return t * T
 
 
 def _sizes(value: Any, model: nn.Module) -> list[int]:
