@@ -31,7 +31,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import ddim_ode
-from ddim_ode.content import digest
+from ddim_ode.digests import digest
 from ddim_ode.nets.data import load_images, to_unit
 
 METHOD, GRID = "dpmpp2m", "log_snr"

@@ -28,6 +28,7 @@ from tqdm import tqdm
 from . import __version__
 from ._checks import count, flag, function, number, one_of, seed_of, single
 from ._warn import warn
+from .answers import ask
 from .candidates import budgets
 from .content import model_key
 from .denoiser import Denoiser
@@ -268,10 +269,12 @@ class _Run:
         ratio = np.log(np.maximum(after, 1e-300) / np.maximum(before, 1e-300))
         mean, spread = float(np.mean(ratio)), _spread(ratio)
         seeds = [self.seed + k for k in self.held.tolist()]
+        answers = ask(model, tuple(self.x.shape[1:]), self.cond, self.shared, self.x.device)
         low = [sigma for sigma in plan.grid if sigma > 0][-1]
         return dict(
             model=f"{type(model).__name__}({model.prediction}-network)",
             model_key=model_key(model),
+            answers=answers and answers.to_dict(),
             prediction=model.prediction,
             guidance=None if model.guidance is None else float(model.guidance.scale),
             alterations={k: v for k, v in model.alterations.items() if k != "guidance"},

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 
 from . import external
@@ -15,6 +14,7 @@ from ._checks import count, number, one_of, several
 from .denoiser import Denoiser
 from .grids import NAMES
 from .levels import Levels
+from .near import of_plan
 from .plan_checks import check_plan
 from .sampling import compile_for, sample
 from .schedule import Schedule
@@ -61,17 +61,13 @@ class Job:
             return 0
         return self.plan.nfe if self.plan is not None else self.budget
 
-    def content(self) -> list[Any]:
-        """What decides the outcome on given noises."""
-        if self.plan is None:
-            return [str(self.entry.solver), dict(self.options)]
-        p = self.plan
-        grid = np.array(p.grid)
-        nodes = np.array([[*op.node[:2]] if op.node else [np.nan] * 2 for op in p.ops])
-        ops = [
-            [op.scale, op.weights, op.node and op.node.vector, op.commit, op.noise] for op in p.ops
-        ]
-        return [p.vector, p.schedule, grid, nodes, ops]
+    def content(self) -> tuple[list[Any], list[float]]:
+        """What decides the outcome on given noises: what is exact of it, and the numbers."""
+        if self.plan is not None:
+            return of_plan(self.plan)
+        numbers = {k: v for k, v in self.options.items() if isinstance(v, float)}
+        exact = {k: None if k in numbers else v for k, v in self.options.items()}
+        return [str(self.entry.solver), exact], list(numbers.values())
 
 
 def entries(methods: Any, model: Denoiser) -> list[Entry]:

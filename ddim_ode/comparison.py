@@ -23,22 +23,25 @@ from tqdm import tqdm
 from . import __version__, candidates
 from ._checks import count, flag, number, seed_of
 from ._warn import warn
+from .answers import Answers, ask
 from .candidates import Job
-from .content import Store, digest, model_key
+from .content import model_key
 from .denoiser import Denoiser
+from .digests import digest
 from .evaluate.bootstrap import check_confidence, geometric_mean
 from .inputs import Cond, check_model, conditions, device_of, sample_shape
+from .near import NOTHING, PLAN, Near, of_rows
 from .plan_checks import warn_of_another_network, warn_of_own_examples
-from .reference import STEPS, Reference, given, joined, solve
+from .reference import STEPS, Reference, aims, given, joined, solve
 from .results import Comparison, Interrupted
 from .sampling import sample
 from .seeding import noise
 from .solution import norm_per_sample, warn_of_scale
 from .solvers.controller import SUCCESS
 from .solvers.plan import Plan
+from .store import NOWHERE, Store
 
 SEARCH = 32  # noises, at most, that grid="best" is decided on
-_NEEDS = ("errors", "nfe", "status", "seconds", "net_evals", "steps", "sigma_min")
 
 
 def compare(
@@ -82,7 +85,8 @@ def compare(
     reference: the largest RMS difference of two refinements to accept (default 1.5e-4 of the
     solutions' RMS, 1e-6 for exact mixtures), or known solutions (n, *shape).
     cache: a folder in which solved batches are kept, under a hash of all that decides them; the same call
-    takes them from there. A network that is neither an exact mixture nor a ``torch.nn.Module`` needs
+    takes them from there. A network is also known by what it answers to four calls of one sample,
+    which the result does not count. One that is neither an exact mixture nor a ``torch.nn.Module`` needs
     key=, a name that you change whenever the network changes; without it nothing is kept, and a warning
     says so. keep: how many end states of each row to keep, in ``samples``. confidence: of all intervals.
     progress: a bar. device: where to solve (default: the network's own).
@@ -123,6 +127,7 @@ def compare(
     noises = noise(shape, model.schedule, range(seed, seed + n), model.sigma_max, place)
     work = _Work(
         model,
+        range(seed, seed + n),
         noises,
         conditions(cond, n, place),
         shared,
@@ -131,10 +136,12 @@ def compare(
         _goal(reference),
         *_storage(model, cache, key, shared),
     )
-    for entry in entries:
-        if isinstance(entry.solver, Plan):
-            warn_of_own_examples(entry.solver, range(seed, seed + n), work.key)
-            warn_of_another_network(entry.solver, model, None if key else work.key)
+    fitted = [entry.solver for entry in entries if isinstance(entry.solver, Plan)]
+    if key is None and (work.store.takes or any((p.fit or {}).get("answers") for p in fitted)):
+        work.answers = ask(model, shape, work.cond, shared, place)
+    for plan in fitted:
+        warn_of_own_examples(plan, range(seed, seed + n), work.key)
+        warn_of_another_network(plan, model, None if key else work.key, work.answers)
     if isinstance(reference, Tensor):
         work.known = given(reference, n, shape)
     result = Comparison(
@@ -152,10 +159,10 @@ def compare(
         with tqdm(disable=not progress, unit="eval", unit_scale=True) as bar:
             _run(work, todo, result, bar)
     except KeyboardInterrupt:
-        kept = f"kept in {work.store.folder}" if work.store.folder else "in .partial (give cache=)"
+        kept = f"kept in {work.store.folder}" if work.store.takes else "in .partial (give cache=)"
         raise Interrupted(
             f"stopped: {len(result.rows)} of {len(todo)} rows are finished and {kept}; the same call "
-            + ("goes on from there" if work.store.folder else "starts again"),
+            + ("goes on from there" if work.store.takes else "starts again"),
             result,
         ) from None
     return result
@@ -163,9 +170,10 @@ def compare(
 
 @dataclass
 class _Work:
-    """What all solves of a comparison share. noises (n, *shape); cond: rows like them."""
+    """What all solves of a comparison share. noises (n, *shape), of those seeds; cond: rows like them."""
 
     model: Denoiser
+    seeds: range
     noises: Tensor
     cond: dict[str, Tensor] | None
     shared: Mapping[str, Any] | None
@@ -174,6 +182,7 @@ class _Work:
     goal: float | None
     store: Store
     key: str | None
+    answers: Answers | None = None
     known: Reference | None = None
 
     def parts(self, first: int, last: int) -> Iterator[slice]:
@@ -183,6 +192,15 @@ class _Work:
 
     def rows_of(self, part: slice) -> dict[str, Tensor] | None:
         return None if self.cond is None else {k: v[part] for k, v in self.cond.items()}
+
+    def origin(self, part: slice) -> tuple[list[Any], Near]:
+        """Which model, noises and conditions a batch is of, to the store: exact parts, and numbers."""
+        if self.store.folder is None:
+            return [], NOTHING
+        exact = [__version__, self.key, self.shared, list(self.noises.shape[1:]), self.seeds[part]]
+        answers = NOTHING if self.answers is None else self.answers.near
+        start = Near.of(self.model.sigma_max, PLAN)
+        return exact, Near.joined(answers, start, of_rows(self.rows_of(part)))
 
 
 def _run(work: _Work, todo: list[list[Job]], result: Comparison, bar: Any) -> None:
@@ -263,7 +281,7 @@ def _reference(work: _Work, searched: int, bar: Any) -> Reference:
                 work.shared,
                 goal=work.goal,
                 store=work.store,
-                key=work.key,
+                origin=work.origin(part),
                 observe=bar.update,
             )
         )
@@ -293,23 +311,21 @@ def _solved(work: _Work, job: Job, exact: Reference, first: int, last: int, bar:
 def _batch(work: _Work, job: Job, exact: Reference, part: slice, first: int, bar: Any) -> Cell:
     x, cond = work.noises[part], work.rows_of(part)
     keep = min(max(work.keep - (part.start - first), 0), len(x))
-    name = ""
-    if work.store.folder is not None:
-        of = [work.key, job.content(), x, cond, work.shared, keep, exact.x[part], str(x.device)]
-        name = f"cell-{digest('cell', __version__, *of, work.model.sigma_max)}"
-        if found := work.store.get(name, [*_NEEDS, *(["samples"] if keep else [])]):
-            tensors, config = found
-            bar.total -= config["net_evals"]
-            return Cell(
-                errors=tensors["errors"].double().numpy(), samples=tensors.get("samples"), **config
-            )
+    (parts, near), (solver, numbers) = work.origin(part), job.content()
+    aim = aims(work.goal) if work.known is None else [exact.x[part]]
+    parts = [*parts, solver, keep, aim, str(x.device)]
+    near = Near.joined(near, Near.of(numbers, PLAN, PLAN))
+    if found := work.store.get("cell", parts, near):
+        tensors, config = found
+        bar.total -= config["net_evals"]
+        return Cell(tensors["errors"].double().numpy(), samples=tensors.get("samples"), **config)
     started = time.perf_counter()
     with torch.no_grad(), np.errstate(invalid="ignore"):
         if job.plan is not None:
             sol = sample(work.model, x, plan=job.plan, cond=cond, shared=work.shared)
         else:
-            solver = str(job.entry.solver)
-            sol = sample(work.model, x, solver, cond=cond, shared=work.shared, **dict(job.options))
+            method = str(job.entry.solver)
+            sol = sample(work.model, x, method, cond=cond, shared=work.shared, **dict(job.options))
         end = sol.x.cpu()  # waits for the device
     seconds = time.perf_counter() - started
     errors = norm_per_sample(end.double() - exact.x[part]).numpy()
@@ -329,7 +345,7 @@ def _batch(work: _Work, job: Job, exact: Reference, part: slice, first: int, bar
     tensors = {"errors": torch.from_numpy(errors)}
     if samples is not None:
         tensors["samples"] = samples
-    work.store.put(name, tensors, config)
+    work.store.put("cell", parts, near, tensors, config)
     bar.update(sol.net_evals)
     return Cell(errors=errors, samples=samples, **config)
 
@@ -351,7 +367,7 @@ def _storage(
     """Where results are kept, and the model's key; nowhere, with a warning, if it has none."""
     found = model_key(model, key)
     if cache is None:
-        return Store(None), found
+        return NOWHERE, found
     reason = "the network is neither an exact mixture nor a torch.nn.Module" if not found else ""
     if found:
         try:
@@ -362,5 +378,5 @@ def _storage(
         warn(
             f"nothing is kept in {cache}: {reason}; give key=, a name to change whenever it changes"
         )
-        return Store(None), found
+        return NOWHERE, found
     return Store(cache), found

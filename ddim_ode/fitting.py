@@ -34,7 +34,7 @@ from scipy.optimize import lsq_linear
 from torch import Tensor
 
 from .denoiser import Denoiser
-from .reference import network_dtype
+from .inputs import network_dtype
 from .schedule import Array
 from .solvers.family import Linear, Parameter
 from .solvers.plan import Node

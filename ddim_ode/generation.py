@@ -23,17 +23,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from . import __version__
 from ._checks import count, flag, named, one_of, path_of, seed_of
 from .acceleration import accelerate, rows_of
+from .answers import ask
 from .claims import Claims
-from .content import digest, model_key
+from .content import model_key
 from .denoiser import Denoiser
+from .digests import digest
 from .indexed import Conditions, IndexedSolver
 from .inputs import Cond, check_model, device_of, sample_shape
+from .near import of_rows
 from .plan_checks import warn_of_another_network
 from .shards import MANIFEST, Run, Shards
 from .solvers.methods import Method
@@ -148,23 +150,26 @@ def generate(
         flag("cuda_graph", cuda_graph),
         dict(solver, method=method, plan=plan),
     )
+    known = _model_key(model, key, shared)
+    answers = ask(model, work.shape, work.cond([0]), shared, where) if key is None else None
     run = Run(
         n=n,
         seed=seed,
         shard=count("shard", min(_SHARD, rows, n) if shard is None else shard),
         shape=work.shape,
         decides=dict(
-            model=_model_key(model, key, shared),
+            model=known,
             schedule=model.schedule.fingerprint,
             network_dtype=None if work.model.dtype is None else str(work.model.dtype),
-            conditions=work.cond.digest(),
+            conditions=work.cond.described(),
             shared=None if key is not None else digest(shared),
             solver=work.described(),
         ),
         about={"ddim_ode": __version__, "torch": torch.__version__, **_plain(about)},
+        answers=None if answers is None else answers.to_dict(),
     )
     if plan is not None and key is None:
-        warn_of_another_network(plan, model, run.decides["model"])
+        warn_of_another_network(plan, model, known, answers)
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{folder}: is a file; give a folder, new or of this run")
     folder.mkdir(parents=True, exist_ok=True)
@@ -252,13 +257,10 @@ class _Filler:
             piece = slice(first, first := first + len(mine))
             if self.claims.work:
                 self.shards.clean(self.shards.path(k).name)
-            self.shards.write(k, x[piece], status[piece], self._labels(mine))
+            cond = self.work.cond(mine) or {}
+            numbers = {name: values for name, values in cond.items() if values.ndim == 1}
+            self.shards.write(k, x[piece], status[piece], numbers, of_rows(cond).values)
             self.made += len(mine)
-
-    def _labels(self, index: range) -> dict[str, Tensor]:
-        """The conditions that are one number a sample."""
-        cond = self.work.cond(index) or {}
-        return {name: values for name, values in cond.items() if values.ndim == 1}
 
     def _drop_damaged(self) -> None:
         """Verify our own shards that are there, and remove the damaged: then they are missing."""
@@ -271,9 +273,14 @@ class _Filler:
 
     def _damaged(self, k: int) -> bool:
         try:
-            self.shards.read(k)
+            shard = self.shards.read(k)
         except ValueError:
             return os.path.lexists(self.shards.path(k))  # a link to nowhere is no shard either
+        if not of_rows(self.work.cond(shard.samples)).agrees(shard.conditions):
+            raise ValueError(
+                f"{self.shards.path(k)}: was made with other conditions than cond= gives for samples "
+                f"{shard.samples[0]} to {shard.samples[-1]}; give another folder, or the cond= of that run"
+            )
         return False
 
 

@@ -14,16 +14,15 @@ from torch import Tensor
 
 from . import external
 from ._checks import refuse
-from .content import digest
 from .cuda_graph import GraphedPlan, check_graphable
 from .denoiser import Denoiser
+from .digests import digest
 from .inputs import Cond, conditions
+from .near import of_plan
 from .sampling import sample
 from .seeding import noise
 from .solution import Solution
 from .solvers.controller import NON_FINITE, SUCCESS
-
-_PROBES = 64  # rows by which a function for the conditions is known
 
 
 class Conditions:
@@ -40,12 +39,20 @@ class Conditions:
         found = cond(where) if callable(cond) else {k: v[where] for k, v in cond.items()}
         return conditions(found, len(index), self._device)
 
-    def digest(self) -> str | None:
-        """Of all rows; of some where they come from a function, which may be too large to call for all."""
-        if not callable(self._cond):
-            return None if self._cond is None else digest(self._cond)
-        probes = np.unique(np.linspace(0, self._n - 1, _PROBES).astype(int))
-        return digest(self(probes.tolist()))
+    def described(self) -> list[Any] | None:
+        """What is known of all rows: names, types, shapes, and the values that are given and not computed.
+
+        Each row is known by :func:`ddim_ode.near.of_rows`, where it is used.
+        """
+        rows = self([0])
+        if rows is None:
+            return None
+        given = {} if callable(self._cond) or self._cond is None else self._cond
+        exact = {name: digest(v) for name, v in given.items() if not v.is_floating_point()}
+        return [
+            [name, str(value.dtype), list(value.shape[1:]), exact.get(name)]
+            for name, value in sorted(rows.items())
+        ]
 
 
 class IndexedSolver:
@@ -101,7 +108,9 @@ class IndexedSolver:
         plan = found.pop("plan", None)
         if plan is not None:
             found |= dict(method=plan.method, nfe=plan.nfe)
-            found |= plan.to_dict() | dict(weights=digest(plan.ops))
+            exact, numbers = of_plan(plan)
+            plain = [x if np.isfinite(x) else str(x) for x in numbers]  # as JSON has them
+            found |= plan.to_dict() | dict(weights=digest(exact), numbers=plain)
         else:
             found["sigma_max"] = self._start if np.isfinite(self._start) else "inf"
         return {name: _plain(value) for name, value in found.items()}

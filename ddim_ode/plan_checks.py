@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from ._warn import warn
+from .answers import Answers
 from .denoiser import Denoiser
 from .solvers.fit_text import ode_text
 from .solvers.plan import Plan
@@ -64,17 +65,24 @@ def warn_of_own_examples(plan: Plan, seeds: range, model_key: str | None) -> Non
         )
 
 
-def warn_of_another_network(plan: Plan, model: Denoiser, model_key: str | None) -> None:
+def warn_of_another_network(
+    plan: Plan, model: Denoiser, model_key: str | None, answers: Answers | None
+) -> None:
     """A calibrated plan is fitted to one network, and its gain is that network's.
 
-    model_key: of :func:`ddim_ode.content.model_key`, None where it is not known.
+    model_key: of :func:`ddim_ode.content.model_key`, None where it is not known. answers: of
+    :func:`ddim_ode.answers.ask`, None where they were not asked.
     """
-    of_plan = (plan.fit or {}).get("model_key")
-    if None not in (of_plan, model_key) and of_plan != model_key and not _ode_differs(plan, model):
+    fit = plan.fit or {}
+    another = None not in (fit.get("model_key"), model_key) and fit["model_key"] != model_key
+    before = Answers.of_dict(fit.get("answers"))
+    if before is not None and answers is not None and before.question == answers.question:
+        another |= answers.differ(before)
+    if another and not _ode_differs(plan, model):
         warn(
             f"{plan.method} was calibrated on another model than this one (other weights, settings or "
-            f"precision), for which its gain was not measured; ddim_ode.calibrate(model, nfe={plan.nfe}) "
-            "fits one"
+            "precision), for which its gain was not measured, or by a version of ddim_ode with other keys; "
+            f"ddim_ode.calibrate(model, nfe={plan.nfe}) fits one"
         )
 
 

@@ -24,23 +24,24 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from . import __version__
-from .content import Store, digest, is_exact
+from .content import is_exact
 from .denoiser import Denoiser
 from .grids import make_grid
+from .inputs import network_dtype
+from .near import NOTHING, Near
 from .sampling import sample
 from .schedule import Array
 from .solution import norm_per_sample
 from .solvers.compilation import plan as compile_plan
 from .solvers.methods import Method
 from .solvers.plan import Plan
+from .store import NOWHERE, Store
 
 # UniPC of order 4 in the flow chart and its own clock, both finite at σ = inf. With 400 steps it errs by
 # 1e-9 to 1e-6 on a 1-D mixture and nine schedules; unipc3, in the data chart, by 2e-6 to 2e-5 at σ = inf.
 METHOD = Method("UniPC-4", order=4, chart="flow", past=3, ruler="fraction", corrector=True)
 STEPS: tuple[int, ...] = (200, 400, 566, 800, 1131, 1600)
 GOAL, EXACT_GOAL = 1.5e-4, 1e-6  # of the solution's RMS; for exact mixtures, which cost little
-_NEEDS = ("x", "gap", "nfe", "net_evals", "seconds", "solver")
 
 
 @dataclass(repr=False)
@@ -88,20 +89,6 @@ def joined(parts: Sequence[Reference]) -> Reference:
     )
 
 
-def network_dtype(model: Denoiser) -> torch.dtype | None:
-    """What the network computes in; None where that is the state's precision.
-
-    That is ``model.dtype``, a module's floating parameters', the state's for exact mixtures, and
-    float32 for any other callable.
-    """
-    if model.dtype is not None or is_exact(model):
-        return model.dtype
-    if isinstance(model.net, torch.nn.Module):
-        floating = (p.dtype for p in model.net.parameters() if p.is_floating_point())
-        return next(floating, torch.float32)
-    return torch.float32
-
-
 def in_float64(model: Denoiser) -> Denoiser:
     """The same denoiser for float64 states: the network sees its own precision."""
     wide = copy.copy(model)
@@ -131,33 +118,31 @@ def solve(
     shared: Mapping[str, Any] | None = None,
     *,
     goal: float | None = None,
-    store: Store | None = None,
-    key: str | None = None,
+    store: Store = NOWHERE,
+    origin: tuple[list[Any], Near] = ([], NOTHING),
     observe: Callable[[int], object] = lambda rows: None,
 ) -> Reference:
-    """The reference of one batch of noises x (B, *), kept in ``store`` under its content and ``key``.
+    """The reference of one batch of noises x (B, *), kept in ``store`` by its ``origin``.
 
     goal: the RMS difference of two solutions to stop at (default: 1.5e-4 of the solution's own RMS, and
-    1e-6 for exact mixtures); if the finest does not reach it, ``error`` says so. key: of the model (None:
-    not kept). observe(rows) is told the network rows of each solve.
+    1e-6 for exact mixtures); if the finest does not reach it, ``error`` says so. origin: which model,
+    noises and conditions these are, in exact parts and in numbers. observe(rows) is told the network rows
+    of each solve.
     """
-    store = Store(None) if store is None or key is None else store
-    name = ""
-    share = EXACT_GOAL if is_exact(model) else GOAL
-    if store.folder is not None:
-        parts = ("reference", __version__, METHOD, STEPS, share, key, x, cond, shared, goal)
-        name = f"reference-{digest(*parts, model.sigma_max)}"
-        if kept := store.get(name, _NEEDS):
-            tensors, config = kept
-            gap = tensors["gap"].double().numpy()
-            return Reference(tensors["x"], gap, **config)
-    made = _refined(in_float64(model), x.double(), cond, shared, goal, share, observe)
-    if store.folder is not None:
-        config = dict(
-            solver=made.solver, nfe=made.nfe, net_evals=made.net_evals, seconds=made.seconds
-        )
-        store.put(name, {"x": made.x, "gap": torch.from_numpy(made.gap)}, config)
+    parts, near = origin
+    exact = [*parts, *aims(goal)]
+    if kept := store.get("reference", exact, near):
+        tensors, config = kept
+        return Reference(tensors["x"], tensors["gap"].double().numpy(), **config)
+    made = _refined(in_float64(model), x.double(), cond, shared, goal, observe)
+    config = dict(solver=made.solver, nfe=made.nfe, net_evals=made.net_evals, seconds=made.seconds)
+    store.put("reference", exact, near, {"x": made.x, "gap": torch.from_numpy(made.gap)}, config)
     return made
+
+
+def aims(goal: float | None) -> list[Any]:
+    """What decides a reference beside the problem."""
+    return [METHOD, STEPS, GOAL, EXACT_GOAL, goal]
 
 
 def _refined(
@@ -166,10 +151,10 @@ def _refined(
     cond: Mapping[str, Tensor] | None,
     shared: Mapping[str, Any] | None,
     goal: float | None,
-    share: float,
     observe: Callable[[int], object],
 ) -> Reference:
     started = time.perf_counter()
+    share = EXACT_GOAL if is_exact(model) else GOAL
     before: Tensor | None = None
     gap: npt.NDArray[np.float64] = np.full(x.shape[0], np.nan)
     calls, rows, counts = 0, 0, []

@@ -5,9 +5,9 @@
     DIR/.claims                     locks of running processes (see claims.py); means nothing afterwards
 
 A shard holds x (k, *shape) float32 in network space, status (k,) uint8 (which of ``statuses`` in its
-header) and, of each condition that is one number a sample, its values ``cond.NAME`` (k,). The SHA-256 of
-all that is in the same header: a shard and its checksum appear by one rename, so there is no moment at
-which one is there and the other is not. Nothing is pickled.
+header) and, of each condition that is one number a sample, its values ``cond.NAME`` (k,); ``conditions``
+tells all of them from others. The SHA-256 of all that is in the same header: a shard and its checksum
+appear by one rename, so there is no moment at which one is there and the other is not. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -27,29 +27,36 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ._checks import count, named, seed_of
-from .content import digest
+from .answers import Answers
+from .digests import digest
+from .near import NOTHING, PLAN, Near
 from .nets import weights
+from .schedule import Array
 from .seeding import sizes
 from .solvers.controller import STATUSES
 
 MANIFEST = "manifest.json"
-_COND = "cond."
+_TENSORS, _COND = ("x", "status", "conditions"), "cond."
 _SHARD = re.compile(r"shard-(\d{5}|[1-9]\d{5,})\.safetensors")
 
 
 class Shard(NamedTuple):
-    """samples: which of the run. x (k, *shape). status (k) of their solves. cond: name to (k,)."""
+    """samples: which of the run. x (k, *shape). status (k) of their solves. cond: name to (k,).
+
+    conditions: what tells all of them from others, see :func:`ddim_ode.near.of_rows`.
+    """
 
     samples: range
     x: Tensor
     status: list[str]
     cond: dict[str, Tensor]
+    conditions: Tensor
 
 
 @dataclass(frozen=True)
 class Run:
     """What decides the samples. decides: model, solver, conditions ..., plain data; about: what else to
-    remember, no part of the run's identity."""
+    remember, no part of the run's identity. answers: of the model (answers.py), where it was asked."""
 
     n: int
     seed: int
@@ -57,6 +64,7 @@ class Run:
     shape: tuple[int, ...]
     decides: Mapping[str, Any]
     about: Mapping[str, Any] = field(default_factory=dict)
+    answers: Mapping[str, Any] | None = None
 
     @property
     def sha256(self) -> str:
@@ -67,10 +75,13 @@ class Run:
         """The first thing that two runs do not share, in words; None if they are the same run."""
         mine, theirs = self._identity(), other._identity()
         for name in dict.fromkeys([*mine, *theirs]):
-            if mine.get(name) != theirs.get(name):
+            if not _same(mine.get(name), theirs.get(name)):
                 return (
                     f"{name} is {_short(mine.get(name))} there, and {_short(theirs.get(name))} here"
                 )
+        there, here = (Answers.of_dict(run.answers) for run in (self, other))
+        if there is not None and here is not None and there.differ(here):
+            return "model answers the same question otherwise there than here"
         return None
 
     def _identity(self) -> dict[str, Any]:
@@ -166,9 +177,17 @@ class Shards:
                 found.update(STATUSES[code] for code in file.get_tensor("status").tolist())
         return found
 
-    def write(self, k: int, x: Tensor, status: Sequence[str], cond: Mapping[str, Tensor]) -> None:
+    def write(
+        self,
+        k: int,
+        x: Tensor,
+        status: Sequence[str],
+        cond: Mapping[str, Tensor],
+        conditions: Array = NOTHING.values,
+    ) -> None:
         """Shard k, atomically and on disk before it has its name; OSError if that fails."""
         tensors = {"x": x, "status": torch.tensor([STATUSES.index(s) for s in status]).byte()}
+        tensors["conditions"] = torch.from_numpy(conditions)
         for name, values in cond.items():  # half precision would be read back as float32
             wide = values.float() if values.dtype == torch.float16 else values
             tensors[f"{_COND}{name}"] = wide
@@ -183,7 +202,7 @@ class Shards:
                 "ddim-ode generate, with the same options, makes them"
             )
         tensors, config = weights.read(path)
-        if "x" not in tensors or "status" not in tensors or config != self._config(k, tensors):
+        if not {*_TENSORS} <= tensors.keys() or config != self._config(k, tensors):
             raise ValueError(
                 f"{path}: damaged, or of another run: it is not what its checksum says; "
                 "ddim-ode generate, with the same options, makes it again"
@@ -194,7 +213,7 @@ class Shards:
             if name.startswith(_COND)
         }
         status = [STATUSES[code] for code in tensors["status"].tolist()]
-        return Shard(self.index(k), tensors["x"], status, cond)
+        return Shard(self.index(k), tensors["x"], status, cond, tensors["conditions"])
 
     def clean(self, name: str) -> None:
         """Remove what killed writers of a file left behind; only for who has claimed it."""
@@ -205,6 +224,17 @@ class Shards:
         index = self.index(k)
         config = dict(kind="samples", run=self.run.sha256, first=index.start, n=len(index))
         return {**config, "statuses": list(STATUSES), "sha256": digest(config, dict(tensors))}
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two entries of a manifest are equal, computed numbers up to rounding."""
+    mine, theirs = (value if isinstance(value, list) else [value] for value in (a, b))
+    if a == b or not any(isinstance(value, float) for value in mine):
+        return bool(a == b)
+    try:
+        return Near.of([*map(float, mine)], PLAN, PLAN).agrees([*map(float, theirs)])
+    except (TypeError, ValueError):  # not all of them are numbers
+        return False
 
 
 def _short(value: Any) -> str:

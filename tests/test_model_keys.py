@@ -1,0 +1,259 @@
+"""A model is taken for itself and for no other: by what it holds, and by what it answers."""
+
+import collections
+import dataclasses
+import decimal
+import operator
+
+import pytest
+import torch
+from problems import COSINE, mixture_2d
+
+import ddim_ode
+from ddim_ode.answers import Answers, ask
+from ddim_ode.content import model_key
+
+CPU = torch.device("cpu")
+X = torch.tensor([[0.5, -2.0]])
+
+
+def denoiser(net, **options):
+    return ddim_ode.Denoiser(net, COSINE, "x0", shape=(2,), **options)
+
+
+def answers(net, **options):
+    return ask(denoiser(net, **options), (2,), None, None, CPU)
+
+
+class Calls(torch.nn.Module):
+    """Calls what it holds."""
+
+    def __init__(self, f):
+        super().__init__()
+        self.f = f
+
+    def forward(self, x, t):
+        return self.f(x)
+
+
+class Private(torch.nn.Module):
+    def __init__(self, gain):
+        super().__init__()
+        self._gain, self._seen, self._table = gain, 0, None
+
+    @property
+    def gain(self):
+        return self._gain
+
+    def scaled(self, x):
+        return x * self.gain
+
+    def forward(self, x, t):
+        self._seen += 1
+        if self._table is None:
+            self._table = torch.ones(2)
+        return self.scaled(x) * self._table
+
+
+class Derived(Private):
+    def forward(self, x, t):
+        return super().forward(x, t)
+
+
+def in_class(gain):
+    class ClassLevel(torch.nn.Module):
+        factors = (gain, 1.0)
+
+        def forward(self, x, t):
+            return x * self.factors[0]
+
+    return ClassLevel()
+
+
+def written(text, **names):
+    space = {"torch": torch, "__name__": "written", **names}
+    exec(text, space)
+    return space["f"]
+
+
+def in_constants(gain):
+    return Calls(written(f"def f(x): return sum(x * c for c in ({gain}, 0.5))"))
+
+
+def in_inner_function(gain):
+    return Calls(written(f"def f(x):\n def g(y): return y * {gain}\n return g(x)"))
+
+
+def in_global(gain):
+    return Calls(written("def f(x): return x * GAIN", GAIN=gain))
+
+
+def in_what_a_function_calls(gain):
+    return Calls(written(f"def g(x): return x * {gain}\ndef f(x): return g(x)"))
+
+
+class Scaler:
+    factor = 1.0
+
+    def __init__(self, gain):
+        self._gain = gain
+
+    def __call__(self, x):
+        return x * self._gain * self.factor
+
+    def scale(self, x):
+        return self(x)
+
+
+class Slots:
+    __slots__ = ("gain",)
+
+    def __init__(self, gain):
+        self.gain = gain
+
+    def __call__(self, x):
+        return x * self.gain
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen:
+    gain: float
+
+    def __call__(self, x):
+        return x * self.gain
+
+
+def in_class_of_an_object(gain):
+    scaler = type("Scaler", (Scaler,), dict(factor=gain, __module__=__name__))(1.0)
+    return Calls(scaler)
+
+
+def in_decorator(gain):
+    @torch.no_grad()
+    def scaled(x):
+        return x * gain
+
+    return Calls(scaled)
+
+
+def in_order(gain):
+    net = Calls(None)
+    net.a, net.b = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    torch.nn.init.ones_(net.a.weight), torch.nn.init.zeros_(net.b.weight)
+    torch.nn.init.zeros_(net.a.bias), torch.nn.init.zeros_(net.b.bias)
+    layers = [net.a, net.b] if gain == 1.0 else [net.b, net.a]
+    net.layers, net.f = layers, lambda x: net.layers[0](x)
+    return net
+
+
+# Of a gain, a network that has it somewhere.
+HIDDEN = {
+    "a private attribute": Private,
+    "a base class's": Derived,
+    "a class attribute": in_class,
+    "constants of a generator": in_constants,
+    "an inner function": in_inner_function,
+    "a global": in_global,
+    "what a function calls": in_what_a_function_calls,
+    "an object": lambda gain: Calls(Scaler(gain)),
+    "a bound method": lambda gain: Calls(Scaler(gain).scale),
+    "slots": lambda gain: Calls(Slots(gain)),
+    "a dataclass": lambda gain: Calls(Frozen(gain)),
+    "the class of an object": in_class_of_an_object,
+    "behind a decorator": in_decorator,
+    "a method of C": lambda gain: Calls(torch.tensor([[gain, 0], [0, gain]]).__rmatmul__),
+    "the order of layers": in_order,
+}
+
+
+@pytest.mark.parametrize("where", HIDDEN)
+def test_two_models_that_differ_in_one_hidden_number_have_two_keys(where):
+    one, again, other = (HIDDEN[where](gain) for gain in (1.0, 1.0, 3.0))
+    assert not torch.equal(one(X, None), other(X, None))
+    assert model_key(denoiser(one)) == model_key(denoiser(again)) is not None
+    assert model_key(denoiser(one)) != model_key(denoiser(other))
+    assert answers(one).differ(answers(other))
+    assert not answers(one).differ(answers(again))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (decimal.Decimal(1), decimal.Decimal(2)),
+        (bytearray(b"a"), bytearray(b"b")),
+        (collections.deque([1]), collections.deque([2])),
+        (operator.itemgetter(1), operator.itemgetter(2)),
+        (slice(1), slice(2)),
+        (torch.nn, torch.nn.functional),
+        ([1].append, [2].append),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_objects_of_every_kind_are_of_the_key(one, other):
+    keys = [model_key(denoiser(Calls(value))) for value in (one, one, other)]
+    assert keys[0] == keys[1] != keys[2]
+
+
+def test_what_a_module_sets_when_it_is_called_is_not_of_its_key():
+    net = Private(1.0)
+    before = model_key(denoiser(net))
+    net(X, None)
+    assert net._seen == 1
+    assert model_key(denoiser(net)) == before
+
+
+def test_code_is_known_by_what_it_answers():
+    class One(torch.nn.Module):
+        def forward(self, x, t):
+            return torch.tanh(x)
+
+    class Other(torch.nn.Module):
+        def forward(self, x, t):
+            return torch.sin(x)
+
+    One.__qualname__ = Other.__qualname__ = "Net"
+    Other.__name__ = "One"
+    assert model_key(denoiser(One())) == model_key(denoiser(Other()))
+    assert answers(One()).differ(answers(Other()))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "same", "another"),
+    [(torch.float32, 1e-6, 1e-3), (torch.bfloat16, 1e-2, 0.2), (torch.float64, 1e-12, 1e-5)],
+)
+def test_answers_agree_to_the_rounding_of_the_networks_precision(dtype, same, another):
+    def scaled(gain):
+        return answers(lambda x, t: torch.tanh(x) * gain, dtype=dtype)
+
+    one = answers(lambda x, t: torch.tanh(x), dtype=dtype)
+    assert not one.differ(scaled(1 + same))
+    assert one.differ(scaled(1 + another))
+    assert one.differ(answers(lambda x, t: -torch.tanh(x), dtype=dtype))
+
+
+def test_answers_are_of_the_question_and_come_back_from_json():
+    class Labelled(torch.nn.Module):
+        def forward(self, x, t, y, scale):
+            return torch.tanh(x) * y[:, None] * scale
+
+    def asked(y, scale=1.0, shape=(2,)):
+        cond = dict(y=torch.tensor(y))
+        return ask(denoiser(Labelled()), shape, cond, dict(scale=scale), CPU)
+
+    one = asked([2.0, 7.0])
+    assert one == asked([2.0]) == Answers.of_dict(one.to_dict())
+    questions = {
+        asked([3.0]).question,
+        asked([2.0], 2.0).question,
+        asked([2.0], shape=(3,)).question,
+    }
+    assert len(questions | {one.question}) == 4
+    for damaged in (None, 3, {}, dict(one.to_dict(), values="x"), dict(one.to_dict(), more=1)):
+        assert Answers.of_dict(damaged) is None
+
+
+def test_exact_mixtures_are_known_by_their_parameters_alone():
+    model = mixture_2d(COSINE)
+    assert ask(model, (2,), None, None, CPU) is None
+    model.eigenvalues = model.eigenvalues * (1 + 1e-15)  # of another LAPACK
+    assert model_key(model) == model_key(mixture_2d(COSINE))
