@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
-import hashlib
 import importlib.metadata
 import importlib.util
 import io
@@ -26,7 +25,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -37,7 +35,9 @@ from tqdm import tqdm
 
 import ddim_ode
 from ddim_ode import plots
+from ddim_ode.near import PLAN, Near, of_plan
 from ddim_ode.nets.pretrained import PretrainedModel
+from ddim_ode.store import Store
 
 RESULTS = Path(__file__).parent / "results"
 QUICK_RESULTS = Path("out/benchmarks")
@@ -120,21 +120,18 @@ def end_states(
     """
     plan = method if isinstance(method, ddim_ode.Plan) else plan_of(model, method, **options)
     guidance = model.guidance.scale if model.guidance else 1.0
-    content = json.dumps([model.sha256, guidance, plan.to_dict()], default=str)
-    key = hashlib.sha256(content.encode()).hexdigest()[:16]
-    cache.mkdir(parents=True, exist_ok=True)
-    parts = []
+    exact, numbers = of_plan(plan)
+    store, parts = Store(cache), []
     what = f"{plan.method}, {plan.nfe} calls"
     for first in tqdm(range(0, len(seeds), batch), desc=what, leave=False):
         part = seeds[first : first + batch]
-        file = cache / f"{key}-{part[0]}-{len(part)}.npy"
-        if not file.exists():
+        origin = ("ends", [model.sha256, guidance, exact, part], Near.of(numbers, PLAN, PLAN))
+        kept = store.get(*origin)
+        if kept is None:
             x = ddim_ode.noise(model.shape, model.schedule, part)
             x = ddim_ode.sample(model, x, plan=plan, cond=labels(model, part)).x
-            with open(unfinished := file.with_suffix(".part"), "wb") as out:
-                np.save(out, x.numpy())
-            unfinished.replace(file)
-        parts.append(torch.from_numpy(np.load(file)))
+            store.put(*origin, *(kept := ({"x": x}, {})))
+        parts.append(kept[0]["x"])
     return torch.cat(parts)
 
 

@@ -31,8 +31,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 import ddim_ode
-from ddim_ode.digests import digest
+from ddim_ode.near import of_rows
 from ddim_ode.nets.data import load_images, to_unit
+from ddim_ode.store import Store
 
 METHOD, GRID = "dpmpp2m", "log_snr"
 BATCH = 20
@@ -83,19 +84,18 @@ def encoded(size: Size, data: Path, cache: Path) -> dict[str, Tensor]:
     noise = ddim_ode.noise(model.shape, model.schedule, range(len(x0)))
     kinds = {"images as they are": x0, "with the noise of σ_min": alpha * x0 + beta * noise}
     out = {}
-    cache.mkdir(parents=True, exist_ok=True)
+    store = Store(cache)
     for name, x in kinds.items():
         parts = []
         for i in tqdm(range(0, len(x), BATCH), desc=name):
             batch, cond = x[i : i + BATCH], {"y": y[i : i + BATCH]}
-            key = digest("latents", model.sha256, METHOD, GRID, size.calls, batch, cond)
-            file = cache / f"latents-{key}.npy"
-            if not file.exists():
+            how = [model.sha256, METHOD, GRID, size.calls, name, i]
+            origin = ("latents", how, of_rows(dict(batch=batch, **cond)))
+            kept = store.get(*origin)
+            if kept is None:
                 latent = ddim_ode.encode(model, batch, METHOD, nfe=size.calls, grid=GRID, cond=cond)
-                with open(unfinished := file.with_suffix(".part"), "wb") as out_file:
-                    np.save(out_file, latent.x.numpy())
-                unfinished.replace(file)
-            parts.append(torch.from_numpy(np.load(file, allow_pickle=False)))
+                store.put(*origin, *(kept := ({"x": latent.x}, {})))
+            parts.append(kept[0]["x"])
         out[name] = torch.cat(parts).flatten(1).double()
     seeds = range(len(x0), 2 * len(x0))
     out["N(0, I)"] = ddim_ode.noise(model.shape, model.schedule, seeds).flatten(1).double()

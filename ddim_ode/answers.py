@@ -20,6 +20,7 @@ from .denoiser import Denoiser
 from .digests import digest
 from .inputs import network_dtype
 from .near import Near, pattern, projections, rounding
+from .schedule import Array
 from .solvers.plan import Node
 from .structure import content
 
@@ -60,6 +61,11 @@ class Answers:
             return None
 
 
+def levels_of(model: Denoiser) -> Array:
+    """Where a model is asked."""
+    return model.snapped(np.minimum(LEVELS, model.schedule.sigma_max))
+
+
 def ask(
     model: Denoiser,
     shape: tuple[int, ...],
@@ -76,8 +82,8 @@ def ask(
     schedule = model.schedule
     rows = None if cond is None else {name: value[:1] for name, value in cond.items()}
     x = torch.from_numpy(pattern(1, *shape)).to(device, torch.float32)
-    levels = np.minimum(LEVELS, schedule.sigma_max)
-    nodes = [Node(s, float(schedule.time(s)), model.prediction) for s in levels.tolist()]
+    levels = levels_of(model).tolist()
+    nodes = [Node(sigma, float(schedule.time(sigma)), model.prediction) for sigma in levels]
     with torch.no_grad():
         evaluate = model.bind(nodes, x, rows, shared)
         scales = [float(np.hypot(*schedule.scales(node.sigma))) for node in nodes]

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from . import __version__
 from ._checks import count, flag, function, number, one_of, seed_of, single
 from ._warn import warn
-from .answers import ask
+from .answers import Answers, ask, levels_of
 from .candidates import budgets
 from .content import model_key
 from .denoiser import Denoiser
@@ -151,10 +151,15 @@ class _Run:
     held: Tensor = field(init=False)
     off: Array = field(init=False)  # (n,) by how much the references err, at most
     reference_calls: int = 0
+    answers: Answers | None = None
+    asked: int = 0  # network rows, for those answers
     notes: list[str] = field(default_factory=list)
 
     def prepare(self) -> None:
-        """The reference, and which noises are fitted and which held out."""
+        """What the model answers, the reference, and which noises are fitted and which held out."""
+        x = self.x
+        self.answers = ask(self.model, tuple(x.shape[1:]), self.cond, self.shared, x.device)
+        self.asked = 0 if self.answers is None else self.model.rows(levels_of(self.model))
         coarser, target = self._reference()
         spent = self.bar.n
         self.problem = Problem(
@@ -219,7 +224,7 @@ class _Run:
         allowed = math.inf
         if self.budget == "fast":
             n = len(self.x)
-            allowed = rate * n * (100 + 12 * nfe - sum(self.effort.reference))
+            allowed = rate * n * (100 + 12 * nfe - sum(self.effort.reference)) - self.asked
         candidates = [Candidate("start", Linear.of(start))] if start else self._search(nfe, allowed)
         incumbent = next(c for c in candidates if not c.skipped)
         errors = self.problem.errors(incumbent.point, self.held)
@@ -255,7 +260,8 @@ class _Run:
                 "plan's own error, and the held-out figures by as much"
                 + ("; budget='thorough' refines it" if self.budget == "fast" else "")
             )
-        fit["net_evals"] = self.problem.evals - before + rate * len(self.x) * self.reference_calls
+        spent = self.asked + rate * len(self.x) * self.reference_calls
+        fit["net_evals"] = self.problem.evals - before + spent
         fit["warnings"], self.notes = self.notes, notes
         if found is None or not better:
             return replace(incumbent.plan, fit=fit)
@@ -269,12 +275,11 @@ class _Run:
         ratio = np.log(np.maximum(after, 1e-300) / np.maximum(before, 1e-300))
         mean, spread = float(np.mean(ratio)), _spread(ratio)
         seeds = [self.seed + k for k in self.held.tolist()]
-        answers = ask(model, tuple(self.x.shape[1:]), self.cond, self.shared, self.x.device)
         low = [sigma for sigma in plan.grid if sigma > 0][-1]
         return dict(
             model=f"{type(model).__name__}({model.prediction}-network)",
             model_key=model_key(model),
-            answers=answers and answers.to_dict(),
+            answers=None if self.answers is None else self.answers.to_dict(),
             prediction=model.prediction,
             guidance=None if model.guidance is None else float(model.guidance.scale),
             alterations={k: v for k, v in model.alterations.items() if k != "guidance"},
