@@ -5,13 +5,16 @@ import dataclasses
 import decimal
 import operator
 
+import numpy as np
 import pytest
 import torch
-from problems import COSINE, mixture_2d
+from problems import COSINE, SCHEDULES, mixture_2d
 
 import ddim_ode
-from ddim_ode.answers import Answers, ask
+from ddim_ode.answers import LEVELS, Answers, ask
 from ddim_ode.content import model_key
+from ddim_ode.denoiser import PREDICTIONS
+from ddim_ode.near import pattern, projections
 
 CPU = torch.device("cpu")
 X = torch.tensor([[0.5, -2.0]])
@@ -257,3 +260,17 @@ def test_exact_mixtures_are_known_by_their_parameters_alone():
     assert ask(model, (2,), None, None, CPU) is None
     model.eigenvalues = model.eigenvalues * (1 + 1e-15)  # of another LAPACK
     assert model_key(model) == model_key(mixture_2d(COSINE))
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("name", ["cosine", "ve", "flow"])
+def test_the_question_is_one_of_unit_variance_at_four_levels(prediction, name):
+    schedule = SCHEDULES[name]
+    model = ddim_ode.Denoiser(lambda x, t: 2.0 * x, schedule, prediction)
+    alpha, beta = schedule.scales(LEVELS)
+    x = torch.from_numpy(pattern(1, 40) * 2.0 * np.hypot(alpha, beta)[:, None])
+    found = ask(model, (40,), None, None, CPU)
+    assert np.allclose(pattern(40).var(), 1.0, atol=0.2)
+    np.testing.assert_allclose(found.values, projections(x), rtol=1e-5, atol=1e-6)
+    limited = ddim_ode.Denoiser(lambda x, t: 2.0 * x, schedule, prediction, clip=0.1)
+    assert found.differ(ask(limited, (40,), None, None, CPU))
