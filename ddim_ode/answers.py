@@ -88,5 +88,6 @@ def ask(
         evaluate = model.bind(nodes, x, rows, shared)
         scales = [float(np.hypot(*schedule.scales(node.sigma))) for node in nodes]
         said = torch.cat([evaluate(x * scale, k) for k, scale in enumerate(scales)])
-    tolerance = rounding(network_dtype(model) or torch.float32, device)
-    return Answers(digest(content([shape, rows, shared])), tuple(projections(said)), tolerance)
+    question = digest(content([shape, rows, shared]))
+    tolerance = rounding(network_dtype(model) or torch.float32, device.type)
+    return Answers(question, tuple(projections(said).reshape(-1).tolist()), tolerance)

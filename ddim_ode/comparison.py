@@ -30,7 +30,7 @@ from .denoiser import Denoiser
 from .digests import digest
 from .evaluate.bootstrap import check_confidence, geometric_mean
 from .inputs import Cond, check_model, conditions, device_of, sample_shape
-from .near import NOTHING, PLAN, Near, of_rows
+from .near import NOTHING, PLAN, Near, of_rows, of_shared
 from .plan_checks import warn_of_another_network, warn_of_own_examples
 from .reference import STEPS, Reference, aims, given, joined, solve
 from .results import Comparison, Interrupted
@@ -197,10 +197,13 @@ class _Work:
         """Which model, noises and conditions a batch is of, to the store: exact parts, and numbers."""
         if self.store.folder is None:
             return [], NOTHING
-        exact = [__version__, self.key, self.shared, list(self.noises.shape[1:]), self.seeds[part]]
+        shared, computed = of_shared(self.shared)
+        exact = [__version__, self.key, shared, list(self.noises.shape[1:]), self.seeds[part]]
         answers = NOTHING if self.answers is None else self.answers.near
         start = Near.of(self.model.sigma_max, PLAN)
-        return exact, Near.joined(answers, start, of_rows(self.rows_of(part)))
+        return exact, Near.joined(
+            answers, start, of_rows({**(self.rows_of(part) or {}), **computed})
+        )
 
 
 def _run(work: _Work, todo: list[list[Job]], result: Comparison, bar: Any) -> None:

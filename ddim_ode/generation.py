@@ -35,7 +35,7 @@ from .denoiser import Denoiser
 from .digests import digest
 from .indexed import Conditions, IndexedSolver
 from .inputs import Cond, check_model, device_of, sample_shape
-from .near import of_rows
+from .near import of_shared
 from .plan_checks import warn_of_another_network
 from .shards import MANIFEST, Run, Shards
 from .solvers.methods import Method
@@ -162,7 +162,7 @@ def generate(
             schedule=model.schedule.fingerprint,
             network_dtype=None if work.model.dtype is None else str(work.model.dtype),
             conditions=work.cond.described(),
-            shared=None if key is not None else digest(shared),
+            shared=None if key is not None else digest(of_shared(shared)[0]),
             solver=work.described(),
         ),
         about={"ddim_ode": __version__, "torch": torch.__version__, **_plain(about)},
@@ -259,7 +259,8 @@ class _Filler:
                 self.shards.clean(self.shards.path(k).name)
             cond = self.work.cond(mine) or {}
             numbers = {name: values for name, values in cond.items() if values.ndim == 1}
-            self.shards.write(k, x[piece], status[piece], numbers, of_rows(cond).values)
+            told = self.work.conditions(cond).values
+            self.shards.write(k, x[piece], status[piece], numbers, told)
             self.made += len(mine)
 
     def _drop_damaged(self) -> None:
@@ -276,10 +277,10 @@ class _Filler:
             shard = self.shards.read(k)
         except ValueError:
             return os.path.lexists(self.shards.path(k))  # a link to nowhere is no shard either
-        if not of_rows(self.work.cond(shard.samples)).agrees(shard.conditions):
+        if not self.work.conditions(self.work.cond(shard.samples)).agrees(shard.conditions):
             raise ValueError(
-                f"{self.shards.path(k)}: was made with other conditions than cond= gives for samples "
-                f"{shard.samples[0]} to {shard.samples[-1]}; give another folder, or the cond= of that run"
+                f"{self.shards.path(k)}: was made with other conditions than cond= and shared= give "
+                f"for samples {shard.samples[0]} to {shard.samples[-1]}; give another folder, or those"
             )
         return False
 

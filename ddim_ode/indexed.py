@@ -18,7 +18,7 @@ from .cuda_graph import GraphedPlan, check_graphable
 from .denoiser import Denoiser
 from .digests import digest
 from .inputs import Cond, conditions
-from .near import of_plan
+from .near import Near, of_plan, of_rows, of_shared
 from .sampling import sample
 from .seeding import noise
 from .solution import Solution
@@ -101,6 +101,10 @@ class IndexedSolver:
         if self.plan is not None or not external.is_external(method):
             return self._options.get("error_norm") == "batch"
         return not external.is_fixed_step(str(method))
+
+    def conditions(self, rows: Mapping[str, Tensor] | None) -> Near:
+        """What tells these conditions, and what is shared, from others."""
+        return of_rows({**(rows or {}), **of_shared(self._shared)[1]})
 
     def described(self) -> dict[str, Any]:
         """The solver, as plain data that two runs share exactly when they solve alike."""

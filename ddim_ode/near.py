@@ -57,12 +57,12 @@ class Near(NamedTuple):
 NOTHING = Near.of([], 0.0)
 
 
-def rounding(dtype: torch.dtype, device: torch.device) -> float:
+def rounding(dtype: torch.dtype, device: str = "cpu") -> float:
     """How far apart two machines are, relative to what they compute in that precision.
 
     float32 off the CPU counts as half precision: convolutions multiply in TF32 there by default.
     """
-    if dtype == torch.float32 and device.type != "cpu":
+    if dtype == torch.float32 and device != "cpu":
         dtype = torch.float16
     return _ROUNDING.get(dtype, 0.0)
 
@@ -73,12 +73,12 @@ def pattern(*shape: int) -> Array:
     return ((draws * 2.0**-52 - 1.0) * math.sqrt(3.0)).reshape(shape)
 
 
-def projections(rows: Tensor) -> list[float]:
-    """Each row of (b, *) along four fixed directions: where rows differ, they do, by as much."""
+def projections(rows: Tensor) -> Array:
+    """(b, 4): each row of (b, *) along fixed directions. Where rows differ, they do, by as much."""
     flat = rows.detach().cpu().double().reshape(len(rows), -1).numpy()
     size = flat.shape[1]
     found = flat @ pattern(_DIRECTIONS, size).T / math.sqrt(max(size, 1))
-    return np.nan_to_num(found, nan=0.0, posinf=0.0, neginf=0.0).reshape(-1).tolist()
+    return np.nan_to_num(found, nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def of_rows(cond: Mapping[str, Tensor] | None) -> Near:
@@ -89,8 +89,18 @@ def of_rows(cond: Mapping[str, Tensor] | None) -> Near:
         exact = digest(name, str(value.dtype), list(value.shape), None if computed else value)
         parts.append(Near.of(int(exact[:13], 16), 0.0))  # which float64 holds
         if computed:
-            parts.append(Near.of(projections(value), rounding(value.dtype, value.device)))
+            tolerance = rounding(value.dtype)
+            parts += [Near.of(row, tolerance) for row in projections(value)]
     return Near.joined(*parts)
+
+
+def of_shared(shared: Mapping[str, Any] | None) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What is exact of what all samples share, and what is computed of it, as rows of one."""
+    exact, computed = dict(shared or {}), dict[str, Tensor]()
+    for name, value in exact.items():
+        if isinstance(value, Tensor) and value.is_floating_point():
+            exact[name], computed[name] = None, value[None]
+    return exact, computed
 
 
 def of_plan(plan: Plan) -> tuple[list[Any], list[float]]:

@@ -81,7 +81,7 @@ class Run:
                 )
         there, here = (Answers.of_dict(run.answers) for run in (self, other))
         if there is not None and here is not None and there.differ(here):
-            return "model answers the same question otherwise there than here"
+            return "model answers otherwise there than here, to the first conditions and what is shared"
         return None
 
     def _identity(self) -> dict[str, Any]:

@@ -84,7 +84,8 @@ class _Reader:
         settings = {path: self._settings(part) for path, part in parts.items()}
         for part in new:
             del self._path[part]
-        return [_name(type(module)), repr(module), settings, dict(module.state_dict())]
+        state = self.read(module.state_dict())
+        return [_name(type(module)), repr(module), settings, state]
 
     def _settings(self, module: torch.nn.Module) -> dict[str, Any]:
         """What a module keeps beside its state: two of one structure and state may still compute different

@@ -17,7 +17,7 @@ class Labelled(torch.nn.Module):
     """Its gain is where no hash sees it."""
 
     def forward(self, x, t, y):
-        return torch.tanh(SETTINGS["gain"] * x) + y.reshape(len(x), -1)[:, :1]
+        return torch.tanh(SETTINGS["gain"] * x) + y.reshape(len(y), -1)[:, :1]
 
 
 MODEL = ddim_ode.Denoiser(Labelled(), COSINE, "x0", shape=(2,))
@@ -31,7 +31,7 @@ def test_another_model_of_the_same_key_does_not_go_on_with_a_run(tmp_path, monke
     cond = dict(y=torch.zeros(N))
     run(tmp_path, cond).shards.path(3).unlink()
     monkeypatch.setitem(SETTINGS, "gain", 3.0)
-    with pytest.raises(ValueError, match=r"model answers the same question otherwise.*or key="):
+    with pytest.raises(ValueError, match=r"model answers otherwise.*or key="):
         run(tmp_path, cond)
     monkeypatch.setitem(SETTINGS, "gain", 1.0 + 1e-7)  # another processor
     assert run(tmp_path, cond).made == 4
@@ -55,6 +55,18 @@ def test_conditions_that_are_computed_anew_may_differ_in_their_last_bits(tmp_pat
     y = torch.linspace(-1, 1, N)
     run(tmp_path, dict(y=y)).shards.path(3).unlink()
     assert run(tmp_path, dict(y=torch.nextafter(y, torch.tensor(2.0)))).made == 4
+
+
+def test_what_is_shared_is_known_as_conditions_are(tmp_path):
+    def made(y, **options):
+        return make(tmp_path, model=MODEL, shared=dict(y=y), **options).made
+
+    y = torch.full((1, 1), 0.5)
+    assert (made(y), made(y * (1 + 1e-6))) == (N, 0)
+    with pytest.raises(ValueError, match="model answers otherwise"):
+        made(y + 0.001)
+    with pytest.raises(ValueError, match="shared is"):
+        made(torch.ones(1, 1, dtype=torch.long))
 
 
 def test_given_whole_numbers_are_of_the_run_itself(tmp_path):

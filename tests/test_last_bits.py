@@ -36,7 +36,7 @@ def everything(folder):
     timed = ddim_ode.Denoiser(net, COSINE, time=lambda t, s: 0.25 * np.log(s), shape=(2,))
     snapped = ddim_ode.Denoiser(net, COSINE, "x0", snap=True, time_offset=-1.0, shape=(2,))
     shipped = [ddim_ode.load("fashion-mnist", guidance=scale) for scale in (1.0, 2.0)]
-    plan = ddim_ode.plan("unipc3", COSINE, [*COSINE.sigma([999.5, 700, 400, 100, 3]), 0.0])
+    plan = ddim_ode.plan("unipc3", COSINE, [*COSINE.sigma([950.5, 700, 400, 100, 3]), 0.0])
     runs = [
         (mixture_2d(COSINE), dict(method="dpmpp3m", steps=9, grid="karras")),
         (mixture_2d(ddim_ode.schedules.flow(), "v"), dict(method="unipc2", steps=4)),
