@@ -2,7 +2,7 @@
 
 A key is a hash of content: parameters, noises, plans, versions. So a result is found again exactly when
 it would come out again, and nothing has to be invalidated. Files are safetensors with JSON in the header,
-written beside their target and moved into place; nothing is unpickled.
+whole or not there; nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -183,7 +183,7 @@ class Store:
         return self.folder is not None and self.path(name).is_file()
 
     def get(self, name: str, needs: Iterable[str] = ()) -> Record | None:
-        """The record, or None if there is none; an unreadable file is warned about, by name.
+        """The record, or None if there is none; a damaged file is warned about, by name.
 
         needs: tensors and keys of the configuration without which it is no record.
         """
@@ -194,7 +194,7 @@ class Store:
             missing = [key for key in needs if key not in tensors and key not in config]
             if missing:
                 raise ValueError(f"it has no {missing[0]!r}")
-        except (ValueError, TypeError, OSError) as error:
+        except (ValueError, TypeError) as error:
             warn(
                 f"{self.path(name)}: not a readable result ({error}); it is computed and written again"
             )

@@ -1,7 +1,9 @@
 """A small run of many samples, for the tests that stop, divide and damage it."""
 
+import errno
 import functools
 
+import filelock
 import torch
 from problems import COSINE, mixture_2d
 
@@ -33,3 +35,12 @@ def samples(folder):
 def expected(seed=0):
     x = ddim_ode.noise((2,), COSINE, seeds=range(seed, seed + N), sigma=20.0)
     return ddim_ode.sample(MODEL, x, **SOLVER).x
+
+
+def without_locks(monkeypatch):
+    """A file system that has none."""
+
+    def acquire(self):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", acquire)
