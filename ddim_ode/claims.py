@@ -3,8 +3,8 @@
 A claim is a lock of the operating system (flock, by the package filelock, which torch brings along) on a
 file of its own. It belongs to an open file and not to a process number, so it excludes threads, processes
 and containers alike; NFS hands it on to its server, so it holds between hosts. The system drops it when its
-owner ends, however he ends: a claim cannot outlive its owner, and after ``kill -9`` nothing has to be cleaned
-up. (filelock's soft lock, a marker file, would outlive him, and is not used.)
+owner ends, however he ends: a claim cannot outlive its owner, and nothing has to be cleaned up after
+``kill -9``. (filelock's soft lock, a marker file, would outlive him, and is not used.)
 
 A claim saves work and protects no file: files are replaced whole. Where the file system has no locks
 every claim is granted, and the worst that happens is that a piece is made twice.
@@ -93,7 +93,9 @@ class Claims:
     def _lock(self, path: Path, timeout: float) -> FileLock | None:
         """The lock, held; None where there are none; Timeout if another has it for so long."""
         with naming(path, "cannot be locked"):
-            os.stat(path.parent)  # FileLock would make a folder again that is gone
+            open(
+                path, "ab"
+            ).close()  # FileLock would make a folder again that is gone, or wait for one
             lock = FileLock(
                 path, timeout, thread_local=False, poll_interval=_POLL, fallback_to_soft=False
             )

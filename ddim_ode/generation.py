@@ -112,8 +112,8 @@ def generate(
     there. However it is divided, the samples are the same to rounding (an adaptive solve: its tolerance).
 
     ValueError for a folder of another run, naming what differs. OSError, with the file, when the folder
-    cannot be written or is gone, a shard cannot be read, or the disk is full. What is finished is kept, then
-    and on Ctrl-C.
+    cannot be written or is gone, a shard cannot be read, or the disk is full. What is finished is kept,
+    then and on Ctrl-C.
 
     >>> import tempfile, ddim_ode
     >>> model = ddim_ode.exact.gaussian([1.0], [[0.25]], ddim_ode.schedules.cosine())

@@ -2,9 +2,8 @@
 
 import errno
 import os
+import random
 import shutil
-import subprocess
-import sys
 import threading
 import time
 import traceback
@@ -12,7 +11,7 @@ import traceback
 import pytest
 import torch
 from problems import COSINE
-from small_runs import expected, make, samples
+from small_runs import after, expected, make, numbered_one, samples, together
 
 import ddim_ode
 from ddim_ode.shards import Shards
@@ -61,82 +60,35 @@ def test_threads_share_a_folder(tmp_path):
     check(tmp_path)
 
 
-PROGRAM = """
-import os, sys, time
-namespace, folder, start = sys.argv[1:]
-if not int(namespace):
-    os.getpid = lambda: 7
-import torch, ddim_ode
-torch.set_num_threads(1)
-def slow(x, t):
-    time.sleep(0.002)
-    return torch.tanh(x + 1e-3 * t[:, None])
-def net(x, t):
-    if os.environ.get("FAILS"):
-        raise RuntimeError("out of memory, say")
-    return slow(x, t)
-model = ddim_ode.Denoiser(net, ddim_ode.schedules.cosine(), shape=(2,))
-print(os.getpid(), flush=True)
-sys.stdin.readline()
-time.sleep(float(start))
-run = ddim_ode.generate(model, 60, folder, "ddim", steps=3, key="slow", batch=5, shard=5)
-print(run.made)
-"""
-
-
-def together(folder, namespace=False, delays=(0, 0), fails=(False, False)):
-    """Two processes that begin at once; their (pid as they see it, samples made, exit code)."""
-    processes = []
-    for delay, failing in zip(delays, fails):
-        command = [sys.executable, "-c", PROGRAM, str(int(namespace)), str(folder), str(delay)]
-        processes.append(
-            subprocess.Popen(
-                ["unshare", "--pid", "--fork", *command] if namespace else command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                text=True,
-                env={**os.environ, **({"FAILS": "1"} if failing else {})},
-            )
-        )
-    numbers = [process.stdout.readline().strip() for process in processes]
-    for process in processes:
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    made = [process.communicate(timeout=100)[0].strip() for process in processes]
-    return [(*all_, p.returncode) for *all_, p in zip(numbers, made, processes)]
-
-
-def namespaces_are_available():
-    try:
-        command = ["unshare", "--pid", "--fork", "true"]
-        return subprocess.run(command, stderr=subprocess.DEVNULL).returncode == 0
-    except FileNotFoundError:
-        return False
-
-
 def test_processes_of_one_number_share_a_folder(tmp_path):
-    """As those of two containers on one disk have: in namespaces of their own where we may make some, else
-    under a number that both are told."""
-    both = together(tmp_path, namespace=namespaces_are_available())
-    (pid, first, one), (same, second, other) = both
-    assert (pid, one, other) == (same, 0, 0)
+    """As those of two containers on one disk may have."""
+    work = numbered_one(lambda: make_slow(tmp_path).made)
+    (one, first), (other, second) = (said.split() for said in together(work, work))
+    assert (one, other) == ("1", "1")
     assert int(first) + int(second) == 60
     check(tmp_path)
 
 
-@pytest.mark.parametrize("delays", [(0, 0), (0.01, 0), (0, 0.01)])
-def test_one_that_fails_takes_nothing_from_the_other(tmp_path, delays):
-    (_, _, failed), (_, made, fine) = together(tmp_path, delays=delays, fails=(True, False))
-    assert (failed, made, fine) == (1, "60", 0)
-    check(tmp_path)
+def fails(x, t):
+    raise ValueError("not today")
+
+
+FAILING = ddim_ode.Denoiser(fails, COSINE, shape=(2,))
+
+
+def test_one_that_fails_takes_nothing_from_the_other(tmp_path):
+    """Started together, as torchrun does: one dies at its first call, the other makes all."""
+    draw = random.Random(0)
+    for i in range(20):
+        folder, delay = tmp_path / str(i), draw.uniform(-0.012, 0.012)
+        bad = after(max(0, delay), lambda: make_slow(folder, FAILING, n=10))  # noqa: B023
+        good = after(max(0, -delay), lambda: make_slow(folder, n=10).made)  # noqa: B023
+        assert together(bad, good) == ["ValueError: not today", "10"]
+        check(folder, n=10)
 
 
 def test_one_that_fails_while_the_other_has_only_read_the_manifest(tmp_path, monkeypatch):
     """The moment between: the run is there, and not yet a claim on any of it."""
-
-    def failing(x, t):
-        raise ValueError("not today")
 
     present, others = Shards.present, []
 
@@ -144,7 +96,7 @@ def test_one_that_fails_while_the_other_has_only_read_the_manifest(tmp_path, mon
         if not others:
             others.append(1)
             with pytest.raises(ValueError, match="not today"):
-                make_slow(tmp_path, ddim_ode.Denoiser(failing, COSINE, shape=(2,)))
+                make_slow(tmp_path, FAILING)
         return present(self)
 
     monkeypatch.setattr(Shards, "present", late)
@@ -284,24 +236,21 @@ def test_what_is_no_file_is_named_and_left_alone(tmp_path, kind):
 
 
 @pytest.mark.skipif(
-    os.name != "posix" or os.geteuid() != 0, reason="needs root, to be somebody else"
+    os.name != "posix" or os.geteuid() != 0, reason="to be somebody else needs root"
 )
 def test_shards_of_another_user_are_left_alone(tmp_path):
     shards = make(tmp_path).shards
     before = {k: shards.path(k).stat().st_mtime_ns for k in range(len(shards))}
-    for folder in (tmp_path, *list(tmp_path.parents)[:3]):
-        folder.chmod(0o777)
-    for k in range(len(shards)):
-        shards.path(k).chmod(0o600)
-    code = (
-        "import os, sys; sys.path[:0] = sys.argv[2].split(os.pathsep); import small_runs\n"
-        "os.setgroups([]); os.setegid(65534); os.seteuid(65534)\n"
-        "small_runs.make(sys.argv[1])"
+    for path in (*tmp_path.iterdir(), tmp_path, *list(tmp_path.parents)[:2]):
+        path.chmod(0o600 if path.name.startswith("shard") else 0o777)
+
+    def as_nobody():
+        os.setegid(65534)
+        os.seteuid(65534)
+        make(tmp_path)
+
+    (said,) = together(as_nobody)
+    assert said == (
+        f"PermissionError: [Errno 13] cannot be read: Permission denied: '{shards.path(0)}'"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path), os.pathsep.join(sys.path)],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert "cannot be read: Permission denied:" in done.stderr.splitlines()[-1]
     assert before == {k: shards.path(k).stat().st_mtime_ns for k in range(len(shards))}
