@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from common import GREY, INK, Run, arguments, label, legend_below, panels, plain
+from common import GREY, INK, Run, arguments, label, legend_below, panels, plain, write_array
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
@@ -92,9 +92,7 @@ def encoded(size: Size, data: Path, cache: Path) -> dict[str, Tensor]:
             file = cache / f"latents-{key}.npy"
             if not file.exists():
                 latent = ddim_ode.encode(model, batch, METHOD, nfe=size.calls, grid=GRID, cond=cond)
-                with open(unfinished := file.with_suffix(".part"), "wb") as out_file:
-                    np.save(out_file, latent.x.numpy())
-                unfinished.replace(file)
+                write_array(file, latent.x)
             parts.append(torch.from_numpy(np.load(file, allow_pickle=False)))
         out[name] = torch.cat(parts).flatten(1).double()
     seeds = range(len(x0), 2 * len(x0))
