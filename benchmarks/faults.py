@@ -122,7 +122,9 @@ def pairs(folder: Path, n: int, draw: random.Random) -> str:
     delay = draw.uniform(-TOGETHER, TOGETHER)
     bad = FORK.Process(target=_later, args=(max(0, delay), folder, n, failing))
     good = FORK.Process(target=_later, args=(max(0, -delay), folder, n, network))
-    assert _ended([bad, good]) == [1, 0]
+    failed, fine = _ended([bad, good])
+    assert fine == 0
+    assert failed in (0, 1)  # 0: it came when all was made
     return "complete"
 
 

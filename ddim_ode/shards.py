@@ -206,7 +206,9 @@ class Shards:
             lost = len(self) - len(self.present())
             raise Lost(f"{path}: missing, one of {lost} shards that are; {again} them") from None
         except ValueError as error:
-            raise Lost(f"{path}: damaged ({error.__cause__}); {again} it again") from error
+            raise Lost(
+                f"{path}: truncated or damaged ({error.__cause__}); {again} it again"
+            ) from error
         if "x" not in tensors or "status" not in tensors or config != self._config(k, tensors):
             if _is_whole(tensors, config) and config.get("run") != self.run.sha256:
                 raise ValueError(

@@ -81,9 +81,11 @@ def test_one_that_fails_takes_nothing_from_the_other(tmp_path):
     draw = random.Random(0)
     for i in range(20):
         folder, delay = tmp_path / str(i), draw.uniform(-0.012, 0.012)
-        bad = after(max(0, delay), lambda: make_slow(folder, FAILING, n=10))  # noqa: B023
+        bad = after(max(0, delay), lambda: make_slow(folder, FAILING, n=10).made)  # noqa: B023
         good = after(max(0, -delay), lambda: make_slow(folder, n=10).made)  # noqa: B023
-        assert together(bad, good) == ["ValueError: not today", "10"]
+        failed, made = together(bad, good)
+        assert made == "10"
+        assert failed in ("ValueError: not today", "0")  # it may come when all is made
         check(folder, n=10)
 
 

@@ -44,7 +44,7 @@ def content(path: str | Path) -> bytes:
     """The bytes of a file, no more than tell that it is too large; FileNotFoundError without it."""
     try:
         return files.read(path_of("path", path), SIZE_LIMIT + 1)
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         raise FileNotFoundError(f"{path}: no such plan file") from None
 
 
