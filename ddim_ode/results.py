@@ -284,7 +284,7 @@ class Comparison:
         return [dict(row, status=dict(row["status"])) for row in self.rows]
 
     def to_csv(self, path: str | Path) -> None:
-        """One line a row, the keys as header."""
+        """One line a row, the keys as header; text that would be a formula has a quote before it."""
         rows = [dict(row, status=json.dumps(row["status"])) for row in self.rows]
         files.write_csv(path, rows)
 

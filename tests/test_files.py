@@ -242,6 +242,29 @@ def test_a_disk_that_fails_while_it_is_read_is_no_damage(tmp_path, monkeypatch, 
         assert stop.value.errno == number
 
 
+def test_a_cache_that_cannot_be_read_is_named_and_kept(tmp_path, monkeypatch):
+    """Where it is taken for damaged, a good result of an hour is computed and written again."""
+
+    def run():
+        model = mixture_2d(DDPM)
+        return ddim_ode.compare(model, ["ddim"], nfe=[3], n=4, cache=tmp_path, progress=False)
+
+    run()
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*.safetensors")}
+    assert before
+    real = open
+
+    def refusing(path, *args, **options):
+        if Path(str(path)) in before:
+            raise OSError(errno.EACCES, "Permission denied", str(path))
+        return real(path, *args, **options)
+
+    monkeypatch.setattr("builtins.open", refusing)
+    with pytest.raises(PermissionError, match=r"cannot be read: Permission denied: .*safetensors'"):
+        run()
+    assert before == {p: p.stat().st_mtime_ns for p in tmp_path.glob("*.safetensors")}
+
+
 # -- every file -----------------------------------------------------------------------------------
 def _trained(folder):
     images = data.Images(torch.zeros(8, 1, 4, 4, dtype=torch.uint8), None, None)
