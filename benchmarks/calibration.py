@@ -262,7 +262,7 @@ def main() -> None:
     size = FULL if args.full else QUICK
     run = Run("calibration", args, ("scipy", "scikit-learn"))
     if args.redraw:
-        draw(read_csv(run.path(".csv"))).savefig(run.path(".png"))
+        run.draw(draw(read_csv(run.path(".csv"))))
         return
     torch.set_grad_enabled(False)
     rows: list[Row] = []

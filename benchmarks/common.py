@@ -34,9 +34,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 import ddim_ode
-from ddim_ode import plots
+from ddim_ode import files, plots
+from ddim_ode.files import write_csv
 from ddim_ode.near import PLAN, Near, of_plan
 from ddim_ode.nets.pretrained import PretrainedModel
+from ddim_ode.pictures import save_figure
 from ddim_ode.store import Store
 
 RESULTS = Path(__file__).parent / "results"
@@ -201,9 +203,9 @@ class Run:
         self.out.mkdir(parents=True, exist_ok=True)
         write_csv(self.path(".csv"), rows)
         if figure is not None:
-            figure.savefig(self.path(".png"))
+            self.draw(figure)
         if text is not None:
-            self.path(".txt").write_text(text + "\n", encoding="utf-8")
+            files.write(self.path(".txt"), text + "\n")
         record = dict(
             command=command(),
             seed=SEED,
@@ -213,8 +215,12 @@ class Run:
             versions=versions(self.packages),
         )
         text = json.dumps(record, indent=1, ensure_ascii=False, default=str)
-        self.path(".json").write_text(text + "\n", encoding="utf-8")
+        files.write(self.path(".json"), text + "\n")
         print(f"\nwritten: {', '.join(sorted(str(p) for p in self.out.glob(f'{self.name}.*')))}")
+
+    def draw(self, figure: Figure) -> None:
+        """Write NAME.png."""
+        save_figure(self.path(".png"), figure)
 
 
 def command(argv: Sequence[str] | None = None) -> str:
@@ -251,15 +257,6 @@ def versions(packages: Sequence[str] = ()) -> dict[str, str]:
 
 
 # -- tables -----------------------------------------------------------------------------------
-def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """The rows, under a header of all their keys; what a row lacks is empty."""
-    header = list(dict.fromkeys(key for row in rows for key in row))
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, header)
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def read_csv(path: Path) -> list[dict[str, Any]]:
     """What ``write_csv`` wrote: numbers as such, what was empty left out."""
     with open(path, newline="", encoding="utf-8") as file:

@@ -34,6 +34,7 @@ import torch
 from common import SEED, Row, Run, arguments
 
 import ddim_ode
+from ddim_ode import files
 from ddim_ode.evaluate.streaming import summarise
 from ddim_ode.shards import Shards
 
@@ -55,7 +56,7 @@ def work(folder: Path, n: int, batch: int) -> None:
     ended = time.time()
     rank = os.environ.get("RANK", "0")
     record = dict(began=began, ended=ended, made=run.made, threads=torch.get_num_threads())
-    folder.with_name(f"{folder.name}-{rank}-{TIMES}").write_text(json.dumps(record))
+    files.write_json(folder.with_name(f"{folder.name}-{rank}-{TIMES}"), record)
 
 
 def labels(index: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -80,8 +81,8 @@ def measure_speed(folder: Path, processes: int, n: int) -> dict[str, Any]:
     threads = max(1, (os.cpu_count() or 1) // processes)
     words, environment = command(folder, n, BATCHES["speed"], processes, threads)
     subprocess.run(words, env=environment, check=True, stderr=subprocess.DEVNULL)
-    files = sorted(folder.parent.glob(f"{folder.name}-*-{TIMES}"))
-    records: list[Mapping[str, Any]] = [json.loads(file.read_text()) for file in files]
+    left = sorted(folder.parent.glob(f"{folder.name}-*-{TIMES}"))
+    records: list[Mapping[str, Any]] = [json.loads(file.read_text()) for file in left]
     assert len(records) == processes
     seconds = max(r["ended"] for r in records) - min(r["began"] for r in records)
     return dict(

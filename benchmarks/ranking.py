@@ -244,7 +244,7 @@ def main() -> None:
     if args.redraw:
         rows = read_csv(run.path(".csv"))
         print(told(summary(rows)))
-        draw(rows).savefig(run.path(".png"))
+        run.draw(draw(rows))
         return
     size = FULL if args.full else QUICK
     if args.shipped is not None:

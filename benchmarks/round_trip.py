@@ -173,7 +173,7 @@ def main() -> None:
     run = Run("round_trip", args, ["diffusers"])
     size = FULL if args.full else QUICK
     if args.redraw:
-        draw(read_csv(run.path(".csv")), size.calls).savefig(run.path(".png"))
+        run.draw(draw(read_csv(run.path(".csv")), size.calls))
         return
     rows, source = measure(size, args.data)
     run.save(

@@ -227,7 +227,7 @@ def main() -> None:
     args = parser.parse_args()
     run = Run("steps_vs_quality", args, ["scipy", "matplotlib"])
     if args.redraw:
-        draw(read_csv(run.path(".csv"))).savefig(run.path(".png"))
+        run.draw(draw(read_csv(run.path(".csv"))))
         return
     size = FULL if args.full else QUICK
     model = ddim_ode.load("fashion-mnist")

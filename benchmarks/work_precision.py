@@ -158,7 +158,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=UserWarning)
     run = Run("work_precision", args, ["scipy", "torchdiffeq", "torchode", "scikit-learn"])
     if args.redraw:
-        draw(read_csv(run.path(".csv"))).savefig(run.path(".png"))
+        run.draw(draw(read_csv(run.path(".csv"))))
         return
     decade = 4 if args.full else 2
     tightest = 7.6 if args.full else 5.6

@@ -1,8 +1,10 @@
-"""Claims on pieces of work, between processes that share nothing but a folder.
+"""Claims on pieces of work, between threads, processes and hosts that share nothing but a folder.
 
-Piece k is claimed by locking byte k of one file. The operating system drops the locks of a process when
-it ends, however it ends, so a claim cannot outlive its owner and nothing has to be cleaned up after
-``kill -9``. Byte-range locks work between the computers of a network file system, too.
+A claim is a lock of the operating system (flock, by the package filelock, which torch brings along) on a
+file of its own. It belongs to an open file and not to a process number, so it excludes threads, processes
+and containers alike; NFS hands it on to its server, so it holds between hosts. The system drops it when its
+owner ends, however he ends: a claim cannot outlive its owner, and nothing has to be cleaned up after
+``kill -9``. (filelock's soft lock, a marker file, would outlive him, and is not used.)
 
 A claim saves work and protects no file: files are replaced whole. Where the file system has no locks
 every claim is granted, and the worst that happens is that a piece is made twice.
@@ -11,26 +13,29 @@ every claim is granted, and the worst that happens is that a piece is made twice
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from filelock import FileLock, Timeout
+
+from .files import naming
+
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
+_POLL = 0.005  # seconds between attempts on a lock that others hold for a moment
 
 
 class Claims:
-    """A context that holds claims, and drops all of them at its end. ``work``: whether there are locks.
+    """A context that holds claims, and drops all of them at its end; one for each call that makes samples.
 
-    One process has one of them per path: POSIX drops a process's locks on a file when it closes any
-    descriptor of it.
+    path: of the lock of :meth:`alone`; claim k is ``path.k`` beside it. work: whether there are locks.
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        self.work = fcntl is not None
+        self._path, self._held = path, dict[Path, FileLock | None]()
+        self.work = True
 
     def __enter__(self) -> Claims:
         return self
@@ -41,22 +46,64 @@ class Claims:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        os.close(self._file)
+        for path in list(self._held):
+            self._drop(path)
 
-    def take(self, k: int, wait: bool = False) -> bool:
-        """Whether piece k is ours now; with ``wait``, once its owner lets go of it."""
-        if not self.work:
-            return True
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Nobody else is in such a block of the same path; for moments, as all others wait."""
+        lock = self._lock(self._path, timeout=-1)
         try:
-            fcntl.lockf(self._file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, k)
-        except (BlockingIOError, PermissionError):  # both are "somebody else's", by POSIX
-            return False
-        except OSError:
-            self.work = False
-        return True
+            yield
+        finally:
+            if lock is not None:
+                lock.release()
+
+    def take(self, k: int) -> bool:
+        """Whether piece k is ours now."""
+        return self._take(self._path.with_name(f"{self._path.name}.{k}"))
 
     def drop(self, k: int) -> None:
         """Let go of piece k."""
-        if self.work:
+        self._drop(self._path.with_name(f"{self._path.name}.{k}"))
+
+    def idle(self) -> bool:
+        """Whether nobody else has a claim; unknown, so False, without locks."""
+        free = True
+        for path in self._path.parent.glob(f"{self._path.name}.*"):
+            if path not in self._held:
+                free = self._take(path) and free
+                self._drop(path)
+        return free and self.work
+
+    def _take(self, path: Path) -> bool:
+        try:
+            self._held[path] = self._lock(path, timeout=0)
+        except Timeout:
+            return False
+        return True
+
+    def _drop(self, path: Path) -> None:
+        lock = self._held.pop(path, None)
+        if lock is not None:
             with contextlib.suppress(OSError):
-                fcntl.lockf(self._file, fcntl.LOCK_UN, 1, k)
+                os.unlink(path)  # while it is ours: who has it open finds it gone, and tries again
+            lock.release()
+
+    def _lock(self, path: Path, timeout: float) -> FileLock | None:
+        """The lock, held; None where there are none; Timeout if another has it for so long."""
+        with naming(path, "cannot be locked"):
+            open(
+                path, "ab"
+            ).close()  # FileLock would make a folder again that is gone, or wait for one
+            lock = FileLock(
+                path, timeout, thread_local=False, poll_interval=_POLL, fallback_to_soft=False
+            )
+            try:
+                lock.acquire()
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise
+                self.work = False
+                return None
+        return lock

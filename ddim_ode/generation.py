@@ -7,7 +7,8 @@ who is done with his own takes what nobody holds a claim on (claims.py). Process
 so under ``torchrun`` there is no process group, no gloo and no nccl: only its environment is read.
 
 What is not on disk is missing, whatever the reason: the same call makes what is missing, and first checks
-what is there.
+what is there. Nothing is removed but a shard that is not what its checksum says, by who has claimed it: one
+that cannot be read may be good, and a run that failed may be another process's.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from .indexed import Conditions, IndexedSolver
 from .inputs import Cond, check_model, device_of, sample_shape
 from .near import of_shared
 from .plan_checks import warn_of_another_network
-from .shards import MANIFEST, Run, Shards
+from .shards import MANIFEST, Lost, Run, Shards
 from .solvers.methods import Method
 from .solvers.plan import Plan
 
@@ -112,8 +113,9 @@ def generate(
     Any number of processes may run the same call on the same folder; each returns when all n samples are
     there. However it is divided, the samples are the same to rounding (an adaptive solve: its tolerance).
 
-    ValueError for a folder of another run, naming what differs. OSError when the folder cannot be written,
-    or the disk is full; what is finished is kept, then and on Ctrl-C.
+    ValueError for a folder of another run, naming what differs. OSError, with the file, when the folder
+    cannot be written or is gone, a shard cannot be read, or the disk is full. What is finished is kept,
+    then and on Ctrl-C.
 
     >>> import tempfile, ddim_ode
     >>> model = ddim_ode.exact.gaussian([1.0], [[0.25]], ddim_ode.schedules.cosine())
@@ -176,13 +178,9 @@ def generate(
     with Claims(folder / ".claims") as claims:
         shards = _settle(folder, run, claims, any_shard=shard is None)
         filler = _Filler(shards, claims, share, work, rows)
-        try:
-            with _explained(shards):
-                filler.fill(shown and share[0] == 0)
-        except Exception:
-            _abandon(shards, claims)
-            raise
-    status = dict(shards.statuses())
+        with _explained(shards):
+            filler.fill(shown and share[0] == 0)
+            status = dict(shards.statuses())
     seconds = time.perf_counter() - started
     return Generated(shards, filler.made, filler.remade, status, seconds, n - sum(status.values()))
 
@@ -212,6 +210,8 @@ class _Filler:
                 left = self._missing()
                 if bar is not None:
                     bar.update(n - self._samples(left) - bar.n)
+        with self.claims.alone():
+            _keep_manifest(self.shards)
 
     def _mine(self, k: int) -> bool:
         return k % self._world == self._rank
@@ -233,16 +233,18 @@ class _Filler:
         batch = max(1, self.rows // self.shards.run.shard)
         held: list[int] = []
         try:
-            for k in missing:
-                if len(held) >= (batch if self._mine(k) else 1):
-                    break
-                if self.claims.take(k + 1):
-                    held.append(k)
+            with self.claims.alone():
+                _keep_manifest(self.shards)
+                for k in missing:
+                    if len(held) >= (batch if self._mine(k) else 1):
+                        break
+                    if self.claims.take(k):
+                        held.append(k)
             # Somebody may have made it since we looked, and dropped the claim that we then took.
             yield [k for k in held if not self.shards.path(k).exists()]
         finally:
             for k in held:
-                self.claims.drop(k + 1)
+                self.claims.drop(k)
 
     def _make(self, taken: Sequence[int]) -> None:
         if not taken:
@@ -266,16 +268,16 @@ class _Filler:
     def _drop_damaged(self) -> None:
         """Verify our own shards that are there, and remove the damaged: then they are missing."""
         for k in filter(self._mine, sorted(self.shards.present())):
-            if self._damaged(k) and self.claims.take(k + 1):
+            if self._damaged(k) and self.claims.take(k):
                 if self._damaged(k):  # still: nobody has made it again before our claim
                     self.shards.path(k).unlink(missing_ok=True)
                     self.remade += 1
-                self.claims.drop(k + 1)
+                self.claims.drop(k)
 
     def _damaged(self, k: int) -> bool:
         try:
             shard = self.shards.read(k)
-        except ValueError:
+        except Lost:
             return os.path.lexists(self.shards.path(k))  # a link to nowhere is no shard either
         if not self.work.conditions(self.work.cond(shard.samples)).agrees(shard.conditions):
             raise ValueError(
@@ -286,44 +288,68 @@ class _Filler:
 
 
 def _settle(folder: Path, run: Run, claims: Claims, any_shard: bool) -> Shards:
-    """The folder's run, if it is this one; else, in an empty folder, this run's manifest."""
-    claims.take(0, wait=True)
-    try:
-        if not (folder / MANIFEST).exists():
-            others = sorted(name for name in os.listdir(folder) if not name.startswith("."))
-            if others:
+    """The folder's run, if it is this one; this one, where nobody has made or is making a sample."""
+    ours = Shards(folder, run)
+    with claims.alone():
+        try:
+            there = Shards.open(folder)
+        except FileNotFoundError:
+            others = _others(folder)
+            if others and not ours.whole():
                 raise ValueError(
-                    f"{folder}: is not empty ({others[0]}) and holds no {MANIFEST}; give a new folder"
-                )
-            Shards(folder, run).save_manifest()
-        there = Shards.open(folder)
-    finally:
-        claims.drop(0)
-    if any_shard:
-        run = replace(run, shard=there.run.shard)
+                    f"{folder}: is not empty ({others[0]}) and holds no {MANIFEST}; give a new folder, or, "
+                    "for shards, the very call that made them, with its shard="
+                ) from None
+            ours.save_manifest()
+            return ours
+        if any_shard:
+            run = replace(run, shard=there.run.shard)
+        # In this order: who has a claim when we ask may have a shard, and none, when we look.
+        if there.run.difference(run) and claims.idle() and not _others(folder):
+            ours.save_manifest()
+            return ours
+    _check_same(there, run)
+    return there
+
+
+def _others(folder: Path) -> list[str]:
+    """What a folder holds beside a manifest and hidden files."""
+    return sorted(n for n in os.listdir(folder) if not n.startswith(".") and n != MANIFEST)
+
+
+def _check_same(there: Shards, run: Run) -> None:
+    """ValueError where the folder holds another run than this."""
     difference = there.run.difference(run)
     if difference:
         remedy = "give another folder"
         if difference.startswith("model "):
             remedy += ", or key= where a network differs by what it only keeps (caches, counters)"
-        raise ValueError(f"{folder}: holds another run: {difference}; {remedy}")
-    return there
+        raise ValueError(f"{there.folder}: holds another run: {difference}; {remedy}")
 
 
-def _abandon(shards: Shards, claims: Claims) -> None:
-    """Leave no run behind that has no sample and that nobody is at: another may have the folder."""
-    claims.take(0, wait=True)  # all claims are dropped with the call that failed
-    idle = claims.work and all(claims.take(k + 1) for k in range(len(shards)))
-    if idle and not shards.present():
-        (shards.folder / MANIFEST).unlink(missing_ok=True)
+def _keep_manifest(shards: Shards) -> None:
+    """Write it again if somebody has removed it, as nothing could be read without it."""
+    try:
+        there = Shards.open(shards.folder)
+    except FileNotFoundError:
+        shards.save_manifest()
+    else:
+        _check_same(there, shards.run)
 
 
 @contextlib.contextmanager
 def _explained(shards: Shards) -> Iterator[None]:
-    """A full disk, said as one, with what is kept."""
+    """A full disk and a folder that is gone, said as such, with what is kept."""
     try:
         yield
     except OSError as error:
+        if not os.path.isdir(shards.folder):  # which no error of the disk keeps from answering
+            raise FileNotFoundError(
+                errno.ENOENT,
+                "the folder was removed, or its disk taken away, during the run; the same command makes "
+                "what is missing",
+                str(shards.folder),
+            ) from error
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         kept = sum(len(shards.index(k)) for k in shards.present())

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -13,7 +13,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator
 from torch import Tensor
 
+from . import files
 from .canvas import blank_figure
+from .escaping import label as as_label
 from .nets.data import to_pixels
 
 _INK = "#222222"
@@ -49,7 +51,7 @@ def sample_grid(
         axes = figure.add_axes(box)
         axes.imshow(panel, cmap="gray_r", vmin=0, vmax=255, interpolation="nearest", aspect="auto")
         axes.set_axis_off()
-        name, _, detail = label.partition("\n")
+        name, _, detail = map(as_label, label.partition("\n"))
         middle = (y + n_rows * _CELL / 2) / height
         figure.text(0.1 / width, middle, name, va="bottom", size=9.5, weight="bold", color=_INK)
         figure.text(0.1 / width, middle - 0.03 / height, detail, va="top", size=8, color=_INK)
@@ -57,7 +59,7 @@ def sample_grid(
     for i, heading in enumerate(columns[:per_row]):
         x = (_LABEL + (i + 0.5) * _CELL) / width
         where = 1 - (top - 0.06) / height
-        figure.text(x, where, heading, ha="center", va="bottom", size=8, color=_INK)
+        figure.text(x, where, as_label(heading), ha="center", va="bottom", size=8, color=_INK)
     return figure
 
 
@@ -79,7 +81,8 @@ def solver_grid(
         middle = (y + cell / 2) / height
         mark = Line2D([0.1 / width], [middle], marker="o", ms=4, color=colour)
         figure.add_artist(mark)
-        figure.text(0.2 / width, middle, label, va="center", size=8.5, weight="bold", color=_INK)
+        name = as_label(label)
+        figure.text(0.2 / width, middle, name, va="center", size=8.5, weight="bold", color=_INK)
         for j, pictures in enumerate(cells):
             x = left + j * (k * cell + gap)
             if pictures is None:
@@ -96,13 +99,20 @@ def solver_grid(
     for j, heading in enumerate(columns):
         x = left + j * (k * cell + gap) + k * cell / 2
         where = 1 - (top - 0.08) / height
-        figure.text(x / width, where, heading, ha="center", va="bottom", size=8.5, color=_INK)
+        name = as_label(heading)
+        figure.text(x / width, where, name, ha="center", va="bottom", size=8.5, color=_INK)
     return figure
 
 
-def save_figure(path: str | Path | IO[bytes], figure: Figure, dpi: float | None = None) -> None:
-    """Write the figure as it is laid out; dpi: other than its own."""
-    figure.savefig(path, facecolor="white", dpi=dpi or "figure")
+def drawn(figure: Figure, kind: str = "png", dpi: float | None = None) -> bytes:
+    """The figure as it is laid out, as a file of that kind holds it; dpi: other than its own."""
+    figure.savefig(buffer := io.BytesIO(), format=kind, facecolor="white", dpi=dpi or "figure")
+    return buffer.getvalue()
+
+
+def save_figure(path: str | Path, figure: Figure) -> None:
+    """Write the figure, as the kind that the file's name ends in."""
+    files.write(path, drawn(figure, Path(path).suffix[1:]))
 
 
 def save_images(folder: Path, images: Tensor, names: Sequence[str]) -> None:
@@ -111,7 +121,8 @@ def save_images(folder: Path, images: Tensor, names: Sequence[str]) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     for picture, name in zip(_channels_last(images), names):
-        Image.fromarray(picture).save(folder / f"{name}.png")
+        Image.fromarray(picture).save(buffer := io.BytesIO(), "png")
+        files.write(folder / f"{name}.png", buffer.getvalue())
 
 
 def _channels_last(images: Tensor) -> np.ndarray:

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from .canvas import blank_figure
+from .escaping import label
 from .grids import NAMES, make_grid
 from .solvers.plan import Plan
 
@@ -72,7 +73,8 @@ def _levels(axis: Any, plan: Plan, schedule: Schedule | None) -> None:
     calls = np.arange(1, plan.nfe + 1)
     for name, sigmas in _named_grids(plan, schedule).items():
         axis.plot(calls, drawn(sigmas), lw=1.1, **_GRIDS[name], label=name, zorder=1)
-    axis.plot(calls, drawn(told), "o-", color=_INK, lw=1.8, ms=4.5, label=plan.method, zorder=3)
+    mine = label(plan.method)
+    axis.plot(calls, drawn(told), "o-", color=_INK, lw=1.8, ms=4.5, label=mine, zorder=3)
     if plan.nfe <= _MOST_NUMBERS:
         for call, sigma, y in zip(calls, told, drawn(told)):
             axis.annotate(

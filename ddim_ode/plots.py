@@ -12,6 +12,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 
 from .candidates import CALIBRATED, DEFAULT_METHODS
 from .canvas import blank_figure
+from .escaping import label as as_label
 from .solvers.methods import METHODS
 
 if TYPE_CHECKING:
@@ -141,8 +142,9 @@ def ends_plot(
                 axis.plot(*np.stack([goal, made]).transpose(2, 0, 1), color=colour, lw=0.4)
                 axis.plot(*made.T, ".", color=colour, ms=2.5)
             if i == 0:
-                axis.set_title(columns[j], fontsize=8.5)
-        axes[i, 0].set_ylabel(method, rotation=0, ha="right", va="center", fontsize=8.5)
+                axis.set_title(as_label(columns[j]), fontsize=8.5)
+        name = as_label(method)
+        axes[i, 0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8.5)
     figure.text(
         left / width, 0.08 / height, "grey: the converged ends", fontsize=7.5, color="#777777"
     )
@@ -174,13 +176,13 @@ def _panels(
         for method in dict.fromkeys(row["method"] for row in shown):
             mine = _of(shown, method)
             points = [row["nfe"] for row in mine], [row[key] for row in mine]
-            axis.plot(*points, **look(method), ms=4.5, lw=1.5, label=method)
+            axis.plot(*points, **look(method), ms=4.5, lw=1.5, label=as_label(method))
         axis.set_xlabel("network calls per sample")
-        axis.set_ylabel(label)
+        axis.set_ylabel(as_label(label))
         axis.grid(True, color=_RULE, lw=0.6)
         axis.spines[["top", "right"]].set_visible(False)
         if group not in ("default", "plan"):
-            axis.set_title("best grid of each" if group == "best" else group, fontsize=10)
+            axis.set_title("best grid of each" if group == "best" else as_label(group), fontsize=10)
         panels.append((axis, shown))
     for axis in list(axes.flat)[len(groups) :]:
         axis.set_axis_off()
@@ -276,7 +278,7 @@ def _name_lines(figure: Figure, axis: Any, rows: Sequence[Row], key: str) -> Non
     for method, end, height in placed:
         x, y = axis.transData.transform(end) * points
         axis.annotate(
-            method,
+            as_label(method),
             end,
             # points are the same at any resolution, and from the end in any crop (notebooks crop)
             xytext=(right + 8 - x, height - y),

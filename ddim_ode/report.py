@@ -6,8 +6,6 @@ Pictures are inlined; there is no script, and nothing is fetched.
 from __future__ import annotations
 
 import base64
-import html
-import io
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,8 +16,9 @@ from typing import TYPE_CHECKING
 import numpy
 import torch
 
-from . import __version__, plots, tables
-from .pictures import save_figure
+from . import __version__, files, plots, tables
+from .escaping import markup, plain
+from .pictures import drawn as as_file
 from .results import Comparison, by_mean
 from .tables import number
 
@@ -81,9 +80,9 @@ def write(folder: str | Path, result: Comparison, context: Context) -> list[Path
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     drawn = pictures(result, context)
-    (folder / "report.html").write_text(page(result, context, drawn), encoding="utf-8")
+    files.write(folder / "report.html", page(result, context, drawn))
     for name, picture in drawn.items():
-        (folder / f"{name}.png").write_bytes(picture.png)
+        files.write(folder / f"{name}.png", picture.png)
     return [folder / "report.html", *(folder / f"{name}.png" for name in drawn)]
 
 
@@ -112,8 +111,8 @@ def page(result: Comparison, context: Context, drawn: Mapping[str, Picture] | No
     """The whole report as text. drawn: its pictures, where they are there already."""
     drawn = pictures(result, context) if drawn is None else drawn
     return Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
-        title=html.escape(context.title),
-        summary=html.escape(summary(result)),
+        title=markup(context.title),
+        summary=markup(summary(result)),
         stopped=_if(context.stopped, _STOPPED),
         best=_definitions(best_lines(result)),
         targets=_definitions(target_lines(result, context.targets)),
@@ -122,7 +121,7 @@ def page(result: Comparison, context: Context, drawn: Mapping[str, Picture] | No
         metrics=_metrics(result, context.measured, drawn),
         samples=_samples(context.samples, drawn.get("samples")),
         rows=tables.html(result),
-        reading="".join(f"<li>{html.escape(line)}</li>" for line in _reading(result)),
+        reading="".join(f"<li>{markup(line)}</li>" for line in _reading(result)),
         setup=_setup({**context.setup, **_facts(result)}),
         command=_if(context.command, "<p>Made by</p><pre><code>{}</code></pre>"),
     )
@@ -201,7 +200,7 @@ def _round_targets(result: Comparison) -> list[float]:
 
 
 def _name(row: Mapping[str, object]) -> str:
-    method, group = str(row["method"]), row["group"]
+    method, group = plain(str(row["method"])), row["group"]
     if group in ("default", "plan"):
         return method
     return f"{method} (best grid: {row['grid']})" if group == "best" else f"{method} ({group})"
@@ -214,24 +213,21 @@ def _error(row: Mapping[str, float]) -> str:
 
 
 def _definitions(lines: Sequence[tuple[str, str]]) -> str:
-    return "".join(
-        f"<dt>{html.escape(term)}</dt><dd>{html.escape(said)}</dd>" for term, said in lines
-    )
+    return "".join(f"<dt>{markup(term)}</dt><dd>{markup(said)}</dd>" for term, said in lines)
 
 
 def _drawn(figure: Figure, alt: str, caption: str) -> Picture:
-    buffer = io.BytesIO()
-    save_figure(buffer, figure, dpi=_DPI)
-    return Picture(buffer.getvalue(), round(figure.get_figwidth() * _PER_INCH), alt, caption)
+    width = round(figure.get_figwidth() * _PER_INCH)
+    return Picture(as_file(figure, dpi=_DPI), width, alt, caption)
 
 
 def _figure(picture: Picture) -> str:
-    caption = html.escape(picture.caption)
+    caption = markup(picture.caption)
     data = base64.b64encode(picture.png).decode()
     least = min(picture.width, max(_MIN_WIDTH, picture.width // 2))
     return (
         f'<figure><div class="wide" tabindex="0" role="region" aria-label="{caption}">'
-        f'<img src="data:image/png;base64,{data}" alt="{html.escape(picture.alt)}" '
+        f'<img src="data:image/png;base64,{data}" alt="{markup(picture.alt)}" '
         f'style="width:{picture.width}px;min-width:{least}px"></div>'
         f"<figcaption>{caption}</figcaption></figure>"
     )
@@ -272,7 +268,7 @@ def converged_cells(result: Comparison, value: float | None) -> list[str] | None
 def _samples(samples: Samples | None, drawn: Picture | None) -> str:
     if samples is None:
         return ""
-    body = f"<p>{html.escape(samples.caption)}</p>" if drawn is None else _figure(drawn)
+    body = f"<p>{markup(samples.caption)}</p>" if drawn is None else _figure(drawn)
     return f"<section><h2>The same noises, solver by solver</h2>{body}</section>"
 
 
@@ -325,13 +321,13 @@ def _facts(result: Comparison) -> dict[str, str]:
 
 def _setup(facts: Mapping[str, str]) -> str:
     return "".join(
-        f'<tr><th scope="row">{html.escape(name)}</th><td>{html.escape(value)}</td></tr>'
+        f'<tr><th scope="row">{markup(name)}</th><td>{markup(value)}</td></tr>'
         for name, value in facts.items()
     )
 
 
 def _if(text: str, form: str) -> str:
-    return form.format(html.escape(text)) if text else ""
+    return form.format(markup(text)) if text else ""
 
 
 def _listed(values: Sequence[int]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import importlib
 import json
 import math
@@ -14,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from . import files
+from .escaping import plain
 from .evaluate.bootstrap import Decision, geometric_mean, mean_interval, paired_decision
 from .reference import Reference
 from .schedule import Array
@@ -199,7 +200,7 @@ class Comparison:
         budget = found[0]["budget"]
         floored = [row for row in found if row["at_floor"]]
         if floored:
-            who = ", ".join(f"{row['method']} ({row['grid']})" for row in floored)
+            who = ", ".join(f"{_name(row)} ({row['grid']})" for row in floored)
             return Answer(
                 f"nfe={budget}: at the floor, and not to be ranked: {who}. Their typical errors are below "
                 f"{self.floor:.1e}, 100 × the reference's own; reference={self.reference_error / 10:.0e} "
@@ -209,7 +210,7 @@ class Comparison:
         if not ranked:
             return Answer(f"nfe={budget}: no method has an error; the notes of the rows say why")
         first = ranked[0]
-        tied = [row["method"] for row in ranked[1:] if row["tie"]]
+        tied = [_name(row) for row in ranked[1:] if row["tie"]]
         also = f"; not to be told apart from it: {', '.join(dict.fromkeys(tied))}" if tied else ""
         return Answer(f"{_describe(first)}{also}{by_mean(ranked)}", self.rows[first["row"]])
 
@@ -283,12 +284,9 @@ class Comparison:
         return [dict(row, status=dict(row["status"])) for row in self.rows]
 
     def to_csv(self, path: str | Path) -> None:
-        """One line a row, the keys as header."""
+        """One line a row, the keys as header; text that would be a formula has a quote before it."""
         rows = [dict(row, status=json.dumps(row["status"])) for row in self.rows]
-        with open(path, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(rows[0]) if rows else [])
-            writer.writeheader()
-            writer.writerows(rows)
+        files.write_csv(path, rows)
 
     def to_json(self, path: str | Path) -> None:
         """Everything but the end states: rows, per-sample errors, reference, seeds, search."""
@@ -311,8 +309,7 @@ class Comparison:
                 seconds=made.seconds,
             ),
         )
-        text = json.dumps(_plain(whole), indent=1, ensure_ascii=False, allow_nan=False)
-        Path(path).write_text(text, encoding="utf-8")
+        files.write_json(path, _plain(whole))
 
     def to_pandas(self) -> Any:
         """The rows as a DataFrame; ValueError without pandas."""
@@ -352,7 +349,7 @@ def by_mean(ranked: list[Row]) -> str:
     least = min(ranked, key=lambda row: row["error"])
     if least is ranked[0]:
         return ""
-    who = f"{least['method']}: {least['error']:.3g}"
+    who = f"{_name(least)}: {least['error']:.3g}"
     return f"; the smallest mean, which the worst noises decide, has {who}"
 
 
@@ -361,7 +358,11 @@ def _describe(row: Row) -> str:
     interval = ""
     if row["error_low"] is not None:
         interval = f" ({row['error_low']:.3g} to {row['error_high']:.3g})"
-    return f"{row['method']} on {row['grid']}{cut}, nfe {row['nfe']:g}: error {row['error']:.3g}{interval}"
+    return f"{_name(row)} on {row['grid']}{cut}, nfe {row['nfe']:g}: error {row['error']:.3g}{interval}"
+
+
+def _name(row: Row) -> str:
+    return plain(row["method"])
 
 
 def _tidy(value: float) -> float | int:

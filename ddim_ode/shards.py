@@ -2,7 +2,7 @@
 
     DIR/manifest.json               what decides the samples, written before the first of them
     DIR/shard-00000.safetensors     samples 0 .. shard−1, shard-00001 the next, ...
-    DIR/.claims                     locks of running processes (see claims.py); means nothing afterwards
+    DIR/.claims, .claims.0, ...     locks of running processes (see claims.py); mean nothing afterwards
 
 A shard holds x (k, *shape) float32 in network space, status (k,) uint8 (which of ``statuses`` in its
 header) and, of each condition that is one number a sample, its values ``cond.NAME`` (k,); ``conditions``
@@ -26,6 +26,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from . import files
 from ._checks import count, named, seed_of
 from .answers import Answers
 from .digests import digest
@@ -38,6 +39,10 @@ from .solvers.controller import STATUSES
 MANIFEST = "manifest.json"
 _TENSORS, _COND = ("x", "status", "conditions"), "cond."
 _SHARD = re.compile(r"shard-(\d{5}|[1-9]\d{5,})\.safetensors")
+
+
+class Lost(ValueError):
+    """A shard that is missing or damaged, and so is to be made again."""
 
 
 class Shard(NamedTuple):
@@ -111,14 +116,22 @@ class Shards:
 
     @classmethod
     def open(cls, folder: str | Path) -> Shards:
-        """The run in a folder; FileNotFoundError if there is none, ValueError if it cannot be read."""
+        """The run in a folder.
+
+        Raises:
+            FileNotFoundError: there is none.
+            OSError: its manifest cannot be read at this moment.
+            ValueError: what the manifest says is no run.
+        """
         path = Path(folder) / MANIFEST
-        if not path.is_file():
+        try:
+            text = files.read(path)
+        except FileNotFoundError:
             raise FileNotFoundError(
                 f"{folder}: holds no {MANIFEST}, so no run of ddim-ode generate"
-            )
+            ) from None
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = json.loads(text.decode())
             if data.pop("kind") != "samples":
                 raise ValueError("it is another kind of manifest")
             run = Run(**{**data, "shape": sizes(data["shape"])})
@@ -137,15 +150,9 @@ class Shards:
         return cls(folder, run)
 
     def save_manifest(self) -> None:
-        """Write manifest.json, atomically."""
-        text = json.dumps(dict(kind="samples", **asdict(self.run)), indent=1, ensure_ascii=False)
+        """Write manifest.json; only for who is alone with the folder."""
         self.clean(MANIFEST)
-        beside = self.folder / f".{MANIFEST}.{os.getpid()}.partial"
-        try:
-            beside.write_text(text + "\n", encoding="utf-8")
-            os.replace(beside, self.folder / MANIFEST)
-        finally:
-            beside.unlink(missing_ok=True)
+        files.write_json(self.folder / MANIFEST, dict(kind="samples", **asdict(self.run)))
 
     def __len__(self) -> int:
         return -(-self.run.n // self.run.shard)
@@ -165,16 +172,25 @@ class Shards:
         found = (_SHARD.fullmatch(name) for name in os.listdir(self.folder))
         return {k for name in found if name and (k := int(name[1])) < len(self)}
 
+    def whole(self) -> bool:
+        """Whether there are shards, and each is verified and of this run."""
+        present = self.present()
+        try:
+            for k in present:
+                self.read(k)
+        except ValueError:
+            return False
+        return bool(present)
+
     def statuses(self) -> Counter[str]:
         """How many samples have which status, of the shards that are there; not verified."""
         found: Counter[str] = Counter()
         for k in self.present():
             # One that is damaged is being made again by the process that verifies it.
-            with (
-                contextlib.suppress(SafetensorError, OSError, IndexError),
-                safe_open(self.path(k), framework="pt") as file,
-            ):
-                found.update(STATUSES[code] for code in file.get_tensor("status").tolist())
+            with contextlib.suppress(FileNotFoundError, SafetensorError, IndexError):
+                files.read(self.path(k), most=1)  # for its errors: safe_open knows but one
+                with safe_open(self.path(k), framework="pt") as file:
+                    found.update(STATUSES[code] for code in file.get_tensor("status").tolist())
         return found
 
     def write(
@@ -185,28 +201,40 @@ class Shards:
         cond: Mapping[str, Tensor],
         conditions: Array = NOTHING.values,
     ) -> None:
-        """Shard k, atomically and on disk before it has its name; OSError if that fails."""
+        """Shard k, whole and on disk before it has its name; OSError if that fails."""
         tensors = {"x": x, "status": torch.tensor([STATUSES.index(s) for s in status]).byte()}
         tensors["conditions"] = torch.from_numpy(conditions)
         for name, values in cond.items():  # half precision would be read back as float32
             wide = values.float() if values.dtype == torch.float16 else values
             tensors[f"{_COND}{name}"] = wide
-        weights.write(self.path(k), tensors, self._config(k, tensors))
+        files.write(self.path(k), weights.dumps(tensors, self._config(k, tensors)))
 
     def read(self, k: int) -> Shard:
-        """Shard k, verified: ValueError naming the file if it is missing, damaged or another's."""
+        """Shard k, verified.
+
+        Raises:
+            Lost: it is missing, or not what its checksum says. A ValueError, as is what follows.
+            ValueError: it is whole, and of another run.
+            OSError: it cannot be read at this moment, whatever is in it.
+        """
         path = self.path(k)
-        if not path.is_file():
-            raise ValueError(
-                f"{path}: missing, one of {len(self) - len(self.present())} shards that are; "
-                "ddim-ode generate, with the same options, makes them"
-            )
-        tensors, config = weights.read(path)
+        again = "ddim-ode generate, with the same options, makes"
+        try:
+            tensors, config = weights.read(path)
+        except FileNotFoundError:
+            lost = len(self) - len(self.present())
+            raise Lost(f"{path}: missing, one of {lost} shards that are; {again} them") from None
+        except ValueError as error:
+            raise Lost(
+                f"{path}: truncated or damaged ({error.__cause__}); {again} it again"
+            ) from error
         if not {*_TENSORS} <= tensors.keys() or config != self._config(k, tensors):
-            raise ValueError(
-                f"{path}: damaged, or of another run: it is not what its checksum says; "
-                "ddim-ode generate, with the same options, makes it again"
-            )
+            if _is_whole(tensors, config) and config.get("run") != self.run.sha256:
+                raise ValueError(
+                    f"{path}: is whole, and {MANIFEST} damaged, or of another run than it; move one of the "
+                    "two away"
+                )
+            raise Lost(f"{path}: damaged, it is not what its checksum says; {again} it again")
         cond = {
             name.removeprefix(_COND): values
             for name, values in tensors.items()
@@ -217,7 +245,7 @@ class Shards:
 
     def clean(self, name: str) -> None:
         """Remove what killed writers of a file left behind; only for who has claimed it."""
-        for partial in self.folder.glob(f".{name}.*.partial"):
+        for partial in self.folder.glob(f".{name}.*{files.PARTIAL}"):
             partial.unlink(missing_ok=True)
 
     def _config(self, k: int, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -235,6 +263,14 @@ def _same(a: Any, b: Any) -> bool:
         return Near.of([*map(float, mine)], PLAN, PLAN).agrees([*map(float, theirs)])
     except (TypeError, ValueError):  # not all of them are numbers
         return False
+
+
+def _is_whole(tensors: Mapping[str, Tensor], config: Any) -> bool:
+    """Whether it is what its own checksum says, of whichever run."""
+    if not isinstance(config, Mapping):
+        return False
+    said = {name: config[name] for name in ("kind", "run", "first", "n") if name in config}
+    return config.get("sha256") == digest(said, dict(tensors))
 
 
 def _short(value: Any) -> str:

@@ -23,7 +23,7 @@ from .nets import weights
 
 Record = tuple[dict[str, Tensor], dict[str, Any]]
 _NEAR = "near"  # the tensor of those numbers
-_DAMAGE = (ValueError, TypeError, KeyError, OSError, RecursionError)
+_DAMAGE = (ValueError, TypeError, KeyError, RecursionError)
 
 
 class Store:
@@ -40,12 +40,17 @@ class Store:
                 self.folder.mkdir(parents=True, exist_ok=True)
 
     def get(self, kind: str, exact: Sequence[Any], near: Near) -> Record | None:
-        """The record of that origin, or None where there is none; a damaged file is warned about."""
+        """The record of that origin, or None where there is none; a damaged file is warned about.
+
+        OSError for a file that cannot be read at this moment, which may be a good one.
+        """
         for path in self._files(kind, exact, near):
             try:
                 tensors, config = weights.read(path)
                 if config != _header(path.stem, tensors, config["content"]):
                     raise ValueError("it is not what its checksum says")
+            except FileNotFoundError:  # since it was listed
+                continue
             except _DAMAGE as error:
                 warn(f"{path}: not a readable result ({error}); it is computed and written again")
                 continue

@@ -6,8 +6,9 @@ per budget; ``overview_text`` and ``overview_html`` print it.
 
 from __future__ import annotations
 
-import html as escaping
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .escaping import markup, plain
 
 if TYPE_CHECKING:
     from .results import Comparison, Row
@@ -84,10 +85,10 @@ def html(result: Comparison) -> str:
         groups.append(f"<tbody>{''.join(lines)}</tbody>")
     head = "".join(
         f'<th scope="col" style="text-align:{"left" if i in _LEFT else "right"}">'
-        f"{escaping.escape(name) or ('rank' if i == 0 else 'note')}</th>"
+        f"{markup(name) or ('rank' if i == 0 else 'note')}</th>"
         for i, name in enumerate(HEAD)
     )
-    below = "<br>".join(escaping.escape(note) for note in notes(result))
+    below = "<br>".join(markup(note) for note in notes(result))
     return f"<table><thead><tr>{head}</tr></thead>{''.join(groups)}</table><p>{below}</p>"
 
 
@@ -149,13 +150,13 @@ def overview_html(
             small = " · ".join(part for part in (interval, words.get(mark, "")) if part)
             kind = f' class="{mark}"' if mark else ""
             cells.append(f"<td{kind}>{value}{f'<small>{small}</small>' if small else ''}</td>")
-        name = f"{swatch(line.method)} {escaping.escape(line.name)}"
+        name = f"{swatch(line.method)} {markup(line.name)}"
         rows.append(f'<tr><th scope="row">{name}</th>{"".join(cells)}</tr>')
     if last:
-        cells = [f"<td>{escaping.escape(value)}</td>" for value in last[1:]]
-        rows.append(f'<tr><th scope="row">{escaping.escape(last[0])}</th>{"".join(cells)}</tr>')
+        cells = [f"<td>{markup(value)}</td>" for value in last[1:]]
+        rows.append(f'<tr><th scope="row">{markup(last[0])}</th>{"".join(cells)}</tr>')
     return (
-        f"<table><caption>{escaping.escape(caption)}</caption><thead><tr>"
+        f"<table><caption>{markup(caption)}</caption><thead><tr>"
         f'<th scope="col">method</th>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
     )
 
@@ -234,7 +235,8 @@ def _cell(row: Row, block: list[Row], key: str) -> Cell:
     return Cell(number(row.get(key)), "", "none" if row.get(key) is None else "")
 
 
-def _aligned(rows: list[tuple[str, ...]], left: tuple[int, ...]) -> list[str]:
+def _aligned(given: list[tuple[str, ...]], left: tuple[int, ...]) -> list[str]:
+    rows = [tuple(map(plain, cells)) for cells in given]
     widths = [max(len(cells[i]) for cells in rows) for i in range(len(rows[0]))]
 
     def line(cells: tuple[str, ...]) -> str:
@@ -247,7 +249,7 @@ def _aligned(rows: list[tuple[str, ...]], left: tuple[int, ...]) -> list[str]:
 
 
 def _html_cell(i: int, value: str) -> str:
-    side, shown = "left" if i in _LEFT else "right", escaping.escape(value)
+    side, shown = "left" if i in _LEFT else "right", markup(value)
     if HEAD[i] == "method":
         return f'<th scope="row" style="text-align:left;font-weight:inherit">{shown}</th>'
     return f'<td style="text-align:{side}">{shown}</td>'

@@ -1,7 +1,12 @@
 """A small run of many samples, for the tests that stop, divide and damage it."""
 
+import ctypes
+import errno
 import functools
+import os
+import time
 
+import filelock
 import torch
 from problems import COSINE, mixture_2d
 
@@ -33,3 +38,68 @@ def samples(folder):
 def expected(seed=0):
     x = ddim_ode.noise((2,), COSINE, seeds=range(seed, seed + N), sigma=20.0)
     return ddim_ode.sample(MODEL, x, **SOLVER).x
+
+
+def without_locks(monkeypatch):
+    """A file system that has none."""
+
+    def acquire(self):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", acquire)
+
+
+def together(*works):
+    """What each returns, or its error, as text: each in a process of its own, all begun at once."""
+    waiting, begin = os.pipe()
+    started = []
+    for work in works:
+        read, write = os.pipe()
+        pid = os.fork()
+        if not pid:
+            os.close(begin)
+            os.read(waiting, 1)
+            os.write(write, _said(work).encode())
+            os._exit(0)
+        os.close(write)
+        started.append((pid, read))
+    os.close(begin)
+    os.close(waiting)
+    said = []
+    for pid, read in started:
+        with open(read) as file:
+            said.append(file.read())
+        os.waitpid(pid, 0)
+    return said
+
+
+def _said(work):
+    try:
+        return str(work())
+    except BaseException as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def after(seconds, work):
+    """The same, later."""
+
+    def later():
+        time.sleep(seconds)
+        return work()
+
+    return later
+
+
+def numbered_one(work):
+    """The same in a process whose number is 1, as in a container: in a namespace of its own where we may
+    make one, else by what os.getpid says."""
+
+    def inside():
+        new_pid_namespace = 0x20000000
+        libc = ctypes.CDLL(None)
+        if not hasattr(libc, "unshare") or libc.unshare(new_pid_namespace):
+            os.getpid = lambda: 1
+            return f"{os.getpid()} {work()}"
+        return together(lambda: f"{os.getpid()} {work()}")[0]
+
+    return inside

@@ -4,6 +4,7 @@ import csv
 import errno
 import json
 import math
+import os
 import warnings
 
 import numpy as np
@@ -18,7 +19,6 @@ from ddim_ode.evaluate.metrics import measure
 from ddim_ode.evaluate.statistics import FeatureStatistics
 from ddim_ode.evaluate.streaming import Kept, Moments, summarise
 from ddim_ode.generation import generate
-from ddim_ode.nets import weights
 from ddim_ode.shards import Shards
 
 SMALL = ["generate", "--model", "mixture", "--n", "40", "--shard", "8", "--nfe", "6"]
@@ -76,7 +76,7 @@ def test_a_method_gets_the_calls_or_the_tolerance_it_needs(tmp_path, words, deci
 
 
 def test_interrupted_and_full_then_resumed(tmp_path, capsys, monkeypatch):
-    write, fsync = Shards.write, weights.os.fsync
+    write, fsync = Shards.write, os.fsync
 
     def interrupted(self, k, *rest):
         if k == 2:
@@ -91,10 +91,10 @@ def test_interrupted_and_full_then_resumed(tmp_path, capsys, monkeypatch):
     assert run(*call) == 130
     assert "the same command makes the rest" in capsys.readouterr().err
     monkeypatch.setattr(Shards, "write", write)
-    monkeypatch.setattr(weights.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     assert run(*call) == 2
     assert "the disk is full: 16 of 40 samples are kept" in capsys.readouterr().err
-    monkeypatch.setattr(weights.os, "fsync", fsync)
+    monkeypatch.setattr(os, "fsync", fsync)
     assert run(*call) == 0
     assert capsys.readouterr().out.splitlines()[1].split()[:6] == [
         "40",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import gzip
+import os
 import pickle
 import re
 import warnings
@@ -184,7 +185,7 @@ def test_weights_that_do_not_fit_their_configuration_are_named(tmp_path):
 def test_an_interrupted_write_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "w.safetensors"
     weights.write(path, {"a": torch.ones(2)}, {"n": 1})
-    monkeypatch.setattr(weights.os, "replace", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(os, "replace", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         weights.write(path, {"a": torch.zeros(2)}, {"n": 2})
     assert weights.read(path)[1] == {"n": 1}

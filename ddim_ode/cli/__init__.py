@@ -11,6 +11,7 @@ from typing import Any
 
 from .. import __version__
 from .._warn import Caution
+from ..escaping import lines
 from .calibration import add_arguments as add_calibrate_arguments
 from .common import print_table
 from .comparison import add_arguments as add_compare_arguments
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with _warnings_as_text(args.command):
             return int(args.run(args))
     except (ValueError, OSError, FloatingPointError) as error:
-        print(f"ddim-ode {args.command}: {error}", file=sys.stderr)
+        print(lines(f"ddim-ode {args.command}: {error}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -66,7 +67,7 @@ def _warnings_as_text(command: str) -> Iterator[None]:
 
     def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
         if issubclass(category, Caution):
-            print(f"ddim-ode {command}: note: {message}", file=sys.stderr)
+            print(lines(f"ddim-ode {command}: note: {message}"), file=sys.stderr)
         else:
             theirs(message, category, *where, **more)
 

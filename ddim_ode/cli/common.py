@@ -7,6 +7,7 @@ import platform
 from typing import TYPE_CHECKING, Any
 
 from .._checks import device_of, one_of
+from ..escaping import plain
 
 # Of a model with classes, where samples are made to be looked at.
 GUIDANCE = 2.0
@@ -37,7 +38,7 @@ def find_device(name: str) -> torch.device:
 def print_table(rows: list[dict[str, Any]]) -> None:
     """Aligned columns: text to the left, numbers to the right."""
     columns = list(rows[0])
-    text = [[str(row[name]) for name in columns] for row in rows]
+    text = [[plain(str(row[name])) for name in columns] for row in rows]
     widths = [max(len(name), *(len(line[i]) for line in text)) for i, name in enumerate(columns)]
     numeric = [all(isinstance(row[name], (int, float)) for row in rows) for name in columns]
     for line in [columns, *text]:

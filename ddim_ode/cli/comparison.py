@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._checks import count
+from ..escaping import lines, plain
 from .common import condition, find_device, parse_classes, parse_features
 from .models import HELP, Loaded, load_model
 
@@ -319,7 +320,7 @@ def _write(
     files = report.write(args.out, result, context)
     result.to_csv(args.out / "compare.csv")
     result.to_json(args.out / "compare.json")
-    print(_terminal(loaded, result, context))
+    print(lines(_terminal(loaded, result, context)))
     print(
         "\n" + "   ".join(map(str, [*files, args.out / "compare.csv", args.out / "compare.json"]))
     )
@@ -332,7 +333,7 @@ def _terminal(loaded: Loaded, result: Comparison, context: Any) -> str:
         width = max((len(term) for term, _ in lines), default=0)
         return [f"  {term.rjust(width)}  {said}" for term, said in lines]
 
-    out = [f"{loaded.title}: {report.summary(result)}", ""]
+    out = [f"{plain(loaded.title)}: {report.summary(result)}", ""]
     if context.stopped:
         out += ["Incomplete: what is best here is so among the rows that are finished.", ""]
     out.append("Best at each budget")
@@ -345,7 +346,9 @@ def _terminal(loaded: Loaded, result: Comparison, context: Any) -> str:
         own = report.converged_cells(result, measured.converged.get(name))
         out += ["", measured.label(name), tables.overview_text(result, name, own)]
     noted = dict.fromkeys(
-        f"  {row['method']} at {row['budget']}: {row['note']}" for row in result.rows if row["note"]
+        f"  {plain(row['method'])} at {row['budget']}: {plain(row['note'])}"
+        for row in result.rows
+        if row["note"]
     )
     return "\n".join([*out, *(["", *noted] if noted else [])])
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .. import files
 from .._checks import refuse
 from .common import find_device, parse_features
 
@@ -73,10 +72,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     )
     out = args.out or args.folder
     out.mkdir(parents=True, exist_ok=True)
-    with open(out / "evaluation.csv", "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(found.row))
-        writer.writeheader()
-        writer.writerow(found.row)
+    files.write_csv(out / "evaluation.csv", [found.row])
     record = dict(
         row=found.row,
         status=dict(found.status),
@@ -85,8 +81,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         run=dict(shards.run.decides),
         about=dict(shards.run.about),
     )
-    text = json.dumps(record, indent=1, ensure_ascii=False)
-    (out / "evaluation.json").write_text(text + "\n", encoding="utf-8")
+    files.write_json(out / "evaluation.json", record)
     width = max(map(len, found.row))
     for name, value in found.row.items():
         print(f"{name:{width}}  {f'{value:.6g}' if isinstance(value, float) else value}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -161,7 +160,7 @@ def _report(
     headings: Sequence[str],
     more: dict[str, Any],
 ) -> None:
-    from .. import __version__
+    from .. import __version__, files
     from ..pictures import sample_grid, save_figure
 
     picture, manifest = (args.out / f"{args.command}{suffix}" for suffix in (".png", ".json"))
@@ -176,7 +175,7 @@ def _report(
         versions=versions(),
         **more,
     )
-    manifest.write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
+    files.write_json(manifest, record)
     columns = ("what", "method", "nfe", "net_evals")
     rows = [{name: run[name] for name in columns} for run in runs]
     print_table([{**row, "status": _counted(run["status"])} for row, run in zip(rows, runs)])

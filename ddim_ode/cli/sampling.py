@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import io
 import json
 import re
 import sys
@@ -11,7 +12,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import __version__
+from .. import __version__, files
 from .._checks import count, one_of, refuse
 from ..grids import NAMES
 from .common import (
@@ -331,7 +332,8 @@ def _write_arrays(
         arrays: dict[str, Any] = dict(x=x.numpy(), seeds=seeds)
         if labels is not None:
             arrays["labels"] = labels
-        np.savez_compressed(args.out / f"{stem}.npz", **arrays)
+        np.savez_compressed(buffer := io.BytesIO(), **arrays)
+        files.write(args.out / f"{stem}.npz", buffer.getvalue())
     if args.png:
         save_images(args.out / stem, x, [f"{seed:06d}" for seed in seeds])
 
@@ -359,7 +361,7 @@ def _report(
         device=args.device,
         versions=versions(),
     )
-    (args.out / "manifest.json").write_text(json.dumps(manifest, indent=1, ensure_ascii=False))
+    files.write_json(args.out / "manifest.json", manifest)
     columns = ("method", "steps", "nfe", "net_evals", "seconds", "status")
     rows = [{name: run[name] for name in columns} for run in runs]
     for row in rows:

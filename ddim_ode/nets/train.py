@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .. import files
 from ..schedule import Schedule
 from ..seeding import torch_seed
 from ..training import eps_loss
@@ -86,8 +87,7 @@ def train(
         weights.write(checkpoint, state, dict(step=step, **identity))
         half = {k: v.half() for k, v in ema.items()}
         weights.write(out / "model.safetensors", half, model_config(net, data, schedule))
-        with open(out / "loss.csv", "w", newline="") as file:
-            csv.writer(file).writerows([("step", "loss", "images_per_second"), *rows])
+        files.write_csv(out / "loss.csv", rows)
 
     net.train()
     bar = tqdm(total=config.steps, initial=step, unit="step", disable=not progress)
@@ -129,7 +129,8 @@ def train(
                     raise FloatingPointError(
                         f"the loss is {mean} at step {step}; lower --lr (the last checkpoint is kept)"
                     )
-                rows.append((step, f"{mean:.5f}", f"{seen / (now - clock):.0f}"))
+                speed = f"{seen / (now - clock):.0f}"
+                rows.append(dict(step=step, loss=f"{mean:.5f}", images_per_second=speed))
                 bar.set_postfix(loss=f"{mean:.4f}")
                 window, seen, clock = [], 0, now
             if step % checkpoint_every == 0 or step == config.steps:
@@ -205,8 +206,8 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _read_losses(path: Path, before: int) -> list[tuple[Any, ...]]:
+def _read_losses(path: Path, before: int) -> list[dict[str, Any]]:
     if not path.exists():
         return []
-    with open(path, newline="") as file:
-        return [tuple(row) for row in list(csv.reader(file))[1:] if int(row[0]) <= before]
+    with open(path, newline="", encoding="utf-8") as file:
+        return [row for row in csv.DictReader(file) if int(row["step"]) <= before]

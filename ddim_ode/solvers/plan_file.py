@@ -1,19 +1,19 @@
 """Plans on disk: JSON that a person can read and compare, one op a line.
 
-Floats are written by repr and so come back to the last bit; σ = inf is the word "inf". A file is written
-beside its target and moved into place. What is read is checked field by field, since a plan travels
-between people: it holds numbers and names only, and nothing of it is looked up, imported or run.
+Floats are written by repr and so come back to the last bit; σ = inf is the word "inf". What is read is
+checked field by field, since a plan travels between people: it holds numbers and names only, and nothing of
+it is looked up, imported or run.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+from .. import files
 from .._checks import one_of, path_of
 from .chart import VECTORS
 from .plan import Node, Op, Plan
@@ -32,12 +32,7 @@ def write(plan: Plan, path: str | Path) -> None:
     """Write the plan atomically; ValueError for one that could not be read again."""
     text, path = dumps(plan), path_of("path", path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        beside.write_text(text, encoding="utf-8")
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    files.write(path, text)
 
 
 def read(path: str | Path) -> Plan:
@@ -47,10 +42,10 @@ def read(path: str | Path) -> Plan:
 
 def content(path: str | Path) -> bytes:
     """The bytes of a file, no more than tell that it is too large; FileNotFoundError without it."""
-    if not path_of("path", path).is_file():
-        raise FileNotFoundError(f"{path}: no such plan file")
-    with open(path, "rb") as file:
-        return file.read(SIZE_LIMIT + 1)
+    try:
+        return files.read(path_of("path", path), SIZE_LIMIT + 1)
+    except (FileNotFoundError, IsADirectoryError):
+        raise FileNotFoundError(f"{path}: no such plan file") from None
 
 
 def dumps(plan: Plan) -> str:
