@@ -189,18 +189,30 @@ class DiffusersModel(Denoiser):
                 )
         self.guidance = None if guidance.is_off else guidance
 
-    def grid(self, steps: int) -> Array:
+    def grid(self, steps: int, mu: float | None = None) -> Array:
         """σ of the levels that the model's own scheduler visits in so many steps, to hand to ``grid=``.
 
-        Its spacing, offset and final ᾱ, whatever it does between them. ValueError for a scheduler
-        that has no such list (more calls a step), or whose levels do not fall from step to step.
+        Its spacing, offset, shift and final ᾱ, whatever it does between them.
+
+        Args:
+            steps: Its ``num_inference_steps``; of schedulers of two calls a step as well, N levels and the end.
+            mu: The shift by the picture's size, as the pipeline computes it, where ``use_dynamic_shifting``
+                asks for one.
+
+        Returns:
+            (steps + 1,), as ``sample(..., grid=)`` takes it.
+
+        Raises:
+            ValueError: The scheduler's levels rise or stay, or are none of the model's schedule.
         """
-        placed = placement(self.scheduler, self.schedule, count("steps", steps))
-        if placed is None:
+        placed = placement(self.scheduler, self.schedule, count("steps", steps), mu)
+        try:
+            return check_grid(np.append(placed.asked, placed.reached[-1]), self.schedule)
+        except ValueError as error:
             raise ValueError(
-                f"{type(self.scheduler).__name__} does not call once a level; give grid= a name or σ's"
-            )
-        return check_grid(np.append(placed.asked, placed.reached[-1]), self.schedule)
+                f"{type(self.scheduler).__name__} does not go down at each of {steps} steps ({error}); give "
+                "grid= a name or σ's"
+            ) from error
 
     def network(
         self,
