@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .._checks import count, device_of, flag, named, one_of
+from .._checks import count, device_of, flag, named, one_of, refuse
 from ..asking import check_channels, check_labels
 from ..content import digest
 from ..denoiser import Denoiser
@@ -252,6 +252,7 @@ def load(
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
     revision: str | None = None,
+    variant: str | None = None,
 ) -> DiffusersModel:
     """A diffusers model as a denoiser, ready to sample.
 
@@ -261,7 +262,8 @@ def load(
     object, a directory or a ``scheduler_config.json``; a model in memory needs it.
     guidance: a :class:`ddim_ode.Guidance`, or a scale where the null label is known (DiT). snap: only
     whole times 0..T−1 reach the network (by default where a :class:`DDIMODEScheduler` says so). dtype: half
-    precision for weights and network input, the state stays float32. A model in memory is shared and put
+    precision for weights and network input, the state stays float32. variant: which of several sets of weights,
+    such as ``"fp16"``; by default the plain ones, or with a warning the only ones. A model in memory is shared and put
     into evaluation mode, or copied where device or dtype are others than its own; one that is read goes to
     the CPU by default.
 
@@ -273,6 +275,8 @@ def load(
     where something is missing or cannot be read.
     """
     device = None if device is None else device_of(device)
+    if not isinstance(source, (str, Path)):
+        refuse("the model is in memory", revision=revision, variant=variant)
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise ValueError(f"dtype={dtype!r} must be a floating torch dtype such as torch.bfloat16")
     if isinstance(source, nn.Module):
@@ -284,7 +288,7 @@ def load(
         folder = local(source, revision)
         found = network_folder(folder)
         given = scheduler_file(folder, found) if scheduler is None else scheduler
-        model = read_network(found, dtype)
+        model = read_network(found, dtype, variant)
     else:
         found_model = next((m for n in NETWORKS if (m := getattr(source, n, None))), None)
         if found_model is None:
