@@ -37,8 +37,8 @@ def guarded(net: Net, dtype: torch.dtype | None, like: Tensor, extra: Mapping[st
     """The network, whose calls end in a ValueError where an input is changed in place, an answer is not a
     new tensor, or the precision is wrong.
 
-    A half-precision network that makes its time embedding in the precision of t, which is float32, runs under
-    ``torch.autocast``: t keeps its digits, and layers take what they can.
+    A half-precision network that makes its time embedding in the precision of t, which is float32, runs
+    under ``torch.autocast``: t keeps its digits, and layers take what they can.
 
     dtype: what its x is cast to, if anything. like, extra: a state and all else that it is given. Changes
     are counted by torch, which counts none under ``torch.inference_mode``, through ``.data`` or from numpy.
@@ -199,11 +199,52 @@ def check_labels(labels: Any, n: int, shared: bool = False) -> None:
             raise ValueError(f"class labels {least} to {most}: the network knows 0 to {n - 1}")
 
 
-def check_channels(x: Tensor, channels: int) -> None:
-    """ValueError unless x is (B, channels, *)."""
-    if x.ndim < 2 or x.shape[1] != channels:
-        got = f"{x.shape[1]} channels" if x.ndim > 1 else f"shape {tuple(x.shape)}"
-        raise ValueError(f"x has {got} (B, C, *), and the network takes {channels}")
+def check_channels(x: Tensor, channels: int, axes: str | None = "C") -> None:
+    """ValueError unless x has that many channels.
+
+    axes: those of one sample, as far as they are known, such as ``"FCHW"``; None where nobody knows which
+    of them are the channels.
+    """
+    shape = tuple(x.shape)
+    if axes is None:
+        if channels not in shape[1:]:
+            raise ValueError(
+                f"x has shape {shape}, and no axis of it has the {channels} channels that the network takes"
+            )
+        return
+    axis = 1 + axes.index("C")
+    if x.ndim <= axis or shape[axis] != channels:
+        got = f"{shape[axis]} channels" if x.ndim > axis else f"shape {shape}"
+        before = "".join(f"{name}, " for name in axes[: axis - 1])
+        raise ValueError(f"x has {got} (B, {before}C, *), and the network takes {channels}")
+    if len(axes) > 1 and x.ndim != 1 + len(axes):
+        raise ValueError(
+            f"x has shape {shape}, and the network takes (B, {', '.join(axes)}) with {channels} channels"
+        )
+
+
+def doubled_axis(out: Tensor, x: Tensor) -> int | None:
+    """The axis on which an answer is twice as long as x, and on no other is it longer; None for another."""
+    if out.ndim != x.ndim:
+        return None
+    differ = [axis for axis in range(x.ndim) if out.shape[axis] != x.shape[axis]]
+    twice = [axis for axis in differ if axis > 0 and out.shape[axis] == 2 * x.shape[axis]]
+    return twice[0] if len(differ) == len(twice) == 1 else None
+
+
+def halved(out: Any, x: Tensor, prediction: str) -> Tensor:
+    """The prediction of an answer (B, 2C, *) with a variance behind it, on whatever axis; ValueError for
+    another."""
+    if x.ndim < 2:
+        raise ValueError(
+            "learned_variance='split' halves the channels of an answer (B, 2C, *), and x is "
+            f"{tuple(x.shape)}"
+        )
+    axis = doubled_axis(out, x) if isinstance(out, Tensor) else None
+    if axis is None:
+        check_output(out, x, (x.shape[0], 2 * x.shape[1], *x.shape[2:]), prediction)
+    first: Tensor = out if axis is None else out.chunk(2, dim=axis)[0]
+    return first
 
 
 def check_output(out: Any, x: Tensor, expected: Sequence[int], prediction: str) -> None:
@@ -223,7 +264,7 @@ def check_output(out: Any, x: Tensor, expected: Sequence[int], prediction: str) 
         f"the network returned shape {tuple(out.shape)} for x of {tuple(x.shape)}; it must return "
         f"{tuple(expected)}, one {prediction} per entry"
     )
-    if out.ndim == x.ndim > 1 and out.shape[1] == 2 * x.shape[1]:
+    if doubled_axis(out, x) is not None:
         message += (
             ". Twice the channels is a learned variance: pass learned_variance='split' to Denoiser"
         )

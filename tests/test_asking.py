@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 import torch
-from problems import COSINE, Timeless, mixture_2d, points
+from problems import COSINE, Timeless, points
 from refusals import expect, sample
 
 import ddim_ode
@@ -142,9 +142,7 @@ def test_what_a_half_network_still_cannot_take_is_told():
             return super().forward(x, t.double()) @ torch.eye(2, dtype=torch.float64)
 
     message = r"fails on x of torch.bfloat16 .*; t is float32 or wider here: .* t\.to\(x\.dtype\)"
-    expect(
-        sample(Denoiser(Wide().bfloat16(), COSINE, dtype=torch.bfloat16), X, steps=2), message
-    )
+    expect(sample(Denoiser(Wide().bfloat16(), COSINE, dtype=torch.bfloat16), X, steps=2), message)
 
 
 def test_a_condition_in_another_precision_is_named():

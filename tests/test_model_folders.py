@@ -79,7 +79,9 @@ def test_the_plain_weights_go_before_others(tmp_path):
         load(tmp_path, variant="fp16")
     (tmp_path / f"unet/{WEIGHTS}.safetensors").unlink()
     saved(tmp_path, plain, variant="fp16")
-    with pytest.raises(ValueError, match="several variants; give variant= one of 'fp16', 'non_ema'"):
+    with pytest.raises(
+        ValueError, match="several variants; give variant= one of 'fp16', 'non_ema'"
+    ):
         load(tmp_path)
     assert torch.equal(answer(load(tmp_path, variant="fp16")), answer(a))
 
@@ -97,7 +99,7 @@ def test_shards_are_read_as_one(tmp_path):
     assert (tmp_path / f"unet/{WEIGHTS}.safetensors.index.json").is_file()
     assert torch.equal(answer(load(tmp_path)), answer(load(unet(), scheduler())))
     next((tmp_path / "unet").glob("*-00001-of-*.safetensors")).unlink()
-    with pytest.raises(FileNotFoundError, match="-00001-of-.*, which is not there"):
+    with pytest.raises(FileNotFoundError, match=r"-00001-of-.*, which is not there"):
         load(tmp_path)
 
 

@@ -33,9 +33,7 @@ class Placement(NamedTuple):
     told: Array
 
 
-def placement(
-    scheduler: Any, schedule: Schedule, steps: int, mu: float | None = None
-) -> Placement:
+def placement(scheduler: Any, schedule: Schedule, steps: int, mu: float | None = None) -> Placement:
     """The levels of ``scheduler`` at ``set_timesteps(steps)``, which is called on a copy of it.
 
     Args:
@@ -54,7 +52,9 @@ def placement(
             f"{name} goes up, from data to noise, and a grid of levels falls; give grid= a name or σ's"
         )
     if mu is not None and not config.get("use_dynamic_shifting"):
-        raise ValueError(f"mu={mu!r}: {name} has use_dynamic_shifting off, and no use for it; drop mu")
+        raise ValueError(
+            f"mu={mu!r}: {name} has use_dynamic_shifting off, and no use for it; drop mu"
+        )
     scheduler = copy.deepcopy(scheduler)
     try:
         scheduler.set_timesteps(steps, **({} if mu is None else dict(mu=mu)))
@@ -87,7 +87,9 @@ def placement(
 
 def _striding(scheduler: Any, schedule: Schedule) -> Placement:
     told = _numbers(scheduler.timesteps)
-    if type(scheduler).__name__ == "PNDMScheduler":  # which lists the calls inside of its steps as well
+    if (
+        type(scheduler).__name__ == "PNDMScheduler"
+    ):  # which lists the calls inside of its steps as well
         told = np.asarray(scheduler._timesteps, dtype=np.float64)[::-1]
     after = told - scheduler.config.num_train_timesteps // scheduler.num_inference_steps
     last = 0.0 if scheduler.config.set_alpha_to_one else float(schedule.sigma(1.0))

@@ -23,9 +23,7 @@ _SCHEDULER = "scheduler_config.json"
 # What diffusers reads: one file, or an index of several; with a variant in the name, today's way or that of
 # its first versions.
 _WEIGHTS = re.compile(r"diffusion_pytorch_model(?:\.(\w+))?\.safetensors")
-_INDEX = re.compile(
-    r"diffusion_pytorch_model\.safetensors(?:\.(\w+))??\.index(?:\.(\w+))?\.json"
-)
+_INDEX = re.compile(r"diffusion_pytorch_model\.safetensors(?:\.(\w+))??\.index(?:\.(\w+))?\.json")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _PICKLED = (
     "{}: pickled weights are not read, since they can run code; save the model again with "
@@ -155,12 +153,17 @@ def _variant(folder: Path, wanted: str | None) -> str | None:
     if wanted is not None:
         raise ValueError(
             f"{folder}: has no weights of variant={wanted!r}; "
-            + (f"there are variant={named}" if named else "drop variant=" if found else "nor any others")
+            + (
+                f"there are variant={named}"
+                if named
+                else "drop variant="
+                if found
+                else "nor any others"
+            )
         )
     if len(found) == 1:
         only = found.pop()
-        message = f"variant={only!r}: the only weights in {folder}, so they are taken; say variant= to agree"
-        warn(message, InteropWarning)
+        warn(f"variant={only!r}: the only weights in {folder}, and so taken", InteropWarning)
         return only
     if found:
         raise ValueError(f"{folder}: has weights of several variants; give variant= one of {named}")
@@ -180,7 +183,11 @@ def _check_index(file: Path) -> None:
     if not isinstance(names, dict):
         raise ValueError(f"{file}: has no weight_map; save the model again with save_pretrained")
     for name in names.values():
-        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+        if (
+            not isinstance(name, str)
+            or Path(name).name != name
+            or not name.endswith(".safetensors")
+        ):
             raise ValueError(
                 f"{file}: names {name!r}, and only .safetensors files beside it are read (others may be "
                 "pickles, which can run code); save the model again with save_pretrained"

@@ -57,7 +57,11 @@ class PretrainedModel(Denoiser):
         self.num_classes = net.num_classes
         self.classes: list[str] = config.get("classes") or [str(i) for i in range(net.num_classes)]
         channels = net.config["in_channels"]
-        if len(self.shape) != 3 or self.shape[0] != channels or len(self.classes) != self.num_classes:
+        if (
+            len(self.shape) != 3
+            or self.shape[0] != channels
+            or len(self.classes) != self.num_classes
+        ):
             raise ValueError(
                 f"shape={self.shape} and {len(self.classes)} classes are not those of a network of "
                 f"{channels} channels and {self.num_classes} classes"
