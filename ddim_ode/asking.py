@@ -7,6 +7,7 @@ question in many ways. All of these look like bad samples, and are told here ins
 
 from __future__ import annotations
 
+import contextlib
 import re
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -36,6 +37,9 @@ def guarded(net: Net, dtype: torch.dtype | None, like: Tensor, extra: Mapping[st
     """The network, whose calls end in a ValueError where an input is changed in place, an answer is not a
     new tensor, or the precision is wrong.
 
+    A half-precision network that makes its time embedding in the precision of t, which is float32, runs
+    under ``torch.autocast``: t keeps its digits, and layers take what they can.
+
     dtype: what its x is cast to, if anything. like, extra: a state and all else that it is given. Changes
     are counted by torch, which counts none under ``torch.inference_mode``, through ``.data`` or from numpy.
     """
@@ -45,15 +49,25 @@ def guarded(net: Net, dtype: torch.dtype | None, like: Tensor, extra: Mapping[st
     tensors = [v for v in (like, *extra.values()) if type(v) is Tensor]
     versioned = not (torch.is_inference_mode_enabled() or any(v.is_inference() for v in tensors))
     last: Callable[[], Any] = lambda: None  # noqa: E731
+    mixing: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
 
     def asked(x: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        nonlocal last
+        nonlocal last, mixing
         before = _versions(x, t, cond) if versioned else None  # short: it runs at every call
         try:
-            out: Tensor = net(x, t, **cond)
+            with mixing:
+                out: Tensor = net(x, t, **cond)
         except RuntimeError as error:
-            _explain(error, module, x, dtype, cond)
-            raise
+            if not _could_mix(error, x, dtype, cond):
+                _explain(error, module, x, dtype, cond)
+                raise
+            mixing = torch.autocast(x.device.type, x.dtype, cache_enabled=False)
+            try:
+                with mixing:
+                    out = net(x, t, **cond)
+            except RuntimeError:
+                _explain(error, module, x, dtype, cond)
+                raise error from None
         if before is not None and before != (after := _versions(x, t, cond)):
             changed = next(name for name in after if after[name] != before[name])
             raise ValueError(_IN_PLACE.format(changed))
@@ -91,6 +105,19 @@ def _is_of_chance(layer: nn.Module) -> bool:
     return isinstance(layer, nn.modules.batchnorm._BatchNorm)
 
 
+def _is_of_precision(error: RuntimeError) -> bool:
+    return "index" not in str(error) and _OF_PRECISION.search(str(error)) is not None
+
+
+def _could_mix(
+    error: RuntimeError, x: Tensor, dtype: torch.dtype | None, cond: Mapping[str, Any]
+) -> bool:
+    """Whether t may be all that is not in the half precision that a network was to run in."""
+    others = (v.dtype for v in cond.values() if isinstance(v, Tensor) and v.is_floating_point())
+    half = dtype in (torch.float16, torch.bfloat16) and all(other == x.dtype for other in others)
+    return half and _is_of_precision(error)
+
+
 def _explain(
     error: RuntimeError,
     net: nn.Module | None,
@@ -107,10 +134,14 @@ def _explain(
         remedy = f"give {labels}.long(), if it looks that up; else " if labels else ""
         remedy += _WHOLE_TIMES
         raise ValueError(f"an embedding takes whole numbers ({error}); {remedy}") from error
-    if "index" in str(error) or not _OF_PRECISION.search(str(error)):
+    if not _is_of_precision(error):
         return
     others = [name for name, v in floats.items() if v.dtype != x.dtype]
     whose, remedy = "", "drop dtype="
+    if held and dtype is not None:
+        remedy = (
+            "t is float32 or wider here: net = lambda x, t, **cond: own(x, t.to(x.dtype), **cond)"
+        )
     if own != x.dtype:
         whose, remedy = f", whose weights are {own},", f"give Denoiser(..., dtype={own})"
     elif others:
@@ -168,11 +199,52 @@ def check_labels(labels: Any, n: int, shared: bool = False) -> None:
             raise ValueError(f"class labels {least} to {most}: the network knows 0 to {n - 1}")
 
 
-def check_channels(x: Tensor, channels: int) -> None:
-    """ValueError unless x is (B, channels, *)."""
-    if x.ndim < 2 or x.shape[1] != channels:
-        got = f"{x.shape[1]} channels" if x.ndim > 1 else f"shape {tuple(x.shape)}"
-        raise ValueError(f"x has {got} (B, C, *), and the network takes {channels}")
+def check_channels(x: Tensor, channels: int, axes: str | None = "C") -> None:
+    """ValueError unless x has that many channels.
+
+    axes: those of one sample, as far as they are known, such as ``"FCHW"``; None where nobody knows which
+    of them are the channels.
+    """
+    shape = tuple(x.shape)
+    if axes is None:
+        if channels not in shape[1:]:
+            raise ValueError(
+                f"x has shape {shape}, and no axis of it has the {channels} channels that the network takes"
+            )
+        return
+    axis = 1 + axes.index("C")
+    if x.ndim <= axis or shape[axis] != channels:
+        got = f"{shape[axis]} channels" if x.ndim > axis else f"shape {shape}"
+        before = "".join(f"{name}, " for name in axes[: axis - 1])
+        raise ValueError(f"x has {got} (B, {before}C, *), and the network takes {channels}")
+    if len(axes) > 1 and x.ndim != 1 + len(axes):
+        raise ValueError(
+            f"x has shape {shape}, and the network takes (B, {', '.join(axes)}) with {channels} channels"
+        )
+
+
+def doubled_axis(out: Tensor, x: Tensor) -> int | None:
+    """The axis on which an answer is twice as long as x, and on no other is it longer; None for another."""
+    if out.ndim != x.ndim:
+        return None
+    differ = [axis for axis in range(x.ndim) if out.shape[axis] != x.shape[axis]]
+    twice = [axis for axis in differ if axis > 0 and out.shape[axis] == 2 * x.shape[axis]]
+    return twice[0] if len(differ) == len(twice) == 1 else None
+
+
+def halved(out: Any, x: Tensor, prediction: str) -> Tensor:
+    """The prediction of an answer (B, 2C, *) with a variance behind it, on whatever axis; ValueError for
+    another."""
+    if x.ndim < 2:
+        raise ValueError(
+            "learned_variance='split' halves the channels of an answer (B, 2C, *), and x is "
+            f"{tuple(x.shape)}"
+        )
+    axis = doubled_axis(out, x) if isinstance(out, Tensor) else None
+    if axis is None:
+        check_output(out, x, (x.shape[0], 2 * x.shape[1], *x.shape[2:]), prediction)
+    first: Tensor = out if axis is None else out.chunk(2, dim=axis)[0]
+    return first
 
 
 def check_output(out: Any, x: Tensor, expected: Sequence[int], prediction: str) -> None:
@@ -192,7 +264,7 @@ def check_output(out: Any, x: Tensor, expected: Sequence[int], prediction: str) 
         f"the network returned shape {tuple(out.shape)} for x of {tuple(x.shape)}; it must return "
         f"{tuple(expected)}, one {prediction} per entry"
     )
-    if out.ndim == x.ndim > 1 and out.shape[1] == 2 * x.shape[1]:
+    if doubled_axis(out, x) is not None:
         message += (
             ". Twice the channels is a learned variance: pass learned_variance='split' to Denoiser"
         )

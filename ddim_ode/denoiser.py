@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ._checks import floating, function, number, numbers, one_of
 from ._warn import warn
-from .asking import Net, check_cond, check_names, check_output, guarded
+from .asking import Net, check_cond, check_names, check_output, guarded, halved
 from .grids import LOWERED, default_start, trusted
 from .guidance import Branches, Call, Guidance, Level, Limit
 from .schedule import Array, Schedule, check_schedule
@@ -52,9 +52,9 @@ class Denoiser:
     snap: move σ and t together to the nearest trained level, an integer t in 1..T. Grids are snapped
     before a method is compiled on them; the inner stages of a Runge–Kutta method are evaluated at the
     nearest level too, which limits midpoint, rk4 and rk45 to an error of a few 1e-4 of x at T = 1000.
-    guidance: a :class:`Guidance`. learned_variance: ``"split"`` for a network that returns 2C channels,
-    the prediction first. dtype: what x is cast to for the network (the state stays as it is, float32 or
-    wider, and t is never narrower than float32).
+    guidance: a :class:`Guidance`. learned_variance: ``"split"`` for a network that returns 2C channels, on
+    whichever axis, the prediction first. dtype: what x is cast to for the network (the state stays as it
+    is, float32 or wider, and t is never narrower than float32).
     clip: keep x̂₀ in [−clip, clip]; threshold: dynamic thresholding at that quantile of |x̂₀| (see
     :class:`ddim_ode.guidance.Limit`). Either makes the ODE another one, as guidance does; a solution's
     ``alterations`` say so.
@@ -345,17 +345,9 @@ class Denoiser:
         def ask(x: Tensor, t: Tensor, rows: Mapping[str, Tensor]) -> Tensor:
             inside = x if dtype is None else x.to(dtype)
             out = asked(inside, t, **rows, **common)
-            expected: Sequence[int] = inside.shape
             if split is not None:
-                if inside.ndim < 2:
-                    raise ValueError(
-                        f"learned_variance='split' halves the channels of an answer (B, 2C, *), and x is "
-                        f"{tuple(inside.shape)}"
-                    )
-                expected = (expected[0], 2 * expected[1], *expected[2:])
-            check_output(out, inside, expected, prediction)
-            if split is not None:
-                out = out.chunk(2, dim=1)[0]
+                out = halved(out, inside, prediction)
+            check_output(out, inside, inside.shape, prediction)
             return out if out.dtype == x.dtype else out.to(x.dtype)
 
         limit = self.limit

@@ -36,7 +36,11 @@ def sample_shape(model: Denoiser, shape: Sequence[int] | None) -> tuple[int, ...
     if shape is None and hasattr(model, "means"):
         shape = (model.means.shape[1],)
     if shape is None:
-        raise ValueError("give shape=, of ONE sample, such as (3, 32, 32)")
+        axes = ", ".join(getattr(model, "axes", None) or "")
+        raise ValueError(
+            "give shape=, of ONE sample, such as (3, 32, 32)"
+            + (axes and f"; its axes are ({axes})")
+        )
     return sizes(shape)
 
 

@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 import torch
-from problems import COSINE, Timeless, mixture_2d, points
+from problems import COSINE, Timeless, points
 from refusals import expect, sample
 
 import ddim_ode
@@ -65,8 +65,9 @@ def test_a_network_in_another_precision_is_told_the_remedy():
     expect(sample(Denoiser(net, COSINE), X.float(), steps=2), message)
     told = Denoiser(net, COSINE, dtype=torch.float64)
     assert ddim_ode.sample(told, X.float(), steps=2).x.dtype == torch.float32
-    exact = ddim_ode.accelerate(mixture_2d(COSINE), dtype=torch.float16)
-    expect(sample(exact, X.float(), steps=2), r"fails on x of torch.float16 \(.*; drop dtype=")
+    matrix = torch.eye(2, dtype=torch.float64)
+    wide = Denoiser(lambda x, t: x @ matrix, COSINE, dtype=torch.float16)
+    expect(sample(wide, X.float(), steps=2), r"fails on x of torch.float16 \(.*; drop dtype=")
 
     class Constant(torch.nn.Module):  # a network of buffers alone
         def __init__(self):
@@ -78,6 +79,70 @@ def test_a_network_in_another_precision_is_told_the_remedy():
 
     message = r"weights are torch.bfloat16, .* give Denoiser\(..., dtype=torch.bfloat16\)"
     expect(sample(Denoiser(Constant(), COSINE), X.float(), steps=2), message)
+
+
+class InTheDtypeOfT(torch.nn.Module):
+    """Its time embedding is made in the precision of t, as that of many transformers."""
+
+    def __init__(self):
+        super().__init__()
+        self.of_t, self.of_x = torch.nn.Linear(8, 16), torch.nn.Linear(2, 16)
+        self.norm, self.out = torch.nn.LayerNorm(16), torch.nn.Linear(16, 2)
+
+    def forward(self, x, t, text=None):
+        angles = t[:, None] * 10_000.0 ** -(torch.arange(4) / 4)
+        of_t = self.of_t(torch.cat([angles.sin(), angles.cos()], 1))
+        h = self.of_x(x) + of_t if text is None else self.of_x(x + text) + of_t
+        return self.out(torch.relu(self.norm(h)))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_network_whose_time_embedding_follows_t(dtype, wrapped):
+    torch.manual_seed(0)
+    net = InTheDtypeOfT().to(dtype).eval()
+    told = []
+    net.register_forward_pre_hook(lambda module, given: told.append(given[1].dtype))
+    # On a schedule of 1000 times, two of which bfloat16 could not tell from their neighbours.
+    schedule = ddim_ode.schedules.ddpm()
+    own = (lambda x, t: net(x, t)) if wrapped else net
+    model = Denoiser(own, schedule, time_offset=-1.0, dtype=dtype)
+    x, t = X.float(), torch.tensor([999.0, 998.0, 301.0])
+    answers = model(x, schedule.sigma(t.numpy() + 1))[1]
+    assert set(told) == {torch.promote_types(dtype, torch.float32)}
+
+    angles = t.double()[:, None] * 10_000.0 ** -(torch.arange(4).double() / 4)
+    of_t = torch.cat([angles.sin(), angles.cos()], 1).to(dtype)  # rounded once, at the layer
+    h = net.of_x(x.to(dtype)) + net.of_t(of_t)
+    expected = net.out(torch.relu(net.norm(h))).float()
+    eps = max(torch.finfo(d).eps for d in (dtype, x.dtype))
+    torch.testing.assert_close(answers, expected, rtol=0, atol=4 * eps)
+    assert ddim_ode.sample(model, x, "heun", steps=3).x.dtype == torch.float32
+    fast = ddim_ode.accelerate(model, batch=2)
+    ends = (ddim_ode.sample(m, x, steps=3).x for m in (model, fast))
+    torch.testing.assert_close(*ends, rtol=0, atol=10 * eps)
+
+
+def test_what_a_half_network_still_cannot_take_is_told():
+    """t is in the precision of the layers, a condition is not, or the network mixes them by itself."""
+    net = InTheDtypeOfT().bfloat16()
+    model = Denoiser(net, COSINE, dtype=torch.bfloat16)
+    cond = dict(text=torch.ones(3, 2))
+    message = "give text as torch.bfloat16 too, and not torch.float32"
+    expect(sample(model, X.float(), steps=2, cond=cond), message)
+    cond = dict(text=torch.ones(3, 2).bfloat16())
+    assert ddim_ode.sample(model, X.float(), steps=2, cond=cond).x.isfinite().all()
+    expect(
+        sample(Denoiser(net, COSINE), X.float(), steps=2),
+        r"weights are torch.bfloat16, .* give Denoiser\(..., dtype=torch.bfloat16\)",
+    )
+
+    class Wide(InTheDtypeOfT):
+        def forward(self, x, t):
+            return super().forward(x, t.double()) @ torch.eye(2, dtype=torch.float64)
+
+    message = r"fails on x of torch.bfloat16 .*; t is float32 or wider here: .* t\.to\(x\.dtype\)"
+    expect(sample(Denoiser(Wide().bfloat16(), COSINE, dtype=torch.bfloat16), X, steps=2), message)
 
 
 def test_a_condition_in_another_precision_is_named():

@@ -311,21 +311,35 @@ def test_a_trained_pipeline_is_healthy_and_its_faults_are_not(tmp_path, capsys):
 LEVELS = {"stride", "duplicate-timesteps", "rounded-timesteps", "last-alpha"}
 
 
-@pytest.mark.parametrize("name", ["PNDM", "HeunDiscrete", "LCM"])
-def test_a_scheduler_whose_steps_are_not_known_is_named(name):
-    report = diagnosis(with_scheduler(name))
+@pytest.mark.parametrize("name", ["DDIMInverse", "DPMSolverMultistepInverse"])
+def test_a_scheduler_without_levels_that_fall_is_named(name):
+    options = dict(clip_sample=False) if name == "DDIMInverse" else {}
+    report = diagnosis(with_scheduler(name, **options))
     assert report == []
     assert report.not_checked.keys() == LEVELS
-    assert all(f"{name}Scheduler" in reason for reason in report.not_checked.values())
+    assert all(f"{name}Scheduler goes up" in why for why in report.not_checked.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "checks"),
+    [
+        ("PNDM", ["last-alpha"]),  # which leaves the noise of σ(1), by default
+        *(("TCD", ["last-alpha"]), ("LCM", []), ("HeunDiscrete", []), ("KDPM2Discrete", [])),
+    ],
+)
+def test_steps_of_two_calls_and_lists_of_times_are_checked(name, checks):
+    report = diagnosis(with_scheduler(name))
+    assert [finding.check for finding in report] == checks
+    assert not report.not_checked
 
 
 def test_the_command_names_what_it_did_not_check(tmp_path, capsys):
-    scheduler = peer("diffusers").HeunDiscreteScheduler()
+    scheduler = peer("diffusers").DDIMInverseScheduler(clip_sample=False)
     save(tmp_path, unet(), scheduler)
     main(["doctor", str(tmp_path), "--n", "2"])
     said = " ".join(capsys.readouterr().out.split())
     assert f"not checked: {', '.join(['stride', 'duplicate-timesteps'])}" in said
-    assert "HeunDiscreteScheduler" in said
+    assert "DDIMInverseScheduler goes up" in said
 
 
 def test_nan_answers_end_the_examination():

@@ -24,10 +24,10 @@ def checks(probe: Probe) -> Iterator[Finding]:
     if probe.lifeless:
         probe.skip(probe.lifeless, *_OF_PLACEMENT, "clipping")
         return
-    levels = _levels(probe)
-    if levels is None:
-        name = type(probe.model.scheduler).__name__  # type: ignore[attr-defined]
-        probe.skip(f"the levels of a {name}'s steps are not known to this version", *_OF_PLACEMENT)
+    try:
+        levels = _levels(probe)
+    except ValueError as error:  # of a scheduler that has none, or not at so many steps
+        probe.skip(str(error), *_OF_PLACEMENT)
     else:
         yield from filter(
             None,
@@ -43,8 +43,8 @@ def checks(probe: Probe) -> Iterator[Finding]:
         yield clipped
 
 
-def _levels(probe: Probe) -> tuple[Array, Array, Array] | None:
-    """σ asked at, σ reached, and network time of each call; None for a scheduler we cannot place."""
+def _levels(probe: Probe) -> tuple[Array, Array, Array]:
+    """σ asked at, σ reached, and network time of each step; ValueError for a scheduler that has none."""
     model = probe.model
     scheduler = getattr(model, "scheduler", None)
     if scheduler is not None:

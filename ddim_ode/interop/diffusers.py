@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import inspect
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .._checks import count, device_of, flag, named, one_of
+from .._checks import count, device_of, flag, named, one_of, refuse
 from ..asking import check_channels, check_labels
 from ..denoiser import Denoiser
 from ..digests import digest
@@ -38,6 +37,16 @@ from .config import (
     schedule_of,
     warn_of,
 )
+from .network import (
+    ADDED,
+    axes_of,
+    channels_of,
+    needs_of,
+    null_label_of,
+    num_classes_of,
+    shape_of,
+    takes_of,
+)
 from .placement import placement
 from .reading import NETWORKS, local, network_folder, read_network, read_scheduler, scheduler_file
 from .reading import is_model_folder as is_model_folder
@@ -46,19 +55,6 @@ if TYPE_CHECKING:
     from .scheduler import DDIMODEScheduler as DDIMODEScheduler
 
 __all__ = ["DDIMODEScheduler", "DiffusersModel", "InteropWarning", "Note", "load"]
-
-# What a forward wants inside added_cond_kwargs, by the setting of its config that makes it look there.
-_OF_SETTING = {
-    ("addition_embed_type", "text_time"): ("text_embeds", "time_ids"),
-    ("addition_embed_type", "text_image"): ("text_embeds", "image_embeds"),
-    ("addition_embed_type", "image"): ("image_embeds",),
-    ("addition_embed_type", "image_hint"): ("image_embeds", "hint"),
-    ("encoder_hid_dim_type", "text_image_proj"): ("image_embeds",),
-    ("encoder_hid_dim_type", "image_proj"): ("image_embeds",),
-    ("encoder_hid_dim_type", "ip_image_proj"): ("image_embeds",),
-    ("use_additional_conditions", True): ("resolution", "aspect_ratio"),
-}
-_ADDED = frozenset(name for names in _OF_SETTING.values() for name in names)
 
 
 def __getattr__(name: str) -> Any:
@@ -77,7 +73,7 @@ class _Network(nn.Module):
         self.model = model
 
     def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        added = {name: cond.pop(name) for name in _ADDED if name in cond}
+        added = {name: cond.pop(name) for name in ADDED if name in cond}
         if added:
             cond["added_cond_kwargs"] = added
         out: Tensor = self.model(x, timestep=t, return_dict=False, **cond)[0]
@@ -87,7 +83,8 @@ class _Network(nn.Module):
 class DiffusersModel(Denoiser):
     """A diffusers network as a :class:`ddim_ode.Denoiser`.
 
-    shape: of ONE sample, or None where the network takes any. notes: what became of each key of the
+    shape: of ONE sample, or None where the network's configuration does not say it. axes: their names, such
+    as ``"CHW"`` or ``"CFHW"`` (F frames, L length), or None. notes: what became of each key of the
     scheduler's configuration, ``report`` the same as text. scheduler: the diffusers scheduler it came
     with, config its settings, defaults filled in. num_classes: labels the network knows, 0 for none.
     null_label: what guidance shows in their place, None where the network does not say. needs: the
@@ -113,15 +110,7 @@ class DiffusersModel(Denoiser):
                 f"{type(model).__name__} has no config with in_channels, as diffusers' networks have; "
                 "ddim_ode.Denoiser(net, schedule) takes any other"
             )
-        net_config: Mapping[str, Any] = model.config  # type: ignore[assignment]
-        channels, out = net_config["in_channels"], net_config.get("out_channels")
-        out = channels if out is None else out
-        if out not in (channels, 2 * channels):
-            raise ValueError(
-                f"{type(model).__name__} turns {channels} channels into {out}: only networks whose extra "
-                "inputs are conditions (in_channels = out_channels, or twice as many for a learned "
-                "variance) are denoisers"
-            )
+        channels, out = channels_of(model, learns_variance(self.config))
         T = int(self.config["num_train_timesteps"])
         flow = is_flow(self.config)
         super().__init__(
@@ -140,13 +129,13 @@ class DiffusersModel(Denoiser):
             self.notes.insert(
                 0, Note("variance_type", self.config["variance_type"], "left out", text)
             )
-        size = net_config.get("sample_size")
-        self.shape = None if size is None else (int(channels), *_sizes(size, model))
         self.channels = int(channels)
-        self.num_classes = _num_classes(model)
+        self.axes = axes_of(model)
+        self.shape = shape_of(model)
+        self.num_classes = num_classes_of(model)
         self.classes = [str(i) for i in range(self.num_classes)]
-        self.null_label = _null_label(model)
-        self.needs, self._takes = _needs(model), _takes(model)
+        self.null_label = null_label_of(model)
+        self.needs, self._takes = needs_of(model), takes_of(model)
         self.guide(guidance)
 
     @property
@@ -189,18 +178,30 @@ class DiffusersModel(Denoiser):
                 )
         self.guidance = None if guidance.is_off else guidance
 
-    def grid(self, steps: int) -> Array:
+    def grid(self, steps: int, mu: float | None = None) -> Array:
         """σ of the levels that the model's own scheduler visits in so many steps, to hand to ``grid=``.
 
-        Its spacing, offset and final ᾱ, whatever it does between them. ValueError for a scheduler
-        that has no such list (more calls a step), or whose levels do not fall from step to step.
+        Its spacing, offset, shift and final ᾱ, whatever it does between them.
+
+        Args:
+            steps: Its ``num_inference_steps``, also where it calls the network twice a step.
+            mu: The shift by the picture's size, as the pipeline computes it, where ``use_dynamic_shifting``
+                asks for one.
+
+        Returns:
+            (steps + 1,), as ``sample(..., grid=)`` takes it.
+
+        Raises:
+            ValueError: The scheduler's levels rise or stay, or are none of the model's schedule.
         """
-        placed = placement(self.scheduler, self.schedule, count("steps", steps))
-        if placed is None:
+        placed = placement(self.scheduler, self.schedule, count("steps", steps), mu)
+        try:
+            return check_grid(np.append(placed.asked, placed.reached[-1]), self.schedule)
+        except ValueError as error:
+            name = type(self.scheduler).__name__
             raise ValueError(
-                f"{type(self.scheduler).__name__} does not call once a level; give grid= a name or σ's"
-            )
-        return check_grid(np.append(placed.asked, placed.reached[-1]), self.schedule)
+                f"{name} does not go down at each of {steps} steps ({error}); give grid= a name or σ's"
+            ) from error
 
     def network(
         self,
@@ -213,7 +214,7 @@ class DiffusersModel(Denoiser):
             cond = _plain(named("cond", cond))
         if shared is not None:
             shared = _plain(named("shared", shared))
-        check_channels(like, self.channels)
+        check_channels(like, self.channels, self.axes)
         labels = {**(shared or {}), **(cond or {})}.get("class_labels")
         if labels is not None and self.num_classes:
             known = self.num_classes + (self.null_label is not None)
@@ -240,6 +241,7 @@ def load(
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
     revision: str | None = None,
+    variant: str | None = None,
 ) -> DiffusersModel:
     """A diffusers model as a denoiser, ready to sample.
 
@@ -249,9 +251,10 @@ def load(
     object, a directory or a ``scheduler_config.json``; a model in memory needs it.
     guidance: a :class:`ddim_ode.Guidance`, or a scale where the null label is known (DiT). snap: only
     whole times 0..T−1 reach the network (by default where a :class:`DDIMODEScheduler` says so). dtype: half
-    precision for weights and network input, the state stays float32. A model in memory is shared and put
-    into evaluation mode, or copied where device or dtype are others than its own; one that is read goes to
-    the CPU by default.
+    precision for weights and network input, the state stays float32. variant: which of several sets of
+    weights, such as ``"fp16"``; by default the plain ones, or with a warning the only ones. A model in
+    memory is shared and put into evaluation mode, or copied where device or dtype are others than its own;
+    one that is read goes to the CPU by default.
 
     What the configuration asks for and is not part of the ODE (``clip_sample=True``,
     ``thresholding=True``), or is not known, is left out with an :class:`InteropWarning` that names the
@@ -261,6 +264,8 @@ def load(
     where something is missing or cannot be read.
     """
     device = None if device is None else device_of(device)
+    if not isinstance(source, (str, Path)):
+        refuse("the model is in memory", revision=revision, variant=variant)
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise ValueError(f"dtype={dtype!r} must be a floating torch dtype such as torch.bfloat16")
     if isinstance(source, nn.Module):
@@ -272,7 +277,7 @@ def load(
         folder = local(source, revision)
         found = network_folder(folder)
         given = scheduler_file(folder, found) if scheduler is None else scheduler
-        model = read_network(found, dtype)
+        model = read_network(found, dtype, variant)
     else:
         found_model = next((m for n in NETWORKS if (m := getattr(source, n, None))), None)
         if found_model is None:
@@ -307,71 +312,5 @@ def _plain(cond: Mapping[str, Any]) -> dict[str, Any]:
     return {"class_labels" if name == "y" else name: value for name, value in cond.items()}
 
 
-def _num_classes(model: nn.Module) -> int:
-    """Of a network that takes integer labels."""
-    config = _config(model)
-    return int(
-        (config["num_embeds_ada_norm"] if _is_dit(model) else config.get("num_class_embeds")) or 0
-    )
-
-
-def _is_dit(model: nn.Module) -> bool:
-    """Also compiled, or of a class derived from it."""
-    bare = getattr(model, "_orig_mod", model)
-    return any(cls.__name__ == "DiTTransformer2DModel" for cls in type(bare).__mro__)
-
-
-def _config(model: nn.Module) -> dict[str, Any]:
-    """A network's configuration as its forward reads it: adapters set attributes of it, not items."""
-    config: Mapping[str, Any] = model.config  # type: ignore[assignment]
-    return {**config, **getattr(config, "__dict__", {})}
-
-
 def _flow_time(T: int, t: Array, sigma: Array) -> Array:
     return t * T
-
-
-def _sizes(value: Any, model: nn.Module) -> list[int]:
-    """Of a sample, from the ``sample_size`` of a network's config.json: one number is that of each axis."""
-    axes = 1 if "1D" in type(model).__name__ else 2
-    given = list(value) if isinstance(value, (list, tuple)) else [value] * axes
-    if len(given) != axes:
-        raise ValueError(
-            f"sample_size={value!r} of the network's config.json: give {axes} sizes, or one"
-        )
-    return [count("sample_size (of the network's config.json)", size) for size in given]
-
-
-def _needs(model: nn.Module) -> frozenset[str]:
-    """Conditions without a default in the network's call, or with one that its configuration refuses."""
-    config = _config(model)
-    of_call = list(inspect.signature(model.forward).parameters.values())[1:]
-    needs = {p.name for p in of_call if p.default is p.empty and p.kind == p.POSITIONAL_OR_KEYWORD}
-    if _num_classes(model) or config.get("class_embed_type"):
-        needs.add("class_labels")
-    if config.get("addition_embed_type") == "text_time":
-        needs |= {"text_embeds", "time_ids"}
-    return frozenset(needs - {"timestep"})
-
-
-def _takes(model: nn.Module) -> frozenset[str] | None:
-    """The names that a network's call takes beside x and t, and does not ignore; None for any."""
-    of_call = list(inspect.signature(model.forward).parameters.values())[1:]
-    if any(p.kind == p.VAR_KEYWORD for p in of_call):
-        return None
-    config = _config(model)
-    takes = {p.name for p in of_call} - {"timestep", "return_dict"}
-    if getattr(model, "class_embedding", True) is None:
-        takes -= {"class_labels"}
-    if config.get("time_cond_proj_dim") is None:
-        takes -= {"timestep_cond"}
-    if "added_cond_kwargs" not in takes:
-        return frozenset(takes)
-    settings = {**config, **vars(model)}  # PixArt decides its own by its size
-    added = [names for (key, value), names in _OF_SETTING.items() if settings.get(key) == value]
-    return frozenset(takes.union(*added) - {"added_cond_kwargs"})
-
-
-def _null_label(model: nn.Module) -> int | None:
-    """The label of DiT's null branch, one beyond its classes."""
-    return _num_classes(model) if _is_dit(model) else None

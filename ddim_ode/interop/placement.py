@@ -1,6 +1,6 @@
 """Where a diffusers scheduler steps: the levels of its state, and the times its network is told.
 
-A scheduler keeps these apart: σ of the state before each call (``asked``) and after its step
+A scheduler keeps these apart: σ of the state before each step (``asked``) and after it
 (``reached``), and the integer or fractional t it passes on (``told``). That they belong together is
 what :mod:`ddim_ode.diagnosis` checks. The DDIM scheduler computes the level it steps to as
 t − T//N and never looks at its own next timestep.
@@ -15,46 +15,88 @@ import numpy as np
 
 from ..schedule import Array, Schedule
 
-_STRIDING = ("DDIMScheduler", "DDIMParallelScheduler")
-_LISTED = ("DDPMScheduler", "DDPMParallelScheduler")
-_IN_SIGMA = (
-    *("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "DEISMultistepScheduler"),
-    *("UniPCMultistepScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler"),
-    *("LMSDiscreteScheduler", "SASolverScheduler"),
+_RISING = ("DDIMInverseScheduler", "DPMSolverMultistepInverseScheduler")
+_STRIDING = ("DDIMScheduler", "DDIMParallelScheduler", "PNDMScheduler")
+_LISTED = ("DDPMScheduler", "DDPMParallelScheduler", "LCMScheduler", "TCDScheduler")
+# The others keep σ. These call twice a step: an entry of the second call follows that of each level.
+_TWICE = (
+    *("HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler"),
+    *("DPMSolverSDEScheduler", "FlowMatchHeunDiscreteScheduler"),
 )
 
 
 class Placement(NamedTuple):
-    """Of each call (N,): σ of the state it looks at, σ that its step reaches, and the network's time."""
+    """Of each step (N,): σ of the state it begins at, σ that it reaches, and the network's time there."""
 
     asked: Array
     reached: Array
     told: Array
 
 
-def placement(scheduler: Any, schedule: Schedule, steps: int) -> Placement | None:
+def placement(scheduler: Any, schedule: Schedule, steps: int, mu: float | None = None) -> Placement:
     """The levels of ``scheduler`` at ``set_timesteps(steps)``, which is called on a copy of it.
 
-    None for classes of more calls a step or of levels that we do not know. schedule: as
-    :func:`ddim_ode.interop.config.schedule_of` reads it. ValueError where the scheduler cannot take so
-    many steps.
+    Args:
+        scheduler: Of a class that :mod:`.config` knows.
+        schedule: As :func:`ddim_ode.interop.config.schedule_of` reads it.
+        steps: Its ``num_inference_steps``.
+        mu: The shift by the picture's size, for schedulers with ``use_dynamic_shifting``.
+
+    Raises:
+        ValueError: The scheduler goes up, cannot take so many steps, or steps to levels that its
+            schedule does not have.
     """
-    name = type(scheduler).__name__
-    if name not in (*_STRIDING, *_LISTED, *_IN_SIGMA) or schedule.family != "vp":
-        return None
+    name, config = type(scheduler).__name__, scheduler.config
+    if name in _RISING or config.get("invert_sigmas"):
+        raise ValueError(
+            f"{name} goes up, from data to noise, and a grid of levels falls; give grid= a name or σ's"
+        )
+    if mu is not None and not config.get("use_dynamic_shifting"):
+        raise ValueError(
+            f"mu={mu!r}: {name} has use_dynamic_shifting off, and no use for it; drop mu"
+        )
     scheduler = copy.deepcopy(scheduler)
     try:
-        scheduler.set_timesteps(steps)
-    except (ValueError, IndexError) as error:
+        scheduler.set_timesteps(steps, **({} if mu is None else dict(mu=mu)))
+    except (ValueError, IndexError, TypeError, AssertionError) as error:
         raise ValueError(f"{name} cannot take {steps} steps: {error}") from error
-    told = scheduler.timesteps.double().cpu().numpy()
-    if name in _IN_SIGMA:
-        sigmas = np.minimum(scheduler.sigmas.double().cpu().numpy(), schedule.sigma_max)
-        return Placement(sigmas[: len(told)], sigmas[1 : len(told) + 1], told)
-    asked = schedule.sigma(told + 1)
-    if name in _LISTED:
-        return Placement(asked, np.append(asked[1:], 0.0), told)
-    after = told - scheduler.config.num_train_timesteps // steps
+    try:
+        if name == "DDIMODEScheduler":
+            grid = np.array(scheduler.plan.grid)
+            return Placement(grid[:-1], grid[1:], schedule.time(grid[:-1]) + config.time_offset)
+        if name in _STRIDING:
+            return _striding(scheduler, schedule)
+        if name in _LISTED:
+            told = _numbers(scheduler.timesteps)
+            asked = schedule.sigma(told + 1)
+            last = schedule.sigma(1.0) if name == "TCDScheduler" else 0.0
+            return Placement(asked, np.append(asked[1:], last), told)
+        calls = 2 if name in _TWICE else 1
+        told = _numbers(scheduler.timesteps)[::calls]
+        kept = _numbers(scheduler.sigmas)
+        kept = np.append(kept[:1], kept[1::calls])[: len(told) + 1]
+        # With flow matching theirs are the times of ours.
+        levels = schedule.sigma(kept) if schedule.family == "flow" else schedule.check_sigma(kept)
+        return Placement(levels[:-1], levels[1:], told)
+    except ValueError as error:
+        raise ValueError(
+            f"{name} with {steps} steps goes to levels that its schedule does not have ({error}); give "
+            "grid= a name or σ's"
+        ) from error
+
+
+def _striding(scheduler: Any, schedule: Schedule) -> Placement:
+    told = _numbers(scheduler.timesteps)
+    if (
+        type(scheduler).__name__ == "PNDMScheduler"
+    ):  # which lists the calls inside of its steps as well
+        told = np.asarray(scheduler._timesteps, dtype=np.float64)[::-1]
+    after = told - scheduler.config.num_train_timesteps // scheduler.num_inference_steps
     last = 0.0 if scheduler.config.set_alpha_to_one else float(schedule.sigma(1.0))
     reached = np.where(after >= 0, schedule.sigma(np.maximum(after, 0) + 1), last)
-    return Placement(asked, reached, told)
+    return Placement(schedule.sigma(told + 1), reached, told)
+
+
+def _numbers(values: Any) -> Array:
+    found: Array = values.double().cpu().numpy()
+    return found

@@ -6,6 +6,7 @@ A class is looked up by name in diffusers itself, never imported from where a fi
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,20 @@ import torch
 from torch import nn
 
 from .._checks import one_of
-from .config import DISCRETE, FLOW
+from .._warn import warn
+from .config import DISCRETE, FLOW, InteropWarning
 
 NETWORKS = ("unet", "transformer")
 _SCHEDULER = "scheduler_config.json"
+# What diffusers reads: one file, or an index of several; with a variant in the name, today's way or that of
+# its first versions.
+_WEIGHTS = re.compile(r"diffusion_pytorch_model(?:\.(\w+))?\.safetensors")
+_INDEX = re.compile(r"diffusion_pytorch_model\.safetensors(?:\.(\w+))??\.index(?:\.(\w+))?\.json")
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_PICKLED = (
+    "{}: pickled weights are not read, since they can run code; save the model again with "
+    "save_pretrained(safe_serialization=True)"
+)
 
 
 def is_model_folder(path: str | Path) -> bool:
@@ -34,6 +45,14 @@ def local(source: str | Path, revision: str | None) -> Path:
     path = Path(source)
     if path.is_dir():
         return path
+    if path.is_file():
+        if path.suffix.lower() in _PICKLES:
+            raise ValueError(_PICKLED.format(path))
+        raise ValueError(
+            f"{path}: a file holds weights alone; give the directory of the model, its config.json beside "
+            "them. Of a checkpoint in one file diffusers makes the model: "
+            "UNet2DConditionModel.from_single_file(FILE), and then load(model, scheduler)"
+        )
     try:
         from huggingface_hub import snapshot_download
 
@@ -68,29 +87,36 @@ def scheduler_file(folder: Path, network: Path) -> Path:
     )
 
 
-def read_network(folder: Path, dtype: torch.dtype | None) -> nn.Module:
+def read_network(folder: Path, dtype: torch.dtype | None, variant: str | None = None) -> nn.Module:
+    """The network of a model's directory.
+
+    Args:
+        folder: With config.json and weights in safetensors.
+        dtype: Of the weights, float32 if None.
+        variant: Which of several sets of weights, by what their file names have before ``.safetensors``,
+            such as ``"fp16"``. If None the plain ones, or the only ones there are, with a warning.
+
+    Raises:
+        ValueError: A class that is not diffusers' own, a variant that is not there, weights that are
+            pickled or do not fit the configuration.
+        FileNotFoundError: Something is missing.
+    """
     import diffusers
 
     name = _read_json(folder / "config.json").get("_class_name")
     cls = getattr(diffusers, str(name), None)
-    if not (isinstance(cls, type) and issubclass(cls, diffusers.ModelMixin)):
+    if not (isinstance(cls, type) and issubclass(cls, diffusers.ModelMixin)) or _is_several(cls):
         raise ValueError(
-            f"{folder}: _class_name={name!r} is no model of diffusers {diffusers.__version__}; build it "
-            "yourself and load(model, scheduler)"
+            f"{folder}: _class_name={name!r} is no model of diffusers {diffusers.__version__} that has its "
+            "own weights; build it yourself and load(model, scheduler)"
         )
-    if not list(folder.glob("*.safetensors")):
-        pickled = next(iter(sorted(folder.glob("*.bin"))), None)
-        if pickled is not None:
-            raise ValueError(
-                f"{pickled}: pickled weights are not read, since they can run code; save the model "
-                "again with save_pretrained(safe_serialization=True)"
-            )
-        raise FileNotFoundError(f"{folder}: holds no .safetensors weights")
+    variant = _variant(folder, variant)
     try:
         model, report = cls.from_pretrained(
             folder,
             output_loading_info=True,
             use_safetensors=True,
+            variant=variant,
             torch_dtype=dtype,
             local_files_only=True,
             low_cpu_mem_usage=False,  # which wants another package
@@ -105,6 +131,69 @@ def read_network(folder: Path, dtype: torch.dtype | None) -> nn.Module:
             f"such as {sorted(map(str, found))[0]}; save both again with save_pretrained"
         )
     return model
+
+
+def _is_several(cls: Any) -> bool:
+    """Whether a class reads other directories than its own, as MultiAdapter does."""
+    return cls.from_pretrained.__func__.__module__ != "diffusers.models.modeling_utils"
+
+
+def _variant(folder: Path, wanted: str | None) -> str | None:
+    """The variant to read, once every file that diffusers might read for it is known to be safetensors."""
+    found: set[str | None] = set()
+    for file in sorted(folder.iterdir()):
+        if match := _WEIGHTS.fullmatch(file.name):
+            found.add(match[1])
+        elif match := _INDEX.fullmatch(file.name):
+            _check_index(file)
+            found.add(match[1] or match[2])
+    named = ", ".join(sorted(map(repr, found - {None})))
+    if wanted in found:
+        return wanted
+    if wanted is not None:
+        raise ValueError(
+            f"{folder}: has no weights of variant={wanted!r}; "
+            + (
+                f"there are variant={named}"
+                if named
+                else "drop variant="
+                if found
+                else "nor any others"
+            )
+        )
+    if len(found) == 1:
+        only = found.pop()
+        warn(f"variant={only!r}: the only weights in {folder}, and so taken", InteropWarning)
+        return only
+    if found:
+        raise ValueError(f"{folder}: has weights of several variants; give variant= one of {named}")
+    pickled = [file for file in sorted(folder.iterdir()) if file.suffix.lower() in _PICKLES]
+    if pickled:
+        raise ValueError(_PICKLED.format(pickled[0]))
+    others = sorted(file.name for file in folder.glob("*.safetensors"))
+    raise FileNotFoundError(
+        f"{folder}: holds no diffusion_pytorch_model.safetensors"
+        + (f" ({', '.join(others)} is not what diffusers calls its weights)" if others else "")
+    )
+
+
+def _check_index(file: Path) -> None:
+    """ValueError unless the index names safetensors files beside it, and nothing else."""
+    names = _read_json(file).get("weight_map")
+    if not isinstance(names, dict):
+        raise ValueError(f"{file}: has no weight_map; save the model again with save_pretrained")
+    for name in names.values():
+        if (
+            not isinstance(name, str)
+            or Path(name).name != name
+            or not name.endswith(".safetensors")
+        ):
+            raise ValueError(
+                f"{file}: names {name!r}, and only .safetensors files beside it are read (others may be "
+                "pickles, which can run code); save the model again with save_pretrained"
+            )
+        if not (file.parent / name).is_file():
+            raise FileNotFoundError(f"{file}: names {name}, which is not there")
 
 
 def read_scheduler(given: Any) -> Any:

@@ -25,6 +25,7 @@ from diffusers.schedulers.scheduling_utils import (
 from torch import Tensor
 
 from .._checks import count, device_of, exclusive, flag, number, numbers, one_of, refuse, several
+from ..asking import doubled_axis, halved
 from ..denoiser import Denoiser, check_floating
 from ..levels import Levels
 from ..plan_checks import check_plan, warn_of_another_prediction
@@ -318,9 +319,9 @@ class DDIMODEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # th
                 f"sample has shape {tuple(sample.shape)}, but this run began with "
                 f"{tuple(run.x.shape)}: set_timesteps begins anew"
             )
-        doubled = model_output.ndim > 1 and model_output.shape[1] == 2 * sample.shape[1]
-        split = doubled and self._learns_variance  # which the ODE has no use for
-        answer = model_output.chunk(2, dim=1)[0] if split else model_output
+        answer = model_output
+        if self._learns_variance and doubled_axis(model_output, sample) is not None:
+            answer = halved(model_output, sample, self._denoiser.prediction)
         shown = run.step(sample, answer, generator)
         self._run, self._call = run, self._call + 1
         return SchedulerOutput(prev_sample=shown) if return_dict else (shown,)

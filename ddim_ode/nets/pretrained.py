@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from .. import schedules
-from .._checks import device_of, one_of, path_of
+from .._checks import count, device_of, one_of, path_of
 from ..asking import check_channels, check_labels
 from ..denoiser import Denoiser
 from ..guidance import Guidance
+from ..seeding import sizes
 from ..solvers.plan import Plan
 from . import weights
 from .classifier import Classifier
 from .unet import UNet
 
+Network = TypeVar("Network", UNet, Classifier)
 ASSETS = Path(__file__).parent.parent / "assets"
 MODELS = ("fashion-mnist",)
 _PICKLED = (
@@ -50,9 +53,19 @@ class PretrainedModel(Denoiser):
             time_offset=config["time_offset"],
             dtype=dtype,
         )
-        self.shape = tuple(config["shape"])
+        self.shape = sizes(config["shape"])
         self.num_classes = net.num_classes
         self.classes: list[str] = config.get("classes") or [str(i) for i in range(net.num_classes)]
+        channels = net.config["in_channels"]
+        if (
+            len(self.shape) != 3
+            or self.shape[0] != channels
+            or len(self.classes) != self.num_classes
+        ):
+            raise ValueError(
+                f"shape={self.shape} and {len(self.classes)} classes are not those of a network of "
+                f"{channels} channels and {self.num_classes} classes"
+            )
         self.null_label = net.num_classes or None
         self.sha256 = sha256
         self.shipped: str | None = None  # its name, where the package brings it
@@ -174,12 +187,14 @@ def load(
     tensors, config = weights.read(path)
     _check_kind(config, "unet", path)
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    try:
-        net = UNet(**config["net"])
-        model = PretrainedModel(net, config, sha256, guidance, dtype)
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path}: its configuration is not one of ddim_ode's ({error})") from error
-    _fill(net, tensors, path)
+    with _configured(path):
+        blocks = count("blocks", config["net"]["blocks"]) * len(config["net"]["channels"])
+        if blocks > len(tensors):
+            raise ValueError(f"{blocks} blocks, of the {len(tensors)} tensors that are there")
+    net = _filled(UNet, config, tensors, path)
+    with _configured(path):
+        model = PretrainedModel(net, config, sha256, dtype=dtype)
+    model.guide(guidance)
     net.to(device=device_of(device), dtype=dtype)
     if path.parent == ASSETS:
         model.shipped = path.stem
@@ -193,9 +208,7 @@ def load_classifier(
     path = _locate(name_or_path, "-classifier.safetensors")
     tensors, config = weights.read(path)
     _check_kind(config, "classifier", path)
-    net = Classifier(**config["net"])
-    _fill(net, tensors, path)
-    return net.to(device_of(device))
+    return _filled(Classifier, config, tensors, path).to(device_of(device))
 
 
 def _locate(name_or_path: str | Path, suffix: str, elsewhere: str = "") -> Path:
@@ -214,12 +227,30 @@ def _locate(name_or_path: str | Path, suffix: str, elsewhere: str = "") -> Path:
     return ASSETS / f"{one_of('model', str(name_or_path), MODELS)}{suffix}"
 
 
-def _fill(net: torch.nn.Module, tensors: dict[str, torch.Tensor], path: Path) -> None:
+@contextlib.contextmanager
+def _configured(path: Path) -> Iterator[None]:
+    """What goes wrong inside is the fault of the file's configuration, and told so."""
     try:
-        net.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise ValueError(f"{path}: its tensors do not fit its own configuration") from error
-    net.eval().requires_grad_(False)
+        yield
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{path}: its configuration is not one of ddim_ode's ({error})") from error
+
+
+def _filled(
+    cls: type[Network], config: dict[str, Any], tensors: dict[str, torch.Tensor], path: Path
+) -> Network:
+    """The network that a configuration describes, with the tensors of its file.
+
+    It takes no memory before these are known to be the network's own: a configuration may ask for more
+    than any computer has.
+    """
+    with _configured(path), torch.device("meta"):
+        net = cls(**config["net"])
+    found = {name: tensor.shape for name, tensor in tensors.items()}
+    if found != {name: tensor.shape for name, tensor in net.state_dict().items()}:
+        raise ValueError(f"{path}: its tensors do not fit its own configuration")
+    net.to_empty(device="cpu").load_state_dict(tensors)
+    return net.eval().requires_grad_(False)
 
 
 def _check_kind(config: Any, kind: str, path: Path) -> None:

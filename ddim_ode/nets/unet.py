@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .._checks import count, flag, number
+
 
 def time_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
     """Sinusoidal features (B, dim) of schedule times (B,), periods from 2π to 2π·max_period."""
@@ -94,9 +96,18 @@ class UNet(nn.Module):
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
+        count("in_channels", in_channels)
+        channels = [count("channels", width) for width in channels]
+        if not channels:
+            raise ValueError("channels=[] has no level; give one width for each resolution")
+        count("blocks", blocks)
+        count("num_classes", num_classes, least=0)
+        flag("attention", attention)
+        if not 0 <= number("dropout", dropout) < 1:
+            raise ValueError(f"dropout={dropout!r} must lie in [0, 1)")
         self.config = dict(
             in_channels=in_channels,
-            channels=list(channels),
+            channels=channels,
             blocks=blocks,
             num_classes=num_classes,
             attention=attention,

@@ -53,6 +53,9 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"{path}: truncated or not a safetensors file ({error}); fetch or train it again"
         ) from error
     except (KeyError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: a safetensors file, but not one of ddim_ode's") from error
+        raise ValueError(
+            f"{path}: a safetensors file, but not one of ddim_ode's; weights of diffusers are read by "
+            "their directory, with ddim_ode.interop.diffusers.load"
+        ) from error
     widened = {k: v.float() if v.dtype == torch.float16 else v for k, v in tensors.items()}
     return widened, config

@@ -1,0 +1,278 @@
+"""What of a network's input is the state: its channels, its axes, the shape of one sample."""
+
+import inspect
+
+import pytest
+import torch
+from peers import load as peer
+from peers import quiet
+from tiny_pipelines import start, text_unet, unet
+
+import ddim_ode
+from ddim_ode.interop.diffusers import DiffusersModel, load
+
+CROSS = dict(
+    norm_num_groups=4,
+    layers_per_block=1,
+    cross_attention_dim=8,
+    attention_head_dim=4,
+    sample_size=8,
+)
+
+
+def scheduler(**options):
+    return peer("diffusers").DDPMScheduler(clip_sample=False, **options)
+
+
+# -- channels ---------------------------------------------------------------------------------
+def upscaler(channels=6, out=6, told=True):
+    """A super-resolution stage: the small picture in half of the channels, its noise as a class."""
+    return text_unet(
+        in_channels=channels, out_channels=out, class_embed_type="timestep" if told else None
+    )
+
+
+@pytest.mark.parametrize("variance", ["learned", "learned_range"])
+@pytest.mark.parametrize(("told", "kind"), [(True, text_unet), (False, text_unet), (False, unet)])
+def test_half_of_the_inputs_may_be_a_condition(variance, told, kind):
+    net = upscaler(told=told) if kind is text_unet else unet(in_channels=6, out_channels=6)
+    with pytest.raises(
+        ValueError, match=r"6 channels into 6, and by its scheduler's variance_type"
+    ):
+        load(net, scheduler(variance_type=variance))
+
+
+def test_a_class_that_is_a_noise_level_says_so_as_well():
+    for variance in ("fixed_small", "fixed_large"):
+        with pytest.raises(
+            ValueError, match=r"into 6, and by its class_embed_type='timestep' half"
+        ):
+            load(upscaler(), scheduler(variance_type=variance))
+
+
+@pytest.mark.parametrize(
+    ("channels", "out"), [(9, 4), (5, 4), (8, 4), (7, 4), (6, 3), (33, 16), (4, 5), (4, 3)]
+)
+@pytest.mark.parametrize("variance", ["fixed_small", "learned_range"])
+def test_channels_that_come_out_otherwise_are_named(channels, out, variance):
+    with pytest.raises(
+        ValueError, match=rf"{channels} channels into {out}, so others .*torch\.cat"
+    ):
+        load(text_unet(in_channels=channels, out_channels=out), scheduler(variance_type=variance))
+
+
+@pytest.mark.filterwarnings("ignore:variance_type")  # of an odd number no half can be a condition
+@pytest.mark.parametrize(
+    ("channels", "out", "variance"),
+    [
+        (3, 3, "learned_range"),
+        (3, 6, "learned_range"),
+        (3, 6, "fixed_small"),
+        (6, 6, "fixed_small"),
+    ],
+)
+def test_channels_that_are_all_the_states_are_taken(channels, out, variance):
+    model = load(unet(in_channels=channels, out_channels=out), scheduler(variance_type=variance))
+    assert model.shape == (channels, 8, 8)
+    assert model.learned_variance == ("split" if out > channels else None)
+
+
+def test_the_way_out_is_the_upscalers_own_answer():
+    """As the message has it, against the network asked by hand."""
+    torch.manual_seed(0)
+    net, schedule = upscaler().eval(), ddim_ode.schedules.cosine()
+    shared = dict(encoder_hidden_states=torch.randn(2, 4, 8), class_labels=torch.zeros(2))
+
+    def own(x, t, c, **others):
+        return net(torch.cat([x, c], 1), t, return_dict=False, **others)[0]
+
+    model = ddim_ode.Denoiser(own, schedule, time_offset=-1.0, learned_variance="split")
+    x, c = start(2, 3), start(2, 3, seed=2)
+    eps = model(x, schedule.sigma(500.0), cond=dict(c=c), shared=shared)[1]
+    expected = net(torch.cat([x, c], 1), torch.tensor([499.0] * 2), **shared).sample[:, :3]
+    torch.testing.assert_close(eps, expected)
+
+
+# -- a variance on whichever axis the channels have -------------------------------------------
+@pytest.mark.parametrize(
+    ("shape", "axis"),
+    [((5, 3), -1), ((2, 3, 4, 4), 2), ((3, 4, 4), 1), ((3, 2, 4, 4), 1), ((7,), 1)],
+)
+def test_a_learned_variance_is_split_off_the_axis_of_the_channels(shape, axis):
+    schedule = ddim_ode.schedules.cosine()
+
+    def own(x, t):
+        return torch.tanh(x) * 0.5
+
+    def both(x, t):
+        return torch.cat([own(x, t), 100 * x], axis)
+
+    x = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+    ends = [
+        ddim_ode.sample(
+            ddim_ode.Denoiser(net, schedule, learned_variance=kind), x, "heun", steps=3
+        ).x
+        for net, kind in ((own, None), (both, "split"))
+    ]
+    assert torch.equal(*ends)
+    told = ddim_ode.Denoiser(both, schedule)
+    with pytest.raises(ValueError, match="Twice the channels is a learned variance"):
+        ddim_ode.sample(told, x, steps=1)
+    third = ddim_ode.Denoiser(
+        lambda x, t: torch.cat([x] * 3, axis), schedule, learned_variance="split"
+    )
+    with pytest.raises(ValueError, match="the network returned shape"):
+        ddim_ode.sample(third, x, steps=1)
+
+
+# -- axes -------------------------------------------------------------------------------------
+def cross(name, *blocks, **options):
+    down, up = blocks
+    widths = options.pop("block_out_channels", (8, 8))
+    return dict(
+        CROSS, block_out_channels=widths, down_block_types=down, up_block_types=up, **options
+    ) | dict(in_channels=4, out_channels=4)
+
+
+def nets():
+    """{class: (its options, axes of one sample, shape as far as the options tell, a state)}."""
+    blocks3d = ("CrossAttnDownBlock3D", "DownBlock3D"), ("UpBlock3D", "CrossAttnUpBlock3D")
+    motion = (
+        ("CrossAttnDownBlockMotion", "DownBlockMotion"),
+        ("UpBlockMotion", "CrossAttnUpBlockMotion"),
+    )
+    transformer = dict(num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=4)
+    cog = dict(
+        transformer,
+        time_embed_dim=2,
+        text_embed_dim=8,
+        num_layers=1,
+        sample_width=10,
+        sample_height=8,
+        sample_frames=9,
+        patch_size=2,
+        temporal_compression_ratio=4,
+        max_text_seq_length=8,
+    )
+    latte = dict(
+        transformer,
+        num_layers=1,
+        sample_size=8,
+        patch_size=2,
+        norm_type="ada_norm_single",
+        caption_channels=8,
+        cross_attention_dim=16,
+        video_length=3,
+    )
+    one = dict(
+        sample_size=16,
+        in_channels=2,
+        out_channels=2,
+        block_out_channels=(8,),
+        down_block_types=("DownBlock1D",),
+        up_block_types=("UpBlock1D",),
+        mid_block_type="UNetMidBlock1D",
+        layers_per_block=1,
+        extra_in_channels=16,
+    )
+    flux = dict(
+        in_channels=4,
+        num_layers=1,
+        num_single_layers=0,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=8,
+        pooled_projection_dim=8,
+        axes_dims_rope=(4, 2, 2),
+    )
+    wan = dict(
+        in_channels=4,
+        out_channels=4,
+        num_layers=1,
+        num_attention_heads=2,
+        attention_head_dim=12,
+        text_dim=8,
+        freq_dim=8,
+        ffn_dim=8,
+    )
+    return dict(
+        UNet3DConditionModel=(cross("3D", *blocks3d), "CFHW", None, (4, 3, 8, 8)),
+        UNetMotionModel=(cross("Motion", *motion), "CFHW", None, (4, 3, 8, 8)),
+        CogVideoXTransformer3DModel=(cog, "FCHW", (3, 4, 8, 10), (3, 4, 8, 10)),
+        LatteTransformer3DModel=(latte, "CFHW", (4, 3, 8, 8), (4, 3, 8, 8)),
+        UNet1DModel=(one, "CL", (2, 16), (2, 16)),
+        FluxTransformer2DModel=(flux, None, None, (6, 4)),
+        WanTransformer3DModel=(wan, None, None, (4, 1, 4, 4)),
+    )
+
+
+@pytest.mark.parametrize("name", list(nets()))
+def test_the_axes_of_a_sample_are_the_networks(name):
+    options, axes, shape, state = nets()[name]
+    cls = getattr(peer("diffusers"), name)
+    known = inspect.signature(cls.__init__).parameters
+    with quiet():
+        net = cls(**{key: value for key, value in options.items() if key in known})
+    model = DiffusersModel(net, scheduler(), None, None, None)
+    assert (model.axes, model.shape) == (axes, shape)
+    if model.shape is None:
+        named = "give shape=, of ONE sample" + (
+            f".*axes are \\({', '.join(axes)}\\)" if axes else ""
+        )
+        for call in (ddim_ode.diagnose, lambda m: ddim_ode.compare(m, ["ddim"], nfe=[2], n=2)):
+            with pytest.raises(ValueError, match=named):
+                call(model)
+    model.needs = frozenset()  # only what is x matters here
+    x = torch.zeros(2, *state)
+    model.network(x)
+    channels = model.channels
+    wrong = torch.zeros(2, *(size + 5 if size == channels else size for size in state))
+    expected = f"{channels + 5} channels" if axes else f"no axis of it has the {channels} channels"
+    with pytest.raises(ValueError, match=expected):
+        model.network(wrong)
+    if axes:
+        with pytest.raises(ValueError, match=rf"the network takes \(B, {', '.join(axes)}\)"):
+            model.network(x[..., None])
+
+
+def test_a_video_networks_samples_are_its_own():
+    """(B, F, C, H, W) through load and sample, against the network asked by hand."""
+    options, _, _, state = nets()["CogVideoXTransformer3DModel"]
+    torch.manual_seed(0)
+    with quiet():
+        net = peer("diffusers").CogVideoXTransformer3DModel(**options).eval()
+        theirs = peer("diffusers").DDIMScheduler(clip_sample=False, timestep_spacing="trailing")
+    words = torch.randn(2, 8, 8)
+    x = torch.randn(2, *state)
+    model = load(net, theirs)
+    cond = dict(encoder_hidden_states=words)
+    ours = ddim_ode.sample(model, x, "ddim", steps=4, grid="trailing", cond=cond).x
+    theirs.set_timesteps(4)
+    with torch.no_grad():
+        for t in theirs.timesteps:
+            out = net(x, timestep=t.expand(2), encoder_hidden_states=words).sample
+            x = theirs.step(out, t, x).prev_sample
+    torch.testing.assert_close(ours, x, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (dict(sample_frames=0), "sample_frames .*=0 must be a whole number"),
+        (dict(sample_frames="all"), "sample_frames .*='all'"),
+        (dict(temporal_compression_ratio=2.5), "temporal_compression_ratio .*=2.5"),
+        (dict(in_channels=None), "in_channels .*=None must be a whole number"),
+    ],
+)
+def test_sizes_gone_wrong(change, match):
+    class Net(torch.nn.Module):
+        config = dict(in_channels=4, sample_frames=9, sample_height=8, sample_width=8) | dict(
+            temporal_compression_ratio=4, **{}
+        )
+
+        def forward(self, x, timestep):
+            return (x,)
+
+    Net.config = Net.config | change
+    with pytest.raises(ValueError, match=match):
+        DiffusersModel(Net(), scheduler(), None, None, None)
