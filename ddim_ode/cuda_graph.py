@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from .asking import check_cond
 from .denoiser import Denoiser
 from .sampling import sample
 from .solution import Solution
@@ -91,11 +92,11 @@ class GraphedPlan:
     ) -> None:
         check_graphable(plan, x.device)
         self._x = x.clone()
-        self._model, rows = model.part(torch.arange(len(x)), cond)  # copies
-        self._cond = rows or {}
+        rows = check_cond(cond, len(x))
+        self._model, self._cond = model.part(torch.arange(len(x)), rows)  # copies
 
         def solve() -> tuple[Tensor, Tensor]:
-            sol = sample(self._model, self._x, plan=plan, cond=rows, shared=shared)
+            sol = sample(self._model, self._x, plan=plan, cond=self._cond, shared=shared)
             return sol.x, _finite(sol)
 
         self._captured = capture(solve)
@@ -110,7 +111,7 @@ class GraphedPlan:
         cond: Mapping[str, Tensor] | None = None,
         model: Denoiser | None = None,
     ) -> tuple[Tensor, Tensor]:
-        given = dict(cond or {})
+        given = check_cond(cond, len(x))
         if not self.fits(x) or given.keys() != self._cond.keys():
             raise ValueError(
                 f"the graph was recorded for x {tuple(self._x.shape)} and conditions "

@@ -319,22 +319,22 @@ class Denoiser:
 
         cond rows follow ``like``. at: of the levels, by :meth:`at`.
         """
-        rows = check_cond(cond, like)
+        rows = check_cond(cond, len(like))
         if self.micro_batches is None:
             return self._network(like, rows, shared)
 
         def network(index: slice) -> Call:
             model, part = self.part(index, rows)
-            return model._network(like[index], part or {}, shared)
+            return model._network(like[index], part, shared)
 
         return self.micro_batches.over(network, len(like))
 
     def part(
         self, index: slice | Tensor, cond: Mapping[str, Tensor] | None
-    ) -> tuple[Denoiser, dict[str, Tensor] | None]:
+    ) -> tuple[Denoiser, dict[str, Tensor]]:
         """The denoiser and the conditions of some of the samples that ``cond`` has a row for."""
         if not cond:
-            return self, None
+            return self, {}
         rows = {name: taken(value, index) for name, value in cond.items()}
         return self.of_samples(index, len(next(iter(cond.values()))), cond), rows
 
