@@ -159,17 +159,22 @@ def by_name(
     return {**(shared or {}), **(cond or {})}
 
 
+def has_rows(value: Any) -> bool:
+    """Whether it is a tensor (rows, ...)."""
+    return isinstance(value, Tensor) and value.layout == torch.strided and value.ndim > 0
+
+
 def check_cond(cond: Mapping[str, Tensor] | None, n: int, one: str = "sample") -> dict[str, Tensor]:
     """A copy of the conditions; ValueError unless each is a tensor with a row for each of n."""
     found = by_name(cond)
     for name, value in found.items():
+        if has_rows(value) and len(value) == n:
+            continue
         if isinstance(value, Tensor):
             got, remedy = f"shape {tuple(value.shape)}", "what all share goes into shared="
             if value.layout != torch.strided:
                 got, remedy = f"layout {value.layout}", f"give {name}.to_dense()"
-            elif value.ndim and len(value) == n:
-                continue
-            elif value.ndim and len(value) == 1:
+            elif value.shape[:1] == (1,):
                 remedy = f"give {name}.expand({n}, ...) for the same in each"
         else:
             got, remedy = type(value).__name__, f"give torch.as_tensor({name})"
