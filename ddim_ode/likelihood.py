@@ -37,9 +37,9 @@ from .adaptive import DEFAULT_MAX_NFE, is_adaptive, tolerance
 from .denoiser import Denoiser, check_state
 from .density import Density, End, adaptive, fixed, flat
 from .divergence import KINDS, MODES, Products, draw_probes, unit_vectors
-from .inputs import check_model
+from .inputs import check_model, network_dtype
 from .levels import Levels
-from .reference import in_float64, network_dtype
+from .reference import in_float64
 from .sampling import NOT_ADAPTIVE
 from .schedule import Schedule
 from .seeding import DEQUANTIZE, check_seeds, generator, prior_std

@@ -115,7 +115,7 @@ def test_a_plan_without_its_start_is_no_start_of_a_calibration():
 def test_levels_above_the_schedule_are_no_plan_of_it():
     flow = ddim_ode.schedules.ve(10.0)
     high = dataclasses.replace(ddim_ode.plan("ddim", flow, [10.0, 1.0, 0.0]), grid=(20.0, 1.0, 0.0))
-    with pytest.raises(ValueError, match=r"the plan's grid: sigma=20 is outside .* \[0, 10\]"):
+    with pytest.raises(ValueError, match=r"the first level of ddim=20 is outside .* \[0, 10\]"):
         ddim_ode.sample(mixture_2d(flow), points(1, 2), plan=high)
 
 
