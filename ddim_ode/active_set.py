@@ -302,8 +302,7 @@ class Solver:
         control.drop(leaving)
         if control.active.size:
             self.z, self.velocity = self.z[stay], self.velocity[stay]
-            if self.cond is not None:
-                self.cond = {k: v[stay.to(v.device)] for k, v in self.cond.items()}
+            self.field.model, self.cond = self.field.model.part(stay, self.cond)
             self.field.bind(self.z, self.cond, self.shared)
 
 

@@ -80,7 +80,7 @@ def ask(
     if is_exact(model):
         return None
     schedule = model.schedule
-    rows = None if cond is None else {name: value[:1] for name, value in cond.items()}
+    model, rows = model.part(slice(1), cond)
     x = torch.from_numpy(pattern(1, *shape)).to(device, torch.float32)
     levels = levels_of(model).tolist()
     nodes = [Node(sigma, float(schedule.time(sigma)), model.prediction) for sigma in levels]

@@ -8,6 +8,7 @@ question in many ways. All of these look like bad samples, and are told here ins
 from __future__ import annotations
 
 import contextlib
+import inspect
 import re
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -68,6 +69,9 @@ def guarded(net: Net, dtype: torch.dtype | None, like: Tensor, extra: Mapping[st
             except RuntimeError:
                 _explain(error, module, x, dtype, cond)
                 raise error from None
+        except TypeError as error:
+            _explain_names(error, net if module is None else module.forward, cond)
+            raise
         if before is not None and before != (after := _versions(x, t, cond)):
             changed = next(name for name in after if after[name] != before[name])
             raise ValueError(_IN_PLACE.format(changed))
@@ -151,6 +155,20 @@ def _explain(
     raise ValueError(f"the network{whose} fails on x of {x.dtype} ({error}); {remedy}") from error
 
 
+def _explain_names(error: TypeError, net: Net, cond: Mapping[str, Any]) -> None:
+    """ValueError with the remedy, where it is the names of the conditions that do not fit."""
+    try:
+        inspect.signature(net).bind(None, None, **cond)
+    except TypeError:
+        call = ", ".join(("x", "t", *(f"{name}={name}" for name in cond)))
+        raise ValueError(
+            f"the network cannot be called as net({call}) ({error}); drop the conditions that it does not "
+            "take, and give those that it needs as cond={name: tensor (B, ...)} or shared={name: value}"
+        ) from error
+    except ValueError:  # it has no signature
+        pass
+
+
 def check_names(argument: str, value: Any) -> None:
     """ValueError unless it is a mapping of conditions by names that a network can be called with."""
     names = named(argument, value)
@@ -162,21 +180,41 @@ def check_names(argument: str, value: Any) -> None:
             )
 
 
-def check_cond(cond: Mapping[str, Tensor] | None, x: Tensor) -> dict[str, Tensor]:
-    """A copy of the conditions; ValueError unless each is a tensor with a row for each sample of x."""
-    if cond is not None:
-        check_names("cond", cond)
-    for name, value in (cond or {}).items():
-        rows = value.shape[0] if isinstance(value, Tensor) and value.ndim else None
-        if rows != x.shape[0]:
-            remedy = "what all samples share goes into shared="
-            if rows == 1:
-                remedy = f"give {name}.expand({x.shape[0]}, ...) for the same in each"
-            raise ValueError(
-                f"cond[{name!r}] must be a tensor with one row per sample ({x.shape[0]}), got "
-                f"{rows if rows is not None else type(value).__name__}; {remedy}"
-            )
-    return dict(cond or {})
+def by_name(
+    cond: Mapping[str, Any] | None, shared: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """All conditions; ValueError unless they are mappings of names that a network can be called with."""
+    for argument, value in (("cond", cond), ("shared", shared)):
+        if value is not None:
+            check_names(argument, value)
+    return {**(shared or {}), **(cond or {})}
+
+
+def has_rows(value: Any) -> bool:
+    """Whether it is a tensor (rows, ...)."""
+    return isinstance(value, Tensor) and value.layout == torch.strided and value.ndim > 0
+
+
+def check_cond(cond: Mapping[str, Tensor] | None, n: int, one: str = "sample") -> dict[str, Tensor]:
+    """A copy of the conditions; ValueError unless each is a tensor with a row for each of n."""
+    found = by_name(cond)
+    for name, value in found.items():
+        if has_rows(value) and len(value) == n:
+            continue
+        if isinstance(value, Tensor):
+            got, remedy = f"shape {tuple(value.shape)}", "what all share goes into shared="
+            if value.layout != torch.strided:
+                got, remedy = f"layout {value.layout}", f"give {name}.to_dense()"
+            elif value.shape[:1] == (1,):
+                remedy = f"give {name}.expand({n}, ...) for the same in each"
+        else:
+            got, remedy = type(value).__name__, f"give torch.as_tensor({name})"
+            if value is None or isinstance(value, (str, bytes)):
+                remedy = "leave it out, or give what all share in shared="
+        raise ValueError(
+            f"cond[{name!r}] must be a tensor with one row per {one} ({n}), got {got}; {remedy}"
+        )
+    return found
 
 
 def check_labels(labels: Any, n: int, shared: bool = False) -> None:

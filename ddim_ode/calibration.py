@@ -200,9 +200,9 @@ class _Run:
             plan = compile_for(method, levels, start, None, None, None)
             parts = []
             for part in torch.arange(len(x)).split(self.batch):
-                cond = None if self.cond is None else {k: v[part] for k, v in self.cond.items()}
+                own, cond = model.part(part, self.cond)
                 with np.errstate(invalid="ignore"):
-                    sol = sample(model, x[part].double(), plan=plan, cond=cond, shared=self.shared)
+                    sol = sample(own, x[part].double(), plan=plan, cond=cond, shared=self.shared)
                 parts.append(sol.x.to(x.dtype))
                 self.bar.update(sol.net_evals)
             ends.append(torch.cat(parts))

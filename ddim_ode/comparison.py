@@ -190,9 +190,6 @@ class _Work:
         for start in range(first, last, self.batch):
             yield slice(start, min(start + self.batch, last))
 
-    def rows_of(self, part: slice) -> dict[str, Tensor] | None:
-        return None if self.cond is None else {k: v[part] for k, v in self.cond.items()}
-
     def origin(self, part: slice) -> tuple[list[Any], Near]:
         """Which model, noises and conditions a batch is of, to the store: exact parts, and numbers."""
         if self.store.folder is None:
@@ -202,7 +199,7 @@ class _Work:
         answers = NOTHING if self.answers is None else self.answers.near
         start = Near.of(self.model.sigma_max, PLAN)
         return exact, Near.joined(
-            answers, start, of_rows({**(self.rows_of(part) or {}), **computed})
+            answers, start, of_rows({**self.model.part(part, self.cond)[1], **computed})
         )
 
 
@@ -276,11 +273,12 @@ def _reference(work: _Work, searched: int, bar: Any) -> Reference:
     found = []
     n = len(work.noises)
     for part in [*work.parts(0, searched), *work.parts(searched, n)]:
+        model, cond = work.model.part(part, work.cond)
         found.append(
             solve(
-                work.model,
+                model,
                 work.noises[part],
-                work.rows_of(part),
+                cond,
                 work.shared,
                 goal=work.goal,
                 store=work.store,
@@ -312,7 +310,7 @@ def _solved(work: _Work, job: Job, exact: Reference, first: int, last: int, bar:
 
 
 def _batch(work: _Work, job: Job, exact: Reference, part: slice, first: int, bar: Any) -> Cell:
-    x, cond = work.noises[part], work.rows_of(part)
+    x, (model, cond) = work.noises[part], work.model.part(part, work.cond)
     keep = min(max(work.keep - (part.start - first), 0), len(x))
     (parts, near), (solver, numbers) = work.origin(part), job.content()
     aim = aims(work.goal) if work.known is None else [exact.x[part]]
@@ -325,10 +323,10 @@ def _batch(work: _Work, job: Job, exact: Reference, part: slice, first: int, bar
     started = time.perf_counter()
     with torch.no_grad(), np.errstate(invalid="ignore"):
         if job.plan is not None:
-            sol = sample(work.model, x, plan=job.plan, cond=cond, shared=work.shared)
+            sol = sample(model, x, plan=job.plan, cond=cond, shared=work.shared)
         else:
             method = str(job.entry.solver)
-            sol = sample(work.model, x, method, cond=cond, shared=work.shared, **dict(job.options))
+            sol = sample(model, x, method, cond=cond, shared=work.shared, **dict(job.options))
         end = sol.x.cpu()  # waits for the device
     seconds = time.perf_counter() - started
     errors = norm_per_sample(end.double() - exact.x[part]).numpy()

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from .asking import check_cond
 from .denoiser import Denoiser
 from .sampling import sample
 from .solution import Solution
@@ -76,8 +77,9 @@ class GraphedPlan:
     """A deterministic plan for batches like x (B, *) with conditions like ``cond``, as one CUDA graph.
 
     Calling it with another x and cond of the same shapes copies them in, replays the graph and returns
-    new tensors: the samples (B, *) and which of them are finite (B,). ValueError off CUDA, for a plan with
-    step noise (drawn on the host), and for other shapes than those recorded.
+    new tensors: the samples (B, *) and which of them are finite (B,); with a model, its guidance's null
+    values are copied in, too, if they have a row for each sample. ValueError off CUDA, for a plan with step
+    noise (drawn on the host), and for other shapes than those recorded.
     """
 
     def __init__(
@@ -90,10 +92,11 @@ class GraphedPlan:
     ) -> None:
         check_graphable(plan, x.device)
         self._x = x.clone()
-        self._cond = {name: value.clone() for name, value in (cond or {}).items()}
+        rows = check_cond(cond, len(x))
+        self._model, self._cond = model.part(torch.arange(len(x)), rows)  # copies
 
         def solve() -> tuple[Tensor, Tensor]:
-            sol = sample(model, self._x, plan=plan, cond=self._cond or None, shared=shared)
+            sol = sample(self._model, self._x, plan=plan, cond=self._cond, shared=shared)
             return sol.x, _finite(sol)
 
         self._captured = capture(solve)
@@ -103,9 +106,12 @@ class GraphedPlan:
         return x.shape == self._x.shape
 
     def __call__(
-        self, x: Tensor, cond: Mapping[str, Tensor] | None = None
+        self,
+        x: Tensor,
+        cond: Mapping[str, Tensor] | None = None,
+        model: Denoiser | None = None,
     ) -> tuple[Tensor, Tensor]:
-        given = dict(cond or {})
+        given = check_cond(cond, len(x))
         if not self.fits(x) or given.keys() != self._cond.keys():
             raise ValueError(
                 f"the graph was recorded for x {tuple(self._x.shape)} and conditions "
@@ -114,6 +120,10 @@ class GraphedPlan:
         self._x.copy_(x)
         for name, value in self._cond.items():
             value.copy_(given[name])
+        if model is not None and model.guidance and self._model.guidance:
+            null = model.guidance.rows(given)
+            for name, value in self._model.guidance.rows(self._cond).items():
+                value.copy_(null[name])
         end, finite = self._captured.replay()
         return end.clone(), finite.clone()
 

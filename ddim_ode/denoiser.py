@@ -25,7 +25,7 @@ from ._checks import floating, function, number, numbers, one_of
 from ._warn import warn
 from .asking import Net, check_cond, check_names, check_output, guarded, halved
 from .grids import LOWERED, default_start, trusted
-from .guidance import Branches, Call, Guidance, Level, Limit
+from .guidance import Branches, Call, Guidance, Level, Limit, taken
 from .schedule import Array, Schedule, check_schedule
 from .seeding import sizes
 from .solvers.chart import convert
@@ -319,10 +319,35 @@ class Denoiser:
 
         cond rows follow ``like``. at: of the levels, by :meth:`at`.
         """
-        rows = check_cond(cond, like)
-        if self.micro_batches is not None:
-            return self.micro_batches.over(self._network, like, rows, shared)
-        return self._network(like, rows, shared)
+        rows = check_cond(cond, len(like))
+        if self.micro_batches is None:
+            return self._network(like, rows, shared)
+
+        def network(index: slice) -> Call:
+            model, part = self.part(index, rows)
+            return model._network(like[index], part, shared)
+
+        return self.micro_batches.over(network, len(like))
+
+    def part(
+        self, index: slice | Tensor, cond: Mapping[str, Tensor] | None
+    ) -> tuple[Denoiser, dict[str, Tensor]]:
+        """The denoiser and the conditions of some of the samples that ``cond`` has a row for."""
+        if not cond:
+            return self, {}
+        rows = {name: taken(value, index) for name, value in cond.items()}
+        return self.of_samples(index, len(next(iter(cond.values()))), cond), rows
+
+    def of_samples(
+        self, index: slice | Tensor, n: int, cond: Mapping[str, Tensor] | None
+    ) -> Denoiser:
+        """The denoiser of some of n samples, whose conditions are like ``cond``: null values of a row for
+        each sample follow them."""
+        if self.guidance is None or not cond:
+            return self
+        part = copy.copy(self)
+        part.guidance = self.guidance.part(index, n, cond)
+        return part
 
     def _network(
         self, like: Tensor, rows: dict[str, Tensor], shared: Mapping[str, Any] | None

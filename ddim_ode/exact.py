@@ -164,7 +164,11 @@ class ExactModel(Denoiser):
         log_joint = log_weights - 0.5 * (z * scaled + torch.log(variance)).sum(-1)
         return log_joint, scaled, alpha, beta
 
-    def _predict(self, x: Tensor, sigma: Tensor) -> Tensor:
+    def _predict(self, x: Tensor, sigma: Tensor, **cond: Any) -> Tensor:
+        if cond:
+            raise ValueError(
+                f"an exact mixture knows no condition {min(cond)!r}; drop cond and shared"
+            )
         log_joint, scaled, alpha, beta = self._components(x, sigma)
         _, means, eigenvalues, eigenvectors = self._constants(x)
         posterior = torch.softmax(log_joint, dim=1)

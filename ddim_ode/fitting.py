@@ -79,10 +79,8 @@ class Problem:
         """What call k stores, at y (b, *), states of the noises ``rows`` (b,)."""
         self.evals += len(y) * self.model.rows(sigma)
         t = float(self.model.schedule.time(np.array([sigma]))[0])
-        cond = (
-            None if self.cond is None else {k: v[rows.to(v.device)] for k, v in self.cond.items()}
-        )
-        return self.model.bind([Node(sigma, t, vector)], y, cond, self.shared)(y, 0)
+        model, cond = self.model.part(rows, self.cond)
+        return model.bind([Node(sigma, t, vector)], y, cond, self.shared)(y, 0)
 
     def residual(self, x: Tensor, rows: Tensor) -> Tensor:
         """f(x) − f(x*), (b, entries), float64."""

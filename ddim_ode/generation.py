@@ -153,7 +153,8 @@ def generate(
         dict(solver, method=method, plan=plan),
     )
     known = _model_key(model, key, shared)
-    answers = ask(model, work.shape, work.cond([0]), shared, where) if key is None else None
+    first, first_cond = work.part([0])
+    answers = ask(first, work.shape, first_cond, shared, where) if key is None else None
     run = Run(
         n=n,
         seed=seed,

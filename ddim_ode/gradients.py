@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ._checks import flag, one_of
+from .asking import by_name
 from .denoiser import Denoiser
 from .integration import Evaluate
 
@@ -71,6 +72,6 @@ def parameters(
     found: list[Any] = list(net.parameters()) if isinstance(net, torch.nn.Module) else []
     if model.guidance is not None:
         found += [model.guidance.scale, *model.guidance.null.values()]
-    found += [*(cond or {}).values(), *(shared or {}).values()]
+    found += by_name(cond, shared).values()
     wanted = {id(p): p for p in found if isinstance(p, Tensor) and p.requires_grad}
     return tuple(wanted.values())

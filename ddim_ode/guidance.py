@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Real
 from typing import Any, NamedTuple
 
@@ -41,8 +41,8 @@ class Guidance:
 
     scale: a number, or a 0-d tensor, whose gradient ``sample(..., differentiable=True)`` keeps. Scale 1 is
     the conditional network alone and costs no second branch. null: for each condition to be dropped, its
-    value for the null branch: a number, or a tensor of one sample's shape. Conditions not named there are
-    the same in both branches.
+    value for the null branch: a number, a tensor of one sample's shape, or a row for each sample, as the
+    condition has. Conditions not named there are the same in both branches.
 
     interval: (low, high): guided only where low < σ ≤ high, and elsewhere the conditional network alone, at
     the cost of one row a sample. The field jumps at its ends, which adaptive solvers find by rejected
@@ -90,6 +90,29 @@ class Guidance:
     def is_off(self) -> bool:
         """Whether it is the conditional network alone, with no gradient to keep."""
         return not isinstance(self.scale, Tensor) and self.scale == 1
+
+    def rows(self, cond: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The null values that have a row for each sample, as ``cond`` has, on its device."""
+        found = {
+            k: _tensor(k, null).to(cond[k].device) for k, null in self.null.items() if k in cond
+        }
+        return {k: null for k, null in found.items() if null.ndim == cond[k].ndim}
+
+    def part(self, index: slice | Tensor, n: int, cond: Mapping[str, Tensor]) -> Guidance:
+        """The guidance of some of n samples, whose conditions are like ``cond``.
+
+        ValueError for null values of another number of rows than n, or one for all.
+        """
+        rows = {k: null for k, null in self.rows(cond).items() if len(null) != 1 or n == 1}
+        for name, null in rows.items():
+            if len(null) != n:
+                raise ValueError(
+                    f"null[{name!r}] has {len(null)} rows for {n} samples; give one value for all, or a "
+                    "row for each"
+                )
+        if not rows:
+            return self
+        return replace(self, null={**self.null, **{k: taken(v, index) for k, v in rows.items()}})
 
     def covers(self, sigma: Array) -> Mask:
         """Which of the levels are guided."""
@@ -236,15 +259,27 @@ def _number(
         raise ValueError(f"{name}={value!r} must be a number in {ends}: {meaning}")
 
 
+def taken(values: Tensor, index: slice | Tensor) -> Tensor:
+    """Some rows; the index may be on another device."""
+    return values[index if isinstance(index, slice) else index.to(values.device)]
+
+
+def _tensor(name: str, null: Any) -> Tensor:
+    try:
+        return null if isinstance(null, Tensor) else torch.as_tensor(np.asarray(null))
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"null[{name!r}]={null!r} must be a number or a tensor") from None
+
+
 def _null(name: str, null: Any, value: Tensor) -> Tensor:
     """The null value of one condition, a row for each of ``value``'s."""
+    given = _tensor(name, null)
     try:
-        given = torch.as_tensor(null)
         rows = given.to(value).expand_as(value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
-            f"null[{name!r}]={null!r} is no value of cond[{name!r}], whose samples have shape "
-            f"{tuple(value.shape[1:])}"
+            f"null[{name!r}] of shape {tuple(given.shape)} is no value of cond[{name!r}]: give one of "
+            f"shape {tuple(value.shape[1:])}, or a row for each sample, {tuple(value.shape)}"
         ) from error
     if given.is_floating_point() and not value.is_floating_point():
         raise ValueError(

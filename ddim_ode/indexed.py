@@ -30,7 +30,7 @@ class Conditions:
 
     def __init__(self, cond: Cond | None, n: int, device: torch.device) -> None:
         self._cond = cond if callable(cond) else conditions(cond, n, torch.device("cpu"))
-        self._n, self._device = n, device
+        self.n, self._device = n, device
 
     def __call__(self, index: Sequence[int]) -> dict[str, Tensor] | None:
         where, cond = torch.tensor(index, dtype=torch.long), self._cond
@@ -122,24 +122,30 @@ class IndexedSolver:
     def __call__(self, index: Sequence[int]) -> tuple[Tensor, list[str]]:
         if self._record:
             assert self.plan is not None
-            x, cond = self._noise(index), self.cond(index)
+            x, (model, cond) = self._noise(index), self.part(index)
             if self._graph is None:
-                self._graph = GraphedPlan(self.model, self.plan, x, cond, self._shared)
+                self._graph = GraphedPlan(model, self.plan, x, cond, self._shared)
             if self._graph.fits(x):
-                end, finite = self._graph(x, cond)
+                end, finite = self._graph(x, cond, model)
                 return end.cpu(), [SUCCESS if good else NON_FINITE for good in finite.tolist()]
         sol = self._sample(index)
         return sol.x.cpu(), sol.status.tolist()
 
     def _sample(self, index: Sequence[int]) -> Solution:
+        model, cond = self.part(index)
         return sample(
-            self.model,
+            model,
             self._noise(index),
             seeds=self._seeds(index),
-            cond=self.cond(index),
+            cond=cond,
             shared=self._shared,
             **self._options,
         )
+
+    def part(self, index: Sequence[int]) -> tuple[Denoiser, dict[str, Tensor] | None]:
+        """The model and the conditions of these samples."""
+        cond, where = self.cond(index), torch.tensor(index, dtype=torch.long)
+        return self.model.of_samples(where, self.cond.n, cond), cond
 
     def _noise(self, index: Sequence[int]) -> Tensor:
         seeds = self._seeds(index)

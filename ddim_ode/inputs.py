@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ._checks import device_of as _device
+from .asking import check_cond
 from .content import is_exact
 from .denoiser import Denoiser
 from .seeding import sizes
@@ -71,13 +72,4 @@ def conditions(cond: Cond | None, n: int, device: torch.device) -> dict[str, Ten
         cond = cond(torch.arange(n))
     if cond is None:
         return None
-    if not isinstance(cond, Mapping):
-        raise ValueError(f"cond must be {{name: tensor (n, ...)}}, got {type(cond).__name__}")
-    for name, value in cond.items():
-        if not isinstance(value, Tensor) or not value.ndim or len(value) != n:
-            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(
-                f"cond[{name!r}] must be a tensor with one row per noise ({n}), got {got}; what all "
-                "share goes into shared="
-            )
-    return {name: value.to(device) for name, value in cond.items()}
+    return {name: value.to(device) for name, value in check_cond(cond, n, "noise").items()}

@@ -37,7 +37,7 @@ from .adaptive import DEFAULT_MAX_NFE, is_adaptive, tolerance
 from .denoiser import Denoiser, check_state
 from .density import Density, End, adaptive, fixed, flat
 from .divergence import KINDS, MODES, Products, draw_probes, unit_vectors
-from .inputs import check_model
+from .inputs import check_model, network_dtype
 from .levels import Levels
 from .reference import in_float64
 from .sampling import NOT_ADAPTIVE
@@ -195,7 +195,9 @@ def log_likelihood(
         x,
         vectors,
         divergence == "exact",
-        Products(count("chunk", chunk), one_of("mode", mode, MODES)),
+        Products(
+            count("chunk", chunk), one_of("mode", mode, MODES), network_dtype(model) or x.dtype
+        ),
     )
     with torch.no_grad(), tqdm(unit="nfe", desc=spec.name, disable=not shown) as bar:
         if by_tolerance:
@@ -254,7 +256,7 @@ def _result(field: Density, x: Tensor, end: End, prior: str | Prior, cell: float
         end.status,
         end.nfe,
         end.sample_nfe,
-        end.rows,
+        end.rows + field.products.extra * len(x) * field.model.rows(bottom),
         len(field.vectors),
         field.products.mode,
         cell,

@@ -8,15 +8,12 @@ wrongly anyway).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from .guidance import Call, Level
-
-Network = Callable[[Tensor, dict[str, Tensor], Mapping[str, Any] | None], Call]
 
 
 class MicroBatches:
@@ -28,23 +25,14 @@ class MicroBatches:
         self.halved = 0
         self._adapts = rows is None
 
-    def over(
-        self,
-        network: Network,
-        like: Tensor,
-        cond: dict[str, Tensor],
-        shared: Mapping[str, Any] | None,
-    ) -> Call:
-        """``call(x, t, at)`` of the whole batch, by calls of ``network``'s on its parts."""
+    def over(self, network: Callable[[slice], Call], n: int) -> Call:
+        """``call(x, t, at)`` of a batch of n, by the calls that ``network(rows)`` gives of its parts."""
         bound: dict[int, list[tuple[slice, Call]]] = {}
 
         def parts(size: int) -> list[tuple[slice, Call]]:
             if size not in bound:
-                slices = [slice(i, i + size) for i in range(0, len(like), size)]
-                bound[size] = [
-                    (s, network(like[s], {k: v[s] for k, v in cond.items()}, shared))
-                    for s in slices
-                ]
+                slices = [slice(i, i + size) for i in range(0, max(1, n), size)]
+                bound[size] = [(s, network(s)) for s in slices]
             return bound[size]
 
         def call(x: Tensor, t: Tensor, at: Level | None = None) -> Tensor:

@@ -263,7 +263,7 @@ def test_a_failed_call_s_memory_is_let_go_before_the_next():
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
         return torch.tanh(x)
 
-    call = MicroBatches(None).over(lambda like, cond, shared: net, points(8, 2), {}, None)
+    call = MicroBatches(None).over(lambda rows: net, 8)
     call(points(8, 2), torch.zeros(8))
     assert len(held) == 3
 

@@ -83,6 +83,13 @@ def test_classes_without_a_null_label_are_sampled_unguided(labelled, tmp_path):
     torch.testing.assert_close(made, end, rtol=0, atol=1e-5)
 
 
+def test_a_plan_is_fitted_without_the_guidance_that_nobody_gave(labelled, tmp_path):
+    fast = ["--classes", "1", "--nfe", "1", "--n", "2", "--out", tmp_path]
+    assert run("calibrate", "--model", labelled, *fast) == 0
+    fit = ddim_ode.Plan.load(tmp_path / "nfe-1.json").fit
+    assert (fit["guidance"], fit["alterations"]) == (None, {})
+
+
 @pytest.mark.parametrize("command", ["sample", "generate"])
 def test_guidance_without_a_null_label_names_the_way_out(labelled, tmp_path, capsys, command):
     n = ["-n", "2"] if command == "generate" else []

@@ -84,7 +84,7 @@ def test_edit_from_some_strength_starts_at_its_level(tmp_path, data):
     manifest = run(tmp_path, "edit", *data, "--strength", "0.2", "0.65", "--clip", "1")
     for row, strength in zip(manifest["runs"], (0.2, 0.65)):
         assert row["sigmas"][0] == pytest.approx(strength / (1 - strength))
-        assert row["alterations"] == {"guidance": 2.0, "clip": 1.0}
+        assert row["alterations"] == {"clip": 1.0}  # and no guidance, which nobody gave
 
 
 @pytest.mark.parametrize("mask", ["left", "bottom", "file"])
@@ -138,7 +138,7 @@ def test_interrupting_keeps_what_is_finished(tmp_path, data, monkeypatch, capsys
             ["BARE", "--guidance", "2"],
             "guidance needs classes, and none are known: give --data",
         ),
-        ("edit", ["BARE", "--mask", "left"], "give --to, --data with labels"),
+        ("edit", ["BARE", "--mask", "left", "--guidance", "2"], "give --to, --data with labels"),
         ("interpolate", ["--guidance", "2"], "none are known: give --classes or --guidance 1"),
         ("interpolate", ["--seeds", "0-2"], "--seeds names 3, and they are taken in pairs"),
         ("interpolate", ["--points", "1"], "--points=1 must be a whole number >= 2"),

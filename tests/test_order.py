@@ -42,7 +42,8 @@ def error(model, x, plan, past=0):
     if past:
         commits = [i for i, op in enumerate(plan.ops) if op.commit]
         seeds = [Op(1.0, (), node, False, 0.0) for node in plan.nodes[:past]]
-        plan = replace(plan, ops=(*seeds, *plan.ops[commits[past - 2] + 1 :]), error_weights=())
+        ops = (*seeds, *plan.ops[commits[past - 2] + 1 :])
+        plan = replace(plan, ops=ops, grid=plan.grid[past - 1 :], error_weights=())
     joined = exact.get(past - 1, x)
     out, *_ = integrate(plan, lambda y, k: evaluate(exact.get(k, x if k == 0 else y), k), joined)
     return float((out - end).square().mean().sqrt())

@@ -1,5 +1,6 @@
 """Plans on disk: what is saved comes back to the last bit, and nothing else comes in."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -68,7 +69,7 @@ def test_every_float_comes_back_to_the_last_bit():
     plan = ddim_ode.plan("ab4", COSINE, GRID)
     for _ in range(20):
         ops = tuple(
-            op._replace(weights=tuple(10.0 ** rng.uniform(-300, 300, len(op.weights))))
+            op._replace(weights=tuple(10.0 ** rng.uniform(-300, 38, len(op.weights))))
             for op in plan.ops
         )
         odd = dataclasses.replace(plan, ops=ops)
@@ -150,40 +151,41 @@ def drop(*path):
     ("change", "message"),
     [
         (put("format", value="mine"), "format='mine' must be 'ddim_ode plan'"),
-        (put("version", value=2), "version=2 must be 1"),
-        (put("version", value=True), "version=True must be 1"),
+        (put("version", value=3), "version=3 must be 1 or 2"),
+        (put("version", value=True), "version=True must be 1 or 2"),
+        (put("version", value=1), "the plan has the unknown field 'sha256'"),
         (drop("chart"), "the plan has no 'chart'"),
         (put("extra", value=1), "the plan has the unknown field 'extra'"),
         (drop("ops", 1, "noise"), r"ops\[1\] has no 'noise'"),
         (put("ops", 1, value=3), r"ops\[1\]=3 must be an object"),
-        (put("ops", value=[]), r"ops=\[\] must be a list of at least one op"),
+        (put("ops", value=[]), r"ops=\(\) must be a tuple of at least 1"),
         (put("ops", value={}), r"ops={} must be a list"),
         (put("ops", 1, "scale", value=True), r"ops\[1\].scale=True must be a finite number"),
         (put("ops", 1, "scale", value="1"), r"ops\[1\].scale='1' must be a finite number"),
         (put("ops", 1, "scale", value=10**400), r"ops\[1\].scale=1000.* must be a finite number"),
         (put("ops", 1, "noise", value=-0.1), r"ops\[1\].noise=-0.1 must be a number >= 0"),
         (put("ops", 1, "commit", value=1), r"ops\[1\].commit=1 must be true or false"),
-        (put("ops", 1, "weights", value=[1, 2]), r"ops\[1\].weights=\[1, 2\] must be at most 1 long"),
+        (put("ops", 1, "weights", value=[1, 2]), r"ops\[1\].weights=\(1.0, 2.0\) must be at most 1 long"),
         (put("ops", 1, "weights", 0, value=None), r"ops\[1\].weights\[0\]=None must be a finite"),
-        (put("ops", 1, "node", "sigma", value=0), r"node.sigma=0 must be a number > 0, or 'inf'"),
+        (put("ops", 1, "node", "sigma", value=0), r"node.sigma=0.0 must be a number > 0, or 'inf'"),
         (put("ops", 1, "node", "sigma", value="Inf"), r"node.sigma='Inf' must be"),
-        (put("ops", 1, "node", "t", value=-1), r"node.t=-1 must be a number >= 0"),
+        (put("ops", 1, "node", "t", value=-1), r"node.t=-1.0 must be a number >= 0"),
         (put("ops", 1, "node", "vector", value="x"), r"node.vector='x' must be one of eps, x0"),
         (put("ops", -1, "commit", value=False), r"ops\[5\]=.* must be the end"),
         (drop("ops", -1), r"ops\[4\]=.* must be the end"),
         (put("grid", 1, value=25.0), r"grid\[1\]=25.0 must be below grid\[0\]=20"),
-        (put("grid", value=[1.0]), "grid=.* must be a list of at least two"),
+        (put("grid", value=[1.0]), "grid=.* must be a tuple of at least 2"),
         (drop("grid", 1), "grid=.* must be 6 levels"),
         (put("nfe", value=7), "nfe=7 must be 5, the number of ops with a node"),
         (put("nfe", value=5.0), "nfe=5.0 must be 5"),
         (put("memory", value=0), "memory=0 must be 4"),
-        (put("error_weights", value=[1.0]), r"error_weights=\[1.0\] must be empty, or 5 numbers"),
-        (put("start", value="fast"), "start='fast' must be null, 'rk' or 'ramp'"),
+        (put("error_weights", value=[1.0]), r"error_weights=\(1.0,\) must be empty, or 5 numbers"),
+        (put("start", value="fast"), "start='fast' must be None, 'rk' or 'ramp'"),
         (put("vector", value=None), "vector=None must be one of eps"),
         (put("method", value="a\x1b[2J"), "method=.* must be a string of 1 to 200 printable"),
         (put("method", value="m" * 201), "must be a string of 1 to 200 printable"),
         (put("schedule", value=3), "schedule=3 must be a string"),
-        (put("fit", value=[]), r"fit=\[\] must be null or an object"),
+        (put("fit", value=[]), r"fit=\[\] must be None or a mapping"),
         (put("fit", "model", value="\x07"), "fit.model=.* must be printable"),
         (put("fit", "a\nb", value=1), "a key of fit=.* must be a string"),
         (put("fit", "n", value=eval("[" * 30 + "]" * 30)), "must be nested at most 16 deep"),
@@ -233,29 +235,43 @@ def test_a_truncated_file_is_never_a_plan():
             plan_file.loads(content[:end], "p")
 
 
-def usable(content):
-    """ValueError, or a plan that describes itself, is saved again, and runs."""
+def refused_or_whole(content):
+    """ValueError that names the file, or the plan that was saved."""
     try:
-        plan = plan_file.loads(content, "p")
-    except ValueError:
-        return
-    assert plan.describe()
-    assert plan_file.loads(plan_file.dumps(plan).encode(), "p") == plan
-    plan = dataclasses.replace(plan, schedule=COSINE.fingerprint)
-    ddim_ode.sample(mixture_2d(COSINE), points(1, 2), plan=plan, seeds=[0], callback=lambda p: None)
+        plan = plan_file.loads(content, "p.json")
+    except ValueError as error:
+        named = str(error).startswith("p.json: ")
+    else:
+        named = (plan, plan.fit) == (WHOLE, FIT)
+    assert named
 
 
-CONTENT = plan_file.dumps(fitted()).encode()
+WHOLE = fitted()
+CONTENT = plan_file.dumps(WHOLE).encode()
 
 
 @given(
     st.lists(st.tuples(st.integers(0, len(CONTENT) - 1), st.integers(0, 255)), min_size=1, max_size=4)
 )  # fmt: skip
-def test_changed_bytes_give_a_plan_or_a_value_error(changes):
+def test_changed_bytes_are_never_another_plan(changes):
     content = bytearray(CONTENT)
     for place, byte in changes:
         content[place] = byte
-    usable(bytes(content))
+    refused_or_whole(bytes(content))
+
+
+def test_3000_damaged_files_are_named_and_none_is_believed():
+    rng = np.random.default_rng(0)
+    digits = [k for k, byte in enumerate(CONTENT) if chr(byte).isdigit()]
+    for trial in range(3000):
+        content = bytearray(CONTENT)
+        where = rng.choice(digits) if trial % 2 else rng.integers(len(content))
+        if trial % 5:
+            content[where] = rng.integers(48, 58) if trial % 2 else rng.integers(256)
+        else:  # a part is missing, or comes twice
+            part = content[where : where + rng.integers(1, 40)]
+            content[where : where + len(part)] = part * int(rng.integers(0, 3))
+        refused_or_whole(bytes(content))
 
 
 SCALARS = (
@@ -286,14 +302,30 @@ PLACES = list(places(tree()))[1:]
 
 
 @given(st.lists(st.tuples(st.sampled_from(PLACES), VALUES), min_size=1, max_size=3))
-def test_changed_values_give_a_plan_or_a_value_error(changes):
+def test_changed_values_are_never_another_plan(changes):
     data = tree()
     for path, value in changes:
         try:
             put(*path, value=value)(data)
         except (KeyError, TypeError, IndexError):  # an earlier change took the place away
             continue
-    usable(json.dumps(data).encode())
+    refused_or_whole(json.dumps(data).encode())
+
+
+def test_a_file_of_the_first_version_has_no_checksum():
+    data = tree()
+    data["version"] = 1
+    del data["sha256"]
+    assert load(data) == fitted()
+    with pytest.raises(ValueError, match="the plan has no 'sha256'"):
+        load({**data, "version": 2})
+
+
+def test_a_value_that_would_do_is_not_what_was_saved():
+    data = tree()
+    data["ops"][1]["weights"][0] *= 1.0000001
+    with pytest.raises(ValueError, match="altered or damaged: its sha256 is not that"):
+        load(data)
 
 
 def test_describe_says_what_the_fit_is_worth():
@@ -320,7 +352,10 @@ def test_describe_says_what_the_fit_is_worth():
     )
 )
 def test_describe_leaves_out_what_a_fit_of_another_hand_does_not_say(fit):
-    assert fitted(fit).describe().startswith("calibrated-5: 5 steps")
+    plan = fitted()
+    with contextlib.suppress(ValueError):  # of text that cannot be printed
+        plan = fitted(fit)
+    assert plan.describe().startswith("calibrated-5: 5 steps")
 
 
 @pytest.mark.parametrize("schedule", [COSINE, DDPM, EXPONENTIAL, schedules.flow(), schedules.ve(80.0)],

@@ -3,6 +3,7 @@ from decimal import Decimal, localcontext
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from problems import SCHEDULES, zero_snr
@@ -335,3 +336,24 @@ def test_a_fingerprint_stays_what_saved_plans_have():
     assert schedules.exponential().discrete is False
     assert schedules.exponential().fingerprint == "28767b25152e2cb6"
     assert schedules.ddpm().fingerprint == "a5ac3c293a575adc"
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_of_one_number_comes_a_number_that_multiplies_tensors(name):
+    schedule = SCHEDULES[name]
+    t = 0.5 * schedule.T
+    sigma = schedule.sigma(t)
+    found = [
+        *(sigma, schedule.alpha_bar(t), schedule.beta_bar(t), schedule.time(sigma)),
+        *(*schedule.scales(sigma), *schedule.rates(t), schedule.time_rate(sigma)),
+        *schedule.scale_rates(sigma),
+    ]
+    x = torch.tensor([1.0, -2.0], requires_grad=True)
+    for value in found:
+        assert type(value) is np.float64
+        for product in (x * value, value * x):
+            assert product.dtype == torch.float32
+            torch.testing.assert_close(product, x * float(value))
+    for times in (torch.tensor(t, dtype=torch.float64), np.array(t), np.float32(t)):
+        assert type(schedule.beta_bar(times)) is np.float64
+    assert schedule.beta_bar([t]).shape == schedule.scales([sigma])[0].shape == (1,)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._checks import count
-from .common import GUIDANCE, condition, find_device, parse_classes, print_table
+from .common import add_guidance, condition, find_device, parse_classes, print_table
 from .models import HELP, Loaded, load_model
 
 if TYPE_CHECKING:
@@ -34,13 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="of the first noise")
     add("--budget", default="fast", help="fast, or thorough: several times the network calls")
     add("--classes", default="all", help="names or numbers, in turn over the noises: 'sneaker,bag'")
-    add(
-        "--guidance",
-        type=float,
-        default=None,
-        help="classifier-free guidance, as you will sample with: a plan is fitted to it; 1 is none "
-        f"({GUIDANCE:g} for a model with classes, as in ddim-ode sample)",
-    )
+    add_guidance(parser, "; a plan is fitted to it, so give what you will sample with")
     add("--sigma-max", type=float, default=None, help="noise level to start from (the model's own)")
     add("--batch", type=int, default=64, help="samples solved together")
     add("--device", default="cpu", help="cpu, cuda, cuda:1 ...")
@@ -56,7 +50,8 @@ def _calibrate(args: argparse.Namespace) -> int:
     budgets = sorted({count("--nfe", nfe) for nfe in args.nfe})
     n, seed = count("--n", args.n, least=2), count("--seed", args.seed, least=0)
     count("--batch", args.batch)
-    loaded = _load(args)
+    loaded = load_model(args.model, args.guidance, find_device(args.device))
+    loaded = loaded.starting_at(args.sigma_max)
     shown = range(seed + n, seed + n + (_PICTURES if len(loaded.shape) == 3 else _DOTS))
     fitted_to, shown_with = (  # classes in turn over the seeds: a seed has its class whatever n is
         condition(parse_classes(args.classes, loaded.denoiser, seeds), args.device)
@@ -91,13 +86,6 @@ def _calibrate(args: argparse.Namespace) -> int:
     )
     print(_how_to_sample(args, loaded.denoiser, files[0]))
     return 0
-
-
-def _load(args: argparse.Namespace) -> Loaded:
-    loaded = load_model(args.model, args.guidance, find_device(args.device))
-    if args.guidance is None and getattr(loaded.denoiser, "num_classes", 0) > 0:
-        loaded = load_model(args.model, GUIDANCE, find_device(args.device))
-    return loaded.starting_at(args.sigma_max)
 
 
 def _row(nfe: int, fit: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from .._checks import device_of, one_of
 from ..escaping import plain
 
 # Of a model with classes, where samples are made to be looked at.
-GUIDANCE = 2.0
 MOST_SEEDS = 100_000
 
 if TYPE_CHECKING:
@@ -114,16 +113,16 @@ def chooses_steps(method: str, placed: bool, tolerant: bool = False) -> bool:
     )
 
 
-def add_ode_arguments(parser: argparse.ArgumentParser, guided: bool) -> None:
-    """What makes the ODE another than the network's own; guided: by default, if the model has classes."""
+def add_guidance(parser: argparse.ArgumentParser, further: str = "") -> None:
+    """The scale of guidance, none where nobody gives one, on every command."""
+    said = f"classifier-free guidance; 1 (the default) is none, others cost twice{further}"
+    parser.add_argument("--guidance", type=float, default=None, help=said)
+
+
+def add_ode_arguments(parser: argparse.ArgumentParser) -> None:
+    """What makes the ODE another than the network's own."""
+    add_guidance(parser)
     add = parser.add_argument
-    add(
-        "--guidance",
-        type=float,
-        default=None,
-        help="classifier-free guidance; 1 is none"
-        + (f" ({GUIDANCE:g} for a model with classes)" if guided else " (and the default)"),
-    )
     add(
         "--guidance-interval",
         type=float,
@@ -154,18 +153,12 @@ def add_ode_arguments(parser: argparse.ArgumentParser, guided: bool) -> None:
     )
 
 
-def default_guidance(model: Denoiser) -> float:
-    """For samples to be looked at: none where the model has no classes, or does not say what to show in
-    their place."""
-    return 1.0 if getattr(model, "null_label", None) is None else GUIDANCE
-
-
-def set_ode(model: Trained, args: argparse.Namespace, guided: bool) -> None:
-    """Guide and limit the model as the command line says; guided: as for :func:`add_ode_arguments`."""
+def set_ode(model: Trained, args: argparse.Namespace) -> None:
+    """Guide and limit the model as the command line says."""
     from ..guidance import Limit
 
     if args.guidance is None:
-        args.guidance = default_guidance(model) if guided else 1.0
+        args.guidance = 1.0
     interval = None if args.guidance_interval is None else tuple(args.guidance_interval)
     if args.guidance == 1 and (interval is not None or args.guidance_rescale):
         name = "--guidance-rescale" if interval is None else "--guidance-interval"

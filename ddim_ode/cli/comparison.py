@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._checks import count
 from ..escaping import lines, plain
-from .common import condition, find_device, parse_classes, parse_features
+from .common import add_guidance, condition, find_device, parse_classes, parse_features
 from .models import HELP, Loaded, load_model
 
 if TYPE_CHECKING:
@@ -82,12 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the first noise (0, or beside fitted plans the first that none of them was fitted to)",
     )
     add("--classes", default="all", help="names or numbers, in turn over the noises: 'sneaker,bag'")
-    add(
-        "--guidance",
-        type=float,
-        default=None,
-        help="classifier-free guidance, as you sample with; 1 (the default) is none, others cost twice",
-    )
+    add_guidance(parser, "; give what you sample with")
     add(
         "--target", nargs="+", type=float, default=[], help="errors to find the cheapest solver for"
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .._checks import count
-from .common import find_device
+from .common import add_guidance, find_device
 from .models import HELP, load_model
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--steps", type=int, default=50, help="the number of steps you mean to take")
     add("--n", type=int, default=8, help="samples to ask the model with")
     add("--seed", type=int, default=0, help="of the first noise")
-    add("--guidance", type=float, default=None, help="classifier-free guidance, as you sample with")
+    add_guidance(parser, "; give what you sample with")
     add("--device", default="cpu", help="cpu, cuda, cuda:1 ...")
     add("--json", action="store_true", help="print the findings, and what was not checked, as JSON")
     parser.set_defaults(run=_doctor)

@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--seed", type=int, default=0, help="of the first picture's noise, and one more for each")
     add("--variants", type=int, default=3, help="of --mask, each from noises of its own")
-    add_picture_arguments(parser, method="heun", nfe=39, guided=True)
+    add_picture_arguments(parser, method="heun", nfe=39)
     parser.set_defaults(run=_edit)
 
 

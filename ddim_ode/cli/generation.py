@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from .._checks import one_of
 from .common import (
-    GUIDANCE,
+    add_guidance,
     chooses_steps,
     condition,
-    default_guidance,
     find_device,
     parse_classes,
     print_table,
@@ -49,12 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--atol", type=float, default=None, help="of the same")
     add("--seed", type=int, default=0, help="of sample 0")
     add("--classes", default="all", help="names or numbers, repeated over the seeds: 'sneaker,bag'")
-    add(
-        "--guidance",
-        type=float,
-        default=None,
-        help=f"classifier-free guidance; 1 is none ({GUIDANCE:g} for a model with classes)",
-    )
+    add_guidance(parser)
     add("--batch", default="auto", help="samples solved together, or auto: as memory allows")
     add("--shard", type=int, default=None, help="samples a file (64, or the batch if less)")
     add("--device", default="cpu", help="cpu, cuda (under torchrun: one each), cuda:1 ...")
@@ -75,8 +69,6 @@ def _generate(args: argparse.Namespace) -> int:
     device = _device(args.device)
     loaded = load_model(args.model, args.guidance, device)
     model: Any = loaded.denoiser
-    if args.guidance is None and default_guidance(model) != 1:
-        model.guide(default_guidance(model))
     labels = parse_classes(args.classes, model, range(args.seed, args.seed + args.n))
     try:
         run = generate(

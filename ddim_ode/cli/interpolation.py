@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the pairs, names or numbers: 'sneaker,bag' or all (default: none, the network alone)",
     )
     add("--points", type=int, default=9, help="pictures on each way, both ends included")
-    add_picture_arguments(parser, method="heun", nfe=39, guided=False)
+    add_picture_arguments(parser, method="heun", nfe=39)
     parser.set_defaults(run=_interpolate, indices="0-3")
 
 

@@ -28,7 +28,7 @@ LATENTS = "latents.safetensors"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_picture_arguments(parser, method="heun", nfe=99, guided=False)
+    add_picture_arguments(parser, method="heun", nfe=99)
     parser.set_defaults(run=_encode)
 
 

@@ -34,7 +34,7 @@ class Made(NamedTuple):
     strip: tuple[str, Tensor] | None = None
 
 
-def add_arguments(parser: argparse.ArgumentParser, method: str, nfe: int, guided: bool) -> None:
+def add_arguments(parser: argparse.ArgumentParser, method: str, nfe: int) -> None:
     """What every one of these commands takes: model, pictures, solver, folder; with its defaults."""
     add = parser.add_argument
     add("--model", default="fashion-mnist", help=HELP_TRAINED)
@@ -53,8 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser, method: str, nfe: int, guided
     where.add_argument("--steps", type=int, default=None, help="intervals of the grid")
     add("--device", default="cpu", help="cpu, cuda, cuda:1 ...")
     add("--out", type=Path, default=Path("out"), help="directory for the results")
-    add_ode_arguments(parser, guided)
-    parser.set_defaults(default_nfe=nfe, guided=guided)
+    add_ode_arguments(parser)
+    parser.set_defaults(default_nfe=nfe)
 
 
 def load_model(args: argparse.Namespace) -> Trained:
@@ -62,7 +62,7 @@ def load_model(args: argparse.Namespace) -> Trained:
     if args.nfe is None and args.steps is None:
         args.nfe = args.default_nfe
     model = load_trained(args.model, find_device(args.device))
-    set_ode(model, args, args.guided)
+    set_ode(model, args)
     return model
 
 

@@ -104,7 +104,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--npz", action="store_true", help="also write the arrays, one .npz a method")
     add("--png", action="store_true", help="also write one PNG a sample")
     add("--manifest", type=Path, default=None, help="run again what this manifest.json says")
-    add_ode_arguments(parser, guided=True)
+    add_ode_arguments(parser)
     parser.set_defaults(
         run=_sample, parser=parser, sha256=None, plan_sha256=None, guidance_rescale=None
     )
@@ -246,7 +246,7 @@ def _load_model(args: argparse.Namespace) -> Trained:
             f"{args.manifest}: was made with weights {args.sha256[:12]}…, and {args.model} now has "
             f"{model.sha256[:12]}…"
         )
-    set_ode(model, args, guided=True)
+    set_ode(model, args)
     return model
 
 

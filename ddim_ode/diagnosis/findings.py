@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .._checks import count, named, seed_of
+from ..asking import has_rows
 from ..denoiser import Denoiser
 from ..inputs import conditions, device_of, sample_shape
 from ..sampling import sample
@@ -96,7 +97,7 @@ class Probe:
         if cond is None and classes:
             cond = {"y": torch.arange(n) % classes}
         rows = {} if cond is None else named("cond", cond)
-        rows = {k: v[:n] if isinstance(v, Tensor) and v.ndim else v for k, v in rows.items()}
+        rows = {k: v[:n] if has_rows(v) else v for k, v in rows.items()}
         self.cond = conditions(rows or None, n, self.device)
         like = model.schedule
         self.noise = noise(self.shape, like, range(seed, seed + n), device=self.device)

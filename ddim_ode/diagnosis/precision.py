@@ -41,12 +41,12 @@ def half_precision(probe: Probe) -> Finding | None:
         probe.skip("the network is no torch.nn.Module with weights to convert", "half-precision")
         return None
     few = slice(0, min(2, probe.n))
-    cond = None if probe.cond is None else {name: v[few] for name, v in probe.cond.items()}
     sigmas = probe.sigmas[[0, len(probe.sigmas) // 2, -1]].tolist()
     x0 = probe.noise if probe.wild(probe.x0) else probe.x0
     inputs = [probe.noised(x0, sigma)[few] for sigma in sigmas]
 
     def answers(model: Denoiser) -> Tensor:
+        model, cond = model.part(few, probe.cond)
         with torch.no_grad():
             out = [model(x, s, cond, probe.shared)[1] for x, s in zip(inputs, sigmas)]
         return torch.stack(out)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from .._checks import count, device_of, flag, named, one_of, refuse
-from ..asking import check_channels, check_labels
+from ..asking import check_channels, check_cond, check_labels
 from ..denoiser import Denoiser
 from ..digests import digest
 from ..grids import check_grid
@@ -211,7 +211,7 @@ class DiffusersModel(Denoiser):
     ) -> Any:
         """As of a :class:`ddim_ode.Denoiser`; ``"y"`` becomes the network's ``class_labels``."""
         if cond is not None:
-            cond = _plain(named("cond", cond))
+            cond = _plain(check_cond(cond, len(like)))
         if shared is not None:
             shared = _plain(named("shared", shared))
         check_channels(like, self.channels, self.axes)

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 import torch
 
 from .. import schedules
-from .._checks import count, device_of, one_of, path_of
-from ..asking import check_channels, check_labels
+from .._checks import count, device_of, one_of, path_of, several
+from ..asking import by_name, check_channels, check_cond, check_labels
 from ..denoiser import Denoiser
 from ..guidance import Guidance
 from ..seeding import sizes
@@ -94,7 +94,7 @@ class PretrainedModel(Denoiser):
     ) -> Any:
         """As of a :class:`Denoiser`, of x of its channels and, as ``"y"``, labels that it knows."""
         check_channels(like, self.shape[0])
-        given = {**(shared or {}), **(cond or {})}
+        given = by_name(check_cond(cond, len(like)), shared)
         for name in given:
             one_of("condition", name, ["y"] if self.num_classes else [])
         if "y" in given:  # the last label is the null one
@@ -111,6 +111,7 @@ class PretrainedModel(Denoiser):
         >>> plan.nfe, plan.fit["held_out"]["after"] < plan.fit["held_out"]["before"]
         (6, True)
         """
+        count("nfe", nfe)
         found = self._plan_files()
         if nfe not in found:
             raise self._no_plan(f"nfe={nfe!r}", found)
@@ -127,6 +128,7 @@ class PretrainedModel(Denoiser):
         {5: 5, 7: 6, 20: 10}
         """
         found, served = self._plan_files(), dict[int, int]()
+        budgets = [count("budgets", budget) for budget in several(budgets)]
         for budget in sorted(budgets):
             most = max((nfe for nfe in found if nfe <= budget), default=None)
             if most is not None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -105,7 +106,7 @@ class UNet(nn.Module):
         flag("attention", attention)
         if not 0 <= number("dropout", dropout) < 1:
             raise ValueError(f"dropout={dropout!r} must lie in [0, 1)")
-        self.config = dict(
+        self.config: dict[str, Any] = dict(
             in_channels=in_channels,
             channels=channels,
             blocks=blocks,
@@ -149,6 +150,11 @@ class UNet(nn.Module):
         self.head = nn.Sequential(_norm(c), nn.SiLU(), nn.Conv2d(c, in_channels, 3, padding=1))
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        whole = 2 ** (len(self.config["channels"]) - 1)
+        if x.ndim != 4 or x.shape[2] % whole or x.shape[3] % whole:
+            raise ValueError(
+                f"x has shape {tuple(x.shape)}; this U-Net takes (B, C, H, W), H and W multiples of {whole}"
+            )
         emb = self.time_mlp(time_embedding(t, self.c_time).to(self.stem.weight.dtype))
         if self.label is not None:
             if y is None:

@@ -53,7 +53,7 @@ class Linear:
 
     @classmethod
     def of(cls, plan: Plan) -> Linear:
-        """A plan as a point of the family; ValueError for one with step noise.
+        """A plan as a point of the family; ValueError for one with step noise, or without its start.
 
         Its stages and committed states are written in x_T and the V's, and then each in the one before.
         """
@@ -74,6 +74,12 @@ class Linear:
                 states.append(y)
                 calls += 1
         states.append(x)
+        lost = [k for k, state in enumerate(states[:-1]) if state[0] == 0]
+        if lost:
+            raise ValueError(
+                f"{plan.method} has lost its start x at call {lost[0] + 1} (scale 0), and a calibration "
+                "moves every state from the one before; start from another plan"
+            )
         sigma = np.array([node.sigma for node in plan.nodes])
         return cls._through(
             np.array(states), sigma, tuple(node.vector for node in plan.nodes), plan

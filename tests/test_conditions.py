@@ -1,0 +1,134 @@
+"""Conditions of the wrong type, wherever conditions go: an error that names what to give."""
+
+import numpy as np
+import pytest
+import torch
+from problems import COSINE, mixture_2d, points
+
+import ddim_ode
+
+SHIPPED = ddim_ode.load("fashion-mnist")
+X = ddim_ode.noise(SHIPPED.shape, SHIPPED.schedule, seeds=[0, 1])
+Y = torch.tensor([1, 2])
+MIXTURE, POINTS = mixture_2d(COSINE), points(2, 2)
+QUIET = dict(progress=False)
+CALLS = {
+    "call": lambda model, x, **c: model(x, 1.0, **c),
+    "sample": lambda model, x, **c: ddim_ode.sample(model, x, nfe=1, **c),
+    "rk45": lambda model, x, **c: ddim_ode.sample(model, x, "rk45", nfe=7, **c),
+    "scipy": lambda model, x, **c: ddim_ode.sample(model, x, "scipy:RK45", nfe=7, **c),
+    "adjoint": lambda model, x, **c: ddim_ode.sample(
+        model, x, "torchdiffeq:dopri5", differentiable="adjoint", **c
+    ),
+    "encode": lambda model, x, **c: ddim_ode.encode(model, x, nfe=1, **c),
+    "decode": lambda model, x, **c: ddim_ode.decode(model, x, nfe=1, **c),
+    "reversible": lambda model, x, **c: ddim_ode.encode(model, x, "reversible", steps=1, **c),
+    "likelihood": lambda model, x, **c: ddim_ode.log_likelihood(model, x, **c),
+    "flow": lambda model, x, **c: ddim_ode.ProbabilityFlow(model, "t", **c)(0.5, x),
+    "batch": lambda model, x, **c: ddim_ode.sample(
+        ddim_ode.accelerate(model, batch=1), x, nfe=1, **c
+    ),
+    "compare": lambda model, x, **c: ddim_ode.compare(
+        model, "ddim", nfe=1, n=2, shape=x.shape[1:], **c, **QUIET
+    ),
+    "calibrate": lambda model, x, **c: ddim_ode.calibrate(
+        model, 1, n=2, shape=x.shape[1:], **c, **QUIET
+    ),
+    "diagnose": lambda model, x, **c: ddim_ode.diagnose(model, n=2, shape=x.shape[1:], **c),
+}
+WRONG = {
+    "a tensor": (Y, "must be {name: value}"),
+    "a list": ([1, 2], "must be {name: value}"),
+    "a string": ("y", "must be {name: value}"),
+    "a number": (3, "must be {name: value}"),
+    "no names": ({0: Y}, "each name a string"),
+    "its own argument": ({"t": Y}, "which the network is given anyway"),
+    "a list of labels": ({"y": [1, 2]}, "give torch.as_tensor"),
+    "an array": ({"y": np.array([1, 2])}, "give torch.as_tensor"),
+    "none": ({"y": None}, "leave it out"),
+    "text": ({"y": "bag"}, "leave it out, or give what all share"),
+    "a bool": ({"y": True}, "one row per"),
+    "one for all": ({"y": torch.tensor(1)}, "goes into shared="),
+    "one row": ({"y": Y[:1]}, "expand"),
+    "too many": ({"y": torch.arange(3)}, "one row per"),
+    "sparse": ({"y": Y.to_sparse()}, "to_dense"),
+}
+SHIPPED_ONLY = {
+    "floats": ({"y": Y.float()}, "whole numbers"),
+    "bools": ({"y": Y > 1}, "whole numbers"),
+    "bytes": ({"y": Y.to(torch.uint8)}, "int64 or int32"),
+    "two axes": ({"y": Y[:, None]}, "whole numbers"),
+    "too high": ({"y": Y + 10}, "the network knows 0 to 10"),
+    "below 0": ({"y": -Y}, "the network knows 0 to 10"),
+    "another name": (
+        {"class_labels": Y},
+        "unknown condition 'class_labels'; valid, nearest first: y",
+    ),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("kind", WRONG)
+def test_of_an_exact_mixture(kind, call):
+    cond, message = WRONG[kind]
+    if call == "diagnose" and kind == "too many":
+        return  # it takes the first n
+    with pytest.raises(ValueError, match=message):
+        CALLS[call](MIXTURE, POINTS, cond=cond)
+
+
+@pytest.mark.parametrize("kind", {**WRONG, **SHIPPED_ONLY})
+def test_of_the_shipped_model(kind):
+    cond, message = {**WRONG, **SHIPPED_ONLY}[kind]
+    for call in ("call", "sample", "rk45", "adjoint", "likelihood", "flow", "batch"):
+        with pytest.raises(ValueError, match=message):
+            CALLS[call](SHIPPED, X, cond=cond)
+
+
+@pytest.mark.parametrize("call", [call for call in CALLS if call != "adjoint"])
+def test_what_a_mixture_does_not_know_is_dropped(call):
+    for given in (dict(cond={"y": Y}), dict(shared={"y": 3})):
+        with pytest.raises(ValueError, match="knows no condition 'y'; drop cond and shared"):
+            CALLS[call](MIXTURE, POINTS, **given)
+
+
+def test_shared_of_the_wrong_type():
+    for call in ("call", "sample", "rk45", "scipy", "encode", "likelihood", "flow"):
+        for model, x in ((SHIPPED, X), (MIXTURE, POINTS)):
+            with pytest.raises(ValueError, match=r"shared=3 must be \{name: value}"):
+                CALLS[call](model, x, shared=3)
+
+
+@pytest.mark.parametrize(
+    ("net", "given", "message"),
+    [
+        (lambda x, t: x, dict(cond={"y": Y}), r"called as net\(x, t, y=y\).* drop the conditions"),
+        (lambda x, t: x, dict(shared={"w": 1}), r"called as net\(x, t, w=w\)"),
+        (lambda x, t, y: x, {}, r"called as net\(x, t\).*'y'.* give those that it needs as cond="),
+        (torch.nn.Identity(), {}, r"called as net\(x, t\)"),
+    ],
+)  # fmt: skip
+def test_names_that_a_network_does_not_take(net, given, message):
+    with pytest.raises(ValueError, match=message):
+        ddim_ode.sample(ddim_ode.Denoiser(net, COSINE), POINTS, steps=2, **given)
+
+
+def test_a_networks_own_mistake_comes_through():
+    with pytest.raises(TypeError, match="can only concatenate str"):
+        ddim_ode.sample(ddim_ode.Denoiser(lambda x, t: "a" + x, COSINE), POINTS, steps=2)
+
+
+def test_sizes_that_the_shipped_network_cannot_halve():
+    for shape in ((2, 1, 30, 30), (2, 1, 28), (2, 1, 28, 28, 1)):
+        with pytest.raises(ValueError, match="H and W multiples of 4"):
+            ddim_ode.sample(SHIPPED, torch.zeros(shape), nfe=1)
+    assert ddim_ode.sample(SHIPPED, torch.zeros(1, 1, 32, 20), nfe=1).x.shape == (1, 1, 32, 20)
+
+
+@pytest.mark.parametrize("nfe", [[6], "6", None, 6.0, True, {}])
+def test_the_shipped_plans_are_asked_for_by_whole_numbers(nfe):
+    with pytest.raises(ValueError, match=r"nfe=.* must be a whole number"):
+        SHIPPED.calibrated(nfe)
+    if not isinstance(nfe, (list, dict)):
+        with pytest.raises(ValueError, match=r"budgets=.* must be a whole number"):
+            SHIPPED.calibrated_within([nfe])
