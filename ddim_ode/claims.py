@@ -18,6 +18,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -84,21 +85,21 @@ class Claims:
         return True
 
     def _drop(self, path: Path) -> None:
-        lock = self._held.pop(path, None)
+        if path not in self._held:
+            return
+        with contextlib.suppress(OSError):
+            os.unlink(path)  # while it is ours: who has it open finds it gone, and tries again
+        lock = self._held.pop(path)
         if lock is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(path)  # while it is ours: who has it open finds it gone, and tries again
             lock.release()
 
     def _lock(self, path: Path, timeout: float) -> FileLock | None:
         """The lock, held; None where there are none; Timeout if another has it for so long."""
         with naming(path, "cannot be locked"):
-            open(
-                path, "ab"
-            ).close()  # FileLock would make a folder again that is gone, or wait for one
-            lock = FileLock(
-                path, timeout, thread_local=False, poll_interval=_POLL, fallback_to_soft=False
-            )
+            # FileLock would make a folder that is gone again, and wait for ever where no file can be made.
+            open(path, "ab").close()
+            options: dict[str, Any] = dict(thread_local=False, poll_interval=_POLL)
+            lock = FileLock(path, timeout, fallback_to_soft=False, **options)
             try:
                 lock.acquire()
             except OSError as error:

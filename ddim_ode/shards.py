@@ -229,7 +229,7 @@ class Shards:
                 f"{path}: truncated or damaged ({error.__cause__}); {again} it again"
             ) from error
         if not {*_TENSORS} <= tensors.keys() or config != self._config(k, tensors):
-            if _is_whole(tensors, config) and config.get("run") != self.run.sha256:
+            if _run_of(config, tensors) not in (None, self.run.sha256):
                 raise ValueError(
                     f"{path}: is whole, and {MANIFEST} damaged, or of another run than it; move one of the "
                     "two away"
@@ -250,8 +250,8 @@ class Shards:
 
     def _config(self, k: int, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         index = self.index(k)
-        config = dict(kind="samples", run=self.run.sha256, first=index.start, n=len(index))
-        return {**config, "statuses": list(STATUSES), "sha256": digest(config, dict(tensors))}
+        place = dict(kind="samples", run=self.run.sha256, first=index.start, n=len(index))
+        return _sealed(place, tensors)
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -265,12 +265,17 @@ def _same(a: Any, b: Any) -> bool:
         return False
 
 
-def _is_whole(tensors: Mapping[str, Tensor], config: Any) -> bool:
-    """Whether it is what its own checksum says, of whichever run."""
-    if not isinstance(config, Mapping):
-        return False
-    said = {name: config[name] for name in ("kind", "run", "first", "n") if name in config}
-    return config.get("sha256") == digest(said, dict(tensors))
+def _sealed(place: dict[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    return {**place, "statuses": list(STATUSES), "sha256": digest(place, dict(tensors))}
+
+
+def _run_of(config: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """The run of a shard that is what its own checksum says; None of one that is not."""
+    names = ("kind", "run", "first", "n")
+    if not isinstance(config, dict) or not config.keys() >= set(names):
+        return None
+    place = {name: config[name] for name in names}
+    return place["run"] if config == _sealed(place, tensors) else None
 
 
 def _short(value: Any) -> str:

@@ -79,6 +79,7 @@ def test_without_locks_every_claim_is_granted_and_nobody_known_to_be_away(tmp_pa
         with one.alone(), other.alone():
             assert not one.work
         assert not one.idle()
+    assert [p.name for p in tmp_path.iterdir()] == ["claims"]
 
 
 def test_a_folder_that_is_gone_is_not_made_again(tmp_path):
