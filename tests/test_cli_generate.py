@@ -19,6 +19,7 @@ from ddim_ode.evaluate.metrics import measure
 from ddim_ode.evaluate.statistics import FeatureStatistics
 from ddim_ode.evaluate.streaming import Kept, Moments, summarise
 from ddim_ode.generation import generate
+from ddim_ode.indexed import IndexedSolver
 from ddim_ode.shards import Shards
 
 SMALL = ["generate", "--model", "mixture", "--n", "40", "--shard", "8", "--nfe", "6"]
@@ -106,10 +107,17 @@ def test_interrupted_and_full_then_resumed(tmp_path, capsys, monkeypatch):
     ]
 
 
-def test_a_call_that_cannot_make_a_sample_leaves_no_run_behind(tmp_path, capsys):
+def test_a_call_that_cannot_make_a_sample_leaves_the_folder_to_another(
+    tmp_path, capsys, monkeypatch
+):
+    def fails(self, index):
+        raise ValueError("not today")
+
     call = [*SMALL, "--out", tmp_path]
-    assert run(*call, "--dtype", "float16") == 2
-    assert "fails on x of torch.float16 (" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        patch.setattr(IndexedSolver, "__call__", fails)
+        assert run(*call, "--seed", "1") == 2
+    assert "not today" in capsys.readouterr().err
     assert run(*call) == 0
 
 
