@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._checks import count
-from .common import GUIDANCE, condition, find_device, parse_classes, print_table
+from .common import (
+    GUIDANCE,
+    add_limit_arguments,
+    condition,
+    find_device,
+    limits,
+    parse_classes,
+    print_table,
+)
 from .models import HELP, Loaded, load_model
 
 if TYPE_CHECKING:
@@ -42,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"({GUIDANCE:g} for a model with classes, as in ddim-ode sample)",
     )
     add("--sigma-max", type=float, default=None, help="noise level to start from (the model's own)")
+    add_limit_arguments(parser)
     add("--batch", type=int, default=64, help="samples solved together")
     add("--device", default="cpu", help="cpu, cuda, cuda:1 ...")
     add("--out", type=Path, default=Path("out/calibrate"), help="directory for the results")
@@ -94,9 +103,9 @@ def _calibrate(args: argparse.Namespace) -> int:
 
 
 def _load(args: argparse.Namespace) -> Loaded:
-    loaded = load_model(args.model, args.guidance, find_device(args.device))
+    loaded = load_model(args.model, args.guidance, find_device(args.device), limits(args))
     if args.guidance is None and getattr(loaded.denoiser, "num_classes", 0) > 0:
-        loaded = load_model(args.model, GUIDANCE, find_device(args.device))
+        loaded = load_model(args.model, GUIDANCE, find_device(args.device), limits(args))
     return loaded.starting_at(args.sigma_max)
 
 
@@ -195,5 +204,9 @@ def _how_to_sample(args: argparse.Namespace, model: Denoiser, path: Path) -> str
     if not isinstance(model, PretrainedModel):
         return f'sample with: ddim_ode.sample(model, x_T, plan=ddim_ode.Plan.load("{path}"))'
     name = "" if args.model == "fashion-mnist" else f" --model {shlex.quote(args.model)}"
-    scale = "" if args.guidance is None else f" --guidance {args.guidance:g}"
-    return f"sample with: ddim-ode sample{name} --plan {shlex.quote(str(path))}{scale}"
+    ode = "".join(
+        f" --{option} {given}"
+        for option in ("guidance", "clip", "threshold")
+        if (given := getattr(args, option)) is not None
+    )
+    return f"sample with: ddim-ode sample{name} --plan {shlex.quote(str(path))}{ode}"

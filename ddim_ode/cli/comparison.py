@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from .._checks import count
 from ..escaping import lines, plain
-from .common import condition, find_device, parse_classes, parse_features
+from .common import (
+    add_limit_arguments,
+    condition,
+    find_device,
+    limits,
+    parse_classes,
+    parse_features,
+)
 from .models import HELP, Loaded, load_model
 
 if TYPE_CHECKING:
@@ -88,6 +95,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="classifier-free guidance, as you sample with; 1 (the default) is none, others cost twice",
     )
+    add_limit_arguments(parser)
     add(
         "--target", nargs="+", type=float, default=[], help="errors to find the cheapest solver for"
     )
@@ -119,7 +127,7 @@ def _compare(args: argparse.Namespace) -> int:
     from ..plan_checks import fitted_seeds
     from ..results import Interrupted
 
-    loaded = load_model(args.model, args.guidance, find_device(args.device))
+    loaded = load_model(args.model, args.guidance, find_device(args.device), limits(args))
     loaded = loaded.starting_at(args.sigma_max)
     n = count("--n", (_QUICK_N if args.quick else _N) if args.n is None else args.n)
     for target in args.target:

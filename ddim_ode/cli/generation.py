@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 from .._checks import one_of
 from .common import (
     GUIDANCE,
+    add_limit_arguments,
     chooses_steps,
     condition,
     default_guidance,
     find_device,
+    limits,
     parse_classes,
     print_table,
 )
@@ -55,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=None,
         help=f"classifier-free guidance; 1 is none ({GUIDANCE:g} for a model with classes)",
     )
+    add_limit_arguments(parser)
     add("--batch", default="auto", help="samples solved together, or auto: as memory allows")
     add("--shard", type=int, default=None, help="samples a file (64, or the batch if less)")
     add("--device", default="cpu", help="cpu, cuda (under torchrun: one each), cuda:1 ...")
@@ -73,7 +76,7 @@ def _generate(args: argparse.Namespace) -> int:
 
     one_of("dtype", args.dtype, _DTYPES)
     device = _device(args.device)
-    loaded = load_model(args.model, args.guidance, device)
+    loaded = load_model(args.model, args.guidance, device, limits(args))
     model: Any = loaded.denoiser
     if args.guidance is None and default_guidance(model) != 1:
         model.guide(default_guidance(model))

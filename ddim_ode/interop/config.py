@@ -219,7 +219,7 @@ def limit_of(
     clip: float | str | None = CONFIGURED,
     threshold: Threshold | str | None = CONFIGURED,
 ) -> Limit:
-    """What keeps x̂₀ in range: what the configuration's class does (thresholding before clipping), or as told.
+    """What keeps x̂₀ in range: what the configuration's class does, thresholding first, or as told.
 
     A value for one takes the place of whatever is configured; None switches that one off.
     """

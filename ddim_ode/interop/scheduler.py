@@ -317,8 +317,8 @@ class DDIMODEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # th
         plan = self._running()
         if use_clipped_model_output is not None and not use_clipped_model_output and self.limit:
             raise ValueError(
-                f"use_clipped_model_output=False: x̂₀ is limited ({self.limit}), and ε̂ is always the one that "
-                "goes with it; drop it (or use None)"
+                f"use_clipped_model_output=False: x̂₀ is limited ({self.limit}), and ε̂ is always the one "
+                "that goes with it; drop it (or use None)"
             )
         if eta is not None and number("eta", eta) not in (0.0, self.config["eta"]):
             raise ValueError(
