@@ -25,9 +25,9 @@ def check_model(model: object, limited: bool = True) -> None:
         )
     if model.limit and not limited:
         raise ValueError(
-            f"the model limits x̂₀ ({model.limit}), and its ODE ends many latents in one sample, so a sample "
-            "has no latent and no density of its own: encode and log_likelihood need clip=None and "
-            "threshold=None (of load or Denoiser; on the command line --clip none, --threshold none)"
+            f"the model limits x̂₀ ({model.limit}): entries at the limit are the same for many latents, and "
+            "nothing tells which was theirs; encode and log_likelihood need clip=None and threshold=None "
+            "(on the command line --clip none --threshold none)"
         )
 
 

@@ -61,9 +61,10 @@ def load_model(
     limits: clip= and threshold= of :func:`ddim_ode.interop.diffusers.load`, for any kind of model.
     """
     loaded = _load(name, guidance, device, limits or {})
-    if loaded.denoiser.limit:
-        loaded.facts["limit"] = str(loaded.denoiser.limit)
-    return loaded
+    if not (limit := loaded.denoiser.limit):
+        return loaded
+    facts = {**loaded.facts, "limit on x̂₀": str(limit)}
+    return loaded._replace(title=f"{loaded.title}, {limit}", facts=facts)
 
 
 def _load(name: str, guidance: float | None, device: Any, limits: Mapping[str, Any]) -> Loaded:

@@ -24,7 +24,9 @@ _LEVELS = (0.05, 0.2, 0.4, 0.6, 0.8, 0.95)  # of T
 _WILD = 3.0  # RMS of samples, in units of the noise at the start, that no sound model makes
 _SHARE = 0.05  # of entries out of range that are more than the tail of a network's errors
 _BEYOND_DATA = 1.1  # times the data's largest entry, from where one is out of range
-_BEYOND_OWN = 1.2  # times the range that samples keep to when held in it; sound models stay in by 2 %
+_BEYOND_OWN = (
+    1.2  # times the range that samples keep to when held in it; sound models stay in by 2 %
+)
 _TRIES = 3  # to find that range
 WILD_SAMPLES = "what the model makes by itself is not on the scale of its noise; give data"
 
@@ -132,7 +134,7 @@ class Probe:
 
     @functools.cached_property
     def reach(self) -> float:
-        """The largest |x| of the data; without, of what the model makes when x̂₀ is kept to its own range."""
+        """The largest |x| of the data; without, of what the model makes when held to its own range."""
         if self.data is not None:
             return float(self.data.abs().max())
         most = float(self.free.abs().max())

@@ -9,8 +9,7 @@ from .findings import Finding, Probe, rms
 from .meaning import OF_MEANING
 
 _HIDING = {*OF_MEANING, "non-finite"} - {"terminal-snr"}
-_CUT = 0.1  # what a limit may move of samples, of their RMS: less is the network's own overshoot
-_CUT_DATA = 0.01  # and of data
+_CUT = 0.1  # what a limit may move, of the data's RMS: less is overshoot, of networks and of data
 
 
 def checks(probe: Probe, found: Collection[str]) -> list[Finding]:
@@ -50,14 +49,14 @@ def missing(probe: Probe) -> Finding | None:
 def cut(probe: Probe) -> Finding | None:
     """A limit that moves what belongs to the data."""
     if probe.data is not None:
-        x0, least, whose = probe.data, _CUT_DATA, "the data"
+        x0, whose = probe.data, "the data"
     elif not probe.relies:
-        x0, least, whose = probe.free, _CUT, "what the model makes without it"
+        x0, whose = probe.free, "what the model makes without it"
     else:
         return None  # nobody knows what belongs to them
     limited = probe.limit(x0, x0, Level())
     moved, most = rms(limited - x0) / rms(x0), float(x0.abs().max())
-    if not moved > least:
+    if not moved > _CUT:
         return None
     share = float((limited != x0).float().mean())
     off = "" if probe.relies else ", or clip=None and threshold=None: it relies on neither"
