@@ -17,7 +17,7 @@ LIMITS = [dict(clip=0.9), dict(threshold=0.8), dict(threshold=(0.8, 1.3))]
 
 
 def limited(x0, **options):
-    return Limit(**options)(x0, x0, Level())
+    return Limit(**options)(x0, torch.zeros_like(x0), Level())
 
 
 def two_valued(schedule=DDPM, prediction="eps", **options):
