@@ -71,7 +71,7 @@ class Field:
         sigma = self.sigma(flat)
         seen = self.model.snapped(sigma)
         m = np.hypot(*self.model.schedule.scales(sigma))
-        a, b = self.model._coefficients("v", seen)
+        a, b = self.model._coefficients(self.model.answers, "v", seen)
         rate = self.way * angle_rate(flat)
         table = np.stack([self.model.network_time(seen), m, rate * a, rate * b / m])
         return table.reshape(4, *u.shape)

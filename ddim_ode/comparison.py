@@ -38,6 +38,7 @@ from .sampling import sample
 from .seeding import noise
 from .solution import norm_per_sample, warn_of_scale
 from .solvers.controller import SUCCESS
+from .solvers.fit_text import ode_text
 from .solvers.plan import Plan
 from .store import NOWHERE, Store
 
@@ -144,12 +145,13 @@ def compare(
         warn_of_another_network(plan, model, None if key else work.key, work.answers)
     if isinstance(reference, Tensor):
         work.known = given(reference, n, shape)
+    ode = [f"{model.prediction}-network", ode_text(model.alterations)]
     result = Comparison(
         budgets=wanted,
         confidence=confidence,
         seeds=list(range(seed + searched, seed + n)),
         searched=searched,
-        model=f"{type(model).__name__}({model.prediction}-network)",
+        model=f"{type(model).__name__}({', '.join(filter(None, ode))})",
         schedule=repr(model.schedule),
         fingerprints=dict(
             model=work.key or "unknown", schedule=model.schedule.fingerprint, version=__version__

@@ -55,9 +55,9 @@ class Denoiser:
     guidance: a :class:`Guidance`. learned_variance: ``"split"`` for a network that returns 2C channels, on
     whichever axis, the prediction first. dtype: what x is cast to for the network (the state stays as it
     is, float32 or wider, and t is never narrower than float32).
-    clip: keep x̂₀ in [−clip, clip]; threshold: dynamic thresholding at that quantile of |x̂₀| (see
-    :class:`ddim_ode.guidance.Limit`). Either makes the ODE another one, as guidance does; a solution's
-    ``alterations`` say so.
+    clip: keep x̂₀ in [−clip, clip]; threshold: dynamic thresholding at that quantile of |x̂₀|, or
+    (quantile, most) (see :class:`ddim_ode.guidance.Limit`). ε̂ follows the limited x̂₀, after guidance.
+    Either makes the ODE another one, as guidance does; a solution's ``alterations`` say so.
     shape: of ONE sample, for the calls that make noises themselves (``compare``, ``calibrate``,
     ``generate``) and would otherwise have to be told.
     sigma_max: the level that sampling starts from where a call does not say (default:
@@ -87,7 +87,7 @@ class Denoiser:
         learned_variance: str | None = None,
         dtype: torch.dtype | None = None,
         clip: float | None = None,
-        threshold: float | None = None,
+        threshold: float | tuple[float, float] | None = None,
         shape: Sequence[int] | None = None,
         sigma_max: float | None = None,
     ) -> None:
@@ -162,6 +162,11 @@ class Denoiser:
         """What makes its ODE another than the network's own: guidance, clip, threshold; {} if nothing."""
         return {**(self.guidance.to_dict() if self.guidance else {}), **self.limit.to_dict()}
 
+    @property
+    def answers(self) -> str:
+        """The vector that a call is answered with: what the network predicts, or x̂₀ if that is limited."""
+        return "x0" if self.limit else self.prediction
+
     def snapped(self, sigma: Array) -> Array:
         """σ as the network will see it: the nearest trained level (in t) if ``snap``, else itself."""
         if self._levels is None:
@@ -218,24 +223,24 @@ class Denoiser:
         levels = self.snapped(self.schedule.check_sigma(levels))
         call = self.network(x, cond, shared)
         t = torch.tensor(self.network_time(levels), device=x.device, dtype=self._time_dtype(x))
-        prediction = call(x, t, self.at(levels, x))
+        answer = call(x, t, self.at(levels, x))
         return (
-            self._convert(prediction, x, "x0", levels),
-            self._convert(prediction, x, "eps", levels),
+            self._convert(answer, x, "x0", levels),
+            self._convert(answer, x, "eps", levels),
         )
 
-    def _convert(self, prediction: Tensor, x: Tensor, vector: str, levels: Array) -> Tensor:
-        if self.prediction == vector:
-            return prediction
-        a, b = (_column(c, x) for c in self._coefficients(vector, levels))
-        return a * x + b * prediction
+    def _convert(self, answer: Tensor, x: Tensor, vector: str, levels: Array) -> Tensor:
+        if self.answers == vector:
+            return answer
+        a, b = (_column(c, x) for c in self._coefficients(self.answers, vector, levels))
+        return a * x + b * answer
 
-    def _coefficients(self, vector: str, levels: Array) -> tuple[Array, Array]:
-        """(a, b) with vector = a·x + b·prediction; ValueError where the prediction is blind."""
-        a, b = convert(self.prediction, vector, *self.schedule.scales(levels))
+    def _coefficients(self, source: str, vector: str, levels: Array) -> tuple[Array, Array]:
+        """(a, b) with vector = a·x + b·source; ValueError where the source is blind."""
+        a, b = convert(source, vector, *self.schedule.scales(levels))
         if not (np.all(np.isfinite(a)) and np.all(np.isfinite(b))):
             raise ValueError(
-                f"prediction={self.prediction!r} says nothing of x0 at σ=inf (ᾱ=0: zero terminal SNR, "
+                f"prediction={source!r} says nothing of x0 at σ=inf (ᾱ=0: zero terminal SNR, "
                 "rescale_betas_zero_snr in a scheduler's configuration); start from a finite "
                 "sigma_max, or use a network with prediction='v' or 'x0'"
             )
@@ -257,16 +262,15 @@ class Denoiser:
                 guided = torch.as_tensor(np.flatnonzero(mask), device=like.device)
             level = level._replace(guided=guided)
         if self.limit:
-
-            def ready(pair: tuple[Array, Array]) -> tuple[Any, Any]:
-                a, b = pair
-                one = levels.size == 1
-                return (float(a[0]), float(b[0])) if one else (_column(a, like), _column(b, like))
-
-            back = convert("x0", self.prediction, *self.schedule.scales(levels))
-            to_x0 = self._coefficients("x0", levels)
-            level = level._replace(to_x0=ready(to_x0), back=ready(back))
+            one = levels.size == 1
+            pair = self._coefficients(self.prediction, "x0", levels)
+            a, b = (float(c[0]) if one else _column(c, like) for c in pair)
+            level = level._replace(to_x0=(a, b))
         return level
+
+    def at_each(self, levels: Array, like: Tensor) -> list[Level | None]:
+        """:meth:`at` of calls, each with one of the levels for all samples."""
+        return [self.at(levels[k : k + 1], like) for k in range(levels.size)]
 
     def bind(
         self,
@@ -285,28 +289,28 @@ class Denoiser:
         host = self.network_time(levels, np.array([node.t for node in nodes]))
         table = torch.as_tensor(np.repeat(host[:, None], like.shape[0], axis=1))
         times = table.to(device=like.device, dtype=self._time_dtype(like)).unbind(0)
-        at = [self.at(levels[k : k + 1], like) for k in range(len(nodes))]
+        at = self.at_each(levels, like)
         conversions = self.conversions(nodes)
         if conversions is None:
             return lambda y, k: call(y, times[k], at[k])
 
         def evaluate(y: Tensor, k: int) -> Tensor:
-            of_x, of_prediction = conversions[k]
-            return torch.add(call(y, times[k], at[k]) * of_prediction, y, alpha=of_x)
+            of_x, of_answer = conversions[k]
+            return torch.add(call(y, times[k], at[k]) * of_answer, y, alpha=of_x)
 
         return evaluate
 
     def conversions(self, nodes: Sequence[Node]) -> list[tuple[float, float]] | None:
-        """For each node (a, b) with a·x + b·prediction the vector that it stores; None where each is the
-        prediction itself."""
-        converted = {node.vector for node in nodes} - {self.prediction}
+        """For each node (a, b) with a·x + b·answer the vector that it stores; None where each is the
+        answer itself (see :attr:`answers`)."""
+        converted = {node.vector for node in nodes} - {self.answers}
         if not converted:
             return None
         levels = self.snapped(np.array([node.sigma for node in nodes]))
         a, b = np.zeros(len(nodes)), np.ones(len(nodes))
         for vector in converted:
             rows = [k for k, node in enumerate(nodes) if node.vector == vector]
-            a[rows], b[rows] = self._coefficients(vector, levels[rows])
+            a[rows], b[rows] = self._coefficients(self.answers, vector, levels[rows])
         return list(zip(a.tolist(), b.tolist()))
 
     def network(
@@ -315,7 +319,7 @@ class Denoiser:
         cond: Mapping[str, Tensor] | None = None,
         shared: Mapping[str, Any] | None = None,
     ) -> Call:
-        """``call(x, t, at)``: the prediction, guided and limited, checked, in x's dtype.
+        """``call(x, t, at)``: the prediction, guided, checked, in x's dtype; limited, its x̂₀ instead.
 
         cond rows follow ``like``. at: of the levels, by :meth:`at`.
         """

@@ -10,7 +10,8 @@ at a given x, so the first formula is the same whatever the network predicts. Th
 acts on the network's own prediction, as in the paper (whose network predicts v). For σ outside an interval
 P = P_c, and the null branch is not evaluated (Kynkäänniemi et al. 2024).
 
-A limit acts last, on the x̂₀ that follows from P, and ε̂ is then the one that keeps x = ᾱ x̂₀ + β̄ ε̂.
+A limit acts last, on the x̂₀ that follows from P, and ε̂ is then the one that keeps x = ᾱ x̂₀ + β̄ ε̂: a
+limited network is one that predicts that x̂₀.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from .schedule import Array
 
 Mask = npt.NDArray[np.bool_]
 Pair = tuple[Any, Any]  # numbers, or tensors (B, 1, ...)
-Call = Callable[..., Tensor]  # (x, t, at: Level | None = None) -> the prediction
+Call = Callable[..., Tensor]  # (x, t, at: Level | None = None) -> the prediction, or a limited x̂₀
 
 
 @dataclass(frozen=True)
@@ -137,13 +138,11 @@ class Guidance:
 class Level(NamedTuple):
     """What one call needs to know of its noise levels.
 
-    guided: all samples, none, or the rows that are. to_x0: (a, b) with x̂₀ = a·x + b·P. back: with
-    P = a·x + b·x̂₀.
+    guided: all samples, none, or the rows that are. to_x0: (a, b) with x̂₀ = a·x + b·P.
     """
 
     guided: bool | Tensor = True
     to_x0: Pair = (0.0, 1.0)
-    back: Pair = (0.0, 1.0)
 
     def part(self, rows: slice, batch: int) -> Level:
         """For some rows of the batch."""
@@ -151,11 +150,8 @@ class Level(NamedTuple):
         if isinstance(guided, Tensor):
             first, last, _ = rows.indices(batch)
             guided = guided[(first <= guided) & (guided < last)] - first
-        to_x0, back = (
-            tuple(c[rows] if isinstance(c, Tensor) else c for c in pair)
-            for pair in (self.to_x0, self.back)
-        )
-        return Level(guided, to_x0, back)  # type: ignore[arg-type]
+        a, b = (c[rows] if isinstance(c, Tensor) else c for c in self.to_x0)
+        return Level(guided, (a, b))
 
 
 class Branches:
@@ -208,41 +204,80 @@ class Branches:
 class Limit:
     """Keeps x̂₀ in range: ``clip`` to [−clip, clip], or dynamic thresholding of data in [−1, 1].
 
-    threshold: p in (0, 1]: s is the p-quantile of a sample's |x̂₀|, and where s > 1, x̂₀ becomes
-    clamp(x̂₀, −s, s)/s (Saharia et al. 2022, section 2.3, https://arxiv.org/abs/2205.11487). Either one
-    changes the ODE. ValueError for both, and for values out of range.
+    threshold: p in (0, 1], or (p, most). s is the p-quantile of a sample's |x̂₀|, at least 1 and at most
+    ``most`` (default: no bound), and x̂₀ becomes clamp(x̂₀, −s, s)/s (Saharia et al. 2022, section 2.3,
+    https://arxiv.org/abs/2205.11487; a bound of 1, which is diffusers' default ``sample_max_value``, makes
+    it a clip to [−1, 1]). Either one changes the ODE. ValueError for both, and for values out of range.
+
+    >>> str(Limit(clip=1.0)), Limit(threshold=(0.995, 1.5)).to_dict()
+    ('clip 1', {'threshold': [0.995, 1.5]})
     """
 
-    def __init__(self, clip: float | None = None, threshold: float | None = None) -> None:
+    def __init__(
+        self,
+        clip: float | None = None,
+        threshold: float | tuple[float, float] | None = None,
+    ) -> None:
         if clip is not None:
             if threshold is not None:
                 raise ValueError("both clip and threshold are given; drop threshold")
             _number("clip", clip, 0.0, math.inf, "a bound on |x̂₀|", strictly=True)
-        if threshold is not None:
-            _number("threshold", threshold, 0.0, 1.0, "a quantile of |x̂₀|", strictly=True)
         self.clip = None if clip is None else float(clip)
-        self.threshold = None if threshold is None else float(threshold)
+        self.threshold: float | None = None
+        self.most = math.inf
+        if threshold is not None:
+            pair = isinstance(threshold, (tuple, list)) and len(threshold) == 2
+            p, most = threshold if pair else (threshold, None)  # type: ignore[misc]
+            _number("threshold", p, 0.0, 1.0, "a quantile of |x̂₀|", strictly=True)
+            self.threshold = float(p)  # type: ignore[arg-type]
+            if most not in (None, math.inf):
+                _number("the bound of threshold", most, 0.0, math.inf, "on s", strictly=True)
+                self.most = float(most)
 
     def __bool__(self) -> bool:
         return self.clip is not None or self.threshold is not None
 
-    def to_dict(self) -> dict[str, float]:
-        """The one in use, as plain data."""
-        found = dict(clip=self.clip, threshold=self.threshold)
-        return {name: value for name, value in found.items() if value is not None}
+    def __str__(self) -> str:
+        for name, value in self.to_dict().items():
+            numbers = value if isinstance(value, list) else [value]
+            return f"{name} {', at most '.join(f'{number:g}' for number in numbers)}"
+        return "no limit on x̂₀"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The one in use, as plain data; {} for none."""
+        if self.clip is not None:
+            return dict(clip=self.clip)
+        if self.threshold is None:
+            return {}
+        bounded = math.isfinite(self.most)
+        return dict(threshold=[self.threshold, self.most] if bounded else self.threshold)
 
     def __call__(self, prediction: Tensor, x: Tensor, level: Level) -> Tensor:
-        """The prediction at x (B, *) whose x̂₀ is the limited one."""
-        (a, b), (c, d) = level.to_x0, level.back
-        return c * x + d * self._limited(a * x + b * prediction)
+        """The limited x̂₀ at x (B, *), in x's dtype."""
+        a, b = level.to_x0
+        x0 = a * x + b * prediction
+        # Infinite answers must not end as a bound, which would pass for one.
+        return self._limited(x0) + 0 * x0
 
     def _limited(self, x0: Tensor) -> Tensor:
         if self.clip is not None:
             return x0.clamp(-self.clip, self.clip)
+        if not x0.numel():
+            return x0
         assert self.threshold is not None
-        s = torch.quantile(x0.abs().flatten(1), self.threshold, dim=1).clamp_min(1.0)
+        entries = x0.abs().reshape(len(x0), math.prod(x0.shape[1:]))
+        s = _quantile(entries, self.threshold).clamp(1.0, self.most)
         s = s.reshape(-1, *[1] * (x0.ndim - 1))
         return torch.maximum(torch.minimum(x0, s), -s) / s
+
+
+def _quantile(values: Tensor, p: float) -> Tensor:
+    """``torch.quantile(values, p, dim=1)`` of (B, n), for any n: that one takes 2²⁴ entries."""
+    n = values.shape[1]
+    rank = p * (n - 1)
+    below = int(rank)
+    upper = values.topk(n - below, dim=1).values  # from the largest down to that of rank ``below``
+    return torch.lerp(upper.select(1, -1), upper.select(1, max(n - below - 2, 0)), rank - below)
 
 
 def _number(

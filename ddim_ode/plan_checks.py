@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -86,19 +87,16 @@ def warn_of_another_network(
         )
 
 
-def warn_of_another_prediction(plan: Plan, model: Denoiser) -> None:
-    """As :func:`warn_of_another_ode`, where guidance and all else are the business of a pipeline."""
-    if different := _prediction_differs(plan, model):
+def warn_of_another_ode(plan: Plan, model: Denoiser, piped: bool = False) -> None:
+    """A calibrated plan is fitted, and its gain measured, for one guidance, interval, clip and so on.
+
+    piped: whether guidance is the business of a pipeline, and not known here.
+    """
+    if different := _ode_differs(plan, model, piped):
         warn(_ANOTHER.format(plan.method, *different))
 
 
-def warn_of_another_ode(plan: Plan, model: Denoiser) -> None:
-    """A calibrated plan is fitted, and its gain measured, for one guidance, interval, clip and so on."""
-    if different := _ode_differs(plan, model):
-        warn(_ANOTHER.format(plan.method, *different))
-
-
-def _ode_differs(plan: Plan, model: Denoiser) -> tuple[str, str] | None:
+def _ode_differs(plan: Plan, model: Denoiser, piped: bool = False) -> tuple[str, str] | None:
     """The two in words, None if they are one."""
     guidance = model.alterations.get("guidance")
     if plan.fit is None or isinstance(guidance, Tensor):  # the device would be waited for
@@ -107,11 +105,19 @@ def _ode_differs(plan: Plan, model: Denoiser) -> tuple[str, str] | None:
         return predictions
     others = plan.fit.get("alterations")
     fitted = {
-        **(others if isinstance(others, Mapping) else {}),
         "guidance": plan.fit.get("guidance"),
+        **(others if isinstance(others, Mapping) else {}),
     }
-    of_plan, of_model = ode_text(fitted), ode_text(model.alterations)
+    of_plan, of_model = (_ode(altered, piped) for altered in (fitted, model.alterations))
     return None if of_plan == of_model else (of_plan, of_model)
+
+
+def _ode(alterations: Mapping[str, Any], piped: bool) -> str:
+    known = {k: v for k, v in alterations.items() if v is not None}
+    if not piped:
+        return ode_text({"guidance": 1.0, **known})
+    limits = {k: v for k, v in known.items() if not k.startswith("guidance")}
+    return ode_text(limits) or "no limit on x̂₀"
 
 
 def _prediction_differs(plan: Plan, model: Denoiser) -> tuple[str, str] | None:

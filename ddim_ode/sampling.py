@@ -226,10 +226,10 @@ def compile_for(
     noise_std: npt.ArrayLike | None,
 ) -> Plan:
     model = levels.model
-    # A multistep plan stores its chart's vector; a one-step plan whatever the network predicts.
+    # A multistep plan stores its chart's vector; a one-step plan whatever the model answers with.
     vector = None
     if not spec.multistep:
-        vector = "eps" if model.prediction == "score" else model.prediction
+        vector = "eps" if model.answers == "score" else model.answers
 
     def build(sigmas: Array, start: str | None) -> Plan:
         options = dict(start=start, chart=chart, vector=vector, eta=eta, noise_std=noise_std)

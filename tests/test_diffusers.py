@@ -103,22 +103,6 @@ def test_the_doctor_tells_what_a_network_predicts(folders, combination, declared
             assert found.fix.startswith(f"prediction={true!r}")
 
 
-def test_clip_sample_is_left_out_by_name(folders, tmp_path):
-    folder = folders["linear", "epsilon"]
-    diffusers = peer("diffusers")
-    with quiet():
-        pipe = diffusers.DDPMPipeline.from_pretrained(folder)
-    config = {**pipe.scheduler.config, "clip_sample": True}
-    save(tmp_path, pipe.unet, diffusers.DDIMScheduler.from_config(config))
-    with pytest.warns(InteropWarning, match=r"clip_sample=True.*not the ODE"):
-        model = load(tmp_path)
-    ours = ddim_ode.sample(model, start(), "ddim", steps=10, grid="trailing").x
-    assert off(ours, theirs(folder, 10)) < 1e-4  # the ODE's, whatever they clip
-    assert off(ours, theirs(folder, 10, clip_sample=True)) > 1e-2
-    assert model.notes[0].key == "clip_sample"
-    assert model.notes[0].outcome == "left out"
-
-
 @pytest.mark.parametrize(
     "config",
     [
@@ -268,16 +252,10 @@ def test_configurations_that_cannot_be_honoured(config, match):
         load(unet(), config)
 
 
-@pytest.mark.parametrize(
-    ("config", "match"),
-    [
-        (dict(_class_name="DDPMScheduler", thresholding=True, clip_sample=False), "thresholding"),
-        (dict(_class_name="DDIMScheduler"), "clip_sample"),  # clipping is their default
-    ],
-)
-def test_what_is_left_out_is_warned_of(config, match):
+def test_what_is_left_out_is_warned_of():
     peer("diffusers")
-    with pytest.warns(InteropWarning, match=match):
+    config = dict(_class_name="EulerDiscreteScheduler", invert_sigmas=True)
+    with pytest.warns(InteropWarning, match="invert_sigmas=True: left out, .* no levels that rise"):
         load(unet(), config)
 
 

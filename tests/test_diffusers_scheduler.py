@@ -22,7 +22,6 @@ from tiny_pipelines import (
 
 import ddim_ode
 from ddim_ode import Guidance, Plan
-from ddim_ode.interop.config import InteropWarning
 from ddim_ode.interop.diffusers import load
 from ddim_ode.solvers.methods import METHODS as REGISTRY
 
@@ -300,16 +299,12 @@ def test_step_noise_is_the_generators_and_has_the_posterior_variance():
     assert torch.equal(again.prev_sample, made[0].prev_sample)
 
 
-def test_eta_and_clipping_are_not_taken_on_the_way():
+def test_eta_is_not_taken_on_the_way():
     scheduler = ours(method="ddim")
     scheduler.set_timesteps(3)
     t = scheduler.timesteps[0]
     with pytest.raises(ValueError, match=r"eta=0\.5"):
         scheduler.step(start(), t, start(), eta=0.5)
-    with pytest.raises(ValueError, match="use_clipped_model_output"):
-        scheduler.step(start(), t, start(), use_clipped_model_output=True)
-    with pytest.warns(InteropWarning, match="clip_sample"):
-        type(scheduler).from_config(peer("diffusers").DDIMScheduler().config)
 
 
 def test_half_precision_keeps_a_wide_state():

@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._checks import count
-from .common import add_guidance, condition, find_device, parse_classes, print_table
+from .common import (
+    add_guidance,
+    add_limit_arguments,
+    condition,
+    find_device,
+    limits,
+    parse_classes,
+    print_table,
+)
 from .models import HELP, Loaded, load_model
 
 if TYPE_CHECKING:
@@ -36,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--classes", default="all", help="names or numbers, in turn over the noises: 'sneaker,bag'")
     add_guidance(parser, "; a plan is fitted to it, so give what you will sample with")
     add("--sigma-max", type=float, default=None, help="noise level to start from (the model's own)")
+    add_limit_arguments(parser)
     add("--batch", type=int, default=64, help="samples solved together")
     add("--device", default="cpu", help="cpu, cuda, cuda:1 ...")
     add("--out", type=Path, default=Path("out/calibrate"), help="directory for the results")
@@ -50,7 +59,7 @@ def _calibrate(args: argparse.Namespace) -> int:
     budgets = sorted({count("--nfe", nfe) for nfe in args.nfe})
     n, seed = count("--n", args.n, least=2), count("--seed", args.seed, least=0)
     count("--batch", args.batch)
-    loaded = load_model(args.model, args.guidance, find_device(args.device))
+    loaded = load_model(args.model, args.guidance, find_device(args.device), limits(args))
     loaded = loaded.starting_at(args.sigma_max)
     shown = range(seed + n, seed + n + (_PICTURES if len(loaded.shape) == 3 else _DOTS))
     fitted_to, shown_with = (  # classes in turn over the seeds: a seed has its class whatever n is
@@ -183,5 +192,9 @@ def _how_to_sample(args: argparse.Namespace, model: Denoiser, path: Path) -> str
     if not isinstance(model, PretrainedModel):
         return f'sample with: ddim_ode.sample(model, x_T, plan=ddim_ode.Plan.load("{path}"))'
     name = "" if args.model == "fashion-mnist" else f" --model {shlex.quote(args.model)}"
-    scale = "" if args.guidance is None else f" --guidance {args.guidance:g}"
-    return f"sample with: ddim-ode sample{name} --plan {shlex.quote(str(path))}{scale}"
+    ode = "".join(
+        f" --{option} {given}"
+        for option in ("guidance", "clip", "threshold")
+        if (given := getattr(args, option)) is not None
+    )
+    return f"sample with: ddim-ode sample{name} --plan {shlex.quote(str(path))}{ode}"

@@ -144,19 +144,46 @@ def add_ode_arguments(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="noise level to start from, or to encode up to",
     )
-    add("--clip", type=float, default=None, help="keep x̂₀ in [-CLIP, CLIP]: another ODE")
+    add_limit_arguments(parser)
+
+
+def add_limit_arguments(parser: argparse.ArgumentParser) -> None:
+    """What keeps x̂₀ in range, for commands that load a model."""
+    add = parser.add_argument
+    add(
+        "--clip",
+        default=None,
+        help="keep x̂₀ in [-CLIP, CLIP]: another ODE; none: do not, though the model's scheduler does",
+    )
     add(
         "--threshold",
-        type=float,
         default=None,
-        help="dynamic thresholding at this quantile of |x̂₀|: another ODE",
+        metavar="P[,MOST]",
+        help="dynamic thresholding at this quantile of |x̂₀|, or MOST if that is less; none as for --clip",
     )
 
 
-def set_ode(model: Trained, args: argparse.Namespace) -> None:
-    """Guide and limit the model as the command line says."""
-    from ..guidance import Limit
+def limits(args: argparse.Namespace) -> dict[str, Any]:
+    """Clip and threshold, as far as they are given, as ``load_model`` takes them."""
+    return {
+        name: _limit(f"--{name}", text)
+        for name in ("clip", "threshold")
+        if (text := getattr(args, name)) is not None
+    }
 
+
+def _limit(option: str, text: str) -> Any:
+    if text == "none":
+        return None
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"{option} {text!r}: give a number, or none") from None
+    return values[0] if len(values) == 1 else tuple(values)
+
+
+def set_ode(model: Trained, args: argparse.Namespace) -> None:
+    """Guide the model, and start it, as the command line says."""
     if args.guidance is None:
         args.guidance = 1.0
     interval = None if args.guidance_interval is None else tuple(args.guidance_interval)
@@ -164,7 +191,6 @@ def set_ode(model: Trained, args: argparse.Namespace) -> None:
         name = "--guidance-rescale" if interval is None else "--guidance-interval"
         raise ValueError(f"{name} does nothing without guidance; drop it, or give --guidance")
     model.guide(args.guidance, interval, args.guidance_rescale)
-    model.limit = Limit(args.clip, args.threshold)
     if args.sigma_max is not None:
         model.sigma_max = model.start("--sigma-max", args.sigma_max)
 

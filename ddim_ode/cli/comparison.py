@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from .._checks import count
 from ..escaping import lines, plain
-from .common import add_guidance, condition, find_device, parse_classes, parse_features
+from .common import (
+    add_guidance,
+    add_limit_arguments,
+    condition,
+    find_device,
+    limits,
+    parse_classes,
+    parse_features,
+)
 from .models import HELP, Loaded, load_model
 
 if TYPE_CHECKING:
@@ -83,6 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--classes", default="all", help="names or numbers, in turn over the noises: 'sneaker,bag'")
     add_guidance(parser, "; give what you sample with")
+    add_limit_arguments(parser)
     add(
         "--target", nargs="+", type=float, default=[], help="errors to find the cheapest solver for"
     )
@@ -114,7 +123,7 @@ def _compare(args: argparse.Namespace) -> int:
     from ..plan_checks import fitted_seeds
     from ..results import Interrupted
 
-    loaded = load_model(args.model, args.guidance, find_device(args.device))
+    loaded = load_model(args.model, args.guidance, find_device(args.device), limits(args))
     loaded = loaded.starting_at(args.sigma_max)
     n = count("--n", (_QUICK_N if args.quick else _N) if args.n is None else args.n)
     for target in args.target:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .._checks import count
-from .common import add_guidance, find_device
+from .common import add_guidance, add_limit_arguments, find_device, limits
 from .models import HELP, load_model
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--n", type=int, default=8, help="samples to ask the model with")
     add("--seed", type=int, default=0, help="of the first noise")
     add_guidance(parser, "; give what you sample with")
+    add_limit_arguments(parser)
     add("--device", default="cpu", help="cpu, cuda, cuda:1 ...")
     add("--json", action="store_true", help="print the findings, and what was not checked, as JSON")
     parser.set_defaults(run=_doctor)
@@ -39,7 +40,7 @@ def _doctor(args: argparse.Namespace) -> int:
     device = find_device(args.device)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # what the loader leaves out is measured below
-        loaded = load_model(args.model, args.guidance, device)
+        loaded = load_model(args.model, args.guidance, device, limits(args))
     findings = diagnose(
         loaded.denoiser,
         data=None if args.data is None else _read(args.data, args.n),

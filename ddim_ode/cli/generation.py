@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 from .._checks import one_of
 from .common import (
     add_guidance,
+    add_limit_arguments,
     chooses_steps,
     condition,
     find_device,
+    limits,
     parse_classes,
     print_table,
 )
@@ -49,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="of sample 0")
     add("--classes", default="all", help="names or numbers, repeated over the seeds: 'sneaker,bag'")
     add_guidance(parser)
+    add_limit_arguments(parser)
     add("--batch", default="auto", help="samples solved together, or auto: as memory allows")
     add("--shard", type=int, default=None, help="samples a file (64, or the batch if less)")
     add("--device", default="cpu", help="cpu, cuda (under torchrun: one each), cuda:1 ...")
@@ -67,7 +70,7 @@ def _generate(args: argparse.Namespace) -> int:
 
     one_of("dtype", args.dtype, _DTYPES)
     device = _device(args.device)
-    loaded = load_model(args.model, args.guidance, device)
+    loaded = load_model(args.model, args.guidance, device, limits(args))
     model: Any = loaded.denoiser
     labels = parse_classes(args.classes, model, range(args.seed, args.seed + args.n))
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zipfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -49,23 +50,49 @@ class Loaded(NamedTuple):
         return self._replace(denoiser=self.denoiser.starting_at(sigma_max))
 
 
-def load_model(name: str, guidance: float | None = None, device: Any = "cpu") -> Loaded:
-    """The model of that name or file; ValueError or FileNotFoundError that say what is wrong with it."""
-    if name == MIXTURE:
-        return _mixture(_DEMO, MIXTURE, guidance, "built in")
-    if Path(name).suffix in (".json", ".npz"):
-        path = Path(name)
-        return _mixture(_read(path), path.stem, guidance, str(path))
-    if Path(name).is_dir():
+def load_model(
+    name: str,
+    guidance: float | None = None,
+    device: Any = "cpu",
+    limits: Mapping[str, Any] | None = None,
+) -> Loaded:
+    """The model of that name or file; ValueError or FileNotFoundError that say what is wrong with it.
+
+    limits: clip= and threshold= of :func:`ddim_ode.interop.diffusers.load`, for any kind of model.
+    """
+    loaded = _load(name, guidance, device, limits or {})
+    if not (limit := loaded.denoiser.limit):
+        return loaded
+    facts = {**loaded.facts, "limit on x̂₀": str(limit)}
+    return loaded._replace(title=f"{loaded.title}, {limit}", facts=facts)
+
+
+def _load(name: str, guidance: float | None, device: Any, limits: Mapping[str, Any]) -> Loaded:
+    from ..interop.config import limit_of
+
+    if name != MIXTURE and Path(name).is_dir():
         from ..interop.diffusers import is_model_folder
 
         if is_model_folder(name):
-            return _of_diffusers(name, guidance, device)
-    return _trained(name, guidance, device)
+            return _of_diffusers(name, guidance, device, limits)
+    if name == MIXTURE:
+        loaded = _mixture(_DEMO, MIXTURE, guidance, "built in")
+    elif Path(name).suffix in (".json", ".npz"):
+        loaded = _mixture(_read(Path(name)), Path(name).stem, guidance, name)
+    else:
+        loaded = _trained(name, guidance, device)
+    loaded.denoiser.limit = limit_of({}, **limits)
+    return loaded
 
 
-def load_trained(name: str, device: Any = "cpu") -> Trained:
-    """A trained network, for commands that draw what it makes and write its sha256 down."""
+def load_trained(
+    name: str, device: Any = "cpu", limits: Mapping[str, Any] | None = None
+) -> Trained:
+    """A trained network, for commands that draw what it makes and write its sha256 down.
+
+    limits: as for :func:`load_model`.
+    """
+    from ..interop.config import limit_of
     from ..interop.diffusers import is_model_folder
     from ..nets.pretrained import load
 
@@ -75,8 +102,10 @@ def load_trained(name: str, device: Any = "cpu") -> Trained:
             "calibrate and doctor take a mixture as well"
         )
     if not (Path(name).is_dir() and is_model_folder(name)):
-        return load(name, device=device)
-    model = _diffusers_model(name, None, device)
+        trained = load(name, device=device)
+        trained.limit = limit_of({}, **(limits or {}))
+        return trained
+    model = _diffusers_model(name, None, device, limits or {})
     if model.shape[0] not in (1, 3):
         raise ValueError(
             f"--model {name}: makes latents of {model.shape[0]} channels, and this command draws pictures "
@@ -85,11 +114,13 @@ def load_trained(name: str, device: Any = "cpu") -> Trained:
     return model
 
 
-def _diffusers_model(name: str, guidance: float | None, device: Any) -> DiffusersModel:
+def _diffusers_model(
+    name: str, guidance: float | None, device: Any, limits: Mapping[str, Any]
+) -> DiffusersModel:
     """Of a directory; ValueError where it needs what a command line cannot say."""
     from ..interop.diffusers import load
 
-    model = load(name, guidance=guidance, device=device)
+    model = load(name, guidance=guidance, device=device, **limits)
     if model.shape is None:
         raise ValueError(f"{name}: the network takes samples of any shape; load it in Python")
     other = model.needs - ({"class_labels"} if model.num_classes else set())
@@ -101,8 +132,10 @@ def _diffusers_model(name: str, guidance: float | None, device: Any) -> Diffuser
     return model
 
 
-def _of_diffusers(name: str, guidance: float | None, device: Any) -> Loaded:
-    model = _diffusers_model(name, guidance, device)
+def _of_diffusers(
+    name: str, guidance: float | None, device: Any, limits: Mapping[str, Any]
+) -> Loaded:
+    model = _diffusers_model(name, guidance, device, limits)
     facts = dict(
         model=f"{name}, {type(model.scheduler).__name__}",
         prediction=model.prediction,

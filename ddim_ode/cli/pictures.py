@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from .common import (
     add_ode_arguments,
     find_device,
+    limits,
     parse_seeds,
     print_table,
     set_ode,
@@ -61,7 +62,7 @@ def load_model(args: argparse.Namespace) -> Trained:
     """The model, guided and limited as the command line says."""
     if args.nfe is None and args.steps is None:
         args.nfe = args.default_nfe
-    model = load_trained(args.model, find_device(args.device))
+    model = load_trained(args.model, find_device(args.device), limits(args))
     set_ode(model, args)
     return model
 

@@ -19,6 +19,7 @@ from .common import (
     add_ode_arguments,
     chooses_steps,
     find_device,
+    limits,
     parse_classes,
     parse_seeds,
     print_table,
@@ -170,6 +171,8 @@ def _apply_manifest(args: argparse.Namespace) -> None:
         # The first manifests had no plans, and nothing that changed the ODE but guidance.
         later = {"plan": None, **{name: _DEFAULTS.get(name) for name in _ODE}}
         written = {**later, **manifest["options"]}
+        for name in ("clip", "threshold"):  # numbers or nothing once, whatever was configured
+            written[name] = "none" if written[name] is None else str(written[name])
         options = {name: _of_kind(args.parser, name, written[name]) for name in _OPTIONS}
         args.sha256 = manifest["model"]["sha256"]
         if options["plan"]:
@@ -240,13 +243,18 @@ def _check_methods(args: argparse.Namespace) -> None:
 
 
 def _load_model(args: argparse.Namespace) -> Trained:
-    model = load_trained(args.model, find_device(args.device))
+    model = load_trained(args.model, find_device(args.device), limits(args))
     if args.sha256 not in (None, model.sha256):
         raise ValueError(
             f"{args.manifest}: was made with weights {args.sha256[:12]}…, and {args.model} now has "
             f"{model.sha256[:12]}…"
         )
     set_ode(model, args)
+    for name in (
+        "clip",
+        "threshold",
+    ):  # of the configuration too, which may be another one some day
+        setattr(args, name, str(model.limit.to_dict().get(name, "none")).strip("[]"))
     return model
 
 

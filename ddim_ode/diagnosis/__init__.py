@@ -57,10 +57,12 @@ def diagnose(
     >>> ddim_ode.diagnose(model).not_checked
     {'half-precision': 'the network is no torch.nn.Module with weights to convert'}
     """
-    from . import levels, network
+    from . import levels, limits, network
     from .findings import Probe
 
     probe = Probe(model, data, cond, shared, shape, steps, n, seed, device)
-    found = [*network.checks(probe), *levels.checks(probe)]
+    found = list(network.checks(probe))
+    probe.model = probe.variant(limit=probe.limit)
+    found += [*levels.checks(probe), *limits.checks(probe, [finding.check for finding in found])]
     found.sort(key=lambda finding: finding.severity != "error")
     return Diagnosis(found, probe.not_checked)

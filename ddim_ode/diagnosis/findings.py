@@ -15,6 +15,7 @@ from torch import Tensor
 from .._checks import count, named, seed_of
 from ..asking import has_rows
 from ..denoiser import Denoiser
+from ..guidance import Limit
 from ..inputs import conditions, device_of, sample_shape
 from ..sampling import sample
 from ..schedule import Array
@@ -22,6 +23,12 @@ from ..seeding import noise
 
 _LEVELS = (0.05, 0.2, 0.4, 0.6, 0.8, 0.95)  # of T
 _WILD = 3.0  # RMS of samples, in units of the noise at the start, that no sound model makes
+_SHARE = 0.05  # of entries out of range that are more than the tail of a network's errors
+_BEYOND_DATA = 1.1  # times the data's largest entry, from where one is out of range
+_BEYOND_OWN = (
+    1.2  # times the range that samples keep to when held in it; sound models stay in by 2 %
+)
+_TRIES = 3  # to find that range
 WILD_SAMPLES = "what the model makes by itself is not on the scale of its noise; give data"
 
 
@@ -44,8 +51,8 @@ class Finding:
 
 
 class Diagnosis(list[Finding]):
-    """The findings. not_checked: {check: why it could not be made}; what does not concern a model (clipping
-    where its scheduler does not clip) is not among them."""
+    """The findings. not_checked: {check: why it could not be made}; what does not concern a model is not
+    among them."""
 
     def __init__(self, findings: Iterable[Finding], not_checked: Mapping[str, str]) -> None:
         super().__init__(findings)
@@ -59,7 +66,8 @@ class Diagnosis(list[Finding]):
 class Probe:
     """A model with clean samples x0 (n, *), noise and conditions to ask it with.
 
-    not_checked: see :class:`Diagnosis`; checks add to it by :meth:`skip`.
+    model: without its limit on x̂₀, which would hide what the network answers. limit: that limit, which its
+    samples have if it relies on one. not_checked: see :class:`Diagnosis`; checks add to it by :meth:`skip`.
     """
 
     def __init__(
@@ -92,6 +100,7 @@ class Probe:
                 raise ValueError(f"the first {n} samples of data are constant, or not all numbers")
         self.shape = sample_shape(model, shape)
         self.model, self.n, self.seed, self.shared = model, n, seed_of(seed), shared
+        self.limit, self.model = model.limit, self.variant(limit=Limit())
         self.data = None if data is None else data[:n].to(self.device, torch.float32)
         classes = getattr(model, "num_classes", 0)
         if cond is None and classes:
@@ -119,6 +128,41 @@ class Probe:
         """What the model makes of ``noise``."""
         return self.generate(self.model)
 
+    @functools.cached_property
+    def free(self) -> Tensor:
+        """What the model makes without a limit on x̂₀."""
+        return self.generate(self.model, Limit())
+
+    @functools.cached_property
+    def reach(self) -> float:
+        """The largest |x| of the data; without, of what the model makes when held to its own range."""
+        if self.data is not None:
+            return float(self.data.abs().max())
+        most = float(self.free.abs().max())
+        for _ in range(_TRIES):
+            most = float(self.generate(self.model, Limit(clip=most or 1.0)).abs().max())
+        return most
+
+    @functools.cached_property
+    def relies(self) -> bool:
+        """Whether the model needs a limit on x̂₀: without one, the network's errors drive x out of reach.
+
+        A network whose ε̂ errs by e sees x̂₀ err by σe, beyond all data at the first levels. Most recover on
+        the way down.
+        """
+        if not self.free.isfinite().all():
+            return True
+        if self.data is None:
+            return float(self.free.abs().max()) > _BEYOND_OWN * self.reach
+        # A mean of data lies within the data: where x̂₀ of noised data does not, the network errs.
+        sigma = float(self.sigmas[-1])
+        guess = self.ask(self.variant(limit=Limit()), self.noised(self.data, sigma), sigma)[0]
+        return all(self.beyond(x) > _SHARE for x in (self.free, guess))
+
+    def beyond(self, x: Tensor) -> float:
+        """The share of entries beyond :attr:`reach`."""
+        return float((~(x.abs() <= _BEYOND_DATA * self.reach)).float().mean())
+
     def wild(self, x0: Tensor) -> bool:
         """Whether samples that the model makes are none: larger than its noise, or not finite."""
         return x0 is not self.data and not rms(x0) < _WILD * self._top
@@ -135,8 +179,15 @@ class Probe:
         """A few levels from almost clean to almost noise."""
         return self.model.schedule.sigma(np.array(_LEVELS) * self.model.schedule.T)
 
-    def generate(self, model: Denoiser) -> Tensor:
-        """n samples of a variant of the model, by a few DDIM steps from a finite level."""
+    def generate(self, model: Denoiser, limit: Limit | None = None) -> Tensor:
+        """n samples of a variant of the model, by a few DDIM steps from a finite level.
+
+        limit: on x̂₀; by default the model's own, if it relies on that.
+        """
+        if limit is None:
+            limit = self.limit if self.limit and self.relies else Limit()
+        model = copy.copy(model)
+        model.limit = limit
         top = float(model.schedule.sigma(0.99 * model.schedule.T))
         x = self.noise
         if model.schedule.family == "ve":

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ..grids import default_name, make_grid
@@ -22,7 +20,7 @@ _LEFT = 1e-3  # noise left at the end, in units of the data
 def checks(probe: Probe) -> Iterator[Finding]:
     """All findings of the levels that the model's scheduler, or our default grid, visits."""
     if probe.lifeless:
-        probe.skip(probe.lifeless, *_OF_PLACEMENT, "clipping")
+        probe.skip(probe.lifeless, *_OF_PLACEMENT)
         return
     try:
         levels = _levels(probe)
@@ -38,9 +36,6 @@ def checks(probe: Probe) -> Iterator[Finding]:
                 last_alpha(probe, *levels),
             ),
         )
-    clipped = clipping(probe)
-    if clipped is not None:
-        yield clipped
 
 
 def _levels(probe: Probe) -> tuple[Array, Array, Array]:
@@ -148,63 +143,6 @@ def last_alpha(probe: Probe, asked: Array, reached: Array, told: Array) -> Findi
         "from what is returned",
         "set_alpha_to_one=True (final_sigmas_type='zero'); ours land on x̂₀ with the last call",
     )
-
-
-def clipping(probe: Probe) -> Finding | None:
-    """What clipping or thresholding of x̂₀ does to a round trip: up by DDIM, and down again."""
-    config: Any = getattr(probe.model, "config", {})
-    kind = next((k for k in ("clip_sample", "thresholding") if config.get(k)), None)
-    if kind is None:
-        return None
-    share: list[float] = []
-
-    def clip(x0: Tensor) -> Tensor:
-        out = _clip(x0, config, kind)
-        share.append(float((out != x0).float().mean()))
-        return out
-
-    levels = make_grid("time", probe.model.schedule, 20)
-    if np.isinf(levels[0]):
-        levels = levels[1:]
-    up = levels[::-1][1:]  # from σ_min
-    x = probe.noised(probe.x0, float(up[0]))
-    latents = [_walk(probe, x, up, change) for change in (clip, None)]
-    moved = rms(latents[0] - latents[1])
-    if not np.mean(share) > 1e-3:
-        return None
-    trip = rms(_walk(probe, latents[0], up[::-1], clip) - x) / rms(probe.x0)
-    free = rms(_walk(probe, latents[1], up[::-1], None) - x) / rms(probe.x0)
-    return Finding(
-        "clipping",
-        "error",
-        moved,
-        f"{kind}=True changes {np.mean(share):.1%} of the entries of x̂₀ while ε̂ stays: inverting moves the "
-        f"latent by RMS {moved:.2g}, and 20 steps up and down end {trip:.2g} times the data away "
-        f"({free:.2g} without)",
-        f"{kind}=False, at least for inversion; this package clips nothing unless told to (clip=)",
-    )
-
-
-def _clip(x0: Tensor, config: Any, kind: str) -> Tensor:
-    if kind == "clip_sample":
-        bound = float(config.get("clip_sample_range") or 1.0)
-        return x0.clamp(-bound, bound)
-    quantile = torch.quantile(
-        x0.abs().flatten(1), float(config.get("dynamic_thresholding_ratio", 0.995)), dim=1
-    )
-    most = quantile.clamp(1.0, float(config.get("sample_max_value", 1.0)))
-    most = most.reshape(-1, *[1] * (x0.ndim - 1))
-    return torch.minimum(torch.maximum(x0, -most), most) / most
-
-
-def _walk(probe: Probe, x: Tensor, sigmas: Array, clip: Any) -> Tensor:
-    """DDIM through these levels, up or down, x̂₀ changed on the way and ε̂ not."""
-    schedule = probe.model.schedule
-    for sigma, to in zip(sigmas[:-1].tolist(), sigmas[1:].tolist()):
-        x0, eps = probe.ask(probe.model, x, sigma)
-        alpha, beta = (float(v) for v in schedule.scales(to))
-        x = alpha * (x0 if clip is None else clip(x0)) + beta * eps
-    return x
 
 
 def _ddim(probe: Probe, asked: Array, reached: Array) -> Tensor:

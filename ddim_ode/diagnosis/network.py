@@ -120,7 +120,7 @@ def terminal_snr(probe: Probe) -> Finding | None:
             fix,
         )
     blown = top * error / rms(probe.x0)
-    if not blown > _BLIND:
+    if probe.limit or not blown > _BLIND:  # a limited x̂₀ cannot err by so much
         return None
     return Finding(
         "terminal-snr",

@@ -3,8 +3,9 @@
 Such a file mixes three things. The *model's*: how data were noised in training and what the network
 predicts, which a :class:`ddim_ode.Denoiser` takes over. The *sampler's*: where it steps and how,
 which ``grid=``, ``final=`` and ``method=`` replace (and :mod:`.placement` gives back on request). And
-*departures from the ODE*: clipping and thresholding of x̂₀. A clipped x̂₀ beside the old ε̂ breaks
-x = ᾱx̂₀ + β̄ε̂, so no ODE has these steps; they are named in a warning and left out.
+*limits on x̂₀*, clipping and thresholding, which many networks were trained to be sampled with. A clipped
+x̂₀ beside the old ε̂ breaks x = ᾱx̂₀ + β̄ε̂, and no ODE has these steps; here ε̂ follows x̂₀, as it does in
+DDPM's posterior mean and with ``use_clipped_model_output=True`` in the DDIM scheduler.
 
 The ᾱ are computed in float64 from the same formulas, not read from diffusers' float32 products, whose
 1 − ᾱ² keeps three digits at t = 1.
@@ -20,6 +21,7 @@ import numpy as np
 from .. import schedules
 from .._checks import count, flag, named, number, numbers, one_of
 from .._warn import Caution, warn
+from ..guidance import Limit
 from ..schedule import Array, Schedule
 
 PREDICTIONS = {
@@ -63,13 +65,24 @@ _SOLVER = (
     *("tau_func", "noise_sampler_seed", "skip_prk_steps", "timestep_scaling", "method", "eta"),
     *("plans", "start", "stochastic_sampling"),
 )
-# What no ODE has, with its reason, and the settings of it.
-_DEPARTURES = dict(
-    clip_sample="it is not the ODE (x̂₀ clipped beside the old ε̂)",
-    thresholding="it is not the ODE (x̂₀ squeezed by a quantile of itself beside the old ε̂)",
-    invert_sigmas="this package knows no levels that rise",
+# The classes that limit x̂₀, by the switch that makes them; the others carry it along, from one class to the
+# next, and do nothing of the kind.
+LIMITING = dict(
+    thresholding=(
+        *("DDIMScheduler", "DDIMParallelScheduler", "DDPMScheduler", "DDPMParallelScheduler"),
+        *("DPMSolverMultistepScheduler", "DPMSolverMultistepInverseScheduler"),
+        *("DPMSolverSinglestepScheduler", "DEISMultistepScheduler", "UniPCMultistepScheduler"),
+        *("SASolverScheduler", "LCMScheduler", "TCDScheduler", "DDIMODEScheduler"),
+    ),
+    clip_sample=(
+        *("DDIMScheduler", "DDIMParallelScheduler", "DDIMInverseScheduler"),
+        *("DDPMScheduler", "DDPMParallelScheduler", "HeunDiscreteScheduler"),
+        *("LCMScheduler", "TCDScheduler", "DDIMODEScheduler"),
+    ),
 )
-_OF_DEPARTURES = ("clip_sample_range", "dynamic_thresholding_ratio", "sample_max_value")
+_OF_LIMITS = ("clip_sample_range", "dynamic_thresholding_ratio", "sample_max_value")
+CONFIGURED = "configured"
+Threshold = float | tuple[float, float]
 
 
 class InteropWarning(Caution):
@@ -201,21 +214,61 @@ def learns_variance(config: Mapping[str, Any]) -> bool:
     return given is not None and one_of("variance_type", given, _VARIANCES) in LEARNED
 
 
+def limit_of(
+    config: Mapping[str, Any],
+    clip: float | str | None = CONFIGURED,
+    threshold: Threshold | str | None = CONFIGURED,
+) -> Limit:
+    """What keeps x̂₀ in range: what the configuration's class does, thresholding first, or as told.
+
+    A value for one takes the place of whatever is configured; None switches that one off.
+    """
+    for name, told in (("clip", clip), ("threshold", threshold)):
+        if isinstance(told, str):
+            one_of(name, told, (CONFIGURED,))
+    values = [None if isinstance(told, str) else told for told in (clip, threshold)]
+    if values != [None, None]:
+        return Limit(*values)  # type: ignore[arg-type]
+    if threshold is not None and _limits(config, "thresholding"):
+        ratio = _positive(config, "dynamic_thresholding_ratio", 0.995, most=1.0)
+        return Limit(threshold=(ratio, _positive(config, "sample_max_value", 1.0)))
+    if clip is not None and _limits(config, "clip_sample"):
+        return Limit(clip=_positive(config, "clip_sample_range", 1.0))
+    return Limit()
+
+
+def _limits(config: Mapping[str, Any], switch: str) -> bool:
+    named = config.get("_class_name", "DDIMODEScheduler")
+    return _is_on(config, switch) and named in LIMITING[switch]
+
+
+def _positive(
+    config: Mapping[str, Any], key: str, default: float, most: float = float("inf")
+) -> float:
+    found = number(key, config.get(key, default))
+    if not 0 < found <= most:
+        raise ValueError(f"{key}={found:g} must be above 0 and at most {most:g}")
+    return found
+
+
 def _is_on(config: Mapping[str, Any], key: str) -> bool:
     """A switch of the configuration, off where it is not there or null."""
     value = config.get(key)
     return value is not None and flag(key, value)
 
 
-def notes_of(config: Mapping[str, Any]) -> list[Note]:
-    """What becomes of each key, those first that are left out."""
+def notes_of(config: Mapping[str, Any], limit: Limit) -> list[Note]:
+    """What becomes of each key, those first that are left out. limit: the one in force."""
     out = []
     for key, value in config.items():
-        if key.startswith("_") or key in _OF_DEPARTURES:
+        if key.startswith("_") or key in _OF_LIMITS:
             continue
-        if key in _DEPARTURES:
-            outcome, text = ("left out", _DEPARTURES[key]) if value else ("honoured", "off")
-            out.append(Note(key, value, outcome, text))
+        if key in (*LIMITING, "invert_sigmas") and not value:
+            out.append(Note(key, value, "honoured", "off"))
+        elif key in LIMITING:
+            out.append(Note(key, value, *_of_limit(key, config, limit)))
+        elif key == "invert_sigmas":
+            out.append(Note(key, value, "left out", "this package knows no levels that rise"))
         elif key in _MODEL:
             out.append(Note(key, value, "honoured", "part of the schedule or the prediction"))
         elif key in _LEVELS:
@@ -226,6 +279,20 @@ def notes_of(config: Mapping[str, Any]) -> list[Note]:
         else:
             out.append(Note(key, value, "left out", UNKNOWN))
     return sorted(out, key=lambda note: note.outcome != "left out")
+
+
+def _of_limit(switch: str, config: Mapping[str, Any], limit: Limit) -> tuple[str, str]:
+    """What became of a switch that is on, and why."""
+    if not _limits(config, switch):
+        return "left out", (
+            f"{config['_class_name']} has no such setting, and its pipelines do not limit x̂₀ either"
+        )
+    configured = limit_of(config).to_dict()
+    if limit.to_dict() != configured:
+        return "replaced", f"clip= and threshold= say: {limit}"
+    if switch == "clip_sample" and "threshold" in configured:
+        return "replaced", "thresholding goes before it"
+    return "honoured", f"{limit}, and ε̂ follows x̂₀"
 
 
 def warn_of(notes: list[Note]) -> None:

@@ -28,10 +28,13 @@ from ..grids import check_grid
 from ..guidance import Guidance
 from ..schedule import Array
 from .config import (
+    CONFIGURED,
     InteropWarning,
     Note,
+    Threshold,
     is_flow,
     learns_variance,
+    limit_of,
     notes_of,
     prediction_of,
     schedule_of,
@@ -101,6 +104,8 @@ class DiffusersModel(Denoiser):
         guidance: float | Guidance | None,
         snap: bool | None,
         dtype: torch.dtype | None,
+        clip: float | str | None,
+        threshold: Threshold | str | None,
     ) -> None:
         # The scheduler's own numbers come from here on; its state is never used.
         self.scheduler, self.config = scheduler, dict(scheduler.config)
@@ -123,7 +128,8 @@ class DiffusersModel(Denoiser):
             learned_variance="split" if out == 2 * channels else None,
             dtype=dtype,
         )
-        self.notes = notes_of(self.config)
+        self.limit = limit_of(self.config, clip, threshold)
+        self.notes = notes_of(self.config, self.limit)
         if learns_variance(self.config) and out == channels:
             text = f"the network returns {out} channels, a prediction and no variance"
             self.notes.insert(
@@ -242,6 +248,8 @@ def load(
     device: str | torch.device | None = None,
     revision: str | None = None,
     variant: str | None = None,
+    clip: float | str | None = CONFIGURED,
+    threshold: Threshold | str | None = CONFIGURED,
 ) -> DiffusersModel:
     """A diffusers model as a denoiser, ready to sample.
 
@@ -256,9 +264,14 @@ def load(
     memory is shared and put into evaluation mode, or copied where device or dtype are others than its own;
     one that is read goes to the CPU by default.
 
-    What the configuration asks for and is not part of the ODE (``clip_sample=True``,
-    ``thresholding=True``), or is not known, is left out with an :class:`InteropWarning` that names the
-    key; ``model.report`` lists every key. A VAE stays outside: x is the latent.
+    clip, threshold: as of :class:`ddim_ode.Denoiser`; by default ``"configured"``, what the scheduler's
+    class makes of its ``clip_sample`` and ``thresholding``, with ε̂ recomputed from the limited x̂₀. A value
+    for one takes the place of whatever is configured, None switches that one off. ``model.alterations``
+    names what is in force.
+
+    What the configuration asks for and is not known, or not to its class, is left out with an
+    :class:`InteropWarning` that names the key; ``model.report`` lists every key. A VAE stays outside: x is
+    the latent.
 
     ValueError for a class that is not diffusers' own, an unknown scheduler, or pickled weights; OSError
     where something is missing or cannot be read.
@@ -300,7 +313,8 @@ def load(
         model.to(dtype)
     if dtype is None and own is not None and own.dtype in (torch.float16, torch.bfloat16):
         dtype = own.dtype
-    denoiser = DiffusersModel(model, read_scheduler(given), guidance, snap, dtype)
+    scheduler = read_scheduler(given)
+    denoiser = DiffusersModel(model, scheduler, guidance, snap, dtype, clip, threshold)
     warn_of(denoiser.notes)
     return denoiser
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
+import numpy as np
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
@@ -31,6 +32,8 @@ class PlanRun:
         self.committed = True
         self.history: deque[Tensor] = deque(maxlen=plan.memory)
         self.prediction, self.conversions = denoiser.prediction, denoiser.conversions(plan.nodes)
+        levels = denoiser.snapped(np.array([node.sigma for node in plan.nodes]))
+        self.limit, self.at = denoiser.limit, denoiser.at_each(levels, self.x)
         # 0-d tensors as in the loop, so that a pipeline's samples are the same to the last bit.
         scales = torch.tensor([op.scale for op in plan.ops], dtype=dtype)
         self.scales = scales.to(sample.device).unbind(0)
@@ -55,10 +58,14 @@ class PlanRun:
         """What the call under way stores, for as long as the method looks back; a pipeline may return its
         answers in one buffer."""
         check_output(answer, y, y.shape, self.prediction)
+        answer = answer.to(y.dtype, copy=True)
+        at = self.at[self.call]
+        if at is not None:
+            answer = self.limit(answer, y, at)
         if self.conversions is None:
-            return answer.to(y.dtype, copy=True)
-        of_x, of_prediction = self.conversions[self.call]
-        return torch.add(answer.to(y.dtype) * of_prediction, y, alpha=of_x)
+            return answer
+        of_x, of_answer = self.conversions[self.call]
+        return torch.add(answer * of_answer, y, alpha=of_x)
 
     def _kept(self, sample: Tensor) -> Tensor:
         """``sample``, wide: its values where a pipeline changed what it was shown, elsewhere ours, of more

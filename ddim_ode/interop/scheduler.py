@@ -27,18 +27,20 @@ from torch import Tensor
 from .._checks import count, device_of, exclusive, flag, number, numbers, one_of, refuse, several
 from ..asking import doubled_axis, halved
 from ..denoiser import Denoiser, check_floating
+from ..guidance import Limit
 from ..levels import Levels
-from ..plan_checks import check_plan, warn_of_another_prediction
+from ..plan_checks import check_plan, warn_of_another_ode
 from ..sampling import compile_for
 from ..schedule import Array
 from ..solvers import plan_file
 from ..solvers.methods import get_method
 from ..solvers.plan import Plan
 from .config import (
-    UNKNOWN,
+    LIMITING,
     check_betas,
     is_flow,
     learns_variance,
+    limit_of,
     notes_of,
     prediction_of,
     schedule_of,
@@ -62,9 +64,11 @@ class DDIMODEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # th
     """A diffusers scheduler that runs one of our plans.
 
     ``DDIMODEScheduler.from_config(pipe.scheduler.config, method="unipc3")`` takes the model's part of
-    another scheduler's configuration (betas, prediction type) and leaves the rest. What is no part of the
-    ODE (``clip_sample``, ``thresholding``) is left out with an
-    :class:`~ddim_ode.interop.config.InteropWarning`.
+    another scheduler's configuration (betas, prediction type, limits on x̂₀) and leaves the rest.
+
+    clip_sample, clip_sample_range, thresholding, dynamic_thresholding_ratio, sample_max_value: as of the
+    DDIM scheduler, thresholding before clipping; ε̂ is always recomputed from the limited x̂₀, which is its
+    ``use_clipped_model_output=True``. :attr:`limit` is the one in force.
 
     method, grid, final, eta: as in :func:`ddim_ode.sample`; ``set_timesteps(n)`` compiles n steps of it.
     start: as there, but ``"ramp"`` by default, so that each step has its ``order`` calls in ``timesteps``.
@@ -107,6 +111,8 @@ class DDIMODEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # th
         clip_sample: bool = False,
         clip_sample_range: float = 1.0,
         thresholding: bool = False,
+        dynamic_thresholding_ratio: float = 0.995,
+        sample_max_value: float = 1.0,
         variance_type: str | None = None,
         method: str | None = None,
         grid: str | None = None,
@@ -128,6 +134,7 @@ class DDIMODEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # th
         self._plan: Plan | None = None
         # Of what the network is told and what its answers mean; the pipeline is who asks it.
         self._denoiser = Denoiser(_nobody, noise, prediction_of(config), time_offset, snap=snap)
+        self._denoiser.limit = limit_of(config)
         if plans is None:
             self._method = get_method(method or "ddim")
             self.order = self._method.nfe_per_step
@@ -143,8 +150,7 @@ class DDIMODEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # th
         self._plans = {plan.nfe: plan for plan in map(_plan_of, plans or ())}
         for plan in self._plans.values():
             check_plan(plan, self._denoiser)
-            warn_of_another_prediction(plan, self._denoiser)
-        warn_of([n for n in notes_of(config) if n.key in ("clip_sample", "thresholding")])
+            warn_of_another_ode(plan, self._denoiser, piped=True)
         self.alphas_cumprod = torch.tensor(noise.alpha_bar(np.arange(1.0, noise.T + 1)) ** 2)
         self.init_noise_sigma = 1.0
         self.num_inference_steps: int | None = None
@@ -169,8 +175,11 @@ class DDIMODEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # th
         if config.get("schedule") is not None and "schedule" not in options:
             reason = "the configuration has schedule= in place of betas (schedule=None goes back to them)"
             refuse(reason, **{key: options.get(key) for key in _OF_BETAS})
-        warn_of([note for note in notes_of(config) if note.text == UNKNOWN])
-        config = {key: value for key, value in config.items() if key != "_use_default_values"}
+        notes = notes_of(config, limit_of(config))
+        lost = [note for note in notes if note.outcome == "left out" and note.key not in options]
+        warn_of(lost)
+        off = {"_use_default_values", *LIMITING.keys() & {note.key for note in lost}}
+        config = {key: value for key, value in config.items() if key not in off}
         if not options.get("return_unused_kwargs"):
             known = [n for n in inspect.signature(cls.__init__).parameters if n != "self"]
             for name in options.keys() - {"return_unused_kwargs"}:
@@ -205,6 +214,11 @@ class DDIMODEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # th
     def plan(self) -> Plan | None:
         """The plan that runs, from ``set_timesteps`` on (and from its begin index on)."""
         return self._plan
+
+    @property
+    def limit(self) -> Limit:
+        """What keeps x̂₀ in range, by the configuration; falsy for nothing."""
+        return self._denoiser.limit
 
     def set_timesteps(
         self,
@@ -301,9 +315,10 @@ class DDIMODEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # th
         eta: only what the scheduler was made with; 0 and None ask for nothing.
         """
         plan = self._running()
-        if use_clipped_model_output:
+        if use_clipped_model_output is not None and not use_clipped_model_output and self.limit:
             raise ValueError(
-                "use_clipped_model_output: x̂₀ is never clipped here; drop it (or use None)"
+                f"use_clipped_model_output=False: x̂₀ is limited ({self.limit}), and ε̂ is always the one "
+                "that goes with it; drop it (or use None)"
             )
         if eta is not None and number("eta", eta) not in (0.0, self.config["eta"]):
             raise ValueError(

@@ -63,6 +63,7 @@ def _target(fit: Mapping[str, Any]) -> str:
         parts.append(f"predicts {_line(fit['prediction'])}")
     if guidance := number(fit.get("guidance")):
         parts.append(f"guidance {guidance}")
+    parts.append(_line(ode_text(_part(fit, "alterations"))))
     span = fit.get("sigma_range")
     if isinstance(span, (list, tuple)) and len(span) == 2:
         low, high = ("inf" if end == "inf" else number(end) for end in span)
@@ -110,9 +111,8 @@ def _exp(value: Any) -> str:
 
 
 def ode_text(alterations: Mapping[str, Any]) -> str:
-    """What makes an ODE another than the network's own, guidance first: "guidance 2, clip 1"."""
-    words = {"guidance": 1.0, **{k: v for k, v in alterations.items() if v is not None}}
+    """What makes an ODE another than the network's own: "guidance 2, clip 1"."""
     return ", ".join(
         f"{name} {value:g}" if isinstance(value, (int, float)) else f"{name} {value}"
-        for name, value in words.items()
+        for name, value in alterations.items()
     )

@@ -1,0 +1,266 @@
+"""Limits on x̂₀ of diffusers' configurations: as their schedulers have them, on a network that needs one."""
+
+import dataclasses
+import inspect
+import json
+import warnings
+
+import pytest
+import torch
+from peers import load as peer
+from peers import quiet
+from tiny_pipelines import EXPONENTIAL, calibrated, ours, save, start, trained, unet
+
+import ddim_ode
+from ddim_ode.interop.config import DISCRETE, LIMITING, InteropWarning
+from ddim_ode.interop.diffusers import load
+
+CLIP = dict(clip_sample=True)
+LIMITS = [
+    (CLIP, {"clip": 1.0}),
+    (CLIP | dict(clip_sample_range=0.7), {"clip": 0.7}),
+    (CLIP | dict(thresholding=True), {"threshold": [0.995, 1.0]}),
+    (
+        dict(thresholding=True, dynamic_thresholding_ratio=0.9, sample_max_value=1.5),
+        {"threshold": [0.9, 1.5]},
+    ),
+]
+STEPS = [1, 2, 5, 10, 30, 50]
+
+
+def needy():
+    """A network of 200 steps: without a limit its ends have an RMS of 12, and the pictures one of 0.7."""
+    return trained("linear", "epsilon")[0]
+
+
+def theirs(name="DDIM", **config):
+    diffusers = peer("diffusers")
+    return getattr(diffusers, f"{name}Scheduler")(**dict(clip_sample=False) | config)
+
+
+def loop(scheduler, steps, net=None, **step):
+    """Where a scheduler takes ``start()``."""
+    x, net = start(), net or needy()
+    scheduler.set_timesteps(steps)
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            x = scheduler.step(net(x, t).sample, t, x, **step).prev_sample
+    return x
+
+
+def off(a, b):
+    return float((a - b).abs().max() / b.abs().max())
+
+
+@pytest.mark.parametrize("steps", STEPS)
+@pytest.mark.parametrize(("config", "named"), LIMITS)
+def test_a_configured_limit_is_their_ddim_of_the_clipped_output(config, named, steps):
+    scheduler = theirs(**config)
+    expected = loop(scheduler, steps, use_clipped_model_output=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", InteropWarning)
+        model = load(needy(), scheduler)
+    sol = ddim_ode.sample(model, start(), "ddim", grid=model.grid(steps))
+    assert sol.alterations == named == json.loads(json.dumps(sol.to_dict()))["alterations"]
+    assert off(sol.x, expected) < 1e-4
+    assert float(sol.x.abs().max()) <= named.get("clip", 1.0) * (1 + 1e-6)
+    free = ddim_ode.sample(
+        load(needy(), scheduler, clip=None, threshold=None), start(), steps=steps
+    )
+    assert free.alterations == {}
+    assert float((free.x.abs() > 2).float().mean()) > 0.5
+
+
+@pytest.mark.parametrize("steps", STEPS)
+@pytest.mark.parametrize(("config", "named"), LIMITS)
+def test_our_scheduler_steps_as_their_ddim_of_the_clipped_output(config, named, steps):
+    scheduler = theirs(**config)
+    expected = loop(scheduler, steps, use_clipped_model_output=True)
+    mine = type(ours()).from_config(scheduler.config, method="ddim")
+    assert mine.limit.to_dict() == named
+    x = start()
+    mine.set_timesteps(timesteps=scheduler.timesteps.tolist())
+    with torch.no_grad():
+        for t in mine.timesteps:
+            x = mine.step(needy()(x, t).sample, t, x, use_clipped_model_output=True).prev_sample
+    assert off(x, expected) < 1e-4
+
+
+@pytest.mark.parametrize("method", ["heun", "rk4", "dpmpp2m", "unipc2", "ab4"])
+@pytest.mark.parametrize(("config", "named"), LIMITS[::3])
+def test_in_a_pipeline_the_samples_are_those_of_sample(config, named, method):
+    net = trained("linear", "v_prediction")[0]
+    mine = ours(method=method, prediction_type="v_prediction", **config)
+    sol = ddim_ode.sample(load(net, mine), start(), method, steps=5)
+    assert sol.alterations == named
+    assert off(loop(mine, 5, net), sol.x) < 1e-6
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
+@pytest.mark.parametrize(("config", "named"), LIMITS[::3])
+def test_a_step_of_ddpm_is_theirs(config, named, prediction):
+    """Mean and noise: of the same generator both draw the same."""
+    scheduler = theirs("DDPM", prediction_type=prediction, timestep_spacing="trailing", **config)
+    mine = type(ours()).from_config(scheduler.config, method="ddpm")
+    for made in (scheduler, mine):
+        made.set_timesteps(timesteps=[900, 600, 300])
+    for t in (900, 600):
+        x, answer = 2 * start(seed=t), 3 * start(seed=t + 1)
+        one, other = (
+            made.step(
+                answer,
+                made.timesteps[made.timesteps == t][0],
+                x,
+                generator=torch.Generator().manual_seed(4),
+            )
+            for made in (scheduler, mine)
+        )
+        torch.testing.assert_close(other.prev_sample, one.prev_sample, rtol=1e-4, atol=1e-4)
+
+
+def test_which_classes_limit_x0_is_what_they_take():
+    diffusers = peer("diffusers")
+    for name in DISCRETE:
+        cls = type(ours()) if name == "DDIMODEScheduler" else getattr(diffusers, name, None)
+        if cls is None:  # needs another package
+            continue
+        takes = inspect.signature(cls.__init__).parameters
+        for switch, classes in LIMITING.items():
+            assert (switch in takes) == (name in classes), (name, switch)
+
+
+@pytest.mark.parametrize("name", ["DDIM", "DDPM", "LCM", "TCD", "HeunDiscrete", "UniPCMultistep"])
+def test_a_file_that_is_silent_has_the_defaults_of_its_class(name, tmp_path):
+    clips = name in ("DDIM", "DDPM")
+    config = dict(_class_name=f"{name}Scheduler")
+    (tmp_path / "scheduler_config.json").write_text(json.dumps(config))
+    with quiet():
+        model = load(unet(), tmp_path / "scheduler_config.json")
+        mine = type(ours()).from_pretrained(tmp_path)
+    assert model.alterations == mine.limit.to_dict() == ({"clip": 1.0} if clips else {})
+
+
+def test_what_a_class_only_carries_along_is_left_out_by_name():
+    """As a DPM-Solver made of a DDPM configuration does: it does not clip."""
+    config = dict(_class_name="DPMSolverMultistepScheduler", **CLIP)
+    peer("diffusers")
+    said = "clip_sample=True: left out, DPMSolverMultistepScheduler has no such setting"
+    with pytest.warns(InteropWarning, match=said):
+        model = load(unet(), config)
+    assert model.alterations == {}
+    with pytest.warns(InteropWarning, match=said):
+        mine = type(ours()).from_config(config)
+    assert not mine.limit
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", InteropWarning)
+        told = type(ours()).from_config(config, clip_sample=True)
+    assert told.limit.to_dict() == {"clip": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("told", "named"),
+    [
+        ({}, {"threshold": [0.995, 1.0]}),  # before clipping, as in their step
+        (dict(threshold=None), {"clip": 1.0}),
+        (dict(clip=None), {"threshold": [0.995, 1.0]}),
+        (dict(clip=None, threshold=None), {}),
+        (dict(clip=0.8), {"clip": 0.8}),
+        (dict(clip=0.8, threshold=None), {"clip": 0.8}),
+        (dict(threshold=0.9), {"threshold": 0.9}),
+        (dict(threshold=(0.9, 2.0)), {"threshold": [0.9, 2.0]}),
+    ],
+)
+def test_what_is_told_takes_the_place_of_what_is_configured(told, named):
+    model = load(unet(), theirs(clip_sample=True, thresholding=True), **told)
+    assert model.alterations == named
+    (note,) = (note for note in model.notes if note.key == "thresholding")
+    assert note.outcome == (
+        "honoured" if "threshold" in named and told in ({}, dict(clip=None)) else "replaced"
+    )
+    assert ", at most 1, and ε̂ follows x̂₀" in note.text or "clip= and threshold= say: " in note.text
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        (dict(clip=1.0, threshold=0.9), "both clip and threshold are given"),
+        (dict(clip=0.0), r"clip=0\.0 must be a number in"),
+        (dict(clip="yes"), "unknown clip 'yes'; valid, nearest first: configured"),
+        (dict(threshold="on"), "unknown threshold 'on'"),
+        (dict(threshold=2.0), r"threshold=2\.0 must be a number in"),
+    ],
+)
+def test_what_is_no_limit_is_refused(options, match):
+    with pytest.raises(ValueError, match=match):
+        load(unet(), theirs(), **options)
+
+
+@pytest.mark.parametrize(
+    ("config", "match"),
+    [
+        (dict(clip_sample="yes"), "clip_sample='yes' must be True or False"),
+        (CLIP | dict(clip_sample_range=-1.0), "clip_sample_range=-1 must be above 0"),
+        (CLIP | dict(clip_sample_range="wide"), "clip_sample_range='wide' must be real numbers"),
+        (
+            dict(thresholding=True, dynamic_thresholding_ratio=1.5),
+            "dynamic_thresholding_ratio=1.5 must",
+        ),
+        (dict(thresholding=True, sample_max_value=0), "sample_max_value=0 must be above 0"),
+    ],
+)
+def test_a_configuration_of_no_limit_is_refused_by_its_key(config, match):
+    for make in (lambda: load(unet(), theirs(**config)), lambda: ours(**config)):
+        with pytest.raises(ValueError, match=match):
+            make()
+
+
+def test_the_old_eps_beside_the_new_x0_is_refused():
+    scheduler = ours(method="ddim", **CLIP)
+    scheduler.set_timesteps(3)
+    with pytest.raises(
+        ValueError, match=r"use_clipped_model_output=False: x̂₀ is limited \(clip 1\)"
+    ):
+        scheduler.step(start(), scheduler.timesteps[0], start(), use_clipped_model_output=False)
+    plain = ours(method="ddim")
+    plain.set_timesteps(3)
+    for asked in (None, True, False):  # nothing is clipped, and both are one
+        plain.set_timesteps(3)
+        plain.step(start(), plain.timesteps[0], start(), use_clipped_model_output=asked)
+
+
+def test_a_plan_of_another_limit_is_warned_of_in_a_pipeline():
+    plan = calibrated()
+    clipped = dataclasses.replace(plan, fit={**plan.fit, "alterations": {"clip": 1.0}})
+    options = dict(schedule=EXPONENTIAL)
+    for one, config, said in (
+        (plan, CLIP, "for no limit on x̂₀, and runs with clip 1, for which"),
+        (clipped, {}, "for clip 1, and runs with no limit on x̂₀, for which"),
+        (clipped, CLIP | dict(clip_sample_range=0.5), "for clip 1, and runs with clip 0.5"),
+    ):
+        with pytest.warns(UserWarning, match=said):
+            type(ours()).from_plans(one, ours(**options, **config).config)
+    for one, config in ((plan, {}), (clipped, CLIP)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            made = type(ours()).from_plans(one, ours(**options, **config).config)
+        assert made.limit.to_dict() == ({"clip": 1.0} if config else {})
+
+
+def test_a_saved_scheduler_keeps_its_limit(tmp_path):
+    config = dict(thresholding=True, dynamic_thresholding_ratio=0.9, sample_max_value=1.5)
+    save(tmp_path, unet(), ours(method="heun", **config))
+    assert load(tmp_path).alterations == {"threshold": [0.9, 1.5]}
+    back = peer("diffusers").DDIMScheduler.from_config(load(tmp_path).scheduler.config)
+    assert {key: back.config[key] for key in config} == config
+
+
+def test_half_precision_is_limited_in_the_wide_state():
+    """bfloat16 keeps two digits: of x̂₀ as it would form it, not one is left at the first level."""
+    scheduler = ours(method="ddim", **CLIP)
+    scheduler.set_timesteps(4)
+    x, answer = start().bfloat16(), (0.99 * start()).bfloat16()
+    made = scheduler.step(answer, scheduler.timesteps[0], x).prev_sample
+    wide = ours(method="ddim", **CLIP)
+    wide.set_timesteps(4)
+    expected = wide.step(answer.double(), wide.timesteps[0], x.double()).prev_sample
+    torch.testing.assert_close(made.double(), expected, rtol=2**-7, atol=2**-7)
