@@ -228,10 +228,10 @@ class _VE(Schedule):
 
     def scales(self, sigma: ArrayLike) -> tuple[Array, Array]:
         sigma = numbers("sigma", sigma)
-        return np.ones_like(sigma), sigma
+        return np.ones_like(sigma)[()], sigma[()]
 
     def scale_rates(self, sigma: ArrayLike) -> tuple[Array, Array]:
-        return np.zeros(np.shape(sigma)), np.ones(np.shape(sigma))
+        return np.zeros(np.shape(sigma))[()], np.ones(np.shape(sigma))[()]
 
     def _sigma(self, t: Array) -> Array:
         return t

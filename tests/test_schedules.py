@@ -3,6 +3,7 @@ from decimal import Decimal, localcontext
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from problems import SCHEDULES, zero_snr
@@ -335,3 +336,18 @@ def test_a_fingerprint_stays_what_saved_plans_have():
     assert schedules.exponential().discrete is False
     assert schedules.exponential().fingerprint == "28767b25152e2cb6"
     assert schedules.ddpm().fingerprint == "a5ac3c293a575adc"
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_level_multiplies_a_tensor_like_a_number(name):
+    schedule = SCHEDULES[name]
+    t = schedule.T / 2
+    sigma = float(schedule.sigma(t))
+    of_t, of_sigma = ("alpha_bar", "beta_bar", "sigma", "rates"), ("time", "scales", "scale_rates")
+    for function in (*of_t, *of_sigma, "time_rate"):
+        found = getattr(schedule, function)(t if function in of_t else sigma)
+        for value in found if isinstance(found, tuple) else (found,):
+            for x in (torch.ones(2), torch.ones(2, dtype=torch.float64)):
+                for out in (value * x, x * value, value + 0 * x):
+                    torch.testing.assert_close(out, torch.full_like(x, float(value)))
+            assert value.shape == ()

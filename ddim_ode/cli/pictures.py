@@ -8,13 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..versions import versions
 from .common import (
     add_ode_arguments,
     find_device,
     parse_seeds,
     print_table,
     set_ode,
-    versions,
 )
 from .models import HELP_TRAINED, load_trained
 
@@ -148,7 +148,7 @@ def write(
         if strips and runs:
             _report(args, model, strips, runs, headings, more)
             if not finished:
-                print(f"stopped: {len(runs)} solves are kept", file=sys.stderr)
+                print(f"{len(runs)} solves are kept in {args.out}", file=sys.stderr)
     return 0
 
 
