@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ._checks import count, number
 from .active_set import Field, Released, Solver
+from .bars import progress_bar
 from .denoiser import Denoiser
 from .levels import Levels
 from .solution import Solution, warn_of_scale
@@ -101,7 +101,7 @@ def solve(
     if not x.numel():  # nothing to ask the network
         control.status[:] = SUCCESS
     else:
-        with tqdm(unit="nfe", desc=method.name, disable=not progress) as bar:
+        with progress_bar(progress, unit="nfe", desc=method.name) as bar:
             solver.run(bar.update)
     end, error = gathered(solver.released, x)
     trajectory = None

@@ -23,17 +23,19 @@ import numpy as np
 import torch
 from scipy.special import stdtrit
 from torch import Tensor
-from tqdm import tqdm
 
 from . import __version__
 from ._checks import count, flag, function, number, one_of, seed_of, single
 from ._warn import warn
 from .answers import Answers, ask, levels_of
+from .bars import progress_bar
 from .candidates import budgets
 from .content import model_key
+from .cost import most_calls, seconds_a_call, tell_calibration
 from .denoiser import Denoiser
 from .fitting import Features, Fit, Problem, checked, gauss_newton
 from .inputs import Cond, check_model, conditions, device_of, sample_shape
+from .interrupted import Interrupted
 from .levels import Levels
 from .plan_checks import check_plan
 from .reference import METHOD, in_float64
@@ -78,7 +80,8 @@ def calibrate(
     ...)}, or f(indices (n,)) that gives them; guidance is part of the model. shared: passed to the network
     as it is. features: f(x (b, *)) -> (b, ...), to measure the error in; default x itself. sigma_max:
     where the noise starts (default ``model.sigma_max``, or where ``start`` does). batch: rows the network
-    gets at once. progress: a bar. device: where to run (default: the network's own).
+    gets at once. progress: a bar, and before it, on stderr, how long it will take, from a few network calls
+    that are timed (and not counted). device: where to run (default: the network's own).
 
     The loss is ½ mean ln e² + ½ ln mean e² over the noises, e the RMS error of the end state against a
     converged solution from the same noise. A small distance between distributions is another aim, and
@@ -95,7 +98,9 @@ def calibrate(
     them, err 5 to 35 times as much as a fit of that budget (benchmarks/calibration.py, transfer).
 
     Deterministic for a seed, on one machine. ValueError for fewer than two noises, an unknown budget, a
-    start of another schedule, or an nfe too small for any sampler.
+    start of another schedule, or an nfe too small for any sampler. Ctrl-C raises
+    ``ddim_ode.interrupted.Interrupted``, a KeyboardInterrupt that holds the finished plans {nfe: Plan} as
+    ``partial``.
 
     >>> import ddim_ode
     >>> schedule = ddim_ode.schedules.cosine()
@@ -121,15 +126,31 @@ def calibrate(
     shape = sample_shape(model, shape)
     x = noise(shape, model.schedule, range(seed, seed + n), model.sigma_max, place)
     rows = conditions(cond, n, place)
+    if progress:
+        few = slice(0, batch)
+        asked, some = model.part(few, rows)
+        tell_calibration(seconds_a_call(asked, x[few], some, shared), n, budget, wanted)
     began = time.perf_counter()
-    with torch.no_grad(), tqdm(disable=not progress, unit="eval", unit_scale=True) as bar:
-        run = _Run(model, x, rows, shared, features, batch, seed, budget, effort, bar)
-        run.prepare()
-        plans = {k: run.plan(k, start) for k in wanted}
-    seconds = time.perf_counter() - began
-    for k, plan in plans.items():
-        plans[k] = replace(plan, fit={**(plan.fit or {}), "seconds": round(seconds, 2)})
+    plans: dict[int, Plan] = {}
+    try:
+        with torch.no_grad(), progress_bar(progress, unit="eval", unit_scale=True) as bar:
+            run = _Run(model, x, rows, shared, features, batch, seed, budget, effort, bar)
+            run.prepare()
+            for k in wanted:
+                plans[k] = run.plan(k, start)
+    except KeyboardInterrupt:
+        said = f"stopped: {len(plans)} of {len(wanted)} plans are fitted, and in .partial"
+        raise Interrupted(said, _timed(plans, began)) from None
+    plans = _timed(plans, began)
     return plans[wanted[0]] if single(nfe) else plans
+
+
+def _timed(plans: Mapping[int, Plan], began: float) -> dict[int, Plan]:
+    """The plans, with the time that all of them took."""
+    seconds = round(time.perf_counter() - began, 2)
+    return {
+        k: replace(plan, fit={**(plan.fit or {}), "seconds": seconds}) for k, plan in plans.items()
+    }
 
 
 @dataclass
@@ -224,7 +245,8 @@ class _Run:
         allowed = math.inf
         if self.budget == "fast":
             n = len(self.x)
-            allowed = rate * n * (100 + 12 * nfe - sum(self.effort.reference)) - self.asked
+            allowed = rate * n * (most_calls("fast", nfe) - sum(self.effort.reference))
+            allowed -= self.asked
         candidates = [Candidate("start", Linear.of(start))] if start else self._search(nfe, allowed)
         incumbent = next(c for c in candidates if not c.skipped)
         errors = self.problem.errors(incumbent.point, self.held)

@@ -18,22 +18,24 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from . import __version__, candidates
 from ._checks import count, flag, number, seed_of
 from ._warn import warn
 from .answers import Answers, ask
+from .bars import progress_bar
 from .candidates import Job
 from .content import model_key
+from .cost import seconds_a_call, tell_comparison
 from .denoiser import Denoiser
 from .digests import digest
 from .evaluate.bootstrap import check_confidence, geometric_mean
 from .inputs import Cond, check_model, conditions, device_of, sample_shape
+from .interrupted import Interrupted
 from .near import NOTHING, PLAN, Near, of_rows, of_shared
 from .plan_checks import warn_of_another_network, warn_of_own_examples
-from .reference import STEPS, Reference, aims, given, joined, solve
-from .results import Comparison, Interrupted
+from .reference import STEPS, Reference, aims, given, joined, plans, solve
+from .results import Comparison
 from .sampling import sample
 from .seeding import noise
 from .solution import norm_per_sample, warn_of_scale
@@ -41,6 +43,7 @@ from .solvers.controller import SUCCESS
 from .solvers.fit_text import ode_text
 from .solvers.plan import Plan
 from .store import NOWHERE, Store
+from .versions import versions
 
 SEARCH = 32  # noises, at most, that grid="best" is decided on
 
@@ -90,7 +93,9 @@ def compare(
     which the result does not count. One that is neither an exact mixture nor a ``torch.nn.Module`` needs
     key=, a name that you change whenever the network changes; without it nothing is kept, and a warning
     says so. keep: how many end states of each row to keep, in ``samples``. confidence: of all intervals.
-    progress: a bar. device: where to solve (default: the network's own).
+    progress: a bar, and before it, on stderr, how many network calls will be made and how long they will
+    take, from a few that are timed (and not counted). Most are the reference's: of a large model take few
+    noises, or a coarser ``reference``. device: where to solve (default: the network's own).
 
     The network evaluations made are those in the result: ``net_evals`` for the methods, the search
     included, and ``reference.net_evals``. ValueError, before any of them, for an unknown or stochastic
@@ -146,6 +151,7 @@ def compare(
     if isinstance(reference, Tensor):
         work.known = given(reference, n, shape)
     ode = [f"{model.prediction}-network", ode_text(model.alterations)]
+    altered = {k: float(v) if isinstance(v, Tensor) else v for k, v in model.alterations.items()}
     result = Comparison(
         budgets=wanted,
         confidence=confidence,
@@ -156,18 +162,52 @@ def compare(
         fingerprints=dict(
             model=work.key or "unknown", schedule=model.schedule.fingerprint, version=__version__
         ),
+        about=dict(
+            **versions(),
+            device=str(place),
+            arguments=dict(
+                methods=list(dict.fromkeys(entry.label for entry in entries)),
+                nfe=wanted,
+                shape=list(shape),
+                n=n,
+                seed=seed,
+                grid=names,
+                sigma_max=model.sigma_max,
+                sigma_min=ends,
+                batch=batch,
+                reference="given" if work.known else work.goal,
+                keep=keep,
+                confidence=float(confidence),
+                **altered,
+            ),
+        ),
     )
+    if progress:
+        few = slice(0, batch)
+        asked, rows = model.part(few, work.cond)
+        seconds = seconds_a_call(asked, noises[few], rows, shared)
+        solves = [] if work.known else [plan.nfe for plan in plans(model)]
+        calls = sum(_calls(todo, n, searched))
+        tell_comparison(seconds, n, solves, calls, len(todo), work.store.folder)
     try:
-        with tqdm(disable=not progress, unit="eval", unit_scale=True) as bar:
+        with progress_bar(progress, unit="eval", unit_scale=True) as bar:
             _run(work, todo, result, bar)
     except KeyboardInterrupt:
-        kept = f"kept in {work.store.folder}" if work.store.takes else "in .partial (give cache=)"
-        raise Interrupted(
-            f"stopped: {len(result.rows)} of {len(todo)} rows are finished and {kept}; the same call "
-            + ("goes on from there" if work.store.takes else "starts again"),
-            result,
-        ) from None
+        folder = work.store.folder if work.store.takes else None
+        kept = f"kept in {folder}" if folder else "in .partial (give cache=)"
+        done = f"{len(result.rows)} of {len(todo)} rows are finished and {kept}"
+        if result.reference is None:
+            kept = f"whose finished solves are kept in {folder}" if folder else "give cache="
+            done = f"0 of {len(todo)} rows are finished, the reference is not ({kept})"
+        again = "goes on from there" if folder else "starts again"
+        raise Interrupted(f"stopped: {done}; the same call {again}", result) from None
     return result
+
+
+def _calls(todo: list[list[Job]], n: int, searched: int) -> tuple[int, int]:
+    """Of the search for grids and of the rows, over all noises, as far as they are known before."""
+    search = searched * sum(job.cost for row in todo if len(row) > 1 for job in row)
+    return search, (n - searched) * sum(max(job.cost for job in row) for row in todo)
 
 
 @dataclass
@@ -208,8 +248,7 @@ class _Work:
 def _run(work: _Work, todo: list[list[Job]], result: Comparison, bar: Any) -> None:
     n, searched = len(work.noises), result.searched
     rate = work.model.rows_per_sample
-    search = searched * sum(job.cost for row in todo if len(row) > 1 for job in row)
-    report = (n - searched) * sum(max(job.cost for job in row) for row in todo)
+    search, report = _calls(todo, n, searched)
     bar.total = rate * (search + report)
     if work.known is None:
         bar.total += n * rate * sum(STEPS[:2])

@@ -26,9 +26,11 @@ from ._warn import warn
 from .asking import Net, check_cond, check_names, check_output, guarded, halved
 from .grids import LOWERED, default_start, trusted
 from .guidance import Branches, Call, Guidance, Level, Limit, taken
+from .notebook import card
 from .schedule import Array, Schedule, check_schedule
 from .seeding import sizes
 from .solvers.chart import convert
+from .solvers.fit_text import ode_text
 from .solvers.plan import Node
 
 if TYPE_CHECKING:
@@ -198,7 +200,23 @@ class Denoiser:
         return _wide(self.dtype or x.dtype)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.prediction}-network, {self.schedule!r})"
+        altered = f", {ode_text(self.alterations)}" if self.alterations else ""
+        return f"{type(self).__name__}({self.prediction}-network, {self.schedule!r}{altered})"
+
+    def _repr_html_(self) -> str:
+        offset = f"t {self.time_offset:+g}" if self.time_offset else "t"
+        facts = [
+            ("network", getattr(self.net, "__qualname__", type(self.net).__qualname__)),
+            ("predicts", self.prediction),
+            ("schedule", self.schedule),
+            ("sample", self.shape),
+            ("guidance", self.guidance),
+            ("limits of x̂₀", self.limit.to_dict() or None),
+            ("network time", "a function of t and σ" if self.time else offset),
+            ("trained levels alone", "yes" if self.snap else None),
+            ("computes in", self.dtype),
+        ]
+        return card(type(self).__name__, facts)
 
     def __call__(
         self,

@@ -22,6 +22,7 @@ from ._checks import exclusive
 from .denoiser import Denoiser, check_state
 from .guidance import Limit
 from .inputs import check_model
+from .notebook import brief
 from .schedule import Schedule, check_schedule
 from .seeding import check_seeds, unit_noise
 from .solution import Solution
@@ -32,6 +33,9 @@ class Start(NamedTuple):
 
     x: Tensor
     sigma: float
+
+    def __repr__(self) -> str:
+        return f"Start(x={brief(self.x)}, sigma={self.sigma:g})"
 
 
 def renoise(
@@ -123,6 +127,10 @@ class Known:
             ) from None
         self.seeds = check_seeds(seeds, len(x0))
 
+    def __repr__(self) -> str:
+        share = float(self.mask.float().mean())
+        return f"Known(x0={brief(self.x0)}, {share:.0%} of it known)"
+
     def bind(
         self, sigmas: Sequence[float], schedule: Schedule, like: Tensor
     ) -> Callable[[Tensor, int], Tensor]:
@@ -150,6 +158,9 @@ class Transfer(NamedTuple):
     x: Tensor
     encoded: Solution
     decoded: Solution
+
+    def __repr__(self) -> str:
+        return f"Transfer(x={brief(self.x)}, encoded={self.encoded!r}, decoded={self.decoded!r})"
 
 
 def transfer(

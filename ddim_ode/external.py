@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ._checks import count, exclusive, one_of, refuse
 from .adaptive import DEFAULT_MAX_NFE, tolerance
+from .bars import progress_bar
 from .denoiser import Denoiser
 from .gradients import check_mode, parameters
 from .levels import Levels
@@ -103,7 +103,7 @@ def sample(
         shared=shared,
     )
     end = End(x, None)
-    with tqdm(unit="nfe", desc=method, disable=not progress) as bar:
+    with progress_bar(progress, unit="nfe", desc=method) as bar:
         if len(positive) > 1 and x.shape[0]:
             budget = sys.maxsize if fixed else limit - int(lands)
             adjoint = differentiable == "adjoint"

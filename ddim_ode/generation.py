@@ -24,12 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from . import __version__
 from ._checks import count, flag, named, one_of, path_of, seed_of
 from .acceleration import accelerate, rows_of
 from .answers import ask
+from .bars import progress_bar
 from .claims import Claims
 from .content import model_key
 from .denoiser import Denoiser
@@ -37,7 +37,8 @@ from .digests import digest
 from .indexed import Conditions, IndexedSolver
 from .inputs import Cond, check_model, device_of, sample_shape
 from .near import of_shared
-from .plan_checks import warn_of_another_network
+from .notebook import card
+from .plan_checks import trust, warn_of_another_network
 from .shards import MANIFEST, Lost, Run, Shards
 from .solvers.methods import Method
 from .solvers.plan import Plan
@@ -51,7 +52,7 @@ _SOLVER = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Generated:
     """A finished run, and this process's part in it.
 
@@ -67,6 +68,22 @@ class Generated:
     status: dict[str, int]
     seconds: float
     missing: int
+
+    def __repr__(self) -> str:
+        return f"Generated({', '.join(f'{name} {said}' for name, said in self._facts() if said)})"
+
+    def _repr_html_(self) -> str:
+        return card("Generated", self._facts())
+
+    def _facts(self) -> list[tuple[str, Any]]:
+        return [
+            ("samples", f"{self.shards.run.n:,} of {self.shards.run.shape}"),
+            ("in", self.shards.folder),
+            ("status", ", ".join(f"{count:,} {word}" for word, count in self.status.items())),
+            ("made here", f"{self.made:,} in {self.seconds:.1f} s"),
+            ("shards made again", self.remade),
+            ("missing", self.missing),
+        ]
 
 
 def generate(
@@ -135,14 +152,17 @@ def generate(
     folder = path_of("out", out)
     for name in solver:
         one_of("option", name, _SOLVER)
+    fast = accelerate(
+        model,
+        compile=compile,
+        channels_last=channels_last,
+        dtype=dtype,
+        batch=batch if batch == "auto" else None,
+    )
+    if key is not None and isinstance(plan, Plan):
+        trust(plan, fast)
     work = IndexedSolver(
-        accelerate(
-            model,
-            compile=compile,
-            channels_last=channels_last,
-            dtype=dtype,
-            batch=batch if batch == "auto" else None,
-        ),
+        fast,
         sample_shape(model, shape),
         seed,
         Conditions(cond, n, where),
@@ -201,16 +221,15 @@ class _Filler:
         self._drop_damaged()
         left = self._missing()
         n = self.shards.run.n
-        bar = tqdm(total=n, initial=n - self._samples(left), unit="sample") if progress else None
-        with bar or contextlib.nullcontext():
+        there = n - self._samples(left)
+        with progress_bar(progress, total=n, initial=there, unit="sample") as bar:
             while left:
                 with self._taken(left) as taken:
                     self._make(taken)
                     if not taken:  # others are at it, and we stay to take over if they die
                         time.sleep(_POLL)
                 left = self._missing()
-                if bar is not None:
-                    bar.update(n - self._samples(left) - bar.n)
+                bar.update(n - self._samples(left) - bar.n)
         with self.claims.alone():
             _keep_manifest(self.shards)
 

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from ._checks import named
+from .notebook import brief
 from .schedule import Array
 
 Mask = npt.NDArray[np.bool_]
@@ -36,7 +37,7 @@ Pair = tuple[Any, Any]  # numbers, or tensors (B, 1, ...)
 Call = Callable[..., Tensor]  # (x, t, at: Level | None = None) -> the prediction, or a limited x̂₀
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Guidance:
     """Classifier-free guidance: null + scale·(conditional − null), in one batched call.
 
@@ -62,6 +63,11 @@ class Guidance:
     null: Mapping[str, Any] = field(default_factory=dict)
     interval: tuple[float, float] | None = None
     rescale: float = 0.0
+
+    def __repr__(self) -> str:
+        interval = "" if self.interval is None else f", interval={self.interval!r}"
+        rescale = f", rescale={self.rescale!r}" if self.rescale else ""
+        return f"Guidance({brief(self.scale)}, null={brief(self.null)}{interval}{rescale})"
 
     def __post_init__(self) -> None:
         number = self.scale.detach() if isinstance(self.scale, Tensor) else self.scale

@@ -29,16 +29,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ._checks import count, flag, number, one_of, refuse
 from ._warn import warn
 from .adaptive import DEFAULT_MAX_NFE, is_adaptive, tolerance
+from .bars import progress_bar
 from .denoiser import Denoiser, check_state
 from .density import Density, End, adaptive, fixed, flat
 from .divergence import KINDS, MODES, Products, draw_probes, unit_vectors
 from .inputs import check_model, network_dtype
 from .levels import Levels
+from .notebook import ROWS, listed, note, table
 from .reference import in_float64
 from .sampling import NOT_ADAPTIVE
 from .schedule import Schedule
@@ -80,11 +81,27 @@ class LogLikelihood:
     cell: float
 
     def __repr__(self) -> str:
-        found = ", ".join(
+        found = [
             f"{value:.6g} ± {spread:.2g}" if spread else f"{value:.6g}"
             for value, spread in zip(self.log_likelihood.tolist(), self.std_error.tolist())
+        ]
+        return f"LogLikelihood([{listed(found)}] nats, nfe {self.nfe})"
+
+    def _repr_html_(self) -> str:
+        columns = (self.log_likelihood, self.std_error, self.bits_per_dim)
+        numbers = zip(*(values[:ROWS].tolist() for values in columns))
+        rows = [
+            (i, f"{value:.6g}", f"{spread:.2g}", f"{bits:.4g}", status)
+            for i, ((value, spread, bits), status) in enumerate(zip(numbers, self.status))
+        ]
+        mean = self.log_likelihood.nanmean()
+        bottom, top = self.sigmas
+        return table(
+            ("sample", "nats", "standard error", "bits per dimension", "status"), rows, left=(4,)
+        ) + note(
+            f"{len(self.status):,} samples, mean {float(mean):.6g} nats; at σ = {bottom:.3g} by way of "
+            f"{top:.3g}; {self.nfe} calls in a row, {self.products} derivatives each ({self.mode})"
         )
-        return f"LogLikelihood([{found}] nats, nfe {self.nfe})"
 
     @property
     def bits_per_dim(self) -> Tensor:
@@ -178,6 +195,8 @@ def log_likelihood(
     else:
         seeds = range(len(x)) if seeds is None else check_seeds(seeds, len(x))
         kind = one_of("probe", probe or "rademacher", KINDS)
+        if probes is None:
+            warn("a single probe has no standard error (std_error is NaN); give probes=8, say")
         vectors = draw_probes(seeds, 1 if probes is None else count("probes", probes), x, kind)
     spec, shown = get_method(method), flag("progress", progress)
     given = grid is not None and not isinstance(grid, str)
@@ -199,7 +218,7 @@ def log_likelihood(
             count("chunk", chunk), one_of("mode", mode, MODES), network_dtype(model) or x.dtype
         ),
     )
-    with torch.no_grad(), tqdm(unit="nfe", desc=spec.name, disable=not shown) as bar:
+    with torch.no_grad(), progress_bar(shown, unit="nfe", desc=spec.name) as bar:
         if by_tolerance:
             limit = count("max_nfe", DEFAULT_MAX_NFE if max_nfe is None else max_nfe)
             tolerances = tolerance("rtol", rtol), tolerance("atol", atol)

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from torch import Tensor
 
+from . import content
 from ._warn import warn
 from .answers import Answers
 from .denoiser import Denoiser
 from .solvers.fit_text import ode_text
 from .solvers.plan import Plan
 
+# By model, the keys in calibrated plans that it was held against.
+_SEEN: WeakKeyDictionary[Denoiser, set[str]] = WeakKeyDictionary()
 _ANOTHER = "{} was calibrated for {}, and runs with {}, for which its gain was not measured"
 
 
 def check_plan(plan: Plan, model: Denoiser) -> None:
     """ValueError unless its weights and network times are of the model's schedule."""
     if not isinstance(plan, Plan):
-        raise ValueError(f"plan must be a Plan, got {plan!r}; a name goes into method=")
+        remedy = (
+            "ddim_ode.Plan.trace makes one of it" if callable(plan) else "a name goes into method="
+        )
+        raise ValueError(f"plan must be a Plan, got {plan!r}; {remedy}")
     schedule = model.schedule
     if plan.schedule != schedule.fingerprint:
         again = "compile it again" if plan.fit is None else "calibrate again (ddim_ode.calibrate)"
@@ -75,7 +82,8 @@ def warn_of_another_network(
     :func:`ddim_ode.answers.ask`, None where they were not asked.
     """
     fit = plan.fit or {}
-    another = None not in (fit.get("model_key"), model_key) and fit["model_key"] != model_key
+    trust(plan, model)
+    another = None not in (_fitted_key(plan), model_key) and _fitted_key(plan) != model_key
     before = Answers.of_dict(fit.get("answers"))
     if before is not None and answers is not None and before.question == answers.question:
         another |= answers.differ(before)
@@ -85,6 +93,27 @@ def warn_of_another_network(
             "precision), for which its gain was not measured, or by a version of ddim_ode with other keys; "
             f"ddim_ode.calibrate(model, nfe={plan.nfe}) fits one"
         )
+
+
+def trust(plan: Plan, model: Denoiser) -> None:
+    """Warn no more of that plan on that network: its user knows."""
+    if (of_plan := _fitted_key(plan)) is not None:
+        _SEEN.setdefault(model, set()).add(of_plan)
+
+
+def check_network(plan: Plan, model: Denoiser) -> None:
+    """As :func:`warn_of_another_network`, where no key is known yet.
+
+    Once for each model and plan, since a key is a hash of all weights.
+    """
+    if (of_plan := _fitted_key(plan)) is not None and of_plan not in _SEEN.get(model, ()):
+        warn_of_another_network(plan, model, content.model_key(model), None)
+
+
+def _fitted_key(plan: Plan) -> str | None:
+    """Of the model that a calibrated plan is fitted to, where it says so."""
+    found = (plan.fit or {}).get("model_key")
+    return found if isinstance(found, str) else None
 
 
 def warn_of_another_ode(plan: Plan, model: Denoiser, piped: bool = False) -> None:

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
+from ._checks import exclusive, numbers, one_of, several
 from .candidates import CALIBRATED, DEFAULT_METHODS
 from .canvas import blank_figure
 from .escaping import label as as_label
@@ -31,6 +33,7 @@ _ROUNDS: tuple[tuple[str, Any], ...] = (("o", "-"), ("s", (0, (5, 1.5))), ("^", 
 _ORDER = (*DEFAULT_METHODS, *(name for name in METHODS if name not in DEFAULT_METHODS))
 _PER_ROW = 3
 _LABEL_GAP = 11.0  # points between two names at the right
+_LEAST, _MOST = 2, 100  # inches of a figure
 _SHORT = 30  # points: a leader from the last budget
 
 
@@ -44,24 +47,33 @@ def look(method: str) -> dict[str, Any]:
     return dict(color=_COLOURS[i % len(_COLOURS)], marker=marker, linestyle=line)
 
 
-def errors_plot(result: Comparison) -> Figure:
+def errors_plot(
+    result: Comparison,
+    methods: str | Sequence[str] | None = None,
+    figsize: tuple[float, float] | None = None,
+    ax: Any = None,
+) -> Figure:
     """Error against measured network calls, a panel for each grid that was asked for.
 
     Both axes are logarithmic; bands are the rows' intervals; below the grey line errors are not resolved
-    by the reference. ValueError if no row has an error.
+    by the reference. methods, figsize, ax, and what is refused: see :meth:`ddim_ode.Comparison.plot`.
     """
     rows = [row for row in result.rows if row["error"] and row["nfe"]]
+    if methods is not None:
+        there = dict.fromkeys(row["method"] for row in result.rows)
+        chosen = [one_of("method", name, there) for name in several(methods)]
+        rows = [row for row in rows if row["method"] in chosen]
     if not rows:
         raise ValueError("nothing to draw: no row has an error; the notes of the rows say why")
-    figure, panels = _panels(rows, "error", "RMS error to the converged solution")
+    figure, panels = _panels(rows, "error", "RMS error to the converged solution", figsize, ax)
     for axis, shown in panels:
         _bands(axis, shown)
         if result.floor > 0:
             axis.axhline(result.floor, color="#888888", lw=0.8)
             axis.axhspan(0, result.floor, color="#888888", alpha=0.12, lw=0)
-    first = panels[0][0]
-    _calls_axis(first, rows)
-    _error_axis(first, rows, result)
+    for axis, _ in panels:  # a caller's axes need not share theirs
+        _calls_axis(axis, rows)
+        _error_axis(axis, rows, result, said=axis is panels[0][0])
     for axis, shown in panels:
         _name_lines(figure, axis, shown, "error")
     return figure
@@ -152,24 +164,20 @@ def ends_plot(
 
 
 def _panels(
-    rows: Sequence[Row], key: str, label: str
+    rows: Sequence[Row],
+    key: str,
+    label: str,
+    figsize: tuple[float, float] | None = None,
+    ax: Any = None,
 ) -> tuple[Figure, list[tuple[Any, list[Row]]]]:
     """A figure with a panel per grid asked for, lines drawn; the panels with their rows."""
     plans = [row for row in rows if row["group"] == "plan"]
     groups = list(dict.fromkeys(row["group"] for row in rows if row["group"] != "plan")) or ["plan"]
-    columns = min(len(groups), _PER_ROW)
-    lines = -(-len(groups) // columns)
-    figure = blank_figure(6.2 * columns, 4.4 * lines, dpi=130)
-    axes = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
-    figure.subplots_adjust(
-        left=0.85 / (6.2 * columns),
-        right=1 - 1.1 / (6.2 * columns),
-        top=0.97 if groups in (["default"], ["plan"]) else 0.9,
-        bottom=0.14,
-        wspace=0.4,
-    )
+    titled = groups not in (["default"], ["plan"])
+    axes = _blank_panels(len(groups), titled, figsize) if ax is None else _given_axes(ax, groups)
+    exclusive(ax=ax, figsize=figsize)
     panels = []
-    for axis, group in zip(axes.flat, groups):
+    for axis, group in zip(axes, groups):
         # plans bring their own grids: in every panel
         shown = [row for row in rows if row["group"] == group]
         shown += plans if group != "plan" else []
@@ -184,9 +192,47 @@ def _panels(
         if group not in ("default", "plan"):
             axis.set_title("best grid of each" if group == "best" else as_label(group), fontsize=10)
         panels.append((axis, shown))
-    for axis in list(axes.flat)[len(groups) :]:
+    return axes[0].get_figure(), panels
+
+
+def _blank_panels(n: int, titled: bool, figsize: tuple[float, float] | None) -> list[Any]:
+    """The axes of a new figure."""
+    columns = min(n, _PER_ROW)
+    lines = -(-n // columns)
+    width, height = (6.2 * columns, 4.4 * lines) if figsize is None else _size(figsize)
+    figure = blank_figure(width, height, dpi=130)
+    axes = list(figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flat)
+    figure.subplots_adjust(
+        left=0.85 / width,
+        right=1 - 1.1 / width,
+        top=1 - (0.44 if titled else 0.13) / height,
+        bottom=0.62 / height,
+        wspace=0.4,
+    )
+    for axis in axes[n:]:
         axis.set_axis_off()
-    return figure, panels
+    return axes[:n]
+
+
+def _size(figsize: Any) -> tuple[float, float]:
+    size = numbers("figsize", figsize)
+    if size.shape != (2,) or not np.all((size >= _LEAST) & (size <= _MOST)):
+        raise ValueError(
+            f"figsize={figsize!r} must be (width, height) in inches, each {_LEAST} to {_MOST}"
+        )
+    return float(size[0]), float(size[1])
+
+
+def _given_axes(ax: Any, groups: Sequence[str]) -> list[Any]:
+    axes = list(np.asarray(ax, dtype=object).flat)
+    if not all(isinstance(axis, Axes) for axis in axes):
+        raise ValueError(f"ax={ax!r} must be matplotlib axes, as plt.subplots() gives them")
+    if len(axes) != len(groups):
+        raise ValueError(
+            f"ax has {len(axes)} axes, and there are {len(groups)} panels, one for each grid that was "
+            f"asked for ({', '.join(groups)}); give as many"
+        )
+    return axes
 
 
 def _of(rows: Sequence[Row], method: str) -> list[Row]:
@@ -213,8 +259,8 @@ def _calls_axis(axis: Any, rows: Sequence[Row]) -> None:
     axis.xaxis.set_minor_locator(NullLocator())
 
 
-def _error_axis(axis: Any, rows: Sequence[Row], result: Comparison) -> None:
-    """A log axis that holds all rows, with numbers to read; for all panels, which share it."""
+def _error_axis(axis: Any, rows: Sequence[Row], result: Comparison, said: bool) -> None:
+    """A log axis that holds all rows, with numbers to read. said: whether the floor is named, too."""
     errors = np.array([row["error"] for row in rows])
     axis.set_yscale("log")
     # a method that is lost is off the picture rather than all others in a corner of it
@@ -225,16 +271,17 @@ def _error_axis(axis: Any, rows: Sequence[Row], result: Comparison) -> None:
         result.floor > 0 and result.floor > bottom / 5
     ):  # a floor far below is no part of the picture
         bottom = min(bottom, result.floor / 1.5)
-        axis.annotate(
-            "floor: 100 × the reference's own error",
-            (0.01, result.floor),
-            xycoords=("axes fraction", "data"),
-            xytext=(0, -3),
-            textcoords="offset points",
-            va="top",
-            fontsize=7.5,
-            color="#666666",
-        )
+        if said:
+            axis.annotate(
+                "floor: 100 × the reference's own error",
+                (0.01, result.floor),
+                xycoords=("axes fraction", "data"),
+                xytext=(0, -3),
+                textcoords="offset points",
+                va="top",
+                fontsize=7.5,
+                color="#666666",
+            )
     axis.set_ylim(bottom / 1.6, top * 1.4)
     _plain_numbers(axis, top / bottom)
 

@@ -74,6 +74,9 @@ class ProbabilityFlow:
         self.cond, self.shared = cond, shared
         self.nfe = self.rows = 0
 
+    def __repr__(self) -> str:
+        return f"ProbabilityFlow({self.model!r}, {self.state} over {self.variable}, nfe {self.nfe})"
+
     def __call__(self, tau: float | Tensor, state: Tensor | npt.NDArray[np.float64]) -> Any:
         if isinstance(state, np.ndarray):
             return self._numpy_rate(float(tau), state)

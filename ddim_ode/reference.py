@@ -122,7 +122,7 @@ def solve(
     origin: tuple[list[Any], Near] = ([], NOTHING),
     observe: Callable[[int], object] = lambda rows: None,
 ) -> Reference:
-    """The reference of one batch of noises x (B, *), kept in ``store`` by its ``origin``.
+    """The reference of one batch of noises x (B, *); its solves are kept in ``store`` by their ``origin``.
 
     goal: the RMS difference of two solutions to stop at (default: 1.5e-4 of the solution's own RMS, and
     1e-6 for exact mixtures); if the finest does not reach it, ``error`` says so. origin: which model,
@@ -130,41 +130,22 @@ def solve(
     of each solve.
     """
     parts, near = origin
-    exact = [*parts, *aims(goal)]
-    if kept := store.get("reference", exact, near):
-        tensors, config = kept
-        return Reference(tensors["x"], tensors["gap"].double().numpy(), **config)
-    made = _refined(in_float64(model), x.double(), cond, shared, goal, observe)
-    config = dict(solver=made.solver, nfe=made.nfe, net_evals=made.net_evals, seconds=made.seconds)
-    store.put("reference", exact, near, {"x": made.x, "gap": torch.from_numpy(made.gap)}, config)
-    return made
-
-
-def aims(goal: float | None) -> list[Any]:
-    """What decides a reference beside the problem."""
-    return [METHOD, STEPS, GOAL, EXACT_GOAL, goal]
-
-
-def _refined(
-    model: Denoiser,
-    x: Tensor,
-    cond: Mapping[str, Tensor] | None,
-    shared: Mapping[str, Any] | None,
-    goal: float | None,
-    observe: Callable[[int], object],
-) -> Reference:
-    started = time.perf_counter()
     share = EXACT_GOAL if is_exact(model) else GOAL
+    model, x = in_float64(model), x.double()
     before: Tensor | None = None
     gap: npt.NDArray[np.float64] = np.full(x.shape[0], np.nan)
-    calls, rows, counts = 0, 0, []
+    calls, rows, seconds, counts = 0, 0, 0.0, []
     for plan in plans(model):
-        with np.errstate(invalid="ignore"):  # inf − inf, in a check of grids that start at σ = inf
-            sol = sample(model, x, plan=plan, cond=cond, shared=shared)
-        calls, rows = calls + sol.nfe, rows + sol.net_evals
-        observe(sol.net_evals)
+        exact = [*parts, METHOD, plan.steps]
+        if kept := store.get("solution", exact, near):
+            end, cost = kept[0]["x"], kept[1]
+        else:
+            end, cost = _solution(model, x, plan, cond, shared)
+            store.put("solution", exact, near, {"x": end}, cost)
+            observe(cost["net_evals"])
+        calls, rows = calls + cost["nfe"], rows + cost["net_evals"]
+        seconds += cost["seconds"]
         counts.append(plan.steps)
-        end = sol.x.detach().cpu()
         if before is not None:
             gap = norm_per_sample(end - before).numpy()
             there = np.isfinite(gap)
@@ -176,4 +157,25 @@ def _refined(
     x0 = end.clone()
     x0[torch.from_numpy(~there)] = torch.nan
     solver = f"{METHOD.name}, {counts[-1]} against {counts[-2]} steps"
-    return Reference(x0, gap, solver, calls, rows, time.perf_counter() - started)
+    return Reference(x0, gap, solver, calls, rows, seconds)
+
+
+def aims(goal: float | None) -> list[Any]:
+    """What decides a reference beside the problem."""
+    return [METHOD, STEPS, GOAL, EXACT_GOAL, goal]
+
+
+def _solution(
+    model: Denoiser,
+    x: Tensor,
+    plan: Plan,
+    cond: Mapping[str, Tensor] | None,
+    shared: Mapping[str, Any] | None,
+) -> tuple[Tensor, dict[str, Any]]:
+    """The end of one solve, on the CPU, and what it cost."""
+    started = time.perf_counter()
+    with np.errstate(invalid="ignore"):  # inf − inf, in a check of grids that start at σ = inf
+        sol = sample(model, x, plan=plan, cond=cond, shared=shared)
+    end = sol.x.detach().cpu()
+    seconds = time.perf_counter() - started
+    return end, dict(nfe=sol.nfe, net_evals=sol.net_evals, seconds=seconds)

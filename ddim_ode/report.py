@@ -6,7 +6,6 @@ Pictures are inlined; there is no script, and nothing is fetched.
 from __future__ import annotations
 
 import base64
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,9 +13,8 @@ from string import Template
 from typing import TYPE_CHECKING
 
 import numpy
-import torch
 
-from . import __version__, files, plots, tables
+from . import files, plots, tables
 from .escaping import markup, plain
 from .pictures import drawn as as_file
 from .results import Comparison, by_mean
@@ -36,6 +34,7 @@ _STOPPED = (
     '<p class="stopped" role="note"><b>Incomplete:</b> what is best here is so among the rows that are '
     "finished. {}</p>"
 )
+_VERSIONS = ("ddim_ode", "python", "torch", "numpy")
 _MIN_WIDTH = 560  # below it a picture scrolls in its frame rather than shrink
 
 
@@ -301,7 +300,7 @@ def _reading(result: Comparison) -> list[str]:
 
 
 def _facts(result: Comparison) -> dict[str, str]:
-    made, seeds = result.reference, result.seeds
+    made, seeds, made_by = result.reference, result.seeds, result.about
     grids = dict.fromkeys(row["grid"] for row in result.rows if row["error"] is not None)
     facts = dict(schedule=result.schedule, seeds=f"{seeds[0]} to {seeds[-1]} (n = {len(seeds)})")
     facts["grids"] = ", ".join(grids)
@@ -313,9 +312,8 @@ def _facts(result: Comparison) -> dict[str, str]:
     facts["network evaluations"] = (
         f"{result.net_evals:,} for the solvers, {result.reference_net_evals:,} for the reference"
     )
-    versions = dict(ddim_ode=__version__, Python=platform.python_version())
-    versions |= dict(torch=torch.__version__, numpy=numpy.__version__)
-    facts["versions"] = ", ".join(f"{name} {version}" for name, version in versions.items())
+    versions = [f"{name} {made_by[name]}" for name in _VERSIONS if name in made_by]
+    facts["versions"] = ", ".join(versions)
     return facts
 
 

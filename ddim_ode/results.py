@@ -6,6 +6,7 @@ import importlib
 import json
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from torch import Tensor
 from . import files
 from .escaping import plain
 from .evaluate.bootstrap import Decision, geometric_mean, mean_interval, paired_decision
+from .interrupted import Interrupted as Interrupted
 from .reference import Reference
 from .schedule import Array
 
@@ -27,14 +29,6 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 FLOOR = 100  # times the reference's own error: below that, a row's error is not known
-
-
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C during a comparison; ``partial`` holds what was finished."""
-
-    def __init__(self, message: str, partial: Comparison) -> None:
-        super().__init__(message)
-        self.partial = partial
 
 
 class Answer(dict[str, Any]):
@@ -50,7 +44,7 @@ class Answer(dict[str, Any]):
     __repr__ = __str__
 
 
-@dataclass(repr=False)
+@dataclass(repr=False, eq=False)
 class Comparison:
     """Solvers on the same noises: ``rows``, and what follows from them.
 
@@ -63,7 +57,10 @@ class Comparison:
     by the reference; note, why a row has no error.
 
     errors: (n,) per row, NaN for failed samples; samples: the kept end states, or None. seeds: of the
-    reported noises. search: what ``grid="best"`` tried, on the ``searched`` noises before those.
+    reported noises. search: what ``grid="best"`` tried, on the ``searched`` noises before those. about:
+    versions, device and arguments that it was made with.
+
+    Two are equal if their files would be (``to_json``): in all but the end states.
 
     >>> import ddim_ode
     >>> model = ddim_ode.exact.gaussian([0.0], [[0.25]], ddim_ode.schedules.cosine())
@@ -84,6 +81,7 @@ class Comparison:
     errors: list[Array] = field(default_factory=list)
     samples: list[Tensor | None] = field(default_factory=list)
     search: list[Row] = field(default_factory=list)
+    about: dict[str, Any] = field(default_factory=dict)
 
     # -- filling ------------------------------------------------------------------------------
     def add(self, job: Job, cell: Cell | None, tried: int | None, search_evals: int) -> None:
@@ -289,27 +287,44 @@ class Comparison:
         files.write_csv(path, rows)
 
     def to_json(self, path: str | Path) -> None:
-        """Everything but the end states: rows, per-sample errors, reference, seeds, search."""
-        made = self.reference
-        whole = dict(
-            rows=self.rows,
-            errors=[errors.tolist() for errors in self.errors],
-            seeds=self.seeds,
-            confidence=self.confidence,
-            model=self.model,
-            schedule=self.schedule,
-            fingerprints=self.fingerprints,
-            search=self.search,
-            reference=made
-            and dict(
-                solver=made.solver,
-                error=made.error,
-                gap=made.gap.tolist(),
-                net_evals=made.net_evals,
-                seconds=made.seconds,
-            ),
-        )
-        files.write_json(path, _plain(whole))
+        """Write all but the end states, for :meth:`load`: rows, errors of each sample, seeds, search, the
+        reference's own error and cost, versions, device and arguments."""
+        from .comparison_file import write
+
+        write(self, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Comparison:
+        """The comparison of a file that :meth:`to_json` wrote, equal to the one saved.
+
+        It answers, prints and draws as that one did. End states are not in the file: ``samples`` are None,
+        and ``reference.x`` is empty. Nothing in a file is run.
+
+        Args:
+            path: of the file, at most 128 MiB.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is not a comparison's, or was changed since it was written.
+
+        >>> import ddim_ode, os, tempfile
+        >>> model = ddim_ode.exact.gaussian([0.0], [[0.25]], ddim_ode.schedules.cosine())
+        >>> r = ddim_ode.compare(model, ["ddim", "heun"], nfe=6, n=16, progress=False)
+        >>> path = os.path.join(tempfile.mkdtemp(), "compare.json")
+        >>> r.to_json(path)
+        >>> ddim_ode.Comparison.load(path) == r
+        True
+        """
+        from .comparison_file import read
+
+        return read(path)
+
+    def __eq__(self, other: object) -> bool:
+        from .comparison_file import as_tree
+
+        return isinstance(other, Comparison) and as_tree(self) == as_tree(other)
+
+    __hash__ = None  # type: ignore[assignment]
 
     def to_pandas(self) -> Any:
         """The rows as a DataFrame; ValueError without pandas."""
@@ -327,11 +342,29 @@ class Comparison:
 
         return text(self)
 
-    def plot(self) -> Figure:
-        """Error against measured network calls on log axes, with interval bands and the floor."""
+    def plot(
+        self,
+        methods: str | Sequence[str] | None = None,
+        figsize: tuple[float, float] | None = None,
+        ax: Any = None,
+    ) -> Figure:
+        """Error against measured network calls on log axes, with interval bands and the floor.
+
+        Args:
+            methods: the names of those to draw, as in the rows (default: all).
+            figsize: (width, height) of the figure, in inches (default: 6.2 × 4.4 a panel).
+            ax: matplotlib's axes to draw into, instead of a new figure; as many as there are panels, one
+                for each ``grid`` that was asked for.
+
+        Returns:
+            The figure.
+
+        Raises:
+            ValueError: an unknown method, no row with an error, axes that are not as many as the panels.
+        """
         from .plots import errors_plot
 
-        return errors_plot(self)
+        return errors_plot(self, methods, figsize, ax)
 
     def __str__(self) -> str:
         return self.table()
@@ -367,14 +400,3 @@ def _name(row: Row) -> str:
 
 def _tidy(value: float) -> float | int:
     return int(value) if value == int(value) else value
-
-
-def _plain(value: Any) -> Any:
-    """As JSON has it: NaN and infinities are null."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

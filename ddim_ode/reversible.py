@@ -34,9 +34,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ._checks import exclusive
+from .bars import progress_bar
 from .denoiser import Denoiser, check_state
 from .levels import Levels
 from .schedule import Array
@@ -131,7 +131,7 @@ def solve(
     sigmas = levels.passed(levels.sigmas(steps or 0))
     end = Pair(x, partner, 0)
     if x.numel():  # else nothing to ask the network
-        with tqdm(unit="nfe", desc=method, disable=not progress) as bar:
+        with progress_bar(progress, unit="nfe", desc=method) as bar:
             end = integrate_pair(model, x, partner, sigmas, chart, cond, shared, bar.update)
     batch = x.shape[0]
     return Solution(

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .denoiser import Denoiser
+from .notebook import card
 from .schedule import Array
 from .solution import Solution, norm_per_sample
 
@@ -43,11 +44,24 @@ class RoundTrip:
     net_evals: int
 
     def __repr__(self) -> str:
-        order = "–" if self.order is None else f"{self.order:.2f}"
-        said = f"error {mean_square(self.error) ** 0.5:.1e}, order {order}"
-        if self.latent_gap is not None:  # coming back says nothing of where one has been
-            said += f", latent off by some {mean_square(self.latent_gap) ** 0.5:.1e}"
-        return f"RoundTrip({said}, nfe {self.nfe})"
+        said = ", ".join(f"{name} {value}" for name, value in self._facts() if value)
+        return f"RoundTrip({said})"
+
+    def _repr_html_(self) -> str:
+        return card("Round trip", self._facts())
+
+    def _facts(self) -> list[tuple[str, str]]:
+        def rms(values: Tensor | None) -> str:
+            return "" if values is None else f"{mean_square(values) ** 0.5:.1e}"
+
+        return [
+            ("error", rms(self.error)),
+            ("order", "–" if self.order is None else f"{self.order:.2f}"),
+            # coming back says nothing of where one has been
+            ("latent off by some", rms(self.latent_gap)),
+            ("unguided error", rms(self.unguided)),
+            ("nfe", str(self.nfe)),
+        ]
 
 
 def mean_square(error: Tensor) -> float:

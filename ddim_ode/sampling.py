@@ -10,16 +10,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from . import adaptive, external, gradients
 from ._checks import exclusive, flag, function, one_of, refuse
+from .bars import progress_bar
 from .denoiser import Denoiser, check_state
 from .editing import Known
 from .inputs import check_model
 from .integration import Progress, integrate
 from .levels import Levels
-from .plan_checks import check_plan, warn_of_another_ode
+from .plan_checks import check_network, check_plan, warn_of_another_ode
 from .schedule import Array
 from .seeding import StepNoise, check_seeds
 from .solution import Solution, norm_per_sample, per_sample, warn_of_scale
@@ -157,6 +157,7 @@ def sample(
         if plan is not None:
             check_plan(plan, model)
             warn_of_another_ode(plan, model)
+            check_network(plan, model)
             if plan.grid[0] < plan.grid[-1]:
                 raise ValueError(
                     f"plan {plan.method!r} goes up, from σ={plan.grid[0]:g} to {plan.grid[-1]:g}; use "
@@ -303,7 +304,7 @@ def run_plan(
     trajectory: list[Tensor] = []
     if record == "x":
         trajectory.append(x if project is None else project(x, 0))
-    bar = tqdm(total=plan.nfe, unit="nfe", desc=plan.method) if progress else None
+    bar = progress_bar(True, total=plan.nfe, unit="nfe", desc=plan.method) if progress else None
 
     level_calls = set(plan.level_calls()) if record == "x0" else set()
 

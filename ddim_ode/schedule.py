@@ -71,13 +71,14 @@ class Schedule(ABC):
         return np.floor(u * self.T) + 1.0 if self.discrete else (1.0 - u) * self.T
 
     # -- what follows ------------------------------------------------------------------------
+    # [()] makes the answer for one level a number: unlike a 0-d array it can multiply a tensor.
     def sigma(self, t: ArrayLike) -> Array:
         """σ(t) = β̄/ᾱ; inf where ᾱ = 0. ValueError outside [0, T]."""
         return self._sigma(_within("t", t, self.T))[()]
 
     def time(self, sigma: ArrayLike) -> Array:
         """The inverse t(σ). ValueError outside [0, σ(T)]."""
-        t = self._time(self.check_sigma(sigma))
+        t = self._time(self.check_sigma(sigma))[()]
         if not self.discrete:
             return t[()]
         whole = np.rint(t)  # a trained level is its integer, not 499.9999999999999
@@ -108,7 +109,7 @@ class Schedule(ABC):
     def _normed(sigma: Array, norm: Array) -> tuple[Array, Array]:
         """(1, σ)/norm, with the limit (0, 1) at σ = inf."""
         with np.errstate(invalid="ignore"):
-            return 1.0 / norm, np.where(np.isinf(sigma), 1.0, sigma / norm)[()]
+            return (1.0 / norm)[()], np.where(np.isinf(sigma), 1.0, sigma / norm)[()]
 
     def rates(self, t: ArrayLike) -> tuple[Array, Array]:
         """(dᾱ/dt, dβ̄/dt), from the left where σ(t) has a kink; infinite at t=0 where β̄ ~ √t."""

@@ -32,6 +32,7 @@ from .answers import Answers
 from .digests import digest
 from .near import NOTHING, PLAN, Near
 from .nets import weights
+from .notebook import brief
 from .schedule import Array
 from .seeding import sizes
 from .solvers.controller import STATUSES
@@ -56,6 +57,9 @@ class Shard(NamedTuple):
     status: list[str]
     cond: dict[str, Tensor]
     conditions: Tensor
+
+    def __repr__(self) -> str:
+        return f"Shard(samples={self.samples!r}, x={brief(self.x)})"
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,10 @@ class Shards:
 
     def __init__(self, folder: str | Path, run: Run) -> None:
         self.folder, self.run = Path(folder), run
+
+    def __repr__(self) -> str:
+        run = self.run
+        return f"Shards({str(self.folder)!r}: {run.n:,} samples of {run.shape}, {len(self)} shards)"
 
     @classmethod
     def open(cls, folder: str | Path) -> Shards:

@@ -11,9 +11,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from . import notebook
 from ._warn import warn
 from .schedule import Array
 from .solvers.controller import NON_FINITE, SUCCESS
+from .solvers.fit_text import ode_text
 from .solvers.plan import Plan
 
 if TYPE_CHECKING:
@@ -78,6 +80,24 @@ class Solution:
         bad = Counter(word for word in self.status.tolist() if word != SUCCESS)
         failed = "".join(f", {n} of {len(self.x)} {word}" for word, n in bad.items())
         return f"Solution({self.method}, x {tuple(self.x.shape)}, nfe {self.nfe}{failed})"
+
+    def _repr_html_(self) -> str:
+        levels = [self.sigmas] if isinstance(self.sigmas, np.ndarray) else self.sigmas
+        ends = notebook.span(float(sigmas[-1]) for sigmas in levels)
+        facts = [
+            ("x", tuple(self.x.shape)),
+            ("network calls", notebook.span(self.sample_nfe.tolist())),
+            ("network evaluations", f"{self.net_evals:,}"),
+            ("steps", notebook.span(self.accepted.tolist())),
+            ("σ", f"{levels[0][0]:.3g} to {ends}" if levels else None),
+            ("status", ", ".join(f"{n} {s}" for s, n in Counter(self.status.tolist()).items())),
+            (
+                "error, estimated",
+                None if self.error is None else f"{float(self.error.nanmean()):.2g}",
+            ),
+            ("altered by", ode_text(self.alterations) if self.alterations else None),
+        ]
+        return notebook.card(f"Solution, {self.method}", facts)
 
     @property
     def status(self) -> npt.NDArray[np.str_]:

@@ -276,6 +276,12 @@ def test_mixtures_come_as_npz_too(tmp_path, schedule):
     assert loaded.denoiser.schedule.fingerprint == expected.fingerprint
 
 
+def test_a_mixture_written_on_windows_is_read(tmp_path):
+    path = tmp_path / "m.json"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(MIXTURE, indent=1).replace("\n", "\r\n").encode())
+    assert load_model(str(path)).denoiser.means.tolist() == MIXTURE["means"]
+
+
 def test_a_broken_network_is_said_before_the_long_run(tmp_path, capsys):
     tensors, config = weights.read(ASSETS / "fashion-mnist.safetensors")
     first = next(iter(tensors))

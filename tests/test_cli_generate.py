@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import ddim_ode
+from ddim_ode import bars
 from ddim_ode.cli import main
 from ddim_ode.cli.common import parse_classes
 from ddim_ode.evaluate.features import IDENTITY, Features, content_sha256
@@ -29,9 +30,10 @@ def run(*words):
     return main([str(word) for word in words])
 
 
-def test_generate_makes_what_sample_makes(tmp_path, capsys):
+def test_generate_makes_what_sample_makes(tmp_path, capsys, monkeypatch):
     """The shipped model: its seeds, its classes in turn over them, its guidance."""
     options = ["--nfe", "2", "--classes", "bag,3", "--guidance", "1.5", "--seed", "3"]
+    monkeypatch.setattr(bars, "_watched", lambda: True)
     assert run("generate", "-n", "5", *options, "--out", tmp_path, "--batch", "2") == 0
     shown = capsys.readouterr()
     assert shown.out.splitlines()[0].split()[:4] == ["samples", "method", "nfe", "made_here"]

@@ -121,7 +121,7 @@ def test_interrupting_keeps_what_is_finished(tmp_path, data, monkeypatch, capsys
     monkeypatch.setattr(sampling, "sample", interrupted)
     call = ["edit", *FAST, *data, "--strength", "0.2", "0.8", "--out", str(tmp_path / "out")]
     assert main(call) == 130
-    assert "stopped: 1 solves are kept" in capsys.readouterr().err
+    assert "1 solves are kept in" in capsys.readouterr().err
     runs = json.loads((tmp_path / "out/edit.json").read_text())["runs"]
     assert [r["strength"] for r in runs] == [0.2]
 

@@ -46,7 +46,7 @@ class Killed(Exception):
 
 @pytest.mark.parametrize(("death", "kept"), [(Killed, 4), (KeyboardInterrupt, 6)])
 def test_a_stopped_run_resumes_to_the_weights_of_the_unbroken_one(
-    tmp_path, toy_data, monkeypatch, capsys, death, kept
+    tmp_path, toy_data, monkeypatch, death, kept
 ):
     whole = train(toy_data, SCHEDULE, tmp_path / "whole", TINY, progress=False)
     module = __import__("ddim_ode.nets.train", fromlist=["eps_loss"])
@@ -60,12 +60,11 @@ def test_a_stopped_run_resumes_to_the_weights_of_the_unbroken_one(
 
     monkeypatch.setattr(module, "eps_loss", dies_at_seven)
     arguments = (toy_data, SCHEDULE, tmp_path / "broken", TINY)
-    with pytest.raises(death):
+    with pytest.raises(death) as stop:
         train(*arguments, progress=False, checkpoint_every=4)
     if death is KeyboardInterrupt:  # which leaves time for a last checkpoint, and a word
-        said = "".join(capsys.readouterr())
-        assert "stopped at step 6" in said
-        assert "checkpoint.safetensors is kept, the same command resumes" in said
+        assert "stopped at step 6; " in str(stop.value)
+        assert "checkpoint.safetensors, of step 6, is kept" in str(stop.value)
     resumed = train(*arguments, progress=False, checkpoint_every=4)
     assert len(calls) == 7 + (12 - kept)  # it went on from the checkpoint, not from 0
     for key, value in weights.read(whole)[0].items():

@@ -12,6 +12,7 @@ from typing import Any
 from .. import __version__
 from .._warn import Caution
 from ..escaping import lines
+from . import terminal
 from .calibration import add_arguments as add_calibrate_arguments
 from .common import print_table
 from .comparison import add_arguments as add_compare_arguments
@@ -46,17 +47,34 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit status (2: a mistake in the call, 130: interrupted)."""
-    parser = _parser()
-    args = parser.parse_args(argv)
-    args.command_line = list(sys.argv[1:] if argv is None else argv)
+    """Entry point; returns the exit status.
+
+    2: a mistake in the call; 130: interrupted; 141: nobody reads the output any more.
+    """
+    terminal.prepare()
+    try:
+        return terminal.finish(_status(argv))
+    except BrokenPipeError:
+        return terminal.finish(terminal.BROKEN_PIPE)
+    except SystemExit as stop:  # argparse's, of --help or of a mistake
+        raise SystemExit(terminal.finish(int(stop.code or 0))) from None
+
+
+def _status(argv: Sequence[str] | None) -> int:
+    args = _parser().parse_args(argv)
+    given = sys.argv[1:] if argv is None else argv
+    # a path whose bytes are no text goes into records that are
+    args.command_line = [word.encode("utf-8", "backslashreplace").decode() for word in given]
     try:
         with _warnings_as_text(args.command):
             return int(args.run(args))
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError, FloatingPointError) as error:
         print(lines(f"ddim-ode {args.command}: {error}"), file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
+        print(lines(f"ddim-ode {args.command}: {str(stop) or 'stopped'}"), file=sys.stderr)
         return 130
 
 
@@ -180,6 +198,10 @@ def _parser() -> argparse.ArgumentParser:
     listing = commands.add_parser("methods", help="list the solvers")
     listing.add_argument("--references", action="store_true", help="where each comes from, instead")
     listing.set_defaults(run=_print_methods)
+    for command in commands.choices.values():
+        command.add_argument(
+            "--quiet", action="store_true", help="no bars, and no word on what it will cost"
+        )
     return parser
 
 

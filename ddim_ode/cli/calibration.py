@@ -55,6 +55,7 @@ def _calibrate(args: argparse.Namespace) -> int:
     import ddim_ode
 
     from .._warn import Caution
+    from ..interrupted import Interrupted
 
     budgets = sorted({count("--nfe", nfe) for nfe in args.nfe})
     n, seed = count("--n", args.n, least=2), count("--seed", args.seed, least=0)
@@ -67,28 +68,37 @@ def _calibrate(args: argparse.Namespace) -> int:
         for seeds in (range(seed, seed + n), shown)
     )
     args.out.mkdir(parents=True, exist_ok=True)
+    stopped = None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Caution)  # each is in its plan's fit, and printed below
-        plans: dict[int, Plan] = ddim_ode.calibrate(
-            loaded.denoiser,
-            budgets,
-            shape=loaded.shape,
-            n=n,
-            seed=seed,
-            budget=args.budget,
-            cond=fitted_to,
-            batch=args.batch,
-            device=args.device,
-        )
+        try:
+            plans: dict[int, Plan] = ddim_ode.calibrate(
+                loaded.denoiser,
+                budgets,
+                shape=loaded.shape,
+                n=n,
+                seed=seed,
+                budget=args.budget,
+                cond=fitted_to,
+                batch=args.batch,
+                progress=not args.quiet,
+                device=args.device,
+            )
+        except Interrupted as stop:
+            stopped, plans = stop, stop.partial
     files = [args.out / f"nfe-{nfe}.json" for nfe in plans]
     for path, plan in zip(files, plans.values()):
         plan.save(path)
+    if stopped is not None:
+        kept = f"{' '.join(map(str, files))} kept" if files else "nothing is finished"
+        rest = " ".join(str(nfe) for nfe in budgets if nfe not in plans)
+        raise KeyboardInterrupt(f"stopped: {kept}; missing are --nfe {rest}")
+    pictures = _draw(args, loaded, plans, shown, shown_with)
     print_table([_row(nfe, plan.fit or {}) for nfe, plan in plans.items()])
     for note in dict.fromkeys(
         note for p in plans.values() for note in (p.fit or {}).get("warnings", ())
     ):
         print(f"  {note}")
-    pictures = _draw(args, loaded, plans, shown, shown_with)
     print("\n" + "   ".join(map(str, [*files, *pictures])))
     print(
         "default: what sample(nfe=) does; incumbent: the best textbook sampler found; calibrated: the plan"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import platform
 from typing import TYPE_CHECKING, Any
 
 from .._checks import device_of, one_of
@@ -209,11 +208,3 @@ def parse_seeds(text: str, name: str = "--seeds", most: int = MOST_SEEDS) -> lis
         what = name.removeprefix("--")
         raise ValueError(f"{name} {text!r} names {n} {what}; give 1 to {most:,}, each below 2^63")
     return [seed for r in ranges for seed in r]
-
-
-def versions() -> dict[str, str]:
-    """Of Python and of the packages that the numbers depend on."""
-    import numpy
-    import torch
-
-    return dict(python=platform.python_version(), torch=torch.__version__, numpy=numpy.__version__)

@@ -120,8 +120,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _compare(args: argparse.Namespace) -> int:
     from ..comparison import compare
+    from ..interrupted import Interrupted
     from ..plan_checks import fitted_seeds
-    from ..results import Interrupted
 
     loaded = load_model(args.model, args.guidance, find_device(args.device), limits(args))
     loaded = loaded.starting_at(args.sigma_max)
@@ -161,10 +161,12 @@ def _compare(args: argparse.Namespace) -> int:
             cache=args.cache or args.out / "cache",
             keep=_kept(args, loaded, n),
             confidence=args.confidence,
+            progress=not args.quiet,
             device=args.device,
         )
     except Interrupted as error:
         result, stopped = error.partial, str(error).replace("the same call", "the same command")
+    result.about["command"] = shlex.join(["ddim-ode", *args.command_line])
     if not any(row["error"] for row in result.rows):
         if stopped:
             print(stopped, file=sys.stderr)
@@ -315,7 +317,7 @@ def _write(
     context = report.Context(
         title=loaded.title,
         setup={**loaded.facts, "device": args.device},
-        command=shlex.join(["ddim-ode", *args.command_line]),
+        command=result.about["command"],
         targets=args.target,
         stopped=stopped,
         samples=draw_samples(result),

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING
 
 from .._checks import count
 from .common import add_guidance, add_limit_arguments, find_device, limits
-from .models import HELP, load_model
+from .models import HELP, Loaded, load_model
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from ..diagnosis import Diagnosis
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _doctor(args: argparse.Namespace) -> int:
     from ..diagnosis import diagnose
+    from ..interrupted import Interrupted
 
     for name in ("steps", "n"):
         count(f"--{name}", getattr(args, name), least=2)
@@ -41,24 +44,34 @@ def _doctor(args: argparse.Namespace) -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # what the loader leaves out is measured below
         loaded = load_model(args.model, args.guidance, device, limits(args))
-    findings = diagnose(
-        loaded.denoiser,
-        data=None if args.data is None else _read(args.data, args.n),
-        shape=loaded.shape,
-        steps=args.steps,
-        n=args.n,
-        seed=args.seed,
-        device=device,
-    )
+    data = None if args.data is None else _read(args.data, args.n)
+    try:
+        findings = diagnose(
+            loaded.denoiser,
+            data=data,
+            shape=loaded.shape,
+            steps=args.steps,
+            n=args.n,
+            seed=args.seed,
+            device=device,
+        )
+    except Interrupted as stop:
+        _print(args, loaded, stop.partial, whole=False)
+        raise
+    _print(args, loaded, findings, whole=True)
+    return int(bool(findings))
+
+
+def _print(args: argparse.Namespace, loaded: Loaded, findings: Diagnosis, whole: bool) -> None:
     if args.json:
         report = dict(
             findings=[asdict(finding) for finding in findings], not_checked=findings.not_checked
         )
-        print(json.dumps(report, ensure_ascii=False, indent=1))
-        return int(bool(findings))
+        print(json.dumps(report, indent=1))
+        return
     for key, value in loaded.facts.items():
         print(f"{key}: {value}")
-    if not findings:
+    if not findings and whole:
         print(f"nothing found, on {args.n} samples and for {args.steps} steps")
     for finding in findings:
         print(f"\n{finding.severity}: {finding.check}")
@@ -69,7 +82,6 @@ def _doctor(args: argparse.Namespace) -> int:
         checks = [name for name, why in findings.not_checked.items() if why == reason]
         text = f"not checked: {', '.join(checks)}: {reason}"
         print("\n" + textwrap.fill(text, 96, subsequent_indent="  "))
-    return int(bool(findings))
 
 
 def _read(path: Path, n: int) -> Tensor:

@@ -103,7 +103,8 @@ def _transferred(
         raise ValueError(f"{args.data}: has no classes to encode under; --strength does without")
     latents = None
     for name, target in targets.items():
-        cond, how = condition(target, args.device) or {}, dict(progress=True, **solver(args))
+        cond = condition(target, args.device) or {}
+        how = dict(progress=not args.quiet, **solver(args))
         if latents is None:  # the way up is the same for all of them
             done = transfer(model, pictures, source, cond, **how)
             latents, solution = done.encoded.x, done.decoded
@@ -125,7 +126,9 @@ def _renoised(
         cond = condition(target, args.device)
         for strength in args.strength:
             x, sigma = renoise(pictures, model.schedule, seeds, strength=strength)
-            solution = sample(model, x, cond=cond, sigma_max=sigma, progress=True, **solver(args))
+            solution = sample(
+                model, x, cond=cond, sigma_max=sigma, progress=not args.quiet, **solver(args)
+            )
             strip = (f"strength {strength:g}\n{name or f'from σ = {sigma:.3g}'}", solution.x)
             what = f"strength {strength:g}{name and ', '}{name}"
             yield Made(run_of(what, solution, strength=strength), strip)
@@ -149,7 +152,9 @@ def _inpainted(
             seeds = range(first, first + n)
             x = noise(model.shape, model.schedule, seeds, model.sigma_max, args.device)
             known = Known(pictures, keep, seeds)
-            solution = sample(model, x, known=known, cond=cond, progress=True, **solver(args))
+            solution = sample(
+                model, x, known=known, cond=cond, progress=not args.quiet, **solver(args)
+            )
             which = f"seeds {first}–{seeds[-1]}" if n > 1 else f"seed {first}"
             what = f"{which}{name and ', '}{name}"
             yield Made(run_of(what, solution), (f"{which}\n{name}", solution.x))

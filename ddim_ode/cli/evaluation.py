@@ -61,15 +61,18 @@ def _evaluate(args: argparse.Namespace) -> int:
     else:
         given = {"--features": args.features, "--metrics": args.metrics}
         refuse("without --data nothing is compared", **given)
-    found = summarise(
-        shards,
-        features,
-        reference,
-        metrics=names,
-        keep=args.keep,
-        seed=args.seed,
-        progress=True,
-    )
+    try:
+        found = summarise(
+            shards,
+            features,
+            reference,
+            metrics=names,
+            keep=args.keep,
+            seed=args.seed,
+            progress=not args.quiet,
+        )
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("stopped: nothing is measured before all shards are read") from None
     out = args.out or args.folder
     out.mkdir(parents=True, exist_ok=True)
     files.write_csv(out / "evaluation.csv", [found.row])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,7 +89,7 @@ def _generate(args: argparse.Namespace) -> int:
             channels_last=args.channels_last,
             dtype=None if args.dtype == "float32" else getattr(torch, args.dtype),
             cuda_graph=args.cuda_graph,
-            progress=True,
+            progress=not args.quiet,
             about=dict(
                 model=args.model,
                 sha256=getattr(model, "sha256", None),
@@ -100,11 +99,9 @@ def _generate(args: argparse.Namespace) -> int:
             **_solver(args),
         )
     except KeyboardInterrupt:
-        print(
-            f"stopped: what is finished is kept in {args.out}, and the same command makes the rest",
-            file=sys.stderr,
-        )
-        return 130
+        raise KeyboardInterrupt(
+            f"stopped: what is finished is kept in {args.out}, and the same command makes the rest"
+        ) from None
     if os.environ.get("RANK", "0") == "0":
         _report(run)
     return 0

@@ -58,7 +58,7 @@ def _between(
     pairs = [f"{first} to {second}" for first, second in zip(numbers[0::2], numbers[1::2])]
     labels = None if args.classes is None else parse_classes(args.classes, model, range(len(pairs)))
     check_classes(model, labels, "give --classes")
-    how = dict(progress=True, **solver(args))
+    how = dict(progress=not args.quiet, **solver(args))
     if args.data is None:
         latents = noise(model.shape, model.schedule, numbers, model.sigma_max, args.device)
     else:

@@ -53,7 +53,7 @@ def _there_and_back(
     from ..inversion import decode, encode
     from ..nets import weights
 
-    cond, how = condition(labels, args.device), dict(progress=True, **solver(args))
+    cond, how = condition(labels, args.device), dict(progress=not args.quiet, **solver(args))
     there = encode(model, pictures, cond=cond, **how)
     run = run_of("encode", there)
     latents = there.x.cpu()

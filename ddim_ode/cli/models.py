@@ -203,7 +203,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{path}: no such file")
     try:
         if path.suffix == ".json":
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = json.loads(path.read_text(encoding="utf-8-sig"))  # Windows begins it so
         else:
             with np.load(path, allow_pickle=False) as file:
                 data = {key: file[key] for key in file.files}

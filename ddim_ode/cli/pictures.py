@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..versions import versions
 from .common import (
     add_ode_arguments,
     find_device,
@@ -15,7 +16,6 @@ from .common import (
     parse_seeds,
     print_table,
     set_ode,
-    versions,
 )
 from .models import HELP_TRAINED, load_trained
 
@@ -149,7 +149,7 @@ def write(
         if strips and runs:
             _report(args, model, strips, runs, headings, more)
             if not finished:
-                print(f"stopped: {len(runs)} solves are kept", file=sys.stderr)
+                print(f"{len(runs)} solves are kept in {args.out}", file=sys.stderr)
     return 0
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from .. import __version__, files
 from .._checks import count, one_of, refuse
 from ..grids import NAMES
+from ..versions import versions
 from .common import (
     add_ode_arguments,
     chooses_steps,
@@ -24,7 +25,6 @@ from .common import (
     parse_seeds,
     print_table,
     set_ode,
-    versions,
 )
 from .models import HELP_TRAINED, load_trained
 
@@ -152,8 +152,8 @@ def _sample(args: argparse.Namespace) -> int:
         if runs:
             _report(args, model, runs, strips, labels)
             if len(runs) < len(solvers):
-                kept = f"{len(runs)} of {len(solvers)} methods are kept"
-                print(f"stopped: {kept}", file=sys.stderr)
+                kept = f"{len(runs)} of {len(solvers)} methods are kept in {args.out}"
+                print(kept, file=sys.stderr)
     return 0
 
 
@@ -284,7 +284,9 @@ def _run_solver(
         cond = None
         if labels is not None:
             cond = {"y": torch.tensor(labels[i : i + args.batch], device=args.device)}
-        solutions.append(sample(model, x, seeds=part, cond=cond, progress=True, **options))
+        solutions.append(
+            sample(model, x, seeds=part, cond=cond, progress=not args.quiet, **options)
+        )
     end = torch.cat([solution.x for solution in solutions]).cpu()  # waits for the device
     seconds = time.perf_counter() - started
     first = solutions[0]

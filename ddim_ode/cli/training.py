@@ -61,8 +61,9 @@ def _train(args: argparse.Namespace) -> int:
         config,
         device=str(find_device(args.device)),
         checkpoint_every=args.checkpoint_every,
+        progress=not args.quiet,
     )
-    with open(args.out / "loss.csv", newline="") as file:
+    with open(args.out / "loss.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     curve = loss_curve([int(r["step"]) for r in rows], [float(r["loss"]) for r in rows])
     save_figure(args.out / "loss.png", curve)

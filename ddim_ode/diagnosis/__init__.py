@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..denoiser import Denoiser
+from ..interrupted import Interrupted
 from .findings import Diagnosis as Diagnosis
 from .findings import Finding as Finding
 
@@ -42,7 +43,8 @@ def diagnose(
 
     An empty list means that nothing was found, at these noises and this number of steps, by the checks that
     were made: ``not_checked`` of the result names the others, each with its reason. ValueError where the
-    model cannot be asked at all (no shape, conditions missing).
+    model cannot be asked at all (no shape, conditions missing). Ctrl-C raises
+    ``ddim_ode.interrupted.Interrupted``, with what was found until then as ``partial``.
 
     >>> import ddim_ode
     >>> schedule = ddim_ode.schedules.ddpm()
@@ -50,7 +52,8 @@ def diagnose(
     ...     [0.5, 0.5], [[-1.0, 1.0], [1.0, 1.0]], [[0.1, 0.1]] * 2, schedule
     ... )
     >>> ddim_ode.diagnose(model)
-    []
+    nothing found
+    not checked: half-precision: the network is no torch.nn.Module with weights to convert
     >>> misread = ddim_ode.Denoiser(model.net, schedule, "x0", time=lambda t, sigma: sigma)
     >>> [finding.check for finding in ddim_ode.diagnose(misread, data=model.draw(64).float(), n=64)]
     ['prediction']
@@ -61,8 +64,14 @@ def diagnose(
     from .findings import Probe
 
     probe = Probe(model, data, cond, shared, shape, steps, n, seed, device)
-    found = list(network.checks(probe))
-    probe.model = probe.variant(limit=probe.limit)
-    found += [*levels.checks(probe), *limits.checks(probe, [finding.check for finding in found])]
+    found: list[Finding] = []
+    try:
+        found.extend(network.checks(probe))
+        probe.model = probe.variant(limit=probe.limit)
+        found.extend(levels.checks(probe))
+        found.extend(limits.checks(probe, [finding.check for finding in found]))
+    except KeyboardInterrupt:
+        partial = Diagnosis(found, probe.not_checked)
+        raise Interrupted("stopped: these are not all of the checks", partial) from None
     found.sort(key=lambda finding: finding.severity != "error")
     return Diagnosis(found, probe.not_checked)

@@ -17,6 +17,7 @@ from ..asking import has_rows
 from ..denoiser import Denoiser
 from ..guidance import Limit
 from ..inputs import conditions, device_of, sample_shape
+from ..notebook import note, table
 from ..sampling import sample
 from ..schedule import Array
 from ..seeding import noise
@@ -61,6 +62,16 @@ class Diagnosis(list[Finding]):
     def __str__(self) -> str:
         found = [str(finding) for finding in self] or ["nothing found"]
         return "\n".join([*found, *(f"not checked: {k}: {v}" for k, v in self.not_checked.items())])
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        rows = [(f.severity, f.check, f.message, f.fix) for f in self] or [
+            ("", "nothing found", "", "")
+        ]
+        left = range(4)
+        missing = "".join(note(f"not checked: {k}: {v}") for k, v in self.not_checked.items())
+        return table(("severity", "check", "what", "fix"), rows, left) + missing
 
 
 class Probe:

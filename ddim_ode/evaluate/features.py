@@ -34,7 +34,7 @@ INCEPTION_URL = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Features:
     """Rows (N, D) of images (N, C, H, W) in network space; any samples (N, *shape) for the identity.
 
@@ -53,6 +53,9 @@ class Features:
     sha256: str
     function: Callable[[Tensor], Tensor]
     batch: int = 500
+
+    def __repr__(self) -> str:
+        return f"Features({self.name!r}, sha256 {self.sha256[:12]}…)"
 
     def __post_init__(self) -> None:
         if not self.name or len(self.sha256) != 64:

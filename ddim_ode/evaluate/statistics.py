@@ -22,7 +22,7 @@ _ARRAYS = ("mean", "cov", "rows")
 _SCALARS = ("n", "features", "features_sha256", "data_sha256", "seed")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class FeatureStatistics:
     """The statistics of n rows of features, and some of the rows.
 
@@ -39,6 +39,10 @@ class FeatureStatistics:
     features_sha256: str
     data_sha256: str
     seed: int = 0
+
+    def __repr__(self) -> str:
+        kept = f"{len(self.rows):,} of {self.n:,} rows kept"
+        return f"FeatureStatistics({self.features}, {len(self.mean)} dimensions, {kept})"
 
     @classmethod
     def of(

@@ -17,10 +17,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from .._checks import count, seed_of
 from .._warn import warn
+from ..bars import progress_bar
 from ..shards import Run, Shards
 from ..solvers.controller import MAX_NFE, SUCCESS
 from .features import Features
@@ -129,7 +129,7 @@ def summarise(
     entries, gaussian, kept = Moments(), Moments(), Kept(count("keep", keep, 4))
     if features is not None and reference is not None:
         reference.check(features)
-    for shard in tqdm(shards, total=len(shards), unit="shard", disable=not progress):
+    for shard in progress_bar(progress, iterable=shards, total=len(shards), unit="shard"):
         status.update(shard.status)
         for sample in shard.x.numpy():
             digest = hashlib.sha256(sample.tobytes()).digest()

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
+from ..bars import progress_bar
 from . import weights
 from .data import Images, to_unit
 
@@ -56,7 +56,7 @@ def train_classifier(
     optimizer = torch.optim.Adam(net.parameters())
     total = epochs * (len(pixels) // batch)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=total)
-    with tqdm(total=total, unit="step") as bar:
+    with progress_bar(True, total=total, unit="step") as bar:
         for _ in range(epochs):
             for index in torch.randperm(len(pixels))[: len(pixels) // batch * batch].split(batch):
                 x = to_unit(pixels[index])

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from .. import files
+from ..bars import progress_bar
 from ..schedule import Schedule
 from ..seeding import torch_seed
 from ..training import eps_loss
@@ -43,7 +43,8 @@ def train(
     """Train to ``config.steps`` (resuming what ``out`` holds) and return the model file.
 
     data: pixels (N, C, H, W) uint8 and labels or None; labels make the network
-    class-conditional, with the last embedding row as the null label of guidance.
+    class-conditional, with the last embedding row as the null label of guidance. Ctrl-C leaves the last
+    whole step in ``checkpoint.safetensors``; its KeyboardInterrupt says which.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -76,9 +77,11 @@ def train(
         num_classes=num_classes,
     )
     step = _resume(checkpoint, net, ema, optimizer, identity) if checkpoint.exists() else 0
+    saved = step
     rows = _read_losses(out / "loss.csv", before=step)
 
     def save() -> None:
+        nonlocal saved
         state = {f"net.{k}": v for k, v in net.state_dict().items()}
         state |= {f"ema.{k}": v for k, v in ema.items()}
         for i, parameter in enumerate(net.parameters()):
@@ -88,9 +91,10 @@ def train(
         half = {k: v.half() for k, v in ema.items()}
         weights.write(out / "model.safetensors", half, model_config(net, data, schedule))
         files.write_csv(out / "loss.csv", rows)
+        saved = step
 
     net.train()
-    bar = tqdm(total=config.steps, initial=step, unit="step", disable=not progress)
+    bar = progress_bar(progress, total=config.steps, initial=step, unit="step", leave=True)
     window: list[Tensor] = []
     whole = True  # weights, optimiser and EMA all belong to ``step``
     seen = 0
@@ -136,11 +140,12 @@ def train(
             if step % checkpoint_every == 0 or step == config.steps:
                 save()
     except KeyboardInterrupt:
-        if whole and step > 0:  # else in the middle of an update: the last checkpoint stands
+        if whole and step > saved:  # else in the middle of an update: the last checkpoint stands
             save()
-        if checkpoint.exists():
-            tqdm.write(f"stopped at step {step}; {checkpoint} is kept, the same command resumes")
-        raise
+        kept = f"{checkpoint}, of step {saved}, is kept, and the same command goes on from there"
+        raise KeyboardInterrupt(
+            f"stopped at step {step}; {kept if saved else 'nothing is kept'}"
+        ) from None
     finally:
         bar.close()
     return out / "model.safetensors"

@@ -255,6 +255,12 @@ def get_method(method: str | Method, variant: str | None = None) -> Method:
     if isinstance(method, str) and ":" in method:
         exclusive(**{f"{method!r}": method, "variant=": variant})
         method, variant = method.split(":", 1)
+    if callable(method):
+        raise ValueError(
+            f"method={getattr(method, '__qualname__', method)!r} is code, and a method is a name or a "
+            "Method; a sampler of your own becomes a plan: plan = ddim_ode.Plan.trace(loop, schedule) with "
+            "loop(net, x), and then plan=plan; help(ddim_ode.Plan.trace) says how"
+        )
     spec = method if isinstance(method, Method) else METHODS[one_of("method", method, METHODS)]
     if variant is None:
         return spec
@@ -280,6 +286,12 @@ def get_method(method: str | Method, variant: str | None = None) -> Method:
 
 class Table(list[dict[str, object]]):
     """Rows with the same keys, which print as a table."""
+
+    def _repr_html_(self) -> str:
+        from ..notebook import table
+
+        head = list(self[0]) if self else []
+        return table(head, [[_cell(row[key]) for key in head] for row in self], range(len(head)))
 
     def __str__(self) -> str:
         head = list(self[0]) if self else []

@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 import operator
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..schedule import Schedule
+
+
+_SHOWN = 40  # ops, in a notebook
 
 
 @dataclass(frozen=True, repr=False)
@@ -75,6 +78,34 @@ class Plan:
     def __repr__(self) -> str:
         return f"Plan({self.method}, {self.steps} steps, nfe {self.nfe}, chart {self.chart})"
 
+    def _repr_html_(self) -> str:
+        from ..notebook import card, note, table
+        from .fit_text import fit_lines
+
+        facts = [line.strip().partition("  ")[::2] for line in fit_lines(self.fit or {})]
+        rows = [(i, *cells) for i, cells in enumerate(self._rows())]
+        shown = rows if len(rows) <= _SHOWN else [*rows[: _SHOWN // 2], *rows[-_SHOWN // 2 :]]
+        head = ("op", "call at σ", "t", "scale", "weights, newest first")
+        more = note(f"{len(shown)} of {len(rows)} ops" if len(shown) < len(rows) else "")
+        return card(self._summary(), facts, table(head, shown, left=(4,)) + more)
+
+    def _summary(self) -> str:
+        start = f", start {self.start}" if self.start else ""
+        return (
+            f"{self.method}: {self.steps} steps, nfe {self.nfe}, chart {self.chart}{start}, "
+            f"stores {self.vector}, memory {self.memory}"
+        )
+
+    def _rows(self) -> Iterator[tuple[str, str, str, str]]:
+        """For each op its level, time, scale and weights, as text."""
+        for i, op in enumerate(self.ops):
+            at = (f"{op.node.sigma:.5g}", f"{op.node.t:.3f}") if op.node else ("–", "–")
+            least = 1e-13 * max(map(abs, op.weights), default=0.0)  # rounding, which is no weight
+            weights = " ".join(f"{w if abs(w) > least else 0.0:+.6g}" for w in op.weights)
+            noise = f"  + {op.noise:.4g} z" if op.noise else ""
+            stage = "" if op.commit or not i else "  (stage)"
+            yield *at, f"{op.scale + 0.0:.6g}", f"{weights}{noise}{stage}"
+
     @property
     def steps(self) -> int:
         """Intervals of the grid."""
@@ -96,12 +127,7 @@ class Plan:
         schedule: the plan's own (``model.schedule``) adds a line that names the nearest textbook method,
         see :func:`ddim_ode.solvers.nearest.nearest`.
         """
-        start = f", start {self.start}" if self.start else ""
-        head = (
-            f"{self.method}: {self.steps} steps, nfe {self.nfe}, chart {self.chart}{start}, "
-            f"stores {self.vector}, memory {self.memory}"
-        )
-        lines = [head]
+        lines = [self._summary()]
         if self.fit is not None:
             from .fit_text import fit_lines
 
@@ -111,13 +137,8 @@ class Plan:
 
             lines.append(nearest_line(self, schedule))
         lines.append(f"{'op':>4} {'call at σ':>12} {'t':>10}  {'scale':>12}  weights, newest first")
-        for i, op in enumerate(self.ops):
-            at = f"{op.node.sigma:12.5g} {op.node.t:10.3f}" if op.node else f"{'–':>12} {'–':>10}"
-            least = 1e-13 * max(map(abs, op.weights), default=0.0)  # rounding, which is no weight
-            weights = " ".join(f"{w if abs(w) > least else 0.0:+.6g}" for w in op.weights)
-            noise = f"  + {op.noise:.4g} z" if op.noise else ""
-            stage = "" if op.commit or not i else "  (stage)"
-            lines.append(f"{i:>4} {at}  {op.scale + 0.0:12.6g}  {weights}{noise}{stage}")
+        for i, (sigma, t, scale, weights) in enumerate(self._rows()):
+            lines.append(f"{i:>4} {sigma:>12} {t:>10}  {scale:>12}  {weights}")
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
@@ -171,7 +192,53 @@ class Plan:
         schedule: Schedule,
         **options: Any,
     ) -> Plan:
-        """The plan of somebody else's sampler; see :func:`ddim_ode.tracing.trace`."""
+        """The plan of a sampler of your own, or of somebody else's, run anywhere a plan goes.
+
+        It must be deterministic, and linear in its start and in what the network answers, as all solvers of
+        the ODE with fixed steps are. It is run three times on small tensors, and never changed.
+
+        Args:
+            loop: ``loop(net, x) -> x_end``. x is the start in network space, here (1, 1, 1, n), and
+                ``net(x, t)`` the network to call, which answers like its x. A sampler that takes its model
+                and noise levels in another order goes into a function of that form, with its levels inside.
+            schedule: that of the models it will run on, of ``ddim_ode.schedules``.
+            **options: of :func:`ddim_ode.tracing.trace`: ``prediction="eps"``, what net answers;
+                ``time="t"`` (the network's, from the schedule's by ``time_offset=0.0``) or ``"sigma"``,
+                what loop passes to net; ``sigma_end=0.0``, the level it ends at;
+                ``dtype=torch.float64``; ``name="traced"``.
+
+        Returns:
+            A plan, for ``sample(model, x_T, plan=plan)`` and ``compare(model, ["ddim", plan])``.
+
+        Raises:
+            ValueError: the sampler never calls net, clips, draws noise, or chooses its own steps.
+
+        Heun's method in x/ᾱ over σ, as code that knows nothing of this package would have it:
+
+        >>> import ddim_ode
+        >>> schedule = ddim_ode.schedules.cosine()
+        >>> levels = [20.0, 5.0, 1.0, 0.2]
+        >>> def loop(net, x):
+        ...     alpha = schedule.scales(levels[0])[0]
+        ...     y = x / alpha
+        ...     for sigma, lower in zip(levels, levels[1:]):
+        ...         slope = net(y * schedule.scales(sigma)[0], sigma)
+        ...         ahead = y + (lower - sigma) * slope
+        ...         other = net(ahead * schedule.scales(lower)[0], lower)
+        ...         y = y + (lower - sigma) * (slope + other) / 2
+        ...     return y * schedule.scales(levels[-1])[0]
+        >>> mine = ddim_ode.Plan.trace(loop, schedule, time="sigma", sigma_end=0.2, name="mine")
+        >>> mine.nfe, mine.grid
+        (6, (20.0, 5.0, 1.0, 0.2))
+
+        On a model of that schedule it is our ``heun`` on those levels:
+
+        >>> model = ddim_ode.exact.gaussian([0.5], [[0.25]], schedule)
+        >>> x = ddim_ode.noise((1,), schedule, seeds=range(4), sigma=20.0)
+        >>> ours = ddim_ode.sample(model, x, "heun", grid=levels)
+        >>> bool((ddim_ode.sample(model, x, plan=mine).x - ours.x).abs().max() < 1e-5)
+        True
+        """
         from ..tracing import trace
 
         return trace(loop, schedule, **options)

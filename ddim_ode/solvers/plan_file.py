@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .. import files
+from .. import files, json_file
 from .._checks import path_of
 from .ops import shown
 from .plan import Node, Op, Plan
@@ -42,10 +42,7 @@ def read(path: str | Path) -> Plan:
 
 def content(path: str | Path) -> bytes:
     """The bytes of a file, no more than tell that it is too large; FileNotFoundError without it."""
-    try:
-        return files.read(path_of("path", path), SIZE_LIMIT + 1)
-    except (FileNotFoundError, IsADirectoryError):
-        raise FileNotFoundError(f"{path}: no such plan file") from None
+    return json_file.content(path, "plan", SIZE_LIMIT)
 
 
 def dumps(plan: Plan) -> str:
@@ -97,20 +94,7 @@ def _sha256(lines: Iterable[str]) -> str:
 
 def loads(data: bytes, source: str) -> Plan:
     """The plan in the bytes of a file; ValueError that names ``source`` and the field."""
-    if len(data) > SIZE_LIMIT:
-        raise ValueError(f"{source}: larger than {SIZE_LIMIT // 2**20} MiB, which no plan is")
-    try:
-        tree = json.loads(
-            data.decode(),
-            object_pairs_hook=_unique,
-            parse_float=_finite,
-            parse_constant=_finite,
-        )
-    except RecursionError:
-        raise ValueError(f"{source}: not a plan: nested too deep") from None
-    except ValueError as error:
-        raise ValueError(f"{source}: truncated, or not a plan's JSON ({error})") from None
-    return _Reader(source).plan(tree)
+    return _Reader(source).plan(json_file.parsed(data, source, "plan", SIZE_LIMIT))
 
 
 class _Reader:
@@ -225,18 +209,3 @@ def _text(name: str, value: Any) -> str:
     if isinstance(value, Mapping):
         value = dict(value)
     return json.dumps(value, allow_nan=False, ensure_ascii=False)
-
-
-def _finite(text: str) -> float:
-    if not math.isfinite(value := float(text)):
-        raise ValueError(f"{text[:40]} is no finite number")
-    return value
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    data = dict(pairs)
-    if len(data) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in data if keys.count(key) > 1)
-        raise ValueError(f"the key {twice[:40]!r} is there twice")
-    return data

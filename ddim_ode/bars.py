@@ -1,0 +1,24 @@
+"""Progress bars: for those who watch, on a terminal or in a notebook."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+
+def progress_bar(shown: bool, **options: Any) -> Any:
+    """``tqdm(**options)``, which goes when it is done, so that many leave no column of them.
+
+    Silent unless ``shown``, where nobody watches, and where TQDM_DISABLE is set.
+    """
+    options = {"leave": False, **options}
+    if not (shown and _watched()):
+        return tqdm(disable=True, **options)
+    return tqdm(**options)  # not disable=False, which would overrule TQDM_DISABLE
+
+
+def _watched() -> bool:
+    """Whether what goes to stderr is seen as it comes: not in a file, a pipe or a log."""
+    return "ipykernel" in sys.modules or (sys.stderr is not None and sys.stderr.isatty())

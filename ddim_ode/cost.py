@@ -1,0 +1,84 @@
+"""What a long run will cost, said before it starts, from a network call that is timed."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .denoiser import Denoiser
+
+_ENOUGH, _TRIES = 0.2, 3  # seconds of calls, and calls at most: the first may compile or allocate
+# From how many seconds on a unit is taken, and how many it has.
+_UNITS = (
+    *((172_800, 86_400, "days"), (7_200, 3_600, "h"), (120, 60, "min")),
+    *((1, 1, "s"), (0, 1e-3, "ms")),
+)
+
+
+def seconds_a_call(
+    model: Denoiser,
+    x: Tensor,
+    cond: Mapping[str, Tensor] | None,
+    shared: Mapping[str, Any] | None,
+) -> float:
+    """Wall time that a call of the model takes for each sample of a batch x (b, *), half-way up."""
+    sigma = float(model.schedule.sigma(model.schedule.T / 2))
+    found: list[float] = []
+    while sum(found) < _ENOUGH and len(found) < _TRIES:
+        started = time.perf_counter()
+        with torch.no_grad():
+            model(x, sigma, cond, shared)[0].cpu()  # waits for the device
+        found.append(time.perf_counter() - started)
+    return min(found) / len(x)
+
+
+def tell_comparison(
+    seconds: float, n: int, solves: Sequence[int], calls: int, rows: int, folder: Path | None
+) -> None:
+    """What n noises will cost: so many calls for all rows, and those of the reference's solves for each.
+
+    seconds: of a call. solves: the first two are made, the others where they are needed. folder: of what is
+    kept from before.
+    """
+    least, most = sum(solves[:2]), sum(solves)
+    what = f"{n:,} noises × {least:,} to {most:,} calls for the reference, " if solves else ""
+    what += f"{calls:,} for {rows} rows"
+    remedy = "fewer noises or a coarser reference cost less"
+    if folder is not None:
+        remedy += f"; what {folder} holds costs nothing"
+    low, high = (duration(seconds * (calls + n * each)) for each in (least, most))
+    _tell(f"compare: {what}", seconds, low if low == high else f"{low} to {high}", remedy)
+
+
+def tell_calibration(seconds: float, n: int, budget: str, nfe: Sequence[int]) -> None:
+    """What fits of those budgets of calls, on n noises, will cost."""
+    each = sum(most_calls(budget, k) for k in nfe)
+    what = f"calibrate: {n:,} noises × {'at most' if budget == 'fast' else 'some'} {each:,} network calls"
+    _tell(what, seconds, duration(seconds * n * each), "fewer noises cost less")
+
+
+def most_calls(budget: str, nfe: int) -> int:
+    """Network calls for each noise that a fit of nfe calls may take; of a thorough one, about."""
+    return 100 + 12 * nfe if budget == "fast" else 300 + 300 * nfe
+
+
+def _tell(what: str, seconds: float, whole: str, remedy: str) -> None:
+    each = f"{what}, at {duration(seconds)} each"
+    print(f"{each}: {whole} in the network ({remedy})", file=sys.stderr)
+
+
+def duration(seconds: float) -> str:
+    """In the unit that a person would take.
+
+    >>> duration(0.00423), duration(95), duration(400), duration(1e5)
+    ('4.2 ms', '95 s', '6.7 min', '28 h')
+    """
+    size, unit = next((size, unit) for least, size, unit in _UNITS if seconds >= least)
+    found = seconds / size
+    return f"{found:.0f} {unit}" if found >= 9.95 else f"{found:.2g} {unit}"

@@ -1,0 +1,225 @@
+"""Ctrl-C at any moment of a long run: what is finished is kept and named, and the same call goes on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from problems import COSINE, Counting, mixture_1d
+
+import ddim_ode
+from ddim_ode import comparison, reference
+from ddim_ode.cli import main
+from ddim_ode.interrupted import Interrupted
+from ddim_ode.nets import weights
+from ddim_ode.shards import Shards
+
+STEPS = (4, 6, 8, 11)
+
+
+@pytest.fixture
+def _coarse(monkeypatch):
+    monkeypatch.setattr(reference, "STEPS", STEPS)
+    monkeypatch.setattr(comparison, "STEPS", STEPS)
+
+
+class Stopping(Counting):
+    """A network that is interrupted at its call ``at`` (None: never)."""
+
+    at = None
+
+    def __call__(self, *args, **kwargs):
+        if self.calls == self.at:
+            raise KeyboardInterrupt
+        return super().__call__(*args, **kwargs)
+
+
+def stopping(at=None):
+    exact = mixture_1d(COSINE)
+    net = Stopping(exact.net)
+    net.at = at
+    return net, ddim_ode.Denoiser(net, COSINE, time=exact.time, dtype=torch.float64, shape=(1,))
+
+
+@pytest.mark.usefixtures("_coarse")
+def test_a_comparison_loses_no_more_than_the_solve_it_is_stopped_in(tmp_path):
+    """Wherever that is: in the reference, in its refinements, in a row."""
+    options = dict(nfe=[4, 5], n=4, batch=2, key="mixture", progress=False)
+    whole_net, model = stopping()
+    whole = ddim_ode.compare(model, ["ddim", "unipc2"], **options)
+    longest = 2 * (STEPS[-1] + 4)  # rows of a solve of a batch, its starting steps included
+    for at in range(0, whole_net.calls, 5):
+        net, model = stopping(at)
+        cache = tmp_path / str(at)
+        with pytest.raises(Interrupted, match=f"kept in {cache}") as stop:
+            ddim_ode.compare(model, ["ddim", "unipc2"], cache=cache, **options)
+        assert "the same call goes on from there" in str(stop.value)
+        assert f"{len(stop.value.partial.rows)} of 4 rows are finished" in str(stop.value)
+        net.at = None
+        again = ddim_ode.compare(model, ["ddim", "unipc2"], cache=cache, **options)
+        assert whole_net.rows <= net.rows <= whole_net.rows + longest
+        for first, second in zip(whole.errors, again.errors):
+            assert second == pytest.approx(first, rel=1e-9)
+        assert again.reference_net_evals + again.net_evals == whole_net.rows
+
+
+@pytest.mark.usefixtures("_coarse")
+def test_without_a_cache_it_says_that_the_reference_is_lost():
+    _, model = stopping(3)
+    with pytest.raises(Interrupted, match=r"the reference is not \(give cache=\).*starts again"):
+        ddim_ode.compare(model, ["ddim"], nfe=[4], n=2, progress=False)
+
+
+def test_a_calibration_keeps_the_plans_that_are_fitted():
+    options = dict(n=16, progress=False)
+    net, model = stopping()
+    alone = ddim_ode.calibrate(model, [3], **options)
+    calls = net.calls
+    net, model = stopping(calls + 1)
+    with pytest.raises(Interrupted, match="1 of 2 plans are fitted") as stop:
+        ddim_ode.calibrate(model, [3, 4], **options)
+    assert stop.value.partial == alone
+    assert stop.value.partial[3].fit["held_out"] == alone[3].fit["held_out"]
+
+
+def test_a_diagnosis_keeps_what_is_found():
+    exact = mixture_1d(COSINE)
+    net = Stopping(lambda x, t: exact.net(x, t).repeat(1, 2))  # with a variance beside it
+
+    def model():
+        return ddim_ode.Denoiser(net, COSINE, time=exact.time, dtype=torch.float64, shape=(1,))
+
+    checks = [finding.check for finding in ddim_ode.diagnose(model())]
+    assert checks[0] == "learned-variance"
+    net.calls, net.at = 0, net.calls - 1
+    with pytest.raises(Interrupted, match="not all of the checks") as stop:
+        ddim_ode.diagnose(model())
+    assert [finding.check for finding in stop.value.partial] == checks[:1]
+
+
+# -- the command line, really interrupted ---------------------------------------------------------
+
+
+def interrupted(call, ready):
+    """Start ddim-ode, send SIGINT once ``ready()``; its status, and what it said on stderr."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    started = subprocess.Popen(
+        [sys.executable, "-m", "ddim_ode", *call],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    waited = time.monotonic() + 120
+    while not ready() and started.poll() is None and time.monotonic() < waited:
+        time.sleep(0.02)
+    started.send_signal(signal.SIGINT)
+    _, said = started.communicate(timeout=60)
+    return started.returncode, said
+
+
+def test_sigint_in_the_reference_of_compare(tmp_path):
+    cache = tmp_path / "cache"
+    call = ["compare", "--model", "mixture", "--methods", "ddim", "--nfe", "5", "--n", "5000"]
+    call += ["--batch", "10", "--out", str(tmp_path)]
+    status, said = interrupted(call, lambda: len(list(cache.glob("*.safetensors"))) > 2)
+    assert status == 130
+    assert (
+        f"0 of 1 rows are finished, the reference is not (whose finished solves are kept in {cache}"
+        in said
+    )
+    assert "the same command goes on from there" in said
+    assert "noises × 604 to 4,709 calls for the reference" in said  # what it will cost
+    kept = list(cache.iterdir())
+    assert len(kept) > 2
+    for path in kept:
+        tensors, _ = weights.read(path)
+        assert tensors["x"].shape == (10, 2)
+
+
+def test_sigint_in_generate_keeps_whole_shards(tmp_path):
+    call = ["generate", "--model", "mixture", "-n", "200000", "--nfe", "4", "--out", str(tmp_path)]
+    status, said = interrupted(call, lambda: len(list(tmp_path.glob("*.safetensors"))) > 2)
+    assert status == 130
+    assert f"what is finished is kept in {tmp_path}, and the same command makes the rest" in said
+    shards = Shards.open(tmp_path)
+    there = sorted(shards.present())
+    assert len(there) > 2
+    for k in there:  # verified as it is read
+        assert torch.isfinite(shards.read(k).x).all()
+
+
+def stop_at(monkeypatch, module, name, call):
+    """The function of that name is interrupted the ``call``-th time."""
+    calls, function = [], getattr(module, name)
+
+    def counted(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return function(*args, **kwargs)
+
+    monkeypatch.setattr(module, name, counted)
+
+
+def test_calibrate_names_the_plans_and_what_is_missing(tmp_path, monkeypatch, capsys):
+    from ddim_ode.calibration import _Run
+
+    stop_at(monkeypatch, _Run, "plan", 2)
+    call = ["calibrate", "--model", "mixture", "--nfe", "3", "4", "--n", "16", "--quiet"]
+    assert main([*call, "--out", str(tmp_path)]) == 130
+    said = capsys.readouterr()
+    path = tmp_path / "nfe-3.json"
+    assert said.err == f"ddim-ode calibrate: stopped: {path} kept; missing are --nfe 4\n"
+    assert ddim_ode.Plan.load(path).nfe == 3
+    stop_at(monkeypatch, _Run, "prepare", 1)
+    assert main([*call, "--out", str(tmp_path)]) == 130
+    assert "nothing is finished; missing are --nfe 3 4" in capsys.readouterr().err
+
+
+def test_doctor_prints_what_is_found_until_then(monkeypatch, capsys):
+    from ddim_ode.diagnosis import levels
+
+    stop_at(monkeypatch, levels, "checks", 1)
+    assert main(["doctor", "mixture", "--json"]) == 130
+    said = capsys.readouterr()
+    assert "these are not all of the checks" in said.err
+    assert json.loads(said.out)["findings"] == []
+    assert main(["doctor", "mixture"]) == 0
+    capsys.readouterr()
+    stop_at(monkeypatch, levels, "checks", 1)
+    assert main(["doctor", "mixture"]) == 130
+    assert "nothing found" not in capsys.readouterr().out  # which is more than is known
+
+
+def test_evaluate_and_train_say_what_is_kept(tmp_path, monkeypatch, capsys):
+    from ddim_ode.evaluate import streaming
+    from ddim_ode.nets import train
+
+    run = ["--model", "mixture", "-n", "4", "--nfe", "1", "--out", str(tmp_path / "run")]
+    assert main(["generate", *run]) == 0
+    stop_at(monkeypatch, streaming, "progress_bar", 1)
+    assert main(["evaluate", str(tmp_path / "run")]) == 130
+    assert "nothing is measured before all shards are read" in capsys.readouterr().err
+    assert not (tmp_path / "run/evaluation.json").exists()
+
+    np.savez(tmp_path / "set.npz", images=np.zeros((8, 8, 8), np.uint8))
+    call = ["train", "--data", str(tmp_path / "set.npz"), "--steps", "4", "--channels", "8"]
+    call += ["--batch-size", "4", "--out", str(tmp_path / "net")]
+    stop_at(monkeypatch, train, "eps_loss", 1)
+    assert main(call) == 130
+    assert "stopped at step 0; nothing is kept" in capsys.readouterr().err
+    monkeypatch.undo()
+    stop_at(monkeypatch, train, "eps_loss", 3)
+    assert main(call) == 130
+    said = capsys.readouterr().err
+    checkpoint = tmp_path / "net/checkpoint.safetensors"
+    assert f"stopped at step 2; {checkpoint}, of step 2, is kept" in said
+    assert weights.read(checkpoint)[1]["step"] == 2
+    monkeypatch.undo()
+    assert main(call) == 0
