@@ -130,6 +130,9 @@ def generate(
     Any number of processes may run the same call on the same folder; each returns when all n samples are
     there. However it is divided, the samples are the same to rounding (an adaptive solve: its tolerance).
 
+    The model of a run is known by what it holds and by its answers to four calls of one sample, up to the
+    rounding of other processors; conditions are known row by row, for which a function is called again.
+
     ValueError for a folder of another run, naming what differs. OSError, with the file, when the folder
     cannot be written or is gone, a shard cannot be read, or the disk is full. What is finished is kept,
     then and on Ctrl-C.

@@ -81,6 +81,7 @@ def test_another_processor_finds_the_same_keys_and_goes_on_with_the_same_runs(tm
     code = f"import test_last_bits as t; t.elsewhere({str(tmp_path)!r})"
     command = [sys.executable, "-c", code]
     ran = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
     there = json.loads(ran.stdout)
     assert there["samples_made"] == [0] * 5
     assert there["calls"] == 4  # the question
