@@ -38,7 +38,7 @@ from .plan_checks import check_plan
 from .reference import METHOD, in_float64
 from .sampling import compile_for, sample
 from .schedule import Array
-from .seeding import noise
+from .seeding import GENERATOR, noise
 from .solution import norm_per_sample
 from .solvers.family import Linear
 from .solvers.methods import get_method
@@ -105,7 +105,8 @@ def calibrate(
     """
     check_model(model)
     wanted = budgets(nfe)
-    n, seed = count("n", n, least=2), seed_of(seed)
+    n = count("n", n, least=2)
+    seed = seed_of(seed, n)
     batch, _ = count("batch", batch), flag("progress", progress)
     if features is not None:
         features = checked(function("features", features))
@@ -289,6 +290,7 @@ class _Run:
             features=self.features is not None,
             n=len(self.x),
             seed=self.seed,
+            generator=GENERATOR,
             held_out=dict(
                 n=len(seeds),
                 seeds=[seeds[0], seeds[-1]],

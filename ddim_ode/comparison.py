@@ -101,7 +101,8 @@ def compare(
     10
     """
     check_model(model)
-    n, seed = count("n", n), seed_of(seed)
+    n = count("n", n)
+    seed = seed_of(seed, n)
     batch, keep = count("batch", batch), count("keep", keep, least=0)
     flag("progress", progress)
     check_confidence(confidence)

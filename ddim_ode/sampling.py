@@ -283,7 +283,7 @@ def run_plan(
     draw = None
     if plan.is_stochastic:
         if seeds is None:
-            seeds = torch.randint(2**31, (batch,)).tolist()
+            seeds = torch.randint(2**63 - 1, (batch,)).tolist()
         draw = StepNoise(seeds, x)
     evaluate = model.bind(plan.nodes, x, cond, shared)
     if differentiable == "checkpoint":
