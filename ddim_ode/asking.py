@@ -52,6 +52,8 @@ def guarded(net: Net, dtype: torch.dtype | None, like: Tensor, extra: Mapping[st
         try:
             out: Tensor = net(x, t, **cond)
         except RuntimeError as error:
+            if "single memory location" in str(error):  # t is one number for the whole batch
+                raise ValueError(f"{_IN_PLACE.format('t')} (nor on what is expanded)") from error
             _explain(error, module, x, dtype, cond)
             raise
         if before is not None and before != (after := _versions(x, t, cond)):
