@@ -52,6 +52,11 @@ def one_of(name: str, value: Any, allowed: Iterable[str]) -> str:
     )
 
 
+def is_flag(value: Any) -> bool:
+    """Whether it is one of Python's, numpy's or torch's truth values."""
+    return isinstance(value, bool) or "bool" in str(getattr(value, "dtype", ""))
+
+
 def flag(name: str, value: Any) -> bool:
     """``value`` if it is True or False; else a ValueError, also for what merely counts as true."""
     if not isinstance(value, (bool, np.bool_)):
@@ -62,7 +67,7 @@ def flag(name: str, value: Any) -> bool:
 def count(name: str, value: Any, least: int = 1, most: float = sys.maxsize) -> int:
     """``value`` as an int in [least, most]; else a ValueError (bools and fractions refused)."""
     try:
-        found = None if isinstance(value, bool) else operator.index(value)
+        found = None if is_flag(value) else operator.index(value)
     except (TypeError, ValueError, RuntimeError):  # arrays of many, among others
         found = None
     if found is None or not least <= found <= most:
@@ -72,9 +77,9 @@ def count(name: str, value: Any, least: int = 1, most: float = sys.maxsize) -> i
     return found
 
 
-def seed_of(value: Any) -> int:
-    """``value`` as a seed, of any length; else a ValueError."""
-    return count("seed", value, least=0, most=float("inf"))
+def seed_of(value: Any, n: int = 1) -> int:
+    """``value`` as the first of n seeds in a row, of 64 bits each; else a ValueError."""
+    return count("seed", value, least=0, most=2**64 - n)
 
 
 def single(value: Any) -> bool:

@@ -59,6 +59,8 @@ def guarded(net: Net, dtype: torch.dtype | None, like: Tensor, extra: Mapping[st
             with mixing:
                 out: Tensor = net(x, t, **cond)
         except RuntimeError as error:
+            if "single memory location" in str(error):  # t is one number for the whole batch
+                raise ValueError(f"{_IN_PLACE.format('t')} (nor on what is expanded)") from error
             if not _could_mix(error, x, dtype, cond):
                 _explain(error, module, x, dtype, cond)
                 raise

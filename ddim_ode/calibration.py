@@ -33,7 +33,7 @@ from .candidates import budgets
 from .content import model_key
 from .cost import most_calls, seconds_a_call, tell_calibration
 from .denoiser import Denoiser
-from .fitting import Features, Fit, Problem, checked, gauss_newton
+from .fitting import Features, Fit, Problem, checked, finite_mean, gauss_newton
 from .inputs import Cond, check_model, conditions, device_of, sample_shape
 from .interrupted import Interrupted
 from .levels import Levels
@@ -41,7 +41,7 @@ from .plan_checks import check_plan
 from .reference import METHOD, in_float64
 from .sampling import compile_for, sample
 from .schedule import Array
-from .seeding import noise
+from .seeding import GENERATOR, noise
 from .solution import norm_per_sample
 from .solvers.family import Linear
 from .solvers.methods import get_method
@@ -50,6 +50,7 @@ from .starts import EFFORTS, Candidate, Effort, apart, textbook
 
 _UNSURE = 0.5  # error of the reference, in units of the plan's, that makes its figures uncertain
 FEW = 16  # noises below which held-out figures say little
+_LOST = 0.5  # share of the noises that may be left out for NaN or inf
 _RESIDUALS = 3  # for each parameter, at least
 
 
@@ -111,7 +112,8 @@ def calibrate(
     """
     check_model(model)
     wanted = budgets(nfe)
-    n, seed = count("n", n, least=2), seed_of(seed)
+    n = count("n", n, least=2)
+    seed = seed_of(seed, n)
     batch, _ = count("batch", batch), flag("progress", progress)
     if features is not None:
         features = checked(function("features", features))
@@ -189,16 +191,13 @@ class _Run:
         n = len(self.x)
         # of a second-order method, with half the steps or fewer before: a third of the last move
         self.off = self.problem.distances(coarser, torch.arange(n, device=self.x.device)) / 3
-        finite = torch.from_numpy(np.isfinite(self.off))
-        there = finite.nonzero().flatten().to(self.x.device)
+        there = self._left(torch.arange(n, device=self.x.device), self.off, "solution")
         held = max(1, n // 4)
         self.fitted, self.held = there[there < n - held], there[there >= n - held]
-        if len(there) < n:
-            self._note(f"{n - len(there)} of {n} noises have no finite solution and are left out")
         if min(len(self.fitted), len(self.held)) == 0:
             raise ValueError(
-                f"only {len(there)} of {n} noises have a finite solution, too few to calibrate on: the "
-                "network returns NaN or inf"
+                f"of {n} noises only {len(there)} have a finite solution, too few to fit some and hold out "
+                "others: give more (n=)"
             )
         if len(there) < FEW:
             self._note(f"{len(there)} noises are few: the held-out figures say little below {FEW}")
@@ -229,7 +228,9 @@ class _Run:
             ends.append(torch.cat(parts))
             self.reference_calls += plan.nfe
             if len(ends) > 1:
-                gap, size = (norm_per_sample(y).nanmean() for y in (ends[-1] - ends[-2], ends[-1]))
+                gap, size = (
+                    finite_mean(norm_per_sample(y)) for y in (ends[-1] - ends[-2], ends[-1])
+                )
                 if gap <= self.effort.goal * size:
                     break
         # on all of its levels a model that snaps has no finer solution
@@ -239,8 +240,25 @@ class _Run:
         self.notes.append(text)
         warn(text)
 
+    def _left(self, rows: Tensor, errors: Array, why: str) -> Tensor:
+        """The noises ``rows`` whose errors are numbers; ValueError if too many are left out."""
+        there = torch.from_numpy(np.isfinite(errors)).to(rows.device)
+        if lost := rows[~there].tolist():
+            text = f"{len(lost)} of {len(rows)} noises have no finite {why} ({self._seeds(lost)})"
+            if len(lost) > _LOST * len(rows):
+                raise ValueError(
+                    f"{text}, too many to calibrate on the rest: the network or features return NaN or inf"
+                )
+            self._note(f"{text} and are left out")
+        return rows[there]
+
+    def _seeds(self, rows: Sequence[int]) -> str:
+        some = ", ".join(str(self.seed + k) for k in rows[:5])
+        return f"seeds {some}{', …' if len(rows) > 5 else ''}"
+
     def plan(self, nfe: int, start: Plan | None) -> Plan:
         """The best plan of nfe calls."""
+        self.problem.lost.clear()
         before, notes, rate = self.problem.evals, list(self.notes), self.model.rows_per_sample
         allowed = math.inf
         if self.budget == "fast":
@@ -250,7 +268,9 @@ class _Run:
         candidates = [Candidate("start", Linear.of(start))] if start else self._search(nfe, allowed)
         incumbent = next(c for c in candidates if not c.skipped)
         errors = self.problem.errors(incumbent.point, self.held)
-        floor = np.maximum(self.off[self.held.cpu()], self.problem.rounding)
+        held = self._left(self.held, errors, f"end under {incumbent.name}")
+        errors = errors[np.isfinite(errors)]
+        floor = np.maximum(self.off[held.cpu()], self.problem.rounding)
         if np.median(errors / floor) <= 1:
             self._note(
                 f"nfe={nfe}: {incumbent.name} errs by {np.median(errors):.2g}, no more than the "
@@ -258,9 +278,14 @@ class _Run:
             )
             found = None
         else:
-            found = self._fit(candidates, nfe, allowed - (self.problem.evals - before))
+            found = self._fit(candidates, held, nfe, allowed - (self.problem.evals - before))
+            if lost := sorted(self.problem.lost):
+                self._note(
+                    f"nfe={nfe}: {len(lost)} noises met NaN or inf in the fit ({self._seeds(lost)}), and "
+                    "were left out of those steps"
+                )
         # those held out are the last of the judges
-        after = errors if found is None else found.errors[-len(self.held) :]
+        after = errors if found is None else self.problem.counted(found.errors)[-len(held) :]
         # an error by chance near zero, as in few dimensions there are, says nothing of the sampler
         f = self.problem.smoothing(errors)
         ratio = 0.5 * np.log((after**2 + f**2) / (errors**2 + f**2))
@@ -274,7 +299,8 @@ class _Run:
                 f"nfe={nfe}: {len(ratio)} noises are held out, {said} better than {incumbent.name} "
                 f"(mean ln ratio {mean:+.3f} ± {spread:.3f}), which is returned; more noises (n=) may help"
             )
-        fit = self._record(incumbent, errors, after if better else errors, better)
+        seeds = [self.seed + k for k in held.tolist()]
+        fit = self._record(incumbent, seeds, errors, after if better else errors, better)
         share = fit["reference_error"] / max(fit["held_out"]["after"], 1e-300)
         if found is not None and share > _UNSURE:
             self._note(
@@ -290,13 +316,12 @@ class _Run:
         return found.point.to_plan(self.model.schedule, f"calibrated-{nfe}", fit)
 
     def _record(
-        self, incumbent: Candidate, before: Array, after: Array, better: bool
+        self, incumbent: Candidate, seeds: Sequence[int], before: Array, after: Array, better: bool
     ) -> dict[str, Any]:
         """What ``plan.fit`` says, but for what it cost."""
         model, plan = self.model, incumbent.plan
         ratio = np.log(np.maximum(after, 1e-300) / np.maximum(before, 1e-300))
         mean, spread = float(np.mean(ratio)), _spread(ratio)
-        seeds = [self.seed + k for k in self.held.tolist()]
         low = [sigma for sigma in plan.grid if sigma > 0][-1]
         return dict(
             model=f"{type(model).__name__}({model.prediction}-network)",
@@ -313,6 +338,7 @@ class _Run:
             features=self.features is not None,
             n=len(self.x),
             seed=self.seed,
+            generator=GENERATOR,
             held_out=dict(
                 n=len(seeds),
                 seeds=[seeds[0], seeds[-1]],
@@ -322,7 +348,7 @@ class _Run:
                 low=mean - spread if math.isfinite(spread) else None,
                 high=mean + spread if math.isfinite(spread) else None,
             ),
-            reference_error=float(np.nanmean(self.off)),
+            reference_error=float(np.mean(self.off[np.isfinite(self.off)])),
             version=__version__,
         )
 
@@ -350,10 +376,12 @@ class _Run:
             found = sorted(scored, key=lambda c: c.score)
         return found
 
-    def _fit(self, candidates: Sequence[Candidate], nfe: int, allowed: float) -> Fit | None:
+    def _fit(
+        self, candidates: Sequence[Candidate], held: Tensor, nfe: int, allowed: float
+    ) -> Fit | None:
         """The best fit from the best candidates that a fit can start from; None if there is none."""
         schedule, effort = self.model.schedule, self.effort
-        judges = torch.cat([self.fitted, self.held]) if effort.pooled else self.held
+        judges = torch.cat([self.fitted, held]) if effort.pooled else held
         able = [
             candidate
             for candidate in candidates

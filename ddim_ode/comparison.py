@@ -37,7 +37,7 @@ from .plan_checks import warn_of_another_network, warn_of_own_examples
 from .reference import STEPS, Reference, aims, given, joined, plans, solve
 from .results import Comparison
 from .sampling import sample
-from .seeding import noise
+from .seeding import GENERATOR, noise
 from .solution import norm_per_sample, warn_of_scale
 from .solvers.controller import SUCCESS
 from .solvers.fit_text import ode_text
@@ -114,7 +114,8 @@ def compare(
     """
     check_model(model)
     model = model.starting_at(sigma_max)
-    n, seed = count("n", n), seed_of(seed)
+    n = count("n", n)
+    seed = seed_of(seed, n)
     batch, keep = count("batch", batch), count("keep", keep, least=0)
     flag("progress", progress)
     check_confidence(confidence)
@@ -237,7 +238,14 @@ class _Work:
         if self.store.folder is None:
             return [], NOTHING
         shared, computed = of_shared(self.shared)
-        exact = [__version__, self.key, shared, list(self.noises.shape[1:]), self.seeds[part]]
+        exact = [
+            __version__,
+            GENERATOR,
+            self.key,
+            shared,
+            list(self.noises.shape[1:]),
+            self.seeds[part],
+        ]
         answers = NOTHING if self.answers is None else self.answers.near
         start = Near.of(self.model.sigma_max, PLAN)
         return exact, Near.joined(

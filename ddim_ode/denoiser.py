@@ -305,8 +305,8 @@ class Denoiser:
         call = self.network(like, cond, shared)
         levels = self.snapped(np.array([node.sigma for node in nodes]))
         host = self.network_time(levels, np.array([node.t for node in nodes]))
-        table = torch.as_tensor(np.repeat(host[:, None], like.shape[0], axis=1))
-        times = table.to(device=like.device, dtype=self._time_dtype(like)).unbind(0)
+        table = torch.tensor(host[:, None]).to(like.device, self._time_dtype(like))
+        times = table.expand(-1, like.shape[0]).unbind(0)  # one number a node, whatever the batch
         at = self.at_each(levels, like)
         conversions = self.conversions(nodes)
         if conversions is None:

@@ -44,9 +44,10 @@ def draw_probes(seeds: Sequence[int], probes: int, like: Tensor, kind: str) -> T
     for row, seed in zip(out, seeds):
         source = generator(seed, PROBES)
         if kind == "rademacher":
-            row.copy_(torch.randint(0, 2, shape, generator=source) * 2 - 1)
+            drawn = 2.0 * source.integers(0, 2, shape) - 1
         else:
-            row.normal_(generator=source)
+            drawn = source.standard_normal(shape)
+        row.copy_(torch.as_tensor(drawn))
     return out.transpose(0, 1).to(like.device)
 
 

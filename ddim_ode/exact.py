@@ -20,7 +20,7 @@ import torch
 from scipy.special import ndtr
 from torch import Tensor
 
-from ._checks import numbers
+from ._checks import numbers, seed_of
 from .denoiser import Denoiser
 from .schedule import Array, Schedule
 
@@ -81,7 +81,7 @@ class ExactModel(Denoiser):
 
     def draw(self, n: int, seed: int = 0) -> Tensor:
         """n samples (n, D) of the data distribution, float64."""
-        rng = np.random.default_rng(seed)
+        rng = np.random.default_rng(seed_of(seed))
         k = rng.choice(len(self.weights), size=n, p=self.weights / self.weights.sum())
         z = rng.standard_normal((n, self.means.shape[1])) * np.sqrt(self.eigenvalues[k])
         return torch.from_numpy(self.means[k] + np.einsum("nij,nj->ni", self.eigenvectors[k], z))

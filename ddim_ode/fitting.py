@@ -24,7 +24,7 @@ sample alone, and an iteration costs (rank + 2) × nfe calls however many parame
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -49,7 +49,7 @@ class Problem:
     """Noises x (n, *), where the ODE takes them, and what the network is told beside x.
 
     features: f(x (b, *)) -> (b, ...), by default x itself. batch: rows the network gets at once. evals
-    counts the rows it has processed.
+    counts the rows it has processed. lost: noises left out of a step of a fit, for NaN or inf in it.
     """
 
     model: Denoiser
@@ -60,6 +60,7 @@ class Problem:
     features: Features | None = None
     batch: int = 64
     evals: int = 0
+    lost: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         f = self.features
@@ -68,8 +69,8 @@ class Problem:
             if f is None
             else torch.cat([f(part) for part in torch.split(self.target, self.batch)])
         )
-        size = float(_rms(self.goal).nanmean())  # NaN where a noise has no solution
-        self.rounding = 16 * torch.finfo(self.x.dtype).eps * size + 1e-300
+        self.size = finite_mean(_rms(self.goal))  # NaN or inf where a noise has no solution
+        self.rounding = 16 * torch.finfo(self.x.dtype).eps * self.size + 1e-300
         # The step of the differences: small, for trained networks are rough; the tangents of float32 then
         # still have three digits.
         dtype = network_dtype(self.model) or self.x.dtype
@@ -106,9 +107,8 @@ class Problem:
         return y
 
     def loss(self, errors: Array, floor: float | None = None) -> float:
-        """L of errors (n,); inf if a sample diverges. floor: f, by default that of these errors."""
-        if not np.all(np.isfinite(errors)):
-            return float("inf")
+        """L of errors (n,). floor: f, by default that of these errors."""
+        errors = self.counted(errors)
         f = self.smoothing(errors) if floor is None else floor
         return float(
             0.5 * np.mean(np.log(errors**2 + f**2)) + 0.5 * np.log(np.mean(errors**2) + f**2)
@@ -116,7 +116,12 @@ class Problem:
 
     def smoothing(self, errors: Array) -> float:
         """f: what is so small beside the others counts no more for being smaller still."""
-        return max(self.rounding, _SMOOTH * float(np.sqrt(np.mean(errors**2))))
+        return max(self.rounding, _SMOOTH * float(np.sqrt(np.mean(self.counted(errors) ** 2))))
+
+    def counted(self, errors: Array) -> Array:
+        """Errors, where NaN or inf is as bad as the worst of the others, and as no answer at all."""
+        there = np.isfinite(errors)
+        return np.where(there, errors, np.max(errors[there], initial=self.size))
 
 
 def checked(features: Features) -> Features:
@@ -148,16 +153,23 @@ def _rms(x: Tensor) -> Tensor:
     return x.detach()[..., None].flatten(1).double().square().mean(1).sqrt()
 
 
+def finite_mean(values: Tensor) -> float:
+    """The mean of the finite ones; 0 if there are none."""
+    there = values[values.isfinite()]
+    return float(there.mean()) if len(there) else 0.0
+
+
 def _leading(tangents: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """Directions M (b, r, *) and coordinates C (b, p, r) with tangents (b, p, *) ≈ C M, of each sample.
 
     From the eigenvectors of the small Gram matrix, in float64, the tangents scaled to one length: the
-    parameters they belong to are not of one size.
+    parameters they belong to are not of one size. Of a sample with NaN or inf in its tangents, none.
     """
     b, p = tangents.shape[:2]
     if p <= rank:
         return tangents, torch.eye(p, dtype=tangents.dtype, device=tangents.device).expand(b, p, p)
     flat = tangents.reshape(b, p, -1).double()
+    flat = torch.where(flat.isfinite().all(2).all(1)[:, None, None], flat, 0.0)
     size = flat.norm(dim=2, keepdim=True)
     flat = flat / torch.where(size > 0, size, 1.0)
     rank = min(rank, flat.shape[2])
@@ -241,13 +253,19 @@ def normal_equations(
     parameters: Sequence[Parameter],
     rank: int,
 ) -> tuple[Array, Array]:
-    """Σ w JᵀJ (p, p) and Σ w Jᵀr (p,) over some noises, with their weights, a few at a time."""
+    """Σ w JᵀJ (p, p) and Σ w Jᵀr (p,) over some noises, with their weights, a few at a time.
+
+    A noise with NaN or inf on the way is left out, and among ``problem.lost``.
+    """
     p = len(parameters)
     matrix, vector = np.zeros((p, p)), np.zeros(p)
     size = max(1, problem.batch // rank)
     for part, w in zip(rows.split(size), torch.from_numpy(weights).split(size)):
         r, jacobian = linearised(problem, point, part, parameters, rank)
-        root = (w.to(r) / r.shape[1]).sqrt()
+        there = r.isfinite().all(1) & jacobian.isfinite().all(2).all(1)
+        problem.lost.update(part[~there].tolist())
+        r, jacobian = r[there], jacobian[there]
+        root = (w.to(r)[there] / r.shape[1]).sqrt()
         by_parameter = (jacobian * root[:, None, None]).transpose(0, 1).flatten(1)
         matrix += (by_parameter @ by_parameter.T).cpu().numpy()
         vector += (by_parameter @ (r * root[:, None]).flatten()).cpu().numpy()
@@ -299,7 +317,7 @@ def gauss_newton(
         if problem.evals + calls * size * (rank + 3) + trial_cost > budget or stale >= patience:
             break
         some = rows[torch.from_numpy(np.sort(draw.permutation(len(rows))[:size])).to(rows.device)]
-        errors = problem.errors(point, some)
+        errors = problem.counted(problem.errors(point, some))
         floor = problem.smoothing(errors)
         now = problem.loss(errors, floor)
         weights = 1 / (errors**2 + floor**2) + 1 / (np.mean(errors**2) + floor**2)

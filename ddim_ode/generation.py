@@ -148,7 +148,8 @@ def generate(
     """
     check_model(model)
     started = time.perf_counter()
-    n, seed = count("n", n), seed_of(seed)
+    n = count("n", n)
+    seed = seed_of(seed, n)
     where = device_of(model, device)
     rows = rows_of(batch) or (_BATCH if where.type == "cpu" else _GPU_BATCH)
     share, shown = _share(rank, world_size), flag("progress", progress)

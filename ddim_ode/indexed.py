@@ -20,7 +20,7 @@ from .digests import digest
 from .inputs import Cond, conditions
 from .near import Near, of_plan, of_rows, of_shared
 from .sampling import sample
-from .seeding import noise
+from .seeding import GENERATOR, noise
 from .solution import Solution
 from .solvers.controller import NON_FINITE, SUCCESS
 
@@ -109,6 +109,7 @@ class IndexedSolver:
     def described(self) -> dict[str, Any]:
         """The solver, as plain data that two runs share exactly when they solve alike."""
         found = {k: v for k, v in self._options.items() if v is not None and k != "dense"}
+        found["generator"] = GENERATOR
         plan = found.pop("plan", None)
         if plan is not None:
             found |= dict(method=plan.method, nfe=plan.nfe)

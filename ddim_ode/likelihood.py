@@ -240,8 +240,8 @@ def dequantized(x: Tensor, seeds: Sequence[int], cell: float = CELL) -> Tensor:
     x, cell = check_state(x), _width(cell)
     out = torch.empty(x.shape, dtype=x.dtype)
     for row, seed in zip(out, check_seeds(seeds, len(x))):
-        row.uniform_(-0.5, 0.5, generator=generator(seed, DEQUANTIZE))
-    return x + cell * out.to(x.device)
+        row.copy_(torch.as_tensor(cell * (generator(seed, DEQUANTIZE).random(row.shape) - 0.5)))
+    return x + out.to(x.device)
 
 
 def _width(cell: float) -> float:

@@ -13,6 +13,7 @@ from . import content
 from ._warn import warn
 from .answers import Answers
 from .denoiser import Denoiser
+from .seeding import GENERATOR
 from .solvers.fit_text import ode_text
 from .solvers.plan import Plan
 
@@ -55,9 +56,13 @@ def check_plan(plan: Plan, model: Denoiser) -> None:
 
 
 def fitted_seeds(plan: Plan) -> range:
-    """The seeds of the noises that a calibrated plan was fitted to and judged by; empty for others."""
-    first, n = (plan.fit.get(key) if plan.fit else None for key in ("seed", "n"))
-    known = isinstance(first, int) and isinstance(n, int)
+    """The seeds of the noises that a calibrated plan was fitted to and judged by; empty for others.
+
+    Empty also where its seeds are of another generator (``seeding.GENERATOR``): they now stand for noises
+    that it has not seen.
+    """
+    first, n, kind = (plan.fit.get(key) if plan.fit else None for key in ("seed", "n", "generator"))
+    known = isinstance(first, int) and isinstance(n, int) and kind == GENERATOR
     return range(first, first + n) if known else range(0)  # type: ignore[operator, arg-type]
 
 

@@ -97,9 +97,9 @@ def certified(
         coarse = run(model, x, None, True, half)
         gap = norm_per_sample(coarse.x - up.x)
         if not reversible:
-            ratio = mean_square(trip(model, coarse, half)) / mean_square(error)
-            if mean_square(error) ** 0.5 > _rounding(model, up):
-                order = float(0.5 * np.log(ratio) / np.log(steps / (steps // 2)))
+            fine, rough = mean_square(error), mean_square(trip(model, coarse, half))
+            if min(fine, rough) ** 0.5 > _rounding(model, up):
+                order = float(0.5 * np.log(rough / fine) / np.log(steps / (steps // 2)))
     if model.guidance is not None:
         plain = copy.copy(model)
         plain.guidance = None

@@ -253,18 +253,39 @@ def _largest(
     """The plan of most steps with at most ``levels.nfe`` calls; ValueError if one step costs more."""
     assert levels.nfe is not None
     refusal = ValueError()
-    for n in range(levels.nfe // spec.nfe_per_step + 2, 0, -1):
+    n, most = levels.nfe // spec.nfe_per_step + 2, None
+    if levels.model.snap:  # each on a trained level of its own
+        n = min(n, len(levels.model.schedule.levels))
+    while n > 0:
         try:
             candidate = build(levels.sigmas(n, spec.nfe_per_step), start)
         except ValueError as error:  # this many steps may not fit where fewer do (snap)
-            refusal = error
+            refusal, most = error, most or _most(build, levels, start, n)
+            n = min(n - 1, most)
             continue
         if candidate.nfe <= levels.nfe:
             return candidate
         refusal = ValueError(
             f"nfe={levels.nfe} is less than one step of {spec.name!r} costs ({candidate.nfe}); raise nfe"
         )
+        n -= 1
     raise refusal
+
+
+def _most(
+    build: Callable[[Array, str | None], Plan], levels: Levels, start: str | None, refused: int
+) -> int:
+    """A number of steps below ``refused`` above which there is no plan, by few attempts.
+
+    Where two neighbours of a grid are one level, so are two of the same grid in 2n steps or more: at least
+    two of its levels are between these.
+    """
+    n = 1
+    with contextlib.suppress(ValueError):
+        while 2 * n < refused:
+            build(levels.sigmas(n), start)
+            n *= 2
+    return min(2 * n - 1, refused - 1)
 
 
 def run_plan(
@@ -286,7 +307,7 @@ def run_plan(
     draw = None
     if plan.is_stochastic:
         if seeds is None:
-            seeds = torch.randint(2**31, (batch,)).tolist()
+            seeds = torch.randint(2**63 - 1, (batch,)).tolist()
         draw = StepNoise(seeds, x)
     evaluate = model.bind(plan.nodes, x, cond, shared)
     if differentiable == "checkpoint":

@@ -3,6 +3,10 @@
 Sample i depends on its own seed and on nothing else: not on the batch it is in, its place there, or
 the device, since every draw is made on the CPU and moved. A seed has separate streams for its
 start, for the noise of its steps, and for the probes and the dequantisation of a likelihood.
+
+Seed and stream are the two words of a Philox key (Salmon et al. 2011), a permutation of their own for each
+of the 2⁶⁴ seeds. Draws are made in float64 and rounded to the dtype asked for, so that the noise of a seed
+is the same numbers in any.
 """
 
 from __future__ import annotations
@@ -13,22 +17,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._checks import count, device_of, floating, seed_of
+from ._checks import count, device_of, floating, seed_of, single
 from .schedule import Schedule, check_schedule
 
+GENERATOR = "philox"  # recorded beside seeds: what they are seeds of
 _START, _STEP, PROBES, DEQUANTIZE = range(4)
 
 
-def generator(seed: int, stream: int) -> torch.Generator:
-    """The CPU generator of one stream of a seed."""
-    seed_of(seed)
-    sequence = np.random.SeedSequence(int(seed), spawn_key=(stream,))
-    return torch.Generator().manual_seed(torch_seed(sequence))
+def generator(seed: int, stream: int) -> np.random.Generator:
+    """The generator of one stream of a seed."""
+    key = np.array([seed_of(seed), stream], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key))
 
 
-def torch_seed(sequence: np.random.SeedSequence) -> int:
-    """A seed that torch takes: 63 bits of the sequence."""
-    return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
+def torch_seed(seed: int, stream: int, k: int = 0) -> int:
+    """For torch's own generators, which keep 32 bits: 2³² different ones for the uses k of a stream."""
+    first = np.random.SeedSequence((seed_of(seed), stream)).generate_state(1)[0]
+    return (int(first) + k) % 2**32
 
 
 def noise(
@@ -54,8 +59,9 @@ def noise(
     check_schedule(schedule)
     level = schedule.sigma_max if sigma is None else schedule.level(sigma)
     scale = prior_std(schedule, level)
-    like = torch.empty((0, *sizes(shape)), dtype=floating(dtype))
-    return (unit_noise(_listed(seeds), like) * scale).to(device_of(device))
+    given, place = _checked(seeds), device_of(device)
+    sources = (generator(seed, _START) for seed in given)
+    return _draw(sources, (len(given), *sizes(shape)), floating(dtype), scale).to(place)
 
 
 def sizes(shape: Sequence[int]) -> tuple[int, ...]:
@@ -67,8 +73,8 @@ def sizes(shape: Sequence[int]) -> tuple[int, ...]:
 
 def unit_noise(seeds: Iterable[int], like: Tensor) -> Tensor:
     """The start noise of these seeds at unit scale, standard normal; samples like those of ``like``."""
-    sources = [generator(seed, _START) for seed in seeds]
-    return _draw(sources, like.shape[1:], like.dtype).to(like.device)
+    sources = (generator(seed, _START) for seed in seeds)
+    return _draw(sources, like.shape, like.dtype).to(like.device)
 
 
 def prior_std(schedule: Schedule, sigma: float) -> float:
@@ -78,17 +84,21 @@ def prior_std(schedule: Schedule, sigma: float) -> float:
 
 def check_seeds(seeds: Sequence[int], batch: int) -> list[int]:
     """The seeds as a list of ints, one per sample; ValueError otherwise."""
-    if len(given := _listed(seeds)) != batch:
+    if len(given := _checked(seeds)) != batch:
         raise ValueError(f"seeds={seeds!r} for a batch of {batch}; give one seed per sample")
-    return given
-
-
-def _listed(seeds: Sequence[int]) -> list[int]:
-    try:
-        given = list(seeds)
-    except TypeError:
-        raise ValueError(f"seeds={seeds!r} must be a sequence, one seed per sample") from None
     return [seed_of(seed) for seed in given]
+
+
+def _checked(seeds: Sequence[int]) -> Sequence[int]:
+    """The seeds, if they are several with a length; else a ValueError."""
+    try:
+        if not single(seeds) and len(seeds) >= 0:
+            return seeds
+    except OverflowError:
+        raise ValueError(f"seeds={seeds!r} are too many; take a part of them at a time") from None
+    except TypeError:
+        pass
+    raise ValueError(f"seeds={seeds!r} must be a sequence, one seed per sample")
 
 
 class StepNoise:
@@ -96,16 +106,25 @@ class StepNoise:
 
     def __init__(self, seeds: Sequence[int], like: Tensor) -> None:
         self._generators = [generator(seed, _STEP) for seed in seeds]
-        self._shape, self._dtype, self._device = like.shape[1:], like.dtype, like.device
+        self._shape, self._dtype, self._device = like.shape, like.dtype, like.device
 
     def __call__(self) -> Tensor:
         return _draw(self._generators, self._shape, self._dtype).to(self._device)
 
 
 def _draw(
-    generators: Sequence[torch.Generator], shape: tuple[int, ...], dtype: torch.dtype
+    generators: Iterable[np.random.Generator],
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    std: float = 1.0,
 ) -> Tensor:
-    out = torch.empty((len(generators), *shape), dtype=dtype, device="cpu")
+    """(B, *): each row from its own generator, rounded once."""
+    try:
+        out = torch.empty(tuple(shape), dtype=dtype, device="cpu")
+    except RuntimeError:
+        raise ValueError(
+            f"noise {tuple(shape)} of {dtype} does not fit into memory; draw it for fewer seeds at a time"
+        ) from None
     for row, source in zip(out, generators):
-        row.normal_(generator=source)
+        row.copy_(torch.as_tensor(std * source.standard_normal(row.shape)))
     return out

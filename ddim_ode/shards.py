@@ -145,7 +145,7 @@ class Shards:
             run = Run(**{**data, "shape": sizes(data["shape"])})
             count("n", run.n)
             count("shard", run.shard)
-            seed_of(run.seed)
+            seed_of(run.seed, run.n)
             named("decides", run.decides)
             if taken := run.decides.keys() & {"n", "seed", "shard", "shape"}:
                 raise ValueError(f"it says {min(taken)!r} twice")

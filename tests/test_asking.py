@@ -40,6 +40,32 @@ def test_a_network_that_changes_x_in_place_is_refused(options):
     )
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t: t.mul_(2),
+        lambda t: t[:, None].add_(1),
+        lambda t: t.__setitem__(slice(0, 1), 3.0),
+        lambda t: torch.clamp(t, 0, 1, out=t),
+    ],
+)
+@pytest.mark.parametrize("rows", [1, 3])
+def test_the_times_of_a_plan_cannot_be_changed(change, rows):
+    """They are one number for a whole batch."""
+    net = lambda x, t: (change(t), 0.5 * x)[1]  # noqa: E731
+    expect(sample(Denoiser(net, COSINE), X[:rows], steps=3), "changes its t in place; use x . c")
+
+
+def test_a_plan_holds_one_time_a_node_whatever_the_batch():
+    told = []
+    net = Denoiser(lambda x, t: (told.append(t), 0.5 * x)[1], COSINE, time_offset=-1.0)
+    sol = ddim_ode.sample(net, X[:1].expand(1000, 2), "heun", steps=20)
+    assert all(t.shape == (1000,) and (t == t[0]).all() for t in told)
+    times = [node.t - 1.0 for node in sol.plan.nodes]
+    assert [float(t[0]) for t in told] == pytest.approx(times, abs=1e-12)
+    assert told[0].untyped_storage().nbytes() == 8 * sol.nfe
+
+
 @pytest.mark.parametrize("argument", ["cond", "shared"])
 @pytest.mark.parametrize("name", ["x", "t"])
 def test_a_condition_cannot_take_the_place_of_x_or_t(argument, name):

@@ -155,6 +155,13 @@ def test_an_output_folder_that_cannot_be_is_explained(tmp_path, capsys):
         (["--seeds", "five"], "write 0-9, or 3,5,8"),
         (["--seeds", "5-2"], "names 0 seeds; give 1 to 100,000"),
         (["--seeds", "0-99999999999"], "names 100000000000 seeds"),
+        (
+            ["--seeds", f"0-{10**20 - 1}"],
+            f"names {10**20} seeds; give 1 to 100,000, each below 2^64",
+        ),
+        (["--seeds", "0-3,9-5"], "names 0 seeds"),
+        (["--seeds", str(2**64)], "each below 2^64"),
+        (["--seeds=-1"], "write 0-9, or 3,5,8"),
         (["--batch", "0"], "--batch=0 must be a whole number"),
         (["--device", "warp"], "--device warp"),
         (["--device", "meta"], "cannot be used here (it holds no numbers)"),

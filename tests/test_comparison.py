@@ -16,6 +16,7 @@ from problems import COSINE, DDPM, Counting, mixture_1d, mixture_2d
 
 import ddim_ode
 from ddim_ode.results import Interrupted
+from ddim_ode.seeding import GENERATOR
 from ddim_ode.solution import norm_per_sample
 
 
@@ -418,7 +419,8 @@ def test_external_solvers_that_need_more_calls_fail_by_name():
 def test_a_plan_on_its_own_examples_is_warned_of():
     model = mixture_2d(COSINE)
     plan = dataclasses.replace(
-        ddim_ode.plan("ddim", COSINE, [5.0, 1.0, 0.0]), fit=dict(seed=4, n=10, model_key=None)
+        ddim_ode.plan("ddim", COSINE, [5.0, 1.0, 0.0]),
+        fit=dict(seed=4, n=10, generator=GENERATOR, model_key=None),
     )
     options = dict(methods={"mine": plan, "ddim": "ddim"}, nfe=[2], n=4, progress=False)
     said = "was fitted to noises of seeds 4 to 13, and 2 of those it is measured on .* give seed=14"
@@ -430,6 +432,8 @@ def test_a_plan_on_its_own_examples_is_warned_of():
             ddim_ode.compare(model, seed=seed, **options)
         other = dataclasses.replace(plan, fit=dict(plan.fit, model_key="another's"))
         ddim_ode.compare(model, seed=2, **dict(options, methods={"mine": other}, key="mine"))
+        older = dataclasses.replace(plan, fit=dict(seed=4, n=10, model_key=None))  # other noise
+        ddim_ode.compare(model, seed=2, **dict(options, methods={"mine": older}))
     with pytest.warns(UserWarning, match="ddim was calibrated on another model") as said:
         ddim_ode.compare(model, seed=2, **dict(options, methods={"mine": other}))
     assert len(said) == 1

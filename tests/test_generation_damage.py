@@ -168,6 +168,14 @@ def test_a_folder_of_another_run_is_refused(tmp_path, changed, message):
     torch.testing.assert_close(samples(tmp_path), whole, rtol=0, atol=1e-5)
 
 
+def test_a_run_of_other_noise_is_not_gone_on_with(tmp_path, monkeypatch):
+    with monkeypatch.context() as then:
+        then.setattr("ddim_ode.indexed.GENERATOR", "mersenne")
+        make(tmp_path)
+    with pytest.raises(ValueError, match='generator is "mersenne" there, and "philox" here'):
+        make(tmp_path)
+
+
 def test_a_plan_of_another_model_is_warned_of(tmp_path):
     plan = ddim_ode.plan("ddim", COSINE, [9.0, 1.0, 0.0])
     fitted = dataclasses.replace(plan, fit=dict(model_key="another's"))

@@ -262,8 +262,10 @@ def test_the_mean_over_dequantisation_bounds_the_code_length():
         model, x, prior=model.log_prob, rtol=1e-5, atol=1e-5, cell=cell
     ).bits_per_dim.mean()
     at = torch.linspace(-cell / 2, cell / 2, 2001, dtype=torch.float64)[:, None]
-    mass = float(model.log_prob(at, sigma).exp().mean()) * cell
-    assert 0.01 < float(found) + np.log2(mass) < 0.1
+    density = model.log_prob(at, sigma)
+    bound, mass = -float(density.mean()) / np.log(2) - np.log2(cell), density.exp().mean() * cell
+    assert bound > -np.log2(float(mass)) + 0.006
+    assert float(found) == pytest.approx(bound, abs=0.03)  # four standard errors of n points
 
 
 # -- the edges ---------------------------------------------------------------------------------------

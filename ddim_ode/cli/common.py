@@ -203,8 +203,8 @@ def parse_seeds(text: str, name: str = "--seeds", most: int = MOST_SEEDS) -> lis
             ranges.append(range(int(first), int(last or first) + 1))
     except ValueError:
         raise ValueError(f"{name} {text!r}: write 0-9, or 3,5,8, or a mix of both") from None
-    n = sum(len(r) for r in ranges)
-    if not 0 < n <= most or max(r.stop for r in ranges) > 2**63:
-        what = name.removeprefix("--")
-        raise ValueError(f"{name} {text!r} names {n} {what}; give 1 to {most:,}, each below 2^63")
+    counts = [max(0, r.stop - r.start) for r in ranges]  # len() overflows
+    if not all(counts) or sum(counts) > most or max(r.stop for r in ranges) > 2**64:
+        n, what = sum(counts) if all(counts) else 0, name.removeprefix("--")
+        raise ValueError(f"{name} {text!r} names {n} {what}; give 1 to {most:,}, each below 2^64")
     return [seed for r in ranges for seed in r]

@@ -339,7 +339,7 @@ def _write_arrays(
     # A plan's name is whatever its file says: it becomes a file name, never a path.
     stem = re.sub(r"[^\w.+-]+", "-", label).strip("-.") or "plan"
     if args.npz:
-        arrays: dict[str, Any] = dict(x=x.numpy(), seeds=seeds)
+        arrays: dict[str, Any] = dict(x=x.numpy(), seeds=np.array(seeds, dtype=np.uint64))
         if labels is not None:
             arrays["labels"] = labels
         np.savez_compressed(buffer := io.BytesIO(), **arrays)

@@ -110,7 +110,7 @@ class Probe:
             if not float(data[:n].std()) > 0:  # of NaN as well
                 raise ValueError(f"the first {n} samples of data are constant, or not all numbers")
         self.shape = sample_shape(model, shape)
-        self.model, self.n, self.seed, self.shared = model, n, seed_of(seed), shared
+        self.model, self.n, self.seed, self.shared = model, n, seed_of(seed, 2 * n), shared
         self.limit, self.model = model.limit, self.variant(limit=Limit())
         self.data = None if data is None else data[:n].to(self.device, torch.float32)
         classes = getattr(model, "num_classes", 0)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..bars import progress_bar
+from ..seeding import torch_seed
 from . import weights
 from .data import Images, to_unit
 
@@ -51,7 +52,7 @@ def train_classifier(
     pixels, labels, _ = data
     if labels is None:
         raise ValueError("a classifier needs labels, and this data set has none")
-    torch.manual_seed(seed)
+    torch.manual_seed(torch_seed(seed, 0))
     net = Classifier(pixels.shape[1], pixels.shape[-1], int(labels.max()) + 1)
     optimizer = torch.optim.Adam(net.parameters())
     total = epochs * (len(pixels) // batch)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from .._checks import count
+from .._checks import count, seed_of
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "warmup", "blocks"):
             count(name, getattr(self, name))
+        seed_of(self.seed)
         for name in ("label_dropout", "dropout", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)!r} must lie in [0, 1)")

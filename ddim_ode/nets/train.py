@@ -15,7 +15,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -62,7 +61,7 @@ def train(
     num_classes = int(labels.max()) + 1 if labels is not None else 0
     if classes is not None and len(classes) != num_classes:
         raise ValueError(f"{len(classes)} class names for {num_classes} classes: {classes}")
-    torch.manual_seed(config.seed)
+    torch.manual_seed(torch_seed(config.seed, 3))
     net = UNet(
         pixels.shape[1], config.channels, config.blocks, num_classes, dropout=config.dropout
     ).to(device)
@@ -101,8 +100,8 @@ def train(
     clock = time.perf_counter()
     try:
         while step < config.steps:
-            generator = torch.Generator().manual_seed(_seed(config.seed, 1, step))
-            torch.manual_seed(_seed(config.seed, 2, step))  # dropout inside the network
+            generator = torch.Generator().manual_seed(torch_seed(config.seed, 1, step))
+            torch.manual_seed(torch_seed(config.seed, 2, step))  # dropout inside the network
             index = _batch(config, step, len(pixels))
             cond: dict[str, Any] = {}
             if labels is not None:
@@ -164,15 +163,11 @@ def model_config(net: UNet, data: Images, schedule: Schedule) -> dict[str, Any]:
     )
 
 
-def _seed(*parts: int) -> int:
-    return torch_seed(np.random.SeedSequence(parts))
-
-
 def _batch(config: TrainConfig, step: int, n: int) -> Tensor:
     """Indices of batch ``step``: an epoch is a permutation seeded with (seed, epoch)."""
     per_epoch = max(1, n // config.batch)
     epoch, i = divmod(step, per_epoch)
-    generator = torch.Generator().manual_seed(_seed(config.seed, 0, epoch))
+    generator = torch.Generator().manual_seed(torch_seed(config.seed, 0, epoch))
     return torch.randperm(n, generator=generator)[i * config.batch : (i + 1) * config.batch]
 
 

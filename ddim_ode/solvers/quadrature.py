@@ -70,6 +70,8 @@ def step_weights(
     if "adams" in rules:
         return _adams(known, clock.of(end) - clock.of(start))
     r_nodes = np.where(known, ruler.of(nodes), np.nan)
+    twice = r_nodes[:, :-1] == r_nodes[:, 1:]  # levels that differ by less than the ruler resolves
+    r_nodes[:, :-1][twice] = np.nan
     if along is not None:
         return _integrate_along(along, clock, ruler, r_nodes, start, end)
     r_start, r_end = ruler.of(start), ruler.of(end)
