@@ -26,9 +26,9 @@ def check_model(model: object, limited: bool = True) -> None:
         )
     if model.limit and not limited:
         raise ValueError(
-            f"the model limits x̂₀ ({model.limit}): entries at the limit are the same for many latents, and "
-            "nothing tells which was theirs; encode and log_likelihood need clip=None and threshold=None "
-            "(on the command line --clip none --threshold none)"
+            f"the model limits x̂₀ ({model.limit}), which cannot be undone: entries at the limit are the "
+            "same for many latents; encode and log_likelihood need clip=None and threshold=None (on the "
+            "command line --clip none --threshold none)"
         )
 
 
