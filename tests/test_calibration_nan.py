@@ -9,11 +9,13 @@ from test_calibration import log_ratio, mixture
 
 import ddim_ode
 from ddim_ode import Denoiser
+from ddim_ode.answers import LEVELS
 
 SCHEDULE = ddim_ode.schedules.cosine()
 N = 64
 MODEL = mixture()
-REFERENCE_CALLS = 24 + 48  # of the fast budget, for all noises at once
+# What the network is known by, and the reference of the fast budget, for all noises at once.
+REFERENCE_CALLS = len(LEVELS) + 24 + 48
 
 
 def failing(noises, value=torch.nan, after=REFERENCE_CALLS):

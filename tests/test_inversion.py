@@ -271,7 +271,7 @@ def test_a_certificate_of_what_has_no_order():
     assert adaptive.error.max() < 1e-4
     assert (adaptive.order, adaptive.latent_gap) == (None, None)
     for x in (spread(), 0 * spread()):  # what comes back to the last bit
-        silent = Denoiser(lambda x, t: torch.zeros_like(x), schedules.ve(64.0))
+        silent = Denoiser(lambda x, t: torch.zeros_like(x), ddim_ode.schedules.ve(64.0))
         nothing = ddim_ode.encode(silent, x, "heun", steps=4, certify=True).round_trip
         assert (nothing.error.max(), nothing.order, nothing.latent_gap.max()) == (0, None, 0)
     straight = Denoiser(lambda x, t: torch.ones_like(x), EXPONENTIAL)
