@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import pickle
 
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ from tiny_pipelines import (
     dit,
     ends,
     ours,
+    pickled,
     start,
     text_unet,
     unet,
@@ -378,10 +378,6 @@ def test_custom_timesteps():
     for options in (dict(grid="karras"), dict(final="sigma_min")):
         with pytest.raises(ValueError, match=f"where to step; drop {next(iter(options))}="):
             ours(method="ddim", **options).set_timesteps(timesteps=[999, 600])
-
-
-def pickled(scheduler):
-    return pickle.loads(pickle.dumps(scheduler))
 
 
 @pytest.mark.parametrize(

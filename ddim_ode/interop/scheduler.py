@@ -413,12 +413,11 @@ class DDIMODEScheduler(Noising, SchedulerMixin, ConfigMixin):  # type: ignore[mi
         return None if self._run is None else self._call
 
     def previous_timestep(self, timestep: Any) -> Any:
-        """The network time that is asked for after that one; −1 after the last."""
+        """The network time below that one that is asked for next; −1 below the last."""
         if self.num_inference_steps is None:
             return timestep - 1
-        times = self.timesteps
-        nearest = int((times - float(timestep)).abs().argmin())
-        return times[nearest + 1] if nearest + 1 < len(times) else torch.tensor(-1.0)
+        below = self.timesteps[self.timesteps < float(timestep) - 1e-3]
+        return below[0] if len(below) else torch.tensor(-1.0)
 
     def __len__(self) -> int:
         return int(self.config["num_train_timesteps"])
