@@ -143,7 +143,7 @@ def test_a_start_goes_along(tmp_path):
 
 
 class Erring:
-    """ε̂ of a mixture of two points' surroundings, with an error of a hundredth: as good as training gets."""
+    """ε̂ of a mixture near two points, with an error of a hundredth: as good as training gets."""
 
     def __init__(self, schedule):
         means, spread = [[-0.7, 0.0], [0.7, 0.0]], [[0.01, 0.01]] * 2
