@@ -333,7 +333,7 @@ def run_plan(
         if bar is not None:
             bar.update()
         if k in level_calls:
-            trajectory.append(_to_x0(model, plan.nodes[k], y, vector))
+            trajectory.append(x0_of(model, plan.nodes[k], y, vector))
 
     def after_step(step: Progress) -> None:
         if record == "x":
@@ -374,7 +374,8 @@ def run_plan(
     )
 
 
-def _to_x0(model: Denoiser, node: Node, y: Tensor, vector: Tensor) -> Tensor:
+def x0_of(model: Denoiser, node: Node, y: Tensor, vector: Tensor) -> Tensor:
+    """x̂₀ (B, *) at y (B, *), of what a node stored there."""
     level = model.snapped(np.array([node.sigma]))
     a, b = convert(node.vector, "x0", *model.schedule.scales(level))
     return y * float(a[0]) + vector * float(b[0])

@@ -9,7 +9,7 @@ from peers import quiet
 from tiny_pipelines import start, text_unet, unet
 
 import ddim_ode
-from ddim_ode.interop.diffusers import DiffusersModel, load
+from ddim_ode.interop.diffusers import load
 
 CROSS = dict(
     norm_num_groups=4,
@@ -213,7 +213,7 @@ def test_the_axes_of_a_sample_are_the_networks(name):
     known = inspect.signature(cls.__init__).parameters
     with quiet():
         net = cls(**{key: value for key, value in options.items() if key in known})
-    model = DiffusersModel(net, scheduler(), None, None, None)
+    model = load(net, scheduler())
     assert (model.axes, model.shape) == (axes, shape)
     if model.shape is None:
         named = "give shape=, of ONE sample" + (
@@ -275,4 +275,4 @@ def test_sizes_gone_wrong(change, match):
 
     Net.config = Net.config | change
     with pytest.raises(ValueError, match=match):
-        DiffusersModel(Net(), scheduler(), None, None, None)
+        load(Net(), scheduler())

@@ -1,6 +1,7 @@
 """Small diffusers models, made here, trained here, saved and loaded from disk."""
 
 import functools
+import pickle
 
 import torch
 from peers import load, quiet
@@ -148,6 +149,11 @@ def ends(pipe, **call):
 def start(n=3, channels=1, seed=1):
     """The noise a pipeline draws from that seed."""
     return torch.randn((n, channels, SIDE, SIDE), generator=torch.Generator().manual_seed(seed))
+
+
+def pickled(thing):
+    """What comes back of it from a pickle."""
+    return pickle.loads(pickle.dumps(thing))
 
 
 def ours(**options):

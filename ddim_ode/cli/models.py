@@ -106,9 +106,9 @@ def load_trained(
         trained.limit = limit_of({}, **(limits or {}))
         return trained
     model = _diffusers_model(name, None, device, limits or {})
-    if model.shape[0] not in (1, 3):
+    if len(model.shape) != 3 or model.shape[0] not in (1, 3):
         raise ValueError(
-            f"--model {name}: makes latents of {model.shape[0]} channels, and this command draws pictures "
+            f"--model {name}: makes latents of {model.channels} channels, and this command draws pictures "
             f"of 1 or 3; ddim-ode generate --model {name} keeps latents"
         )
     return model
@@ -122,7 +122,10 @@ def _diffusers_model(
 
     model = load(name, guidance=guidance, device=device, **limits)
     if model.shape is None:
-        raise ValueError(f"{name}: the network takes samples of any shape; load it in Python")
+        raise ValueError(
+            f"{name}: the network's configuration does not say the shape of a sample; load it in Python, "
+            "and give shape="
+        )
     other = model.needs - ({"class_labels"} if model.num_classes else set())
     if other:
         raise ValueError(

@@ -127,6 +127,7 @@ class DiffusersModel(Denoiser):
             snap=bool(self.config.get("snap")) if snap is None else flag("snap", snap),
             learned_variance="split" if out == 2 * channels else None,
             dtype=dtype,
+            sigma_max=self.config.get("sigma_max") if "plans" in self.config else None,
         )
         self.limit = limit_of(self.config, clip, threshold)
         self.notes = notes_of(self.config, self.limit)

@@ -9,11 +9,14 @@ t − T//N and never looks at its own next timestep.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..denoiser import Denoiser
 from ..schedule import Array, Schedule
+from .reading import own_keys, read_scheduler
 
 _RISING = ("DDIMInverseScheduler", "DPMSolverMultistepInverseScheduler")
 _STRIDING = ("DDIMScheduler", "DDIMParallelScheduler", "PNDMScheduler")
@@ -83,6 +86,36 @@ def placement(scheduler: Any, schedule: Schedule, steps: int, mu: float | None =
             f"{name} with {steps} steps goes to levels that its schedule does not have ({error}); give "
             "grid= a name or σ's"
         ) from error
+
+
+def starting_level(config: Mapping[str, Any], denoiser: Denoiser, steps: int) -> float | None:
+    """σ that a :class:`~ddim_ode.interop.scheduler.DDIMODEScheduler` starts from in so many steps.
+
+    Args:
+        config: Its own, with the settings of the scheduler that it ``replaces``.
+        denoiser: Of its schedule and prediction.
+        steps: Of ``set_timesteps``.
+
+    Returns:
+        The level where the replaced scheduler would start, or the highest at which the network can tell
+        (:attr:`ddim_ode.Denoiser.sigma_max`) if that is lower. None where the configuration says by itself
+        where to start (``grid``, ``sigma_max``, a schedule in place of betas), or where nobody knows: the
+        denoiser's default.
+    """
+    name, schedule = config["replaces"], denoiser.schedule
+    if name is None or any(config[key] is not None for key in ("grid", "sigma_max", "schedule")):
+        return None
+    kept = {key: config[key] for key in own_keys(name) - {"sigma_max"} if key in config}
+    try:
+        theirs = read_scheduler({**kept, "_class_name": name})
+        first = placement(theirs, schedule, steps).asked[0]
+    except ValueError:  # it goes up, or cannot take so many steps
+        return None
+    t = schedule.time(first)
+    if abs(t - np.rint(t)) < 1e-3:  # a float32 copy of a trained level
+        first = schedule.sigma(np.rint(t))
+    # One step of timestep_spacing="leading" starts at its end.
+    return min(float(first), denoiser.sigma_max) if first > schedule.sigma_min else None
 
 
 def _striding(scheduler: Any, schedule: Schedule) -> Placement:

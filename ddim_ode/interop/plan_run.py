@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..asking import check_output
 from ..denoiser import Denoiser
+from ..sampling import x0_of
 from ..solvers.plan import Plan
 
 Generators = torch.Generator | list[torch.Generator] | None
@@ -20,8 +21,8 @@ class PlanRun:
     """A plan on its way: :func:`ddim_ode.integration.integrate`, a network call at a time.
 
     x: the state. shown: what the network is to be shown next, the state or a stage, of which half-precision
-    pipelines get a narrower copy. A step that fails changes nothing here, and may be tried
-    again (a generator that was drawn from has moved on).
+    pipelines get a narrower copy. x0: x̂₀ of the last call. A step that fails changes nothing here, and may
+    be tried again (a generator that was drawn from has moved on).
     """
 
     def __init__(self, plan: Plan, denoiser: Denoiser, sample: Tensor) -> None:
@@ -31,6 +32,7 @@ class PlanRun:
         self.shown = self.x
         self.committed = True
         self.history: deque[Tensor] = deque(maxlen=plan.memory)
+        self.denoiser, self.nodes = denoiser, plan.nodes
         self.prediction, self.conversions = denoiser.prediction, denoiser.conversions(plan.nodes)
         levels = denoiser.snapped(np.array([node.sigma for node in plan.nodes]))
         self.limit, self.at = denoiser.limit, denoiser.at_each(levels, self.x)
@@ -47,6 +49,7 @@ class PlanRun:
             if self.committed:
                 self.x = y
             self.history.appendleft(self._vector(y, answer))
+            self.x0 = x0_of(self.denoiser, self.nodes[self.call], y, self.history[0])
             self.call += 1
             self.shown = self._advance(generator)
             return self.shown.to(sample.dtype)

@@ -5,6 +5,7 @@ A class is looked up by name in diffusers itself, never imported from where a fi
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from collections.abc import Mapping
@@ -194,6 +195,27 @@ def _check_index(file: Path) -> None:
             )
         if not (file.parent / name).is_file():
             raise FileNotFoundError(f"{file}: names {name}, which is not there")
+
+
+def own_keys(name: str) -> set[str]:
+    """The settings of a scheduler class that we know, in diffusers or here."""
+    import diffusers
+
+    cls = getattr(diffusers, name)
+    return set(inspect.signature(cls.__init__).parameters) - {"self"}
+
+
+def class_of(config: Mapping[str, Any]) -> str | None:
+    """The scheduler class of a configuration, which those in memory do not name; None for none we know.
+
+    It has all settings of its class, defaults included, and names some of those as such
+    (``_use_default_values``). It may carry the settings of classes before it along, so the class of most
+    settings that fits is it.
+    """
+    theirs = [name for name in (*DISCRETE, *FLOW) if name != "DDIMODEScheduler"]
+    by_default = set(config.get("_use_default_values") or ())
+    fitting = [name for name in theirs if by_default <= own_keys(name) <= set(config)]
+    return max(fitting, key=lambda name: len(own_keys(name)), default=config.get("_class_name"))
 
 
 def read_scheduler(given: Any) -> Any:

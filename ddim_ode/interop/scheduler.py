@@ -17,11 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.schedulers.scheduling_utils import (
-    KarrasDiffusionSchedulers,
-    SchedulerMixin,
-    SchedulerOutput,
-)
+from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
+from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
 from torch import Tensor
 
 from .._checks import count, device_of, exclusive, flag, number, numbers, one_of, refuse, several
@@ -46,10 +43,12 @@ from .config import (
     schedule_of,
     warn_of,
 )
+from .noising import ByTime, Noising
+from .placement import starting_level
 from .plan_run import Generators, PlanRun
-from .reading import read_scheduler
+from .reading import class_of, read_scheduler
 
-_OF_METHOD = ("method", "grid", "final", "eta", "start")
+_OF_METHOD = ("method", "grid", "final", "eta", "start", "sigma_max")
 _OF_BETAS = (
     *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas"),
     "rescale_betas_zero_snr",
@@ -59,8 +58,17 @@ _FLOW = (
     "ddim_ode.interop.diffusers.load takes such models"
 )
 
+# Pipelines cut a list of times at a share of T. With two calls a step that is inside of one, or, where they
+# see that it is, they go back by one call and show an old level the state of the next.
+_HANDED_OVER = (
+    "begin_index={}: {!r} calls twice a step, and add_noise did not make the state that it begins at. A "
+    "run that another one began (denoising_start, denoising_end) is cut between the calls of a step, where "
+    "the state is of no level. Share it by a method of one call a step, such as unipc2; a state that you "
+    "know to be at a level begins set_timesteps(timesteps=[...])"
+)
 
-class DDIMODEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # theirs overlap
+
+class DDIMODEScheduler(Noising, SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # theirs overlap
     """A diffusers scheduler that runs one of our plans.
 
     ``DDIMODEScheduler.from_config(pipe.scheduler.config, method="unipc3")`` takes the model's part of
@@ -76,6 +84,9 @@ class DDIMODEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # th
     ``set_timesteps(n)`` takes the one of n network calls. snap: only whole times 0..T−1 reach the
     network. time_offset: added to the schedule's t = 1..T, −1 for networks that count from 0. Network
     times are floats, which diffusers' own networks take; without snap they need not be whole.
+    sigma_max: the level to start from; by default that of the scheduler which ``from_config`` replaces
+    (named in ``replaces``, by its spacing and offset), or where that is unknown, or higher,
+    :attr:`ddim_ode.Denoiser.sigma_max`; a named grid starts at the latter as well.
     schedule: ``{"name": ..., "params": {...}}`` of :mod:`ddim_ode.schedules` in place of betas, such as
     a continuous one.
 
@@ -123,6 +134,8 @@ class DDIMODEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # th
         snap: bool = False,
         time_offset: float = -1.0,
         schedule: Mapping[str, Any] | None = None,
+        sigma_max: float | None = None,
+        replaces: str | None = None,
     ) -> None:
         flag("snap", snap)
         config = {**self.config, "_class_name": type(self).__name__}
@@ -133,7 +146,10 @@ class DDIMODEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # th
         self._whole: Plan | None = None  # of set_timesteps; the one that runs may begin later on
         self._plan: Plan | None = None
         # Of what the network is told and what its answers mean; the pipeline is who asks it.
-        self._denoiser = Denoiser(_nobody, noise, prediction_of(config), time_offset, snap=snap)
+        prediction = prediction_of(config)
+        self._denoiser = Denoiser(
+            _nobody, noise, prediction, time_offset, snap=snap, sigma_max=sigma_max
+        )
         self._denoiser.limit = limit_of(config)
         if plans is None:
             self._method = get_method(method or "ddim")
@@ -145,18 +161,23 @@ class DDIMODEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # th
             exclusive(plans=plans, final=final)
             exclusive(plans=plans, eta=eta)
             exclusive(plans=plans, start=start)
+            exclusive(plans=plans, sigma_max=sigma_max)
         if plans is not None and not plans:
             raise ValueError("plans is empty; give a plan for each number of calls, or method=")
         self._plans = {plan.nfe: plan for plan in map(_plan_of, plans or ())}
         for plan in self._plans.values():
             check_plan(plan, self._denoiser)
             warn_of_another_ode(plan, self._denoiser, piped=True)
-        self.alphas_cumprod = torch.tensor(noise.alpha_bar(np.arange(1.0, noise.T + 1)) ** 2)
+        self.alphas_cumprod = ByTime.of(self._denoiser)
+        self.final_alpha_cumprod = torch.tensor(1.0)
+        self.alphas = self.alphas_cumprod / torch.cat([torch.ones(1), self.alphas_cumprod[:-1]])
+        self.betas = 1 - self.alphas
         self.init_noise_sigma = 1.0
         self.num_inference_steps: int | None = None
         self.timesteps = torch.arange(num_train_timesteps - 1, -1, -1, dtype=torch.float32)
         self._run: PlanRun | None = None
         self._call = 0
+        self._handed_over = False
 
     @classmethod
     def from_config(cls, config: Any = None, *args: Any, **options: Any) -> Any:
@@ -169,6 +190,8 @@ class DDIMODEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # th
         if is_flow({**config, **options}):
             raise ValueError(_FLOW)
         name = config.get("_class_name", cls.__name__)
+        ours = "plans" in config or config.get("_class_name") == cls.__name__
+        replaced = None if ours else class_of(config)
         if name != cls.__name__:  # a file need not say what its class has by default
             config = {**read_scheduler(config).config, **config}
         check_betas({**config, **options})
@@ -180,6 +203,8 @@ class DDIMODEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # th
         warn_of(lost)
         off = {"_use_default_values", *LIMITING.keys() & {note.key for note in lost}}
         config = {key: value for key, value in config.items() if key not in off}
+        if replaced is not None:
+            config = {**config, "replaces": replaced, "sigma_max": None}
         if not options.get("return_unused_kwargs"):
             known = [n for n in inspect.signature(cls.__init__).parameters if n != "self"]
             for name in options.keys() - {"return_unused_kwargs"}:
@@ -225,16 +250,21 @@ class DDIMODEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # th
         num_inference_steps: int | None = None,
         device: str | torch.device | None = None,
         timesteps: Sequence[float] | None = None,
+        sigmas: Sequence[float] | None = None,
     ) -> None:
         """Compile, or choose, the plan of the next run, and forget the last one's state.
 
         num_inference_steps: steps of the method, or with ``plans`` network calls. timesteps: the
-        network times to step through instead, falling. ``timesteps`` (n,) are then those of each call.
+        network times to step through instead, falling. sigmas: the levels to step through instead, falling,
+        the last included (0 to land on x̂₀). ``timesteps`` (n,) are then those of each call.
         """
-        exclusive(num_inference_steps=num_inference_steps, timesteps=timesteps)
+        exclusive(num_inference_steps=num_inference_steps, timesteps=timesteps, sigmas=sigmas)
+        if timesteps is not None or sigmas is not None:
+            refuse(
+                f"{'sigmas' if timesteps is None else 'timesteps'}= says where to step",
+                **{key: self.config[key] for key in ("plans", "grid", "final", "sigma_max")},
+            )
         if self._plans:
-            if timesteps is not None:
-                raise ValueError("this scheduler runs compiled plans; drop timesteps=")
             only = next(iter(self._plans)) if len(self._plans) == 1 else None
             calls = only if num_inference_steps is None else num_inference_steps
             if calls not in self._plans:
@@ -244,19 +274,17 @@ class DDIMODEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # th
                     "calls; ask for one of these, or give method= instead of plans"
                 )
             plan = self._plans[calls]
+        elif sigmas is not None:
+            plan = self._compile(grid=numbers("sigmas", sigmas))
         elif timesteps is not None:
-            refuse(
-                "timesteps= says where to step",
-                grid=self.config["grid"],
-                final=self.config["final"],
-            )
             told = np.atleast_1d(numbers("timesteps", timesteps))
             if not (np.diff(told) < 0).all():
                 raise ValueError(f"timesteps={told.tolist()} must fall from each to the next")
             plan = self._compile(timesteps=told - self._denoiser.time_offset)
         else:
             steps = count("num_inference_steps", num_inference_steps)
-            plan = self._compile(steps=steps, grid=self.config["grid"])
+            first = starting_level(self.config, self._denoiser, steps)
+            plan = self._compile(steps, self.config["grid"], sigma_max=first)
         where = None if device is None else device_of(device)
         self._whole, self.timesteps = plan, self._told(plan).to(where)
         self.num_inference_steps = len(self.timesteps)
@@ -279,12 +307,18 @@ class DDIMODEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # th
                 f"begin_index={begin}: there are {whole.nfe} calls, from 0 to {whole.nfe - 1}; in an "
                 "image-to-image pipeline raise strength or num_inference_steps"
             )
-        levels = whole.level_calls()
-        step = begin // self.order
-        if self._plans or levels[step : step + 1] != [begin]:
+        if self._plans:
             raise ValueError(
-                f"begin_index={begin}: {whole.method!r} can begin at its steps, of {self.order} calls "
-                "each, and a compiled plan, or one with start='rk', only at the first"
+                f"begin_index={begin}: a compiled plan runs whole, from σ={whole.grid[0]:.4g}, since its "
+                "later calls count on the answers before them. Make one that begins lower, "
+                "ddim_ode.calibrate(..., sigma_max=), and run it at strength=1; or give method= instead"
+            )
+        step = begin // self.order
+        if whole.level_calls()[step : step + 1] != [begin]:
+            raise ValueError(
+                f"begin_index={begin}: the state there is of no level, inside a step of {whole.method!r} "
+                f"({self.order} calls each; none begins within start='rk'); begin at a step, or use a "
+                "method of one call a step"
             )
         rest = self._compile(grid=np.array(whole.grid[step:]))
         if not torch.equal(self._told(rest), self.timesteps[begin:].cpu()):
@@ -293,6 +327,7 @@ class DDIMODEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # th
                 "0, or use a one-step method"
             )
         self._begin(rest, begin)
+        self._handed_over = self.order == 2
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
         """The sample: the network sees the state as it is."""
@@ -307,14 +342,19 @@ class DDIMODEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # th
         generator: Generators = None,
         use_clipped_model_output: bool | None = None,
         return_dict: bool = True,
-    ) -> SchedulerOutput | tuple[Tensor]:
+    ) -> DDIMSchedulerOutput | tuple[Tensor, Tensor]:
         """Take the network's answer at ``sample`` and go on to the next call, or to the end.
+
+        Returns ``prev_sample``, what to show the network next, and ``pred_original_sample``, x̂₀ as this
+        call has it.
 
         Calls go through ``timesteps`` in their order; a step out of order is a ValueError (checked where t
         is a number or on the CPU, so as not to wait for a device). generator: of the step noise, if any.
         eta: only what the scheduler was made with; 0 and None ask for nothing.
         """
         plan = self._running()
+        if self._handed_over:
+            raise ValueError(_HANDED_OVER.format(self._call, plan.method))
         if use_clipped_model_output is not None and not use_clipped_model_output and self.limit:
             raise ValueError(
                 f"use_clipped_model_output=False: x̂₀ is limited ({self.limit}), and ε̂ is always the one "
@@ -339,48 +379,45 @@ class DDIMODEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # th
             answer = halved(model_output, sample, self._denoiser.prediction)
         shown = run.step(sample, answer, generator)
         self._run, self._call = run, self._call + 1
-        return SchedulerOutput(prev_sample=shown) if return_dict else (shown,)
+        x0 = run.x0.to(sample.dtype)
+        if not return_dict:
+            return shown, x0
+        return DDIMSchedulerOutput(prev_sample=shown, pred_original_sample=x0)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """x_t = ᾱx₀ + β̄ε (B, *) at network times (B,), or one for all.
+        """As of :class:`~ddim_ode.interop.noising.Noising`; makes the state that a later begin asks for."""
+        noised = super().add_noise(original_samples, noise, timesteps)
+        self._handed_over = False
+        return noised
 
-        ValueError for other shapes, or a time that no data were noised at in training.
-        """
-        alpha, beta = self._scales(original_samples, noise, timesteps)
-        return alpha * original_samples + beta * noise
-
-    def _scales(self, samples: Tensor, noise: Tensor, timesteps: Any) -> tuple[Tensor, Tensor]:
-        """ᾱ and β̄ (B, 1, ...) of clean samples noised at network times."""
-        check_floating(samples, "samples")
-        if not isinstance(noise, Tensor) or noise.shape != samples.shape:
-            got = tuple(noise.shape) if isinstance(noise, Tensor) else type(noise).__name__
-            raise ValueError(
-                f"noise must have the samples' shape {tuple(samples.shape)}, got {got}"
-            )
-        given = timesteps.detach().cpu() if isinstance(timesteps, Tensor) else timesteps
-        told = np.atleast_1d(numbers("timesteps", given))
-        if told.shape not in ((1,), (samples.shape[0],)):
-            raise ValueError(
-                f"timesteps has shape {told.shape} for {samples.shape[0]} samples; give one or B"
-            )
-        schedule, offset = self._denoiser.schedule, self._denoiser.time_offset
-        t = told - offset
-        off = ~((t > 0) & (t <= schedule.T + 1e-3))  # as float32 has it
-        if off.any():
-            raise ValueError(
-                f"timesteps: {told[off][0]:g} must be above {offset:g} and at most {schedule.T + offset:g}"
-            )
-        shape = (-1,) + (1,) * (samples.ndim - 1)
-        alpha, beta = (
-            torch.as_tensor(scale).to(samples).reshape(shape)
-            for scale in schedule.scales(schedule.sigma(np.minimum(t, schedule.T)))
+    @property
+    def sigmas(self) -> Tensor:
+        """σ (nfe+1,) of the level that each call looks at, and of the last that is reached, on the CPU."""
+        plan = self._running()
+        if self._whole is not None:
+            plan = self._whole
+        return torch.tensor(
+            [*(node.sigma for node in plan.nodes), plan.grid[-1]], dtype=torch.float32
         )
-        return alpha, beta
 
-    def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """ᾱε − β̄x₀ (B, *), what a v-network is trained to return; as :meth:`add_noise`."""
-        alpha, beta = self._scales(sample, noise, timesteps)
-        return alpha * noise - beta * sample
+    @property
+    def begin_index(self) -> int | None:
+        """Where the run began in ``timesteps``; None before ``set_timesteps``."""
+        return (
+            None if self._whole is None or self._plan is None else self._whole.nfe - self._plan.nfe
+        )
+
+    @property
+    def step_index(self) -> int | None:
+        """The next call's place in ``timesteps``; None before the first."""
+        return None if self._run is None else self._call
+
+    def previous_timestep(self, timestep: Any) -> Any:
+        """The network time below that one that is asked for next; −1 below the last."""
+        if self.num_inference_steps is None:
+            return timestep - 1
+        below = self.timesteps[self.timesteps < float(timestep) - 1e-3]
+        return below[0] if len(below) else torch.tensor(-1.0)
 
     def __len__(self) -> int:
         return int(self.config["num_train_timesteps"])
@@ -391,9 +428,11 @@ class DDIMODEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # th
         steps: int | None = None,
         grid: str | Array | None = None,
         timesteps: Array | None = None,
+        sigma_max: float | None = None,
     ) -> Plan:
         final = self.config["final"] if isinstance(grid, (str, type(None))) else None
-        levels = Levels(self._denoiser, steps, grid=grid, timesteps=timesteps, final=final)
+        where: dict[str, Any] = dict(grid=grid, timesteps=timesteps, final=final)
+        levels = Levels(self._denoiser, steps, **where, sigma_max=sigma_max)
         start = self._ramp if self.config["start"] is None else self.config["start"]
         return compile_for(self._method, levels, start, None, self.config["eta"], None)
 
@@ -412,6 +451,7 @@ class DDIMODEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # th
 
     def _begin(self, plan: Plan, call: int) -> None:
         self._plan, self._run, self._call = plan, None, call
+        self._handed_over = False
 
     def _running(self) -> Plan:
         if self._plan is None:

@@ -1,0 +1,97 @@
+"""What pipelines and training loops ask of a scheduler beside its steps: ᾱ, β̄, and data with noise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .._checks import numbers
+from ..denoiser import Denoiser, check_floating
+from ..schedule import Array
+
+
+class ByTime(Tensor):
+    """ᾱ² at the network times 0..T−1 (T,), as diffusers keeps ``alphas_cumprod``, which a network time that
+    is not whole indexes as well; whatever is computed of it is a plain tensor."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+    denoiser: Denoiser
+
+    @classmethod
+    def of(cls, denoiser: Denoiser) -> ByTime:
+        schedule = denoiser.schedule
+        whole = schedule.alpha_bar(np.arange(1.0, schedule.T + 1)) ** 2
+        made = torch.tensor(whole, dtype=torch.float32).as_subclass(cls)
+        made.denoiser = denoiser
+        return made
+
+    def __getitem__(self, index: Any) -> Tensor:
+        if isinstance(index, Tensor):
+            fractional, told = index.is_floating_point(), index.detach().cpu()
+        else:
+            fractional, told = isinstance(index, (float, np.floating)), index
+        if not fractional:
+            return super().__getitem__(index)
+        alpha, _ = scales(self.denoiser, numbers("timestep", told))
+        return torch.as_tensor(alpha**2).to(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ByTime:
+        return ByTime.of(self.denoiser)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return ByTime.of, (self.denoiser,)
+
+
+def scales(denoiser: Denoiser, told: Array) -> tuple[Array, Array]:
+    """ᾱ and β̄ at network times; ValueError for one that no data were noised at in training."""
+    schedule, offset = denoiser.schedule, denoiser.time_offset
+    t = told - offset
+    off = ~((t > 0) & (t <= schedule.T + 1e-3))  # as float32 has it
+    if off.any():
+        raise ValueError(
+            f"timesteps: {told[off].flat[0]:g} must be above {offset:g} and at most {schedule.T + offset:g}"
+        )
+    return schedule.scales(schedule.sigma(np.minimum(t, schedule.T)))
+
+
+class Noising:
+    """Data with noise, for a scheduler with a ``_denoiser``."""
+
+    _denoiser: Denoiser
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """x_t = ᾱx₀ + β̄ε (B, *) at network times (B,), or one for all.
+
+        ValueError for other shapes, or a time that no data were noised at in training.
+        """
+        alpha, beta = self._scales(original_samples, noise, timesteps)
+        return alpha * original_samples + beta * noise
+
+    def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """ᾱε − β̄x₀ (B, *), what a v-network is trained to return; as :meth:`add_noise`."""
+        alpha, beta = self._scales(sample, noise, timesteps)
+        return alpha * noise - beta * sample
+
+    def _scales(self, samples: Tensor, noise: Tensor, timesteps: Any) -> tuple[Tensor, Tensor]:
+        """ᾱ and β̄ (B, 1, ...) of clean samples noised at network times."""
+        check_floating(samples, "samples")
+        if not isinstance(noise, Tensor) or noise.shape != samples.shape:
+            got = tuple(noise.shape) if isinstance(noise, Tensor) else type(noise).__name__
+            raise ValueError(
+                f"noise must have the samples' shape {tuple(samples.shape)}, got {got}"
+            )
+        given = timesteps.detach().cpu() if isinstance(timesteps, Tensor) else timesteps
+        told = np.atleast_1d(numbers("timesteps", given))
+        if told.shape not in ((1,), (samples.shape[0],)):
+            raise ValueError(
+                f"timesteps has shape {told.shape} for {samples.shape[0]} samples; give one or B"
+            )
+        shape = (-1,) + (1,) * (samples.ndim - 1)
+        alpha, beta = (
+            torch.as_tensor(scale).to(samples).reshape(shape)
+            for scale in scales(self._denoiser, told)
+        )
+        return alpha, beta
