@@ -76,7 +76,7 @@ def test_the_levels_of_named_grids_are_all_read(schedule, monkeypatch):
     for apart in (steps.APART, 0.0):
         monkeypatch.setattr(steps, "APART", apart)
         compilation.clear_cache()
-        for name in grids.NAMES:
+        for name in grids.NAMES if schedule.family != "ve" else ("log_snr", "karras"):
             for n in (4, 10, 50):
                 for method in ("ab4", "unipc3"):  # of either ruler
                     try:

@@ -49,17 +49,19 @@ def dumps(plan: Plan) -> str:
     """The text of a plan's file."""
     source = f"plan {plan.method!r} cannot be saved"
     try:
-        lines = _lines(plan)
+        values = _values(plan)
+        values["sha256"] = _sha256(values)
+        lines = [f" {json.dumps(name)}: {_text(name, value)}" for name, value in values.items()]
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{source}: fit must be plain JSON data ({error})") from None
-    text = "{\n" + ",\n".join([*lines, f' "sha256": "{_sha256(lines)}"']) + "\n}\n"
+    text = "{\n" + ",\n".join(lines) + "\n}\n"
     if loads(text.encode(), source) != plan:
         raise ValueError(f"{source}: its fields are not those of a compiled plan")
     return text
 
 
-def _lines(plan: Plan) -> list[str]:
-    """One for each field."""
+def _values(plan: Plan) -> dict[str, Any]:
+    """All fields but the checksum."""
     ops = [
         dict(
             scale=float(op.scale),
@@ -70,7 +72,7 @@ def _lines(plan: Plan) -> list[str]:
         )
         for op in plan.ops
     ]
-    values = dict(
+    return dict(
         format=FORMAT,
         version=VERSION,
         method=plan.method,
@@ -85,11 +87,11 @@ def _lines(plan: Plan) -> list[str]:
         error_weights=[float(w) for w in plan.error_weights],
         fit=plan.fit,
     )
-    return [f" {json.dumps(name)}: {_text(name, value)}" for name, value in values.items()]
 
 
-def _sha256(lines: Iterable[str]) -> str:
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+def _sha256(values: dict[str, Any]) -> str:
+    """Of the values, in whatever order and layout they are kept: other libraries sort configurations."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def loads(data: bytes, source: str) -> Plan:
@@ -128,7 +130,7 @@ class _Reader:
         )
         self.equal("nfe", data["nfe"], plan.nfe, "the number of ops with a node")
         self.equal("memory", data["memory"], plan.memory, "the length of the longest weights")
-        if version > 1 and data["sha256"] != _sha256(_lines(plan)):
+        if version > 1 and data["sha256"] != _sha256(_values(plan)):
             raise ValueError(
                 f"{self.source}: was altered or damaged: its sha256 is not that of what it holds; take the "
                 "file again from where it came (dataclasses.replace(plan, ...).save makes another)"

@@ -32,7 +32,7 @@ from .tableau import Tableau
 # 1/r multiplies by r what velocities err by: rounding, and in UniPC, whose velocities are of predicted
 # states, all that the corrector moves. Its 12 steps in ln σ on the cosine schedule err by .11, with a level
 # more at r = 13 by .20, at 44 by .6, at 1,400 by 18 (a Gaussian, benchmarks aside); left out, by .13. The
-# named grids have r < 9.
+# named grids have r < 9, but those in time on ve, which have no steps where the data are.
 APART = 0.05
 _EULER = Tableau(1, (0,), ((),), (1,))
 _Levels = npt.NDArray[np.int64]
