@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from ..guidance import Level
-from .findings import Finding, Probe, rms
+from .findings import Finding
+from .probe import Probe, rms
 from .meaning import OF_MEANING
 
 _HIDING = {*OF_MEANING, "non-finite"} - {"terminal-snr"}
