@@ -1,4 +1,4 @@
-"""The doctor on how a network is read: whatever its time, sign and prediction, it says how it is to be told."""
+"""The doctor on how a network is read: at which time, with which sign, as which prediction."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,9 @@ VP, VE, EXPONENTIAL = schedules.vp(), schedules.ve(80.0), schedules.exponential(
 
 
 def mixture(schedule, prediction):
-    return ddim_ode.exact.gaussian_mixture(np.full(6, 1 / 6), MEANS, VARIANCES, schedule, prediction)
+    return ddim_ode.exact.gaussian_mixture(
+        np.full(6, 1 / 6), MEANS, VARIANCES, schedule, prediction
+    )
 
 
 def wanting(schedule, prediction, clock, sign=1.0):
@@ -42,11 +44,10 @@ FAULTS = [
     (DDPM, "score", "np.log(s)", 1.0),
     (COSINE, "v", "np.log(s) / 4", -1.0),
     (VP, "eps", "1000 * t", 1.0),
-    (VP, "flow", "t / 1000", 1.0),
     (VE, "eps", "np.log(s) / 4", 1.0),
     (VE, "eps", "100 * t", 1.0),
     (EXPONENTIAL, "eps", "1000 * (t / 1000) ** 2", 1.0),
-    (EXPONENTIAL, "flow", "s", 1.0),
+    (EXPONENTIAL, "eps", "s", 1.0),
 ]
 
 
@@ -66,6 +67,8 @@ def test_the_clock_and_the_sign_are_named_as_code(schedule, prediction, code, si
 @pytest.mark.parametrize("schedule", [DDPM, COSINE, EXPONENTIAL, VP, VE, FLOW])
 @pytest.mark.parametrize("prediction", ["eps", "x0", "v", "score", "flow"])
 def test_an_exact_network_is_read_rightly(schedule, prediction):
+    if schedule is FLOW and prediction in ("eps", "score"):
+        return  # which cannot start at σ(T) = inf, and are told so
     model = mixture(schedule, prediction)
     for options in (dict(), dict(data=model.draw(16).float())):
         assert list(ddim_ode.diagnose(model, **options)) == []
@@ -77,7 +80,9 @@ def test_a_handful_of_samples_blames_no_exact_network(n, size):
     """Two samples are fitted by a·x + c, whatever they are."""
     modes = [np.full((2, size), 0.1), [[-1.0] * size, [1.0] * size]]
     for schedule, prediction in ((DDPM, "eps"), (COSINE, "x0"), (VP, "v")):
-        model = ddim_ode.exact.gaussian_mixture([0.5, 0.5], modes[1], modes[0], schedule, prediction)
+        model = ddim_ode.exact.gaussian_mixture(
+            [0.5, 0.5], modes[1], modes[0], schedule, prediction
+        )
         assert list(ddim_ode.diagnose(model, n=n, steps=20)) == []
         if n > 1:
             data = model.draw(n).float()

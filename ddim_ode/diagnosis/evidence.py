@@ -31,21 +31,33 @@ from .readings import SCALES, Clock, Reading, clocks, others
 
 CLEARLY = 1.2  # ratio of misfits from which one reading is better than another
 _LITTLE, _EQUAL = 1.1, 1.03  # the same where it is better at each level, or hardly worse
-_PRICE, _PRICES = 1.05, {"prediction": 1.2}  # what a change must pay: who wrote it down knew the prediction
+_PRICE, _PRICES = (
+    1.05,
+    {"prediction": 1.2},
+)  # what a change must pay: who wrote it down knew the prediction
 _RACE = (1, 4)  # levels at which readings are tried first
 _FLOOR = 0.2  # relative error of an answer that is as good as none: networks are no better
-_WHOLE, _HALF = 1.05, 1.5  # misfit at each level, at most, of samples that are known again, and perhaps
+_WHOLE, _HALF = (
+    1.05,
+    1.5,
+)  # misfit at each level, at most, of samples that are known again, and perhaps
 _KNOWING = 0.98  # mean misfit from which a network says more than a·x + c does
-_USABLE = 1.5  # mean misfit of a network that is hardly trained
+_FITTING = 1.15  # mean misfit on data of a network that is trained
+_USABLE = 1.5  # and on samples that it makes
 _RIVAL = 1.1  # ratio of prices within which two readings are not told apart
-_NARROW, _THIN = 0.5, 0.25  # width of samples, in units of the widest: of answers with the mean, and of few
+_NARROW, _THIN = (
+    0.5,
+    0.25,
+)  # width of samples, in units of the widest: of answers with the mean, and of few
 _USUAL_WIDTH = 0.3  # of data, at least, as networks are trained on
 _FINALISTS = 3  # readings that are looked at closely
 _STEPS = 8  # of a first look at what a reading makes
 _SIDE = 0.2  # correlation that says which sign
 _FALLS = 2.0  # how much more an x0-network says of what is clean
 OF_READING = ("network-time", "prediction", "sign", "input-scale")
-_NO_WITNESS = "the samples that the model makes do not tell one reading of it from another; give data"
+_NO_WITNESS = (
+    "the samples that the model makes do not tell one reading of it from another; give data"
+)
 
 
 class Trial(NamedTuple):
@@ -97,8 +109,8 @@ class Bench:
     def errors(self, reading: Reading, k: int) -> tuple[float, float]:
         """At level k, of the network read so and of the best a·x + c: ‖answer − target‖/‖target‖.
 
-        The target is that of training: ε, x0, ᾱε − β̄x0, ... 0 is truth, 1 no answer; inf for a question that
-        the network does not take.
+        The target is that of training: ε, x0, ᾱε − β̄x0, ... 0 is truth, 1 no answer; inf for a question
+        that the network does not take.
         """
         of_x0, of_eps = (float(c) for c in VECTORS[reading.prediction](*self.scales[k]))
         target = of_x0 * self.x0 + of_eps * self.eps
@@ -123,7 +135,9 @@ class Bench:
     def _answer(self, clock: Clock | None, scale: float, k: int) -> Tensor | None:
         key = clock, scale, k
         if key not in self._answers:
-            self._answers[key] = self.probe.answer(Reading(self.own.prediction, 1.0, scale, clock), self.x[k], k)
+            self._answers[key] = self.probe.answer(
+                Reading(self.own.prediction, 1.0, scale, clock), self.x[k], k
+            )
         return self._answers[key]
 
 
@@ -143,11 +157,11 @@ def _on_data(probe: Probe, bench: Bench) -> Better | None:
     own = bench.own
     at_own = list(others(own.prediction))
     unscaled = [own, *(r for r in at_own if r.scale == 1)]
-    elsewhere = [r._replace(clock=clock) for clock in _clocks(probe) for r in unscaled]
+    elsewhere = [r._replace(clock=clock) for clock in usable_clocks(probe) for r in unscaled]
     first = mean(bench.misfits(own, _RACE))
     finalists = [r for r in (*at_own, *elsewhere) if mean(bench.misfits(r, _RACE)) < first]
     trials = [Trial(r, bench.misfits(r)) for r in (own, *finalists)]
-    return _clearly(min(trials, key=_price(own)), trials[0])
+    return _clearly(min(trials, key=_price(own)), trials[0], _FITTING)
 
 
 def _on_its_own(probe: Probe) -> Better | None:
@@ -157,7 +171,7 @@ def _on_its_own(probe: Probe) -> Better | None:
     trials = [_look(probe, r, _STEPS, probe.few) for r in (own, *_by_side(probe, None))]
     as_it_is = trials[0]
     if not as_it_is.recognises or as_it_is.width < _USUAL_WIDTH:
-        elsewhere = (r for clock in _clocks(probe) for r in _by_side(probe, clock))
+        elsewhere = (r for clock in usable_clocks(probe) for r in _by_side(probe, clock))
         trials += [_look(probe, r, _STEPS, probe.few) for r in elsewhere]
     first = _ranked(trials, own, _THIN)
     settled = as_it_is in first and as_it_is.misfit < CLEARLY * first[0].misfit
@@ -166,7 +180,7 @@ def _on_its_own(probe: Probe) -> Better | None:
     if final and not _rivalled(final[0], [*final[1:], *first[_FINALISTS:]], own):
         best = final[0]
         bench = Bench(probe, probe.generate(probe.read(best.reading), Limit()))
-        return _clearly(best, Trial(own, bench.misfits(own)))
+        return _clearly(best, Trial(own, bench.misfits(own)), _USABLE)
     if not as_it_is.recognises:
         probe.skip(_NO_WITNESS, *OF_READING)
     if not settled and any(t.misfit < as_it_is.misfit / CLEARLY for t in trials):
@@ -199,10 +213,10 @@ def _rivalled(best: Trial, others: Sequence[Trial], own: Reading) -> bool:
     return not best.recognises and any(price(t) < _RIVAL * price(best) for t in rivals)
 
 
-def _clearly(best: Trial, own: Trial) -> Better | None:
-    """Whether it is the better one: by much, or by less and at each level."""
+def _clearly(best: Trial, own: Trial, most: float) -> Better | None:
+    """Whether it is the better one: by much, or by less and at each level. most: its mean misfit."""
     ratio, everywhere = own.misfit / best.misfit, (best.misfits < _EQUAL * own.misfits).all()
-    clear = best.misfit < _USABLE and ratio > (_LITTLE if everywhere else CLEARLY)
+    clear = best.misfit < most and ratio > (_LITTLE if everywhere else CLEARLY)
     return Better(best.reading, best.misfit, own.misfit) if clear else None
 
 
@@ -216,9 +230,7 @@ def _price(own: Reading) -> Callable[[Trial], float]:
     return price
 
 
-def _look(
-    probe: Probe, reading: Reading, steps: int = 15, rows: int | None = None
-) -> Trial:
+def _look(probe: Probe, reading: Reading, steps: int = 15, rows: int | None = None) -> Trial:
     """What the model makes when it is read so, and what it says of that."""
     foreign = contextlib.nullcontext() if reading.clock is None else contextlib.suppress(Exception)
     with foreign:
@@ -232,8 +244,8 @@ def _by_side(probe: Probe, clock: Clock | None) -> Iterator[Reading]:
     """The readings to try at a clock, each with the sign that its answers have.
 
     The answer of an x0- or v-network goes along x where there is hardly any noise in it, that of an ε- or
-    flow-network where there is nothing else, and a score's against it. An x0-network says more of the former
-    than of the latter.
+    flow-network where there is nothing else, and a score's against it. An x0-network says more of the
+    former than of the latter.
     """
     declared, unit = probe.model.prediction, probe.eps[: probe.few]
     shown = [unit, float(probe.model.schedule.scales(probe.sigmas[-1])[1]) * unit]
@@ -257,17 +269,25 @@ def correlation(a: Tensor, b: Tensor) -> float:
     return float(torch.corrcoef(torch.stack([a.flatten(), b.double().flatten()]))[0, 1])
 
 
-def _clocks(probe: Probe) -> list[Clock]:
+def usable_clocks(probe: Probe) -> list[Clock]:
     """Those that the network may be asked on: elsewhere than on the CPU, an index beyond a table ends the
     process, so that there no network that may have one is told more than its schedule has."""
     found, schedule = clocks(probe.model, probe.sigmas), probe.model.schedule
     net = probe.model.net
-    safe = isinstance(net, nn.Module) and not any(isinstance(m, nn.Embedding) for m in net.modules())
+    safe = isinstance(net, nn.Module) and not any(
+        isinstance(m, nn.Embedding) for m in net.modules()
+    )
     if probe.device.type == "cpu" or safe:
         return found
     t = schedule.time(probe.sigmas)
-    inside = [c for c in found if ((told := c.of(t, probe.sigmas)) >= 0).all() and (told < schedule.T).all()]
+    inside = [
+        c
+        for c in found
+        if ((told := c.of(t, probe.sigmas)) >= 0).all() and (told < schedule.T).all()
+    ]
     if len(inside) < len(found):
-        reason = f"on {probe.device.type} an index beyond a table ends the process; diagnose on the CPU"
+        reason = (
+            f"on {probe.device.type} an index beyond a table ends the process; diagnose on the CPU"
+        )
         probe.skip(reason, f"network-time beyond 0..{schedule.T:g}")
     return inside

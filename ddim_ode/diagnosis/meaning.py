@@ -6,12 +6,15 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from .evidence import CLEARLY, OF_READING, Bench, better, correlation
+from .evidence import CLEARLY, OF_READING, Bench, better, correlation, usable_clocks
 from .findings import Finding
 from .probe import WILD_SAMPLES, Probe, rms
+from .readings import Reading
 
 OF_MEANING = (*OF_READING, "untrained", "terminal-snr")
-_LEAST = 6  # different clean samples from which the best a·x + c says more of the data than of these
+_LEAST = (
+    6  # different clean samples from which the best a·x + c says more of the data than of these
+)
 _BETTER = 1.1  # ratio of errors, with 1/√entries more, that makes a network worse than a·x + c
 _DEAF = 1e-3  # relative change of answers to other questions
 _ALIKE = 0.7  # correlation of an answer with the noise that it is shown
@@ -41,14 +44,11 @@ def deaf(probe: Probe, bench: Bench) -> Finding | None:
             return None  # whatever it answers is then the sample
     elif bench.loss[0] < 1 / CLEARLY:
         return None
-    change = 0.0
-    for k, sigma in enumerate(probe.sigmas.tolist()):
-        one, other = (
-            probe.answer(bench.own, probe.noised(x, sigma), k) for x in (probe.noise, probe.eps)
-        )
-        change = max(change, rms(one - other) / max(rms(one), 1e-12))
-        if change > _DEAF:
-            return None
+    change = _change(probe, bench.own)
+    if change > _DEAF:
+        return None
+    if any(_change(probe, bench.own._replace(clock=c)) > _DEAF for c in usable_clocks(probe)):
+        return None
     return Finding(
         "untrained",
         "error",
@@ -59,6 +59,20 @@ def deaf(probe: Probe, bench: Bench) -> Finding | None:
     )
 
 
+def _change(probe: Probe, reading: Reading) -> float:
+    """How much the answers move at most when other samples are shown, in units of their size."""
+    change = 0.0
+    for k, sigma in enumerate(probe.sigmas.tolist()):
+        shown = (probe.noised(x, sigma) for x in (probe.noise, probe.eps))
+        one, other = (probe.answer(reading, x, k) for x in shown)
+        if one is None or other is None:
+            return 0.0
+        change = max(change, rms(one - other) / max(rms(one), 1e-12))
+        if change > _DEAF:
+            break
+    return change
+
+
 def misread(probe: Probe, bench: Bench) -> list[Finding]:
     """What is to be read otherwise, one finding for each change."""
     found = better(probe, bench)
@@ -67,8 +81,8 @@ def misread(probe: Probe, bench: Bench) -> list[Finding]:
     changes, ratio = found.reading.changes(bench.own.prediction), found.own / found.misfit
     text = ", ".join(what for what, fix in changes.values())
     message = (
-        f"{text}, the network denoises {ratio:.3g} times better (its error is {found.misfit:.2f} times that "
-        f"of the best a·x + c, and as it is read now {found.own:.2f} times)"
+        f"{text}, the network denoises {ratio:.3g} times better (its error is {found.misfit:.2f} times "
+        f"that of the best a·x + c, and as it is read now {found.own:.2f} times)"
     )
     return [Finding(check, "error", ratio, message, fix) for check, (_, fix) in changes.items()]
 
@@ -103,7 +117,8 @@ def useless(probe: Probe, bench: Bench) -> Finding | None:
     if probe.wild(probe.clean):
         last = len(probe.sigmas) - 1
         shown = probe.noised(torch.zeros_like(probe.eps), float(probe.sigmas[last]))
-        likeness = correlation(probe.answer(bench.own, shown, last), probe.eps)
+        answer = probe.answer(bench.own, shown, last)
+        likeness = 0.0 if answer is None else correlation(answer, probe.eps)
         if probe.model.prediction != "eps" or likeness > _ALIKE / 2:
             probe.skip(WILD_SAMPLES, "untrained")
             return None
@@ -118,8 +133,8 @@ def useless(probe: Probe, bench: Bench) -> Finding | None:
         error, linear = bench.loss
         if error < linear * (_BETTER + probe.eps.numel() ** -0.5):
             return None
-        shown = "data" if probe.data is not None else "samples of its own"
-        text = f"on noised {shown} the network's answers have error {error:.2f}, and the best a·x + c, "
+        whose = "data" if probe.data is not None else "samples of its own"
+        text = f"on noised {whose} the network's answers have error {error:.2f}, and the best a·x + c, "
         text += f"two numbers a level, has {linear:.2f} (no answer: 1)"
     return Finding(
         "untrained",

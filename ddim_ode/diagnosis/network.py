@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from .findings import Finding
-from .probe import Probe, rms
 from .meaning import OF_MEANING, misunderstood
 from .precision import half_precision, repeatable
+from .probe import Probe, rms
 
 _NEED_NUMBERS = ("half-precision", *OF_MEANING)
 _BLIND = 100.0  # error of x̂₀ at the first level, in units of the data, that no first step survives

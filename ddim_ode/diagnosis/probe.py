@@ -24,7 +24,9 @@ from ..seeding import noise
 from .readings import Reading
 
 _LEVELS = (0.05, 0.2, 0.4, 0.6, 0.8, 0.95)  # of T; of σ_min..σ_max in Karras' spacing where t is σ
-_ENTRIES = 64  # numbers, at least, that an average is taken over: small states are asked for more often
+_ENTRIES = (
+    64  # numbers, at least, that an average is taken over: small states are asked for more often
+)
 _FEW = 4  # samples, at least, that tell how far they are apart
 _WILD = 3.0  # RMS of samples, in units of the noise at the start, that no sound model makes
 _SHARE = 0.05  # of entries out of range that are more than the tail of a network's errors
@@ -213,7 +215,8 @@ class Probe:
             return model(x, sigma, self.cond, self.shared)
 
     def answer(self, reading: Reading, x: Tensor, k: int) -> Tensor | None:
-        """What the network returns at x and level k, in double, whatever it means; None where it fails on a foreign clock."""
+        """What the network returns at x and level k, in double, whatever it means; None where it fails on
+        a foreign clock."""
         model = self.read(reading)
         level = model.snapped(self.sigmas[k : k + 1])
         told = torch.full((len(x),), float(model.network_time(level)[0]), device=x.device)

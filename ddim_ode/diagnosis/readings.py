@@ -48,14 +48,16 @@ class Reading(NamedTuple):
         if self.prediction != declared:
             text, fix = f"read as {self.prediction!r}", f"prediction={self.prediction!r}"
             if self.prediction in _KEYS:
-                fix += f" (in a scheduler's configuration prediction_type={_KEYS[self.prediction]!r})"
+                fix += (
+                    f" (in a scheduler's configuration prediction_type={_KEYS[self.prediction]!r})"
+                )
             found["prediction"] = text, fix
         if self.sign < 0:
             found["sign"] = "with the sign turned", "net=lambda x, t, **cond: -net(x, t, **cond)"
         if self.scale != 1:
             fix = (
-                f"net=lambda x, t, **cond: net({self.scale:g} * x, t, **cond), or the schedule of that scale "
-                "(ddim_ode.schedules.ve for networks that see x/ᾱ)"
+                f"net=lambda x, t, **cond: net({self.scale:g} * x, t, **cond), or the schedule of that "
+                "scale (ddim_ode.schedules.ve for networks that see x/ᾱ)"
             )
             found["input-scale"] = f"shown {self.scale:g}·x instead of x", fix
         return found
