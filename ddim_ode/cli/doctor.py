@@ -38,8 +38,8 @@ def _doctor(args: argparse.Namespace) -> int:
     from ..diagnosis import diagnose
     from ..interrupted import Interrupted
 
-    for name in ("steps", "n"):
-        count(f"--{name}", getattr(args, name), least=2)
+    count("--steps", args.steps, least=2)
+    count("--n", args.n)
     device = find_device(args.device)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # what the loader leaves out is measured below

@@ -61,7 +61,7 @@ def diagnose(
     {'half-precision': 'the network is no torch.nn.Module with weights to convert'}
     """
     from . import levels, limits, network
-    from .findings import Probe
+    from .probe import Probe
 
     probe = Probe(model, data, cond, shared, shape, steps, n, seed, device)
     found: list[Finding] = []

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ..grids import default_name, make_grid
 from ..schedule import Array
-from .findings import WILD_SAMPLES, Finding, Probe, rms
+from .findings import Finding
+from .probe import WILD_SAMPLES, Probe, rms
 
 _OF_PLACEMENT = ("stride", "duplicate-timesteps", "rounded-timesteps", "last-alpha")
 _APART = 1e-3  # in ln σ: more than float32 levels

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from ..guidance import Level
-from .findings import Finding, Probe, rms
+from .findings import Finding
 from .meaning import OF_MEANING
+from .probe import Probe, rms
 
 _HIDING = {*OF_MEANING, "non-finite"} - {"terminal-snr"}
 _CUT = 0.1  # what a limit may move, of the data's RMS: less is overshoot, of networks and of data

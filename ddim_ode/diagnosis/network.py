@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .findings import Finding, Probe, rms
+from .findings import Finding
 from .meaning import OF_MEANING, misunderstood
 from .precision import half_precision, repeatable
+from .probe import Probe, rms
 
 _NEED_NUMBERS = ("half-precision", *OF_MEANING)
 _BLIND = 100.0  # error of x̂₀ at the first level, in units of the data, that no first step survives
@@ -32,8 +33,8 @@ def checks(probe: Probe) -> Iterator[Finding]:
     if probe.lifeless and probe.data is None:
         probe.skip(f"{probe.lifeless}; give data", *_NEED_NUMBERS)
         return
-    first = repeatable(probe) or half_precision(probe)
-    yield from filter(None, (first, misunderstood(probe) or terminal_snr(probe)))
+    yield from filter(None, (repeatable(probe) or half_precision(probe),))
+    yield from misunderstood(probe) or filter(None, (terminal_snr(probe),))
 
 
 def learned_variance(probe: Probe) -> Finding | None:
@@ -100,7 +101,7 @@ def terminal_snr(probe: Probe) -> Finding | None:
     top = schedule.sigma_max
     call = model.network(probe.noise, probe.cond, probe.shared)
     level = model.snapped(np.array([top]))
-    t = torch.full((probe.n,), float(model.network_time(level)[0]), device=probe.device)
+    t = torch.full((probe.rows,), float(model.network_time(level)[0]), device=probe.device)
     with torch.no_grad():
         answer = call(probe.noise, t)
     beta = float(schedule.scales(top)[1])

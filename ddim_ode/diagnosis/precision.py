@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..denoiser import Denoiser
-from .findings import Finding, Probe, rms
+from .findings import Finding
+from .probe import Probe, rms
 
 _CHANCE = 1e-3  # relative difference of two answers to one question that is more than rounding
 _HALF = 0.1  # relative error of a network in half precision that is more than rounding
@@ -40,7 +41,7 @@ def half_precision(probe: Probe) -> Finding | None:
     if not isinstance(net, nn.Module) or not any(p.is_floating_point() for p in net.parameters()):
         probe.skip("the network is no torch.nn.Module with weights to convert", "half-precision")
         return None
-    few = slice(0, min(2, probe.n))
+    few = slice(0, 2)
     sigmas = probe.sigmas[[0, len(probe.sigmas) // 2, -1]].tolist()
     x0 = probe.noise if probe.wild(probe.x0) else probe.x0
     inputs = [probe.noised(x0, sigma)[few] for sigma in sigmas]

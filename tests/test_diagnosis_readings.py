@@ -1,0 +1,91 @@
+"""The doctor on how a network is read: at which time, with which sign, as which prediction."""
+
+import numpy as np
+import pytest
+import torch
+
+import ddim_ode
+from ddim_ode import schedules
+
+MEANS = np.random.default_rng(0).choice([-0.8, 0.8], size=(6, 16))
+VARIANCES = np.full((6, 16), 0.02)
+FLOW, DDPM, COSINE = schedules.flow(), schedules.ddpm(), schedules.cosine()
+VP, VE, EXPONENTIAL = schedules.vp(), schedules.ve(80.0), schedules.exponential()
+
+
+def mixture(schedule, prediction):
+    return ddim_ode.exact.gaussian_mixture(
+        np.full(6, 1 / 6), MEANS, VARIANCES, schedule, prediction
+    )
+
+
+def wanting(schedule, prediction, clock, sign=1.0):
+    """An exact network that is to be told ``clock(t, s)``, read as one that is told t."""
+    exact = mixture(schedule, prediction)
+    t = schedule.T * np.linspace(1e-3, 1 - 1e-6, 4001)
+    s = schedule.sigma(t)
+    order = np.argsort(clock(t, s))
+    times, logs = clock(t, s)[order], np.log(s)[order]
+
+    def net(x, told):
+        sigma = np.exp(np.interp(told.double().numpy(), times, logs))
+        return sign * exact.net(x.double(), torch.tensor(sigma)).to(x.dtype)
+
+    return ddim_ode.Denoiser(net, schedule, prediction, shape=(16,)), exact.draw(16).float()
+
+
+FAULTS = [
+    (FLOW, "flow", "1 - t", 1.0),
+    (FLOW, "flow", "1 - t", -1.0),
+    (FLOW, "flow", "1000 * t", 1.0),
+    (FLOW, "v", "1000 * (1 - t)", 1.0),
+    (DDPM, "eps", "1000 - t", 1.0),
+    (DDPM, "eps", "t / 1000", 1.0),
+    (DDPM, "score", "np.log(s)", 1.0),
+    (COSINE, "v", "np.log(s) / 4", -1.0),
+    (VP, "eps", "1000 * t", 1.0),
+    (VE, "eps", "np.log(s) / 4", 1.0),
+    (VE, "eps", "100 * t", 1.0),
+    (EXPONENTIAL, "eps", "1000 * (t / 1000) ** 2", 1.0),
+    (EXPONENTIAL, "eps", "s", 1.0),
+]
+
+
+@pytest.mark.parametrize("seen", ["its own samples", "data"])
+@pytest.mark.parametrize(("schedule", "prediction", "code", "sign"), FAULTS)
+def test_the_clock_and_the_sign_are_named_as_code(schedule, prediction, code, sign, seen):
+    clock = eval(f"lambda t, s: {code}", {"np": np})
+    model, data = wanting(schedule, prediction, clock, sign)
+    found = ddim_ode.diagnose(model, data=data if seen == "data" else None)
+    time, *others = found
+    assert (time.check, time.fix) == ("network-time", f"time=lambda t, s: {code}")
+    assert [finding.check for finding in others] == (["sign"] if sign < 0 else [])
+    if sign < 0:
+        assert others[0].fix == "net=lambda x, t, **cond: -net(x, t, **cond)"
+
+
+@pytest.mark.parametrize("schedule", [DDPM, COSINE, EXPONENTIAL, VP, VE, FLOW])
+@pytest.mark.parametrize("prediction", ["eps", "x0", "v", "score", "flow"])
+def test_an_exact_network_is_read_rightly(schedule, prediction):
+    if schedule is FLOW and prediction in ("eps", "score"):
+        return  # which cannot start at σ(T) = inf, and are told so
+    model = mixture(schedule, prediction)
+    for options in (dict(), dict(data=model.draw(16).float())):
+        assert list(ddim_ode.diagnose(model, **options)) == []
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5])
+@pytest.mark.parametrize("size", [1, 2, 8])
+def test_a_handful_of_samples_blames_no_exact_network(n, size):
+    """Two samples are fitted by a·x + c, whatever they are."""
+    modes = [np.full((2, size), 0.1), [[-1.0] * size, [1.0] * size]]
+    for schedule, prediction in ((DDPM, "eps"), (COSINE, "x0"), (VP, "v")):
+        model = ddim_ode.exact.gaussian_mixture(
+            [0.5, 0.5], modes[1], modes[0], schedule, prediction
+        )
+        assert list(ddim_ode.diagnose(model, n=n, steps=20)) == []
+        if n > 1:
+            data = model.draw(n).float()
+            report = ddim_ode.diagnose(model, data=data, n=n, steps=20)
+            assert list(report) == []
+            assert f"{n} samples are too few" in report.not_checked["untrained"]
