@@ -14,7 +14,7 @@ import ddim_ode
 from ddim_ode import schedules
 from ddim_ode.cli import main
 from ddim_ode.diagnosis import limits
-from ddim_ode.diagnosis.findings import Probe
+from ddim_ode.diagnosis.probe import Probe
 from ddim_ode.guidance import Limit
 from ddim_ode.interop.diffusers import load
 
