@@ -64,10 +64,8 @@ class FeatureStatistics:
         rows = check_features(features)(images)
         mean, cov = moments(as_rows("the reference's features", rows))
         keep, seed = count("keep", keep, 0), seed_of(seed)
-        if keep < len(rows):
-            kept = rows[np.sort(rng.choice(len(rows), keep, replace=False))]
-        else:
-            kept = rows
+        drawn = np.sort(rng.choice(len(rows), min(keep, len(rows)), replace=False))
+        kept = rows[drawn] if keep < len(rows) else rows
         data = content_sha256({"data": tensor_of("images", images)}, "data")
         return cls(mean, cov, kept, len(rows), features.name, features.sha256, data, seed)
 

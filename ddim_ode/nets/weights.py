@@ -60,8 +60,8 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ) from error
     except (KeyError, ValueError, RecursionError) as error:
         raise ValueError(
-            f"{path}: a safetensors file, but not one of ddim_ode's, or a damaged one ({error}); weights of "
-            "diffusers are read by their directory, with ddim_ode.interop.diffusers.load"
+            f"{path}: a safetensors file, but not one of ddim_ode's, or a damaged one ({error}); weights "
+            "of diffusers are read by their directory, with ddim_ode.interop.diffusers.load"
         ) from error
     widened = {k: v.float() if v.dtype == torch.float16 else v for k, v in tensors.items()}
     return widened, config
