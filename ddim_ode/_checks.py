@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import operator
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from decimal import Decimal
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +20,6 @@ if TYPE_CHECKING:
     import torch
 
 Array = npt.NDArray[np.float64]
-# What numpy, torch and Python raise for a value that is no number, or none that float64 can hold.
-_UNREADABLE = (TypeError, ValueError, OverflowError, RuntimeError, NotImplementedError)
 
 
 # What others call some of our names; only for the order in which valid names are listed.
@@ -37,18 +38,28 @@ _ALSO_CALLED = {
 }
 
 
+def shown(value: Any, most: int = 300) -> str:
+    """A value as messages show it: its ``repr``, if that can be had at all, and no more than ``most``."""
+    try:
+        text = repr(value)
+    except Exception:  # its own; and Python prints no whole number of more than 4300 digits
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
 def one_of(name: str, value: Any, allowed: Iterable[str]) -> str:
     """``value`` if it is allowed; else a ValueError listing the valid names, nearest first."""
     names = list(allowed)
     if isinstance(value, str) and value in names:
         return value
     if not names:
-        raise ValueError(f"unknown {name} {value!r}: there is none here")
+        raise ValueError(f"unknown {name} {shown(value)}: there is none here")
     plain = {name.lower(): name for name in names}
-    near = difflib.get_close_matches(str(value).lower(), plain, n=len(plain), cutoff=0.0)
-    near.sort(key=lambda word: plain[word] != _ALSO_CALLED.get(str(value).lower()))
+    asked = value.lower() if isinstance(value, str) else ""
+    near = difflib.get_close_matches(asked, plain, n=len(plain), cutoff=0.0)
+    near.sort(key=lambda word: plain[word] != _ALSO_CALLED.get(asked))
     raise ValueError(
-        f"unknown {name} {value!r}; valid, nearest first: {', '.join(plain[n] for n in near)}"
+        f"unknown {name} {shown(value)}; valid, nearest first: {', '.join(plain[n] for n in near)}"
     )
 
 
@@ -60,7 +71,7 @@ def is_flag(value: Any) -> bool:
 def flag(name: str, value: Any) -> bool:
     """``value`` if it is True or False; else a ValueError, also for what merely counts as true."""
     if not isinstance(value, (bool, np.bool_)):
-        raise ValueError(f"{name}={value!r} must be True or False")
+        raise ValueError(f"{name}={shown(value)} must be True or False")
     return bool(value)
 
 
@@ -68,12 +79,12 @@ def count(name: str, value: Any, least: int = 1, most: float = sys.maxsize) -> i
     """``value`` as an int in [least, most]; else a ValueError (bools and fractions refused)."""
     try:
         found = None if is_flag(value) else operator.index(value)
-    except (TypeError, ValueError, RuntimeError):  # arrays of many, among others
+    except Exception:  # arrays of many, and whatever an object's own conversion raises
         found = None
     if found is None or not least <= found <= most:
         limited = most < sys.maxsize or (found or 0) > most
         bound = f">= {least}" + (f" and <= {most}" if limited else "")
-        raise ValueError(f"{name}={value!r} must be a whole number {bound}")
+        raise ValueError(f"{name}={shown(value)} must be a whole number {bound}")
     return found
 
 
@@ -90,59 +101,136 @@ def single(value: Any) -> bool:
 
 def several(value: Any) -> list[Any]:
     """What there is one or several of, as a list."""
-    return [value] if single(value) else list(value)
+    if not single(value):
+        with contextlib.suppress(
+            Exception
+        ):  # an object's own; it is none of those that are looked for
+            return list(value)
+    return [value]
 
 
 def numbers(name: str, value: Any) -> Array:
     """``value`` as a new float64 array; ValueError for what does not hold real numbers alone."""
-    try:
+    with contextlib.suppress(Exception):  # whatever an object's own conversion raises
         found = np.asarray(value)
+        if found.dtype == object and all(map(_is_real, found.flat)):
+            found = found.astype(np.float64)
         if found.dtype.kind in "fiu":
             return np.array(found, dtype=np.float64)
-    except _UNREADABLE:
-        pass
     raise ValueError(
-        f"{name}={value!r} must be real numbers, or an array of them (of a tensor: on the CPU and "
-        "without a gradient, tensor.detach().cpu())"
+        f"{name}={shown(value)} must be real numbers that float64 holds, or an array of them (of a tensor: "
+        "on the CPU, without a gradient and of a type that numpy has, tensor.detach().cpu().double())"
     )
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, (Real, Decimal)) and not isinstance(value, bool)
+
+
+def host_numbers(name: str, value: Any) -> Array:
+    """As :func:`numbers`, also of a tensor with a gradient, in any precision or on another device."""
+    with contextlib.suppress(Exception):
+        value = value.detach().cpu()
+        value = value.double() if value.is_floating_point() else value
+    return numbers(name, value)
 
 
 def number(name: str, value: Any) -> float:
     """``value`` as one float, perhaps NaN or infinite; ValueError for anything else."""
-    found = numbers(name, value)
+    return _one(name, value, numbers(name, value))
+
+
+def host_number(name: str, value: Any) -> float:
+    """As :func:`number`, also of a tensor with a gradient, in any precision or on another device."""
+    return _one(name, value, host_numbers(name, value))
+
+
+def _one(name: str, value: Any, found: Array) -> float:
     if found.ndim:
-        raise ValueError(f"{name}={value!r} must be one number")
+        raise ValueError(f"{name}={shown(value)} must be one number")
     return float(found)
 
 
 def named(name: str, value: Any) -> Mapping[str, Any]:
     """``value`` as a mapping from strings; else a ValueError."""
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        raise ValueError(f"{name}={value!r} must be {{name: value}}, each name a string")
+        raise ValueError(f"{name}={shown(value)} must be {{name: value}}, each name a string")
     return value
 
 
 def function(name: str, value: Any) -> Callable[..., Any]:
     """``value`` if it can be called; else a ValueError."""
     if not callable(value):
-        raise ValueError(f"{name}={value!r} must be callable")
+        raise ValueError(f"{name}={shown(value)} must be callable")
     return value
 
 
 def path_of(name: str, value: Any) -> Path:
     """``value`` as a path; ValueError for anything but a string or a path."""
     if not isinstance(value, (str, os.PathLike)) or not isinstance(os.fspath(value), str):
-        raise ValueError(f"{name}={value!r} must be a path, a string or a pathlib.Path")
+        raise ValueError(f"{name}={shown(value)} must be a path, a string or a pathlib.Path")
+    if not os.fspath(value) or any(c < " " or c == "\x7f" for c in os.fspath(value)):
+        raise ValueError(
+            f"{name}={shown(value)} must be a path, not empty and without control characters"
+        )
     return Path(value)
+
+
+def text_of(name: str, value: Any) -> str:
+    """``value`` as text that can be printed on one line; else a ValueError."""
+    if not isinstance(value, str) or not value or not value.isprintable():
+        raise ValueError(f"{name}={shown(value)} must be a string of printable characters")
+    return value
 
 
 def floating(dtype: Any) -> torch.dtype:
     """``dtype`` if it is one of torch's for real numbers; else a ValueError."""
     import torch
 
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise ValueError(f"dtype={dtype!r} must be a floating torch dtype such as torch.float32")
+    if not isinstance(dtype, torch.dtype) or not has_digits(dtype):
+        raise ValueError(
+            f"dtype={shown(dtype)} must be a floating torch dtype such as torch.float32, of 16 bits or more"
+        )
     return dtype
+
+
+def has_digits(dtype: torch.dtype) -> bool:
+    """Whether it is one of real numbers, and of 16 bits or more: torch computes in no narrower one."""
+    return dtype.is_floating_point and dtype.itemsize > 1
+
+
+def is_dense(x: torch.Tensor) -> bool:
+    """Whether it holds a real number for every index: it is not sparse, nested, quantised or on "meta"."""
+    import torch
+
+    dense = x.layout == torch.strided and not (x.is_nested or x.is_quantized or x.is_meta)
+    return dense and not x.is_complex()
+
+
+def described(x: Any) -> str:
+    """A tensor in a few words, or another value's type."""
+    import torch
+
+    if not isinstance(x, torch.Tensor):
+        return type(x).__name__
+    kind = "nested" if x.is_nested else "" if x.layout == torch.strided else f"{x.layout}"
+    place = "on meta, where it holds no numbers" if x.is_meta else ""
+    size = "" if x.is_nested else f"{tuple(x.shape)}"
+    return " ".join(part for part in (f"{x.dtype}", size, kind, place) if part)
+
+
+def tensor_of(name: str, value: Any) -> torch.Tensor:
+    """``value``, a tensor or an array, as a dense tensor; else a ValueError."""
+    import torch
+
+    with contextlib.suppress(Exception):  # whatever an object's own conversion raises
+        if not isinstance(value, torch.Tensor):
+            value = torch.as_tensor(np.asarray(value))
+    if not isinstance(value, torch.Tensor) or not is_dense(value):
+        raise ValueError(
+            f"{name} must be a dense tensor or array of numbers, got {described(value)}"
+        )
+    return value
 
 
 def device_of(value: Any) -> torch.device:
@@ -154,10 +242,10 @@ def device_of(value: Any) -> torch.device:
         if found.type == "meta":
             raise RuntimeError("it holds no numbers")
         return found
-    except (RuntimeError, TypeError, AssertionError) as error:
+    except Exception as error:
         reason = str(error).strip().split("\n")[0]
         raise ValueError(
-            f"device={value!r} cannot be used here ({reason}); take 'cpu', or a device that torch has"
+            f"device={shown(value)} cannot be used here ({reason}); take 'cpu', or a device that torch has"
         ) from None
 
 
@@ -172,4 +260,4 @@ def refuse(reason: str, **values: object) -> None:
     """ValueError naming the first of the arguments that is given at all."""
     for name, value in values.items():
         if value is not None:
-            raise ValueError(f"{reason}; drop {name}={value!r}")
+            raise ValueError(f"{reason}; drop {name}={shown(value)}")

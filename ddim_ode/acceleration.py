@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from ._checks import count, flag, floating, named
+from ._checks import count, flag, floating, named, shown
 from .denoiser import Denoiser
 from .inputs import check_model
 from .micro_batches import MicroBatches
@@ -79,7 +79,7 @@ def rows_of(batch: int | str) -> int | None:
     """The number of rows, None for ``"auto"``; ValueError for anything else."""
     if isinstance(batch, str):
         if batch != "auto":
-            raise ValueError(f"batch={batch!r} must be a whole number >= 1, or 'auto'")
+            raise ValueError(f"batch={shown(batch)} must be a whole number >= 1, or 'auto'")
         return None
     return count("batch", batch)
 
@@ -88,16 +88,21 @@ def _compile_options(compile: bool | Mapping[str, Any]) -> dict[str, Any]:
     if compile is True:
         return {}
     if not isinstance(compile, Mapping):
-        raise ValueError(f"compile={compile!r} must be True, False, or options of torch.compile")
+        raise ValueError(
+            f"compile={shown(compile)} must be True, False, or options of torch.compile"
+        )
     try:
         inspect.signature(torch.compile).bind(None, **named("compile", compile))
     except TypeError as error:
-        raise ValueError(f"compile={dict(compile)!r} is not of torch.compile: {error}") from None
+        raise ValueError(
+            f"compile={shown(dict(compile))} is not of torch.compile: {error}"
+        ) from None
     mode = compile.get("mode")
     graphs = named("compile's options", compile.get("options") or {}).get("triton.cudagraphs")
     if graphs or mode in ("reduce-overhead", "max-autotune"):
         raise ValueError(
-            f"compile={dict(compile)!r} records CUDA graphs, which overwrite the outputs that multistep "
-            "methods keep; use mode='max-autotune-no-cudagraphs', or cuda_graph=True of ddim_ode.generate"
+            f"compile={shown(dict(compile))} records CUDA graphs, which overwrite the outputs that "
+            "multistep methods keep; use mode='max-autotune-no-cudagraphs', or cuda_graph=True of "
+            "ddim_ode.generate"
         )
     return dict(compile)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._checks import count, number
+from ._checks import count, number, shown
 from .active_set import Field, Released, Solver
 from .bars import progress_bar
 from .denoiser import Denoiser
@@ -132,7 +132,7 @@ def tolerance(name: str, value: float | None) -> float:
     if value is None:
         return DEFAULT_TOLERANCE
     if not 0 <= (found := number(name, value)) < np.inf:
-        raise ValueError(f"{name}={value!r} must be a finite number >= 0")
+        raise ValueError(f"{name}={shown(value)} must be a finite number >= 0")
     return found
 
 

@@ -14,10 +14,11 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ._checks import named
+from ._checks import named, shown
 from ._warn import warn
 
 Net = Callable[..., Tensor]
@@ -204,15 +205,18 @@ def check_cond(cond: Mapping[str, Tensor] | None, n: int, one: str = "sample") -
         if has_rows(value) and len(value) == n:
             continue
         if isinstance(value, Tensor):
-            got, remedy = f"shape {tuple(value.shape)}", "what all share goes into shared="
+            got, remedy = (
+                str(len(value) if value.ndim else "one"),
+                "what all share goes into shared=",
+            )
             if value.layout != torch.strided:
                 got, remedy = f"layout {value.layout}", f"give {name}.to_dense()"
             elif value.shape[:1] == (1,):
                 remedy = f"give {name}.expand({n}, ...) for the same in each"
         else:
-            got, remedy = type(value).__name__, f"give torch.as_tensor({name})"
-            if value is None or isinstance(value, (str, bytes)):
-                remedy = "leave it out, or give what all share in shared="
+            got, remedy = type(value).__name__, "what all share goes into shared="
+            if isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, (str, bytes)):
+                remedy = f"give torch.as_tensor({name})"
         raise ValueError(
             f"cond[{name!r}] must be a tensor with one row per {one} ({n}), got {got}; {remedy}"
         )
@@ -223,11 +227,15 @@ def check_labels(labels: Any, n: int, shared: bool = False) -> None:
     """ValueError for what no embedding of n classes takes, (B,), or one number where it is shared; values
     are looked at where that waits for no device."""
     if not isinstance(labels, Tensor):
-        raise ValueError(f"class labels must be a tensor of whole numbers (B,), got {labels!r}")
+        raise ValueError(
+            f"class labels must be a tensor of whole numbers (B,), got {shown(labels)}"
+        )
     if labels.numel() == 0:
         return  # torch.tensor([]) is floating
-    if labels.dtype not in (torch.int64, torch.int32) or labels.ndim not in (
-        (0, 1) if shared else (1,)
+    if (
+        labels.dtype not in (torch.int64, torch.int32)
+        or labels.layout != torch.strided
+        or labels.ndim not in ((0, 1) if shared else (1,))
     ):
         raise ValueError(
             f"class labels must be whole numbers (B,), int64 or int32; got {labels.dtype} "

@@ -25,7 +25,7 @@ from scipy.special import stdtrit
 from torch import Tensor
 
 from . import __version__
-from ._checks import count, flag, function, number, one_of, seed_of, single
+from ._checks import count, flag, function, number, one_of, seed_of, shown, single
 from ._warn import warn
 from .answers import Answers, ask, levels_of
 from .bars import progress_bar
@@ -446,7 +446,7 @@ def _first_level(start: Plan, sigma_max: float | None) -> float:
         number("sigma_max", sigma_max), first, rel_tol=1e-9
     ):
         raise ValueError(
-            f"sigma_max={sigma_max!r}, but start begins at σ={first:g}; drop one of them"
+            f"sigma_max={shown(sigma_max)}, but start begins at σ={first:g}; drop one of them"
         )
     return first
 

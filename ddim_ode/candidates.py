@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from . import external
-from ._checks import count, number, one_of, several
+from ._checks import count, number, one_of, several, shown
 from .denoiser import Denoiser
 from .grids import NAMES
 from .levels import Levels
@@ -85,7 +85,9 @@ def entries(methods: Any, model: Denoiser) -> list[Entry]:
         # calibrated plans come as {nfe: Plan}
         solvers = list(given.values()) if isinstance(given, Mapping) else [given]
         if not solvers:
-            raise ValueError(f"methods[{label!r}] has no plans; give {{nfe: Plan}}, or drop it")
+            raise ValueError(
+                f"methods[{shown(label)}] has no plans; give {{nfe: Plan}}, or drop it"
+            )
         for solver in solvers:
             entry = _entry(label, solver, model)
             key = (entry.label, entry.solver.nfe if isinstance(entry.solver, Plan) else None)
@@ -137,7 +139,8 @@ def cuts(sigma_min: Any, model: Denoiser) -> list[float | None]:
     for cut in given:
         if cut is not None and not 0 < cut < top:
             raise ValueError(
-                f"sigma_min={cut!r} must lie in (0, {top:g}), below the level that sampling starts from"
+                f"sigma_min={shown(cut)} must lie in (0, {top:g}), below the level that sampling starts "
+                "from"
             )
     if not given:
         raise ValueError("sigma_min is empty; drop it, or give a σ or several")

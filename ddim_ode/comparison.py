@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from . import __version__, candidates
-from ._checks import count, flag, number, seed_of
+from ._checks import count, flag, number, path_of, seed_of, shown
 from ._warn import warn
 from .answers import Answers, ask
 from .bars import progress_bar
@@ -118,7 +118,7 @@ def compare(
     seed = seed_of(seed, n)
     batch, keep = count("batch", batch), count("keep", keep, least=0)
     flag("progress", progress)
-    check_confidence(confidence)
+    confidence = check_confidence(confidence)
     entries = candidates.entries(methods, model)
     wanted = candidates.budgets(nfe)
     ends = candidates.cuts(sigma_min, model)
@@ -405,7 +405,7 @@ def _goal(reference: float | Tensor | None) -> float | None:
         return None
     if not 0 < (goal := number("reference", reference)) < np.inf:
         raise ValueError(
-            f"reference={reference!r} must be a positive RMS difference to converge to, or the "
+            f"reference={shown(reference)} must be a positive RMS difference to converge to, or the "
             "solutions (n, *shape)"
         )
     return goal
@@ -418,6 +418,7 @@ def _storage(
     found = model_key(model, key)
     if cache is None:
         return NOWHERE, found
+    cache = path_of("cache", cache)
     reason = "the network is neither an exact mixture nor a torch.nn.Module" if not found else ""
     if found:
         try:

@@ -21,7 +21,18 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ._checks import floating, function, number, numbers, one_of
+from ._checks import (
+    described,
+    flag,
+    floating,
+    function,
+    has_digits,
+    host_numbers,
+    is_dense,
+    number,
+    one_of,
+    shown,
+)
 from ._warn import warn
 from .asking import Net, check_cond, check_names, check_output, guarded, halved
 from .grids import LOWERED, default_start, trusted
@@ -96,11 +107,11 @@ class Denoiser:
         if not callable(net):
             raise ValueError(f"net must be callable as net(x, t, **cond), got {type(net).__name__}")
         check_schedule(schedule)
-        if learned_variance not in (None, "split"):
-            raise ValueError(f"learned_variance={learned_variance!r}: use 'split' or None")
+        if learned_variance is not None:
+            one_of("learned_variance", learned_variance, ["split"])
         if guidance is not None and not isinstance(guidance, Guidance):
             raise ValueError(
-                f"guidance={guidance!r}: give ddim_ode.Guidance(scale, null={{name: value}})"
+                f"guidance={shown(guidance)}: give ddim_ode.Guidance(scale, null={{name: value}})"
             )
         time_offset = number("time_offset", time_offset)
         if not np.isfinite(time_offset):
@@ -112,7 +123,7 @@ class Denoiser:
         self.net = net
         self.schedule = schedule
         self.prediction = one_of("prediction", prediction, PREDICTIONS)
-        self.time_offset, self.time, self.snap = time_offset, time, snap
+        self.time_offset, self.time, self.snap = time_offset, time, flag("snap", snap)
         self.guidance = None if guidance is None or guidance.is_off else guidance
         self.limit = Limit(clip, threshold)
         self.learned_variance = learned_variance
@@ -186,12 +197,12 @@ class Denoiser:
             return t + self.time_offset
         found = self.time(t, sigma)
         try:
-            told = np.broadcast_to(np.asarray(found, dtype=np.float64), sigma.shape)
-        except (TypeError, ValueError):
+            told = np.broadcast_to(host_numbers("time", found), sigma.shape)
+        except ValueError:
             told = np.full(sigma.shape, np.nan)
         if np.isnan(told).any():
             raise ValueError(
-                f"time(t, σ) must return a number for each of {sigma.size} levels, got {found!r}"
+                f"time(t, σ) must return a number for each of {sigma.size} levels, got {shown(found)}"
             )
         return told
 
@@ -230,7 +241,7 @@ class Denoiser:
         cond: tensors (B, ...), one row a sample. shared: passed to the network as it is.
         """
         x = check_state(x)
-        host = numbers("sigma", sigma.detach().cpu() if isinstance(sigma, Tensor) else sigma)
+        host = host_numbers("sigma", sigma)
         if host.size not in (1, x.shape[0]):
             raise ValueError(
                 f"sigma has {host.size} entries for a batch of {x.shape[0]}; give 1 or B"
@@ -426,9 +437,8 @@ def _column(values: Array, like: Tensor) -> Tensor:
 
 def check_floating(x: Any, name: str = "x") -> None:
     """ValueError unless it is a floating tensor (B, *)."""
-    if not isinstance(x, Tensor) or x.ndim < 1 or not x.is_floating_point():
-        got = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        raise ValueError(f"{name} must be a floating tensor (B, *), got {got}")
+    if not isinstance(x, Tensor) or not (is_dense(x) and x.ndim and has_digits(x.dtype)):
+        raise ValueError(f"{name} must be a floating tensor (B, *), got {described(x)}")
 
 
 def check_state(x: Tensor) -> Tensor:

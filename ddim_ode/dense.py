@@ -20,6 +20,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ._checks import host_numbers
 from .schedule import Array, Schedule
 from .solvers.clock import angle, angle_rate, clock, level
 from .solvers.controller import Index
@@ -75,7 +76,7 @@ class Path:
 
         ValueError outside the ends.
         """
-        sigma = np.asarray(sigma, dtype=np.float64)
+        sigma = host_numbers("sigma", sigma)
         if sigma.ndim > 1 or sigma.size not in (1, self.batch) or not np.all(sigma > 0):
             raise ValueError(
                 f"sigma={sigma} must be one level > 0, or one per sample ({self.batch})"

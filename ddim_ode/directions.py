@@ -76,7 +76,7 @@ def solve(task: Task, model: Denoiser, x: Tensor, partner: Tensor | None, rising
         limit = task.adaptive["max_nfe"]
         return external.sample(model, x, str(method), levels, task.tolerances, limit, None, *run)
     spec = get_method("ddim" if method is None else method, task.fixed["variant"])
-    asked = (*task.tolerances, task.adaptive["max_nfe"]) != (None, None, None)
+    asked = any(v is not None for v in (*task.tolerances, task.adaptive["max_nfe"]))
     if adaptive.is_adaptive(spec, asked, levels.placed):
         refuse(
             f"{spec.name} solves adaptively, in its own chart (steps= makes it a fixed plan)",

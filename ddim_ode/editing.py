@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._checks import exclusive
+from ._checks import exclusive, shown
 from .denoiser import Denoiser, check_state
 from .guidance import Limit
 from .inputs import check_model
@@ -79,8 +79,8 @@ def renoise(
     if sigma is None:
         if not isinstance(strength, Real) or not 0 < strength <= 1:
             raise ValueError(
-                f"strength={strength!r} must be a number in (0, 1]: 1 is pure noise, and what is near 0 "
-                "stays as it is (or give sigma=)"
+                f"strength={shown(strength)} must be a number in (0, 1]: 1 is pure noise, and what is near "
+                "0 stays as it is (or give sigma=)"
             )
         share = float(strength)
         level = min(share / (1 - share), schedule.sigma_max) if share < 1 else schedule.sigma_max
@@ -123,7 +123,7 @@ class Known:
             self.mask = mask.expand(x0.shape)
         except RuntimeError:
             raise ValueError(
-                f"mask of shape {tuple(mask.shape)} does not broadcast to x0's {tuple(x0.shape)}"
+                f"mask of shape {tuple(mask.shape)} must broadcast to x0's {tuple(x0.shape)}"
             ) from None
         self.seeds = check_seeds(seeds, len(x0))
 

@@ -20,8 +20,8 @@ import torch
 from scipy.special import ndtr
 from torch import Tensor
 
-from ._checks import numbers, seed_of
-from .denoiser import Denoiser
+from ._checks import count, numbers, seed_of
+from .denoiser import Denoiser, check_floating
 from .schedule import Array, Schedule
 
 
@@ -75,6 +75,7 @@ class ExactModel(Denoiser):
     def log_prob(self, x: Tensor, sigma: float) -> Tensor:
         """Log density (B,) of x (B, *), in nats, under the marginal at level σ (0 allowed)."""
         level = self.schedule.level(sigma)
+        check_floating(x)
         levels = torch.full((x.shape[0],), level, dtype=x.dtype, device=x.device)
         d = self.means.shape[1]
         return torch.logsumexp(self._components(x, levels)[0], dim=1) - 0.5 * d * np.log(2 * np.pi)
@@ -82,7 +83,9 @@ class ExactModel(Denoiser):
     def draw(self, n: int, seed: int = 0) -> Tensor:
         """n samples (n, D) of the data distribution, float64."""
         rng = np.random.default_rng(seed_of(seed))
-        k = rng.choice(len(self.weights), size=n, p=self.weights / self.weights.sum())
+        k = rng.choice(
+            len(self.weights), size=count("n", n, 0), p=self.weights / self.weights.sum()
+        )
         z = rng.standard_normal((n, self.means.shape[1])) * np.sqrt(self.eigenvalues[k])
         return torch.from_numpy(self.means[k] + np.einsum("nij,nj->ni", self.eigenvectors[k], z))
 
@@ -94,8 +97,9 @@ class ExactModel(Denoiser):
         k, d = self.means.shape
         sigma_from = self.schedule.level(sigma_from, "sigma_from")
         sigma_to = self.schedule.level(sigma_to, "sigma_to")
+        check_floating(x)
         self._check_width(x)
-        flat = x.detach().cpu().double().reshape(x.shape[0], -1).numpy()
+        flat = x.detach().cpu().double().reshape(len(x), d).numpy()
         if k == 1:
             moved = self._gaussian_flow(flat, sigma_from, sigma_to)
         elif d == 1:
@@ -142,8 +146,10 @@ class ExactModel(Denoiser):
 
     def _check_width(self, x: Tensor) -> None:
         d = self.means.shape[1]
-        if x[:1].numel() not in (0, d):
-            raise ValueError(f"x has shape {tuple(x.shape)}; this model's samples have {d} entries")
+        if x.shape[1:].numel() != d:
+            raise ValueError(
+                f"x has shape {tuple(x.shape)}; this model's samples have {d} entries, so give (B, {d})"
+            )
 
     def _components(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Log joint densities without (2π)^{−D/2}, (B, K), z/v (B, K, D), and ᾱ, β̄ (B, 1, 1)."""
@@ -239,5 +245,5 @@ def gaussian(
     >>> float(model(torch.tensor([[2.0]]), 1.0)[0])  # x̂₀ at the mean
     2.0
     """
-    one = np.asarray(mean)[None], np.asarray(cov)[None]
+    one = numbers("mean", mean)[None], numbers("cov", cov)[None]
     return ExactModel([1.0], *one, schedule, prediction, **options)

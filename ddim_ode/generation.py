@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from . import __version__
-from ._checks import count, flag, named, one_of, path_of, seed_of
+from ._checks import count, flag, named, one_of, path_of, seed_of, shown
 from .acceleration import accelerate, rows_of
 from .answers import ask
 from .bars import progress_bar
@@ -411,7 +411,9 @@ def _plain(about: Mapping[str, Any] | None) -> Mapping[str, Any]:
     try:
         json.dumps(found)
     except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"about={about!r} must be plain data, as JSON has them: {error}") from None
+        raise ValueError(
+            f"about={shown(about)} must be plain data, as JSON has them: {error}"
+        ) from None
     return found
 
 
@@ -419,8 +421,8 @@ def _share(rank: int | None, world_size: int | None) -> tuple[int, int]:
     """(rank, world size), as given or in the environment of torchrun."""
     world = _environment("WORLD_SIZE", 1) if world_size is None else world_size
     mine = _environment("RANK", 0) if rank is None else rank
-    count("world_size", world)
-    if count("rank", mine, least=0) >= world:
+    world, mine = count("world_size", world), count("rank", mine, least=0)
+    if mine >= world:
         raise ValueError(f"rank={mine} must be below world_size={world}")
     return mine, world
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from ._checks import count, number, numbers, one_of
+from ._checks import count, flag, number, numbers, one_of
 from .schedule import Array, Schedule, check_schedule
 
 _RHO = 7.0
@@ -97,11 +97,14 @@ def default_name(
     >>> [grids.default_name(schedules.ddpm(), steps) for steps in (8, 30)]
     ['trailing', 'quadratic']
     """
+    check_schedule(schedule)
+    one_of("final", final, FINALS)
     if schedule.family == "ve":
         return "log_snr"
+    steps = count("steps", steps)
     if steps < FEW_STEPS and final == "zero" and sigma_min is None:
         return "trailing"
-    return "time" if snap else "quadratic"
+    return "time" if flag("snap", snap) else "quadratic"
 
 
 def default_spacing(

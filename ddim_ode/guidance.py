@@ -28,7 +28,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ._checks import named
+from ._checks import is_dense, named, number, shown
 from .notebook import brief
 from .schedule import Array
 
@@ -70,27 +70,29 @@ class Guidance:
         return f"Guidance({brief(self.scale)}, null={brief(self.null)}{interval}{rescale})"
 
     def __post_init__(self) -> None:
-        number = self.scale.detach() if isinstance(self.scale, Tensor) else self.scale
-        if isinstance(number, Tensor):
-            good = number.ndim == 0 and number.is_floating_point() and math.isfinite(number)
-        else:
-            good = isinstance(number, Real) and abs(number) <= sys.float_info.max
-        if not good:
+        scale: Any = self.scale
+        if not isinstance(scale, Tensor):
+            scale = number("guidance scale", scale)
+            object.__setattr__(self, "scale", scale)
+        elif scale.ndim or not (is_dense(scale) and scale.is_floating_point()):
+            scale = math.nan
+        if not math.isfinite(scale):
             raise ValueError(
-                f"guidance scale {self.scale!r} must be a finite number (1 is no guidance), or a 0-d "
+                f"guidance scale {shown(self.scale)} must be a finite number (1 is no guidance), or a 0-d "
                 "floating tensor"
             )
         named("null", self.null)
         if not self.is_off and not self.null:
             raise ValueError("guidance needs null={name: value}: the conditions of the null branch")
         _number("rescale", self.rescale, 0.0, 1.0, "0 is none")
+        object.__setattr__(self, "rescale", float(self.rescale))
         if self.interval is not None:
-            ends = tuple(self.interval) if isinstance(self.interval, (tuple, list)) else ()
+            ends = self.interval if isinstance(self.interval, (tuple, list)) else ()
             real = len(ends) == 2 and all(isinstance(end, Real) for end in ends)
             if not (real and 0 <= ends[0] < ends[1]):
                 raise ValueError(
-                    f"guidance interval {self.interval!r} must be (low, high) with 0 <= low < high, noise "
-                    "levels σ; None guides everywhere"
+                    f"guidance interval {shown(self.interval)} must be (low, high) with 0 <= low < high, "
+                    "noise levels σ; None guides everywhere"
                 )
 
     @property
@@ -297,7 +299,7 @@ def _number(
         or (strictly and value == low)
     ):
         ends = f"{'(' if strictly else '['}{low:g}, {high:g}{')' if math.isinf(high) else ']'}"
-        raise ValueError(f"{name}={value!r} must be a number in {ends}: {meaning}")
+        raise ValueError(f"{name}={shown(value)} must be a number in {ends}: {meaning}")
 
 
 def taken(values: Tensor, index: slice | Tensor) -> Tensor:
@@ -309,7 +311,9 @@ def _tensor(name: str, null: Any) -> Tensor:
     try:
         return null if isinstance(null, Tensor) else torch.as_tensor(np.asarray(null))
     except (TypeError, ValueError, RuntimeError):
-        raise ValueError(f"null[{name!r}]={null!r} must be a number or a tensor") from None
+        raise ValueError(
+            f"null[{name!r}]={shown(null)} is no value of cond[{name!r}]: give a number or a tensor"
+        ) from None
 
 
 def _null(name: str, null: Any, value: Tensor) -> Tensor:
@@ -319,11 +323,11 @@ def _null(name: str, null: Any, value: Tensor) -> Tensor:
         rows = given.to(value).expand_as(value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
-            f"null[{name!r}] of shape {tuple(given.shape)} is no value of cond[{name!r}]: give one of "
-            f"shape {tuple(value.shape[1:])}, or a row for each sample, {tuple(value.shape)}"
+            f"null[{name!r}]={shown(null)} is no value of cond[{name!r}], whose samples have shape "
+            f"{tuple(value.shape[1:])}; give one of that shape, or a row for each of {len(value)}"
         ) from error
     if given.is_floating_point() and not value.is_floating_point():
         raise ValueError(
-            f"null[{name!r}]={null!r} is a fraction, but cond[{name!r}] is {value.dtype}"
+            f"null[{name!r}]={shown(null)} is a fraction, but cond[{name!r}] is {value.dtype}"
         )
     return rows

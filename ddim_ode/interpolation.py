@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ._checks import numbers
+from ._checks import described, is_dense, numbers, shown
 
 
 def slerp(a: Tensor, b: Tensor, weights: npt.ArrayLike) -> Tensor:
@@ -36,10 +36,10 @@ def slerp(a: Tensor, b: Tensor, weights: npt.ArrayLike) -> Tensor:
     """
     w = numbers("weights", weights)
     if w.ndim > 1 or not np.all((w >= 0) & (w <= 1)):
-        raise ValueError(f"weights={weights!r} must be numbers in [0, 1], from a (0) to b (1)")
+        raise ValueError(f"weights={shown(weights)} must be numbers in [0, 1], from a (0) to b (1)")
     for name, z in (("a", a), ("b", b)):
-        if not isinstance(z, Tensor):
-            raise ValueError(f"latent {name} must be a tensor (B, *), got {type(z).__name__}")
+        if not isinstance(z, Tensor) or not is_dense(z):
+            raise ValueError(f"latent {name} must be a tensor (B, *), got {described(z)}")
     if a.ndim < 2 or (a.shape, a.dtype) != (b.shape, b.dtype) or not a.is_floating_point():
         raise ValueError(
             f"latents must be two floating tensors (B, *) alike, got {a.dtype} {tuple(a.shape)} and "

@@ -36,7 +36,7 @@ class Levels:
     def __post_init__(self) -> None:
         for name in ("steps", "nfe"):
             if getattr(self, name) is not None:
-                count(name, getattr(self, name), most=MOST)
+                object.__setattr__(self, name, count(name, getattr(self, name), most=MOST))
         if self.final is not None:
             one_of("final", self.final, FINALS)
         exclusive(steps=self.steps, nfe=self.nfe, timesteps=self.timesteps)

@@ -30,7 +30,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ._checks import count, flag, number, one_of, refuse
+from ._checks import count, flag, floating, number, one_of, refuse, shown
 from ._warn import warn
 from .adaptive import DEFAULT_MAX_NFE, is_adaptive, tolerance
 from .bars import progress_bar
@@ -173,11 +173,13 @@ def log_likelihood(
     check_model(model, limited=False)
     x = check_state(x)
     if dtype is not None:
-        if dtype not in (torch.float32, torch.float64):
-            raise ValueError(f"dtype={dtype!r} must be torch.float32 or torch.float64")
+        if floating(dtype) not in (torch.float32, torch.float64):
+            raise ValueError(f"dtype={shown(dtype)} must be torch.float32 or torch.float64")
         x, model = x.to(dtype), in_float64(model)
     if not (isinstance(prior, str) and prior == "normal") and not callable(prior):
-        raise ValueError(f"prior={prior!r} must be 'normal' or callable as prior(x, sigma) -> (B,)")
+        raise ValueError(
+            f"prior={shown(prior)} must be 'normal' or callable as prior(x, sigma) -> (B,)"
+        )
     cell = _width(cell)
     if model.guidance is not None:
         warn(
@@ -198,11 +200,12 @@ def log_likelihood(
         if probes is None:
             warn("a single probe has no standard error (std_error is NaN); give probes=8, say")
         vectors = draw_probes(seeds, 1 if probes is None else count("probes", probes), x, kind)
-    spec, shown = get_method(method), flag("progress", progress)
+    spec, visible = get_method(method), flag("progress", progress)
     given = grid is not None and not isinstance(grid, str)
     final = None if given else "sigma_min"
     levels = Levels(model, steps, None, grid, None, final, sigma_max, sigma_min, rising=True)
-    by_tolerance = is_adaptive(spec, (rtol, atol, max_nfe) != (None, None, None), levels.placed)
+    asked = any(value is not None for value in (rtol, atol, max_nfe))
+    by_tolerance = is_adaptive(spec, asked, levels.placed)
     if not by_tolerance:
         refuse(NOT_ADAPTIVE, rtol=rtol, atol=atol, max_nfe=max_nfe)
     sigmas = (
@@ -218,7 +221,7 @@ def log_likelihood(
             count("chunk", chunk), one_of("mode", mode, MODES), network_dtype(model) or x.dtype
         ),
     )
-    with torch.no_grad(), progress_bar(shown, unit="nfe", desc=spec.name) as bar:
+    with torch.no_grad(), progress_bar(visible, unit="nfe", desc=spec.name) as bar:
         if by_tolerance:
             limit = count("max_nfe", DEFAULT_MAX_NFE if max_nfe is None else max_nfe)
             tolerances = tolerance("rtol", rtol), tolerance("atol", atol)
@@ -248,7 +251,9 @@ def _width(cell: float) -> float:
     """Of a cell of quantised data; ValueError for what is none."""
     found = number("cell", cell)
     if not 0 < found < math.inf:
-        raise ValueError(f"cell={cell!r} must be a width > 0; 2/255 for 8-bit pixels in [-1, 1]")
+        raise ValueError(
+            f"cell={shown(cell)} must be a width > 0; 2/255 for 8-bit pixels in [-1, 1]"
+        )
     return found
 
 

@@ -19,8 +19,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ._checks import device_of, floating, one_of
-from .denoiser import Denoiser
+from ._checks import device_of, floating, host_number, numbers, one_of
+from .denoiser import Denoiser, check_floating
 from .inputs import check_model
 from .seeding import sizes
 
@@ -78,9 +78,11 @@ class ProbabilityFlow:
         return f"ProbabilityFlow({self.model!r}, {self.state} over {self.variable}, nfe {self.nfe})"
 
     def __call__(self, tau: float | Tensor, state: Tensor | npt.NDArray[np.float64]) -> Any:
+        tau = host_number("tau", tau)
         if isinstance(state, np.ndarray):
-            return self._numpy_rate(float(tau), state)
-        tau = self._within(float(tau.detach() if isinstance(tau, Tensor) else tau))
+            return self._numpy_rate(tau, state)
+        check_floating(state, "state")
+        tau = self._within(tau)
         sigma = self._sigma(tau)
         x = self._scaled(state, sigma, inverse=False)
         x0, eps = self.model(x, sigma, self.cond, self.shared)
@@ -117,11 +119,12 @@ class ProbabilityFlow:
         top = (
             self.model.sigma_max if sigma_max is None else self.model.start("sigma_max", sigma_max)
         )
-        cut = schedule.sigma_min if sigma_min is None else sigma_min
+        cut = schedule.sigma_min if sigma_min is None else schedule.level(sigma_min, "sigma_min")
         return self.tau(top), self.tau(cut)
 
     def tau(self, sigma: float) -> float:
         """The variable's value at noise level σ > 0."""
+        sigma = host_number("sigma", sigma)
         if not sigma > 0:
             raise ValueError(f"sigma={sigma!r} must be positive: the ODE ends before σ=0")
         t = float(self.model.schedule.time(sigma))
@@ -138,11 +141,14 @@ class ProbabilityFlow:
 
     def to_state(self, x: Tensor, sigma: float) -> Tensor:
         """x (B, *) at level σ as the ODE's state."""
+        check_floating(x)
         return self._scaled(x, sigma, inverse=True)
 
     def to_x(self, state: Tensor | npt.NDArray[np.float64], tau: float | Tensor) -> Tensor:
         """The ODE's state at τ back as x (B, *)."""
-        return self._scaled(self._tensor(state), self._sigma(tau), inverse=False)
+        return self._scaled(
+            self._tensor(state), self._sigma(host_number("tau", tau)), inverse=False
+        )
 
     def _within(self, tau: float) -> float:
         """τ where the field is defined; ValueError at σ = 0."""
@@ -158,8 +164,8 @@ class ProbabilityFlow:
         top = self.model.schedule.sigma_max
         return tau if np.isinf(top) and "sigma" in self.variable else min(tau, self.tau(top))
 
-    def _sigma(self, tau: float | Tensor) -> float:
-        value, schedule = float(tau), self.model.schedule
+    def _sigma(self, tau: float) -> float:
+        value, schedule = tau, self.model.schedule
         if self.variable == "sigma":
             return value
         if self.variable == "log_sigma":
@@ -180,7 +186,9 @@ class ProbabilityFlow:
 
     def _tensor(self, state: Tensor | npt.NDArray[np.float64]) -> Tensor:
         if isinstance(state, Tensor):
+            check_floating(state, "state")
             return state
+        state = numbers("state", state)
         if self.shape is None:
             raise ValueError(
                 "a flat numpy state needs ProbabilityFlow(..., shape=) of one sample to be unflattened"
@@ -189,13 +197,13 @@ class ProbabilityFlow:
             raise ValueError(
                 f"a state of {np.size(state)} numbers is no batch of samples of shape={self.shape}"
             )
-        tensor = torch.as_tensor(np.asarray(state), dtype=self.dtype, device=self.device)
+        tensor = torch.as_tensor(state, dtype=self.dtype, device=self.device)
         return tensor.reshape(-1, *self.shape)
 
     def _scaled(self, x: Tensor, sigma: float, inverse: bool) -> Tensor:
         if self.state == "x":
             return x
-        alpha = float(self.model.schedule.scales(sigma)[0])
+        alpha = float(self.model.schedule.scales(self.model.schedule.level(sigma))[0])
         if alpha == 0:
             raise ValueError("state='x/alpha_bar' is infinite at σ=inf; use state='x'")
         return x / alpha if inverse else x * alpha

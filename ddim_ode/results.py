@@ -15,6 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from . import files
+from ._checks import shown
 from .escaping import plain
 from .evaluate.bootstrap import Decision, geometric_mean, mean_interval, paired_decision
 from .interrupted import Interrupted as Interrupted
@@ -219,7 +220,7 @@ class Comparison:
         what came closest, if none does.
         """
         if not isinstance(target_error, (int, float)) or not 0 < target_error < math.inf:
-            raise ValueError(f"target_error={target_error!r} must be a positive RMS error")
+            raise ValueError(f"target_error={shown(target_error)} must be a positive RMS error")
         least = min((row["failed"] for row in self.rows if row["error"] is not None), default=0)
         bounds = []
         for row in self.rows:
@@ -242,7 +243,9 @@ class Comparison:
         if nfe is None and len(there) == 1:
             nfe = there[0]
         if nfe not in there:
-            raise ValueError(f"nfe={nfe!r} is no budget of this comparison; give one of {there}")
+            raise ValueError(
+                f"nfe={shown(nfe)} is no budget of this comparison; give one of {there}"
+            )
         return [row for row in self.rows if row["budget"] == nfe]
 
     def _ranked(self, found: list[Row]) -> list[Row]:

@@ -188,7 +188,7 @@ def sample(
             )
             return run_plan(model, x, plan, *run)
         spec = get_method("ddim" if method is None else method, variant)
-        asked = (rtol, atol, max_nfe) != (None, None, None)
+        asked = any(value is not None for value in (rtol, atol, max_nfe))
         if adaptive.is_adaptive(spec, asked, levels.placed):
             refuse(
                 f"{spec.name} solves adaptively, in its own chart and without noise (steps= makes it a "
@@ -206,7 +206,11 @@ def sample(
                 adaptive.tolerance("rtol", rtol),
                 adaptive.tolerance("atol", atol),
                 max_nfe,
-                one_of("error_norm", error_norm or "sample", adaptive.ERROR_NORMS),
+                one_of(
+                    "error_norm",
+                    "sample" if error_norm is None else error_norm,
+                    adaptive.ERROR_NORMS,
+                ),
                 record,
                 dense is None or flag("dense", dense),
             )

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ._checks import count, number, numbers, one_of
+from ._checks import count, named, number, numbers, one_of, shown
 from .schedule import Array, ArrayLike, LogAlphaSchedule, Schedule
 
 
@@ -26,7 +26,7 @@ def build(name: str, params: dict[str, Any]) -> Schedule:
     makers = (ddpm, exponential, cosine, from_alphas_cumprod, vp, ve, flow)
     by_name = {maker.__name__: maker for maker in makers}
     maker = by_name[one_of("schedule", name, by_name)]
-    for given in params:
+    for given in named("params", params):
         one_of(f"parameter of {name!r}", given, inspect.signature(maker).parameters)
     try:
         return maker(**params)
@@ -123,7 +123,7 @@ def cosine(T: int = 1000, s: float = 0.008, max_beta: float = 0.999) -> Schedule
     T = _check_T(T)
     s, max_beta = _positive("s", s), number("max_beta", max_beta)
     if not 0 < max_beta < 1:
-        raise ValueError(f"max_beta={max_beta!r}: need 0 < max_beta < 1")
+        raise ValueError(f"max_beta={shown(max_beta)}: need 0 < max_beta < 1")
 
     def angle(t: Array) -> Array:
         return 0.5 * np.pi * (t / T + s) / (1 + s)
@@ -323,5 +323,5 @@ def _check_T(T: int) -> int:
 def _positive(name: str, value: float) -> float:
     found = number(name, value)
     if not (np.isfinite(found) and found > 0):
-        raise ValueError(f"{name}={value!r} must be positive and finite")
+        raise ValueError(f"{name}={shown(value)} must be positive and finite")
     return found

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._checks import count, device_of, floating, seed_of, single
+from ._checks import count, device_of, floating, seed_of, shown, single
 from .schedule import Schedule, check_schedule
 
 GENERATOR = "philox"  # recorded beside seeds: what they are seeds of
@@ -67,7 +67,7 @@ def noise(
 def sizes(shape: Sequence[int]) -> tuple[int, ...]:
     """The shape of one sample; ValueError unless it is whole numbers >= 1."""
     if not isinstance(shape, Sequence) or isinstance(shape, (str, bytes)):
-        raise ValueError(f"shape={shape!r} must be that of ONE sample, such as (3, 32, 32)")
+        raise ValueError(f"shape={shown(shape)} must be that of ONE sample, such as (3, 32, 32)")
     return tuple(count("shape", size) for size in shape)
 
 
@@ -85,7 +85,7 @@ def prior_std(schedule: Schedule, sigma: float) -> float:
 def check_seeds(seeds: Sequence[int], batch: int) -> list[int]:
     """The seeds as a list of ints, one per sample; ValueError otherwise."""
     if len(given := _checked(seeds)) != batch:
-        raise ValueError(f"seeds={seeds!r} for a batch of {batch}; give one seed per sample")
+        raise ValueError(f"seeds={shown(seeds)} for a batch of {batch}; give one seed per sample")
     return [seed_of(seed) for seed in given]
 
 

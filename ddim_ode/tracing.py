@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._checks import one_of
+from ._checks import number, one_of, text_of
 from .denoiser import PREDICTIONS
 from .integration import integrate
 from .schedule import Array, Schedule
@@ -74,8 +74,12 @@ def trace(
     """
     if not callable(loop) or not isinstance(schedule, Schedule):
         raise ValueError("trace takes a callable loop(net, x) and a schedule of ddim_ode.schedules")
+    sigma_end, time_offset = number("sigma_end", sigma_end), number("time_offset", time_offset)
+    if not np.isfinite(time_offset):
+        raise ValueError(f"time_offset={time_offset!r} must be finite")
     if not sigma_end >= 0:
         raise ValueError(f"sigma_end={sigma_end!r} must be >= 0, the level that the loop ends at")
+    text_of("name", name)
     one_of("time", time, ("t", "sigma"))
     one_of("prediction", prediction, PREDICTIONS)
     if time == "sigma" and time_offset:
@@ -102,7 +106,7 @@ def trace(
     levels = _levels(sigmas, float(sigma_end))
     if not levels:
         raise ValueError(
-            f"sigma_end={sigma_end:g} is not below σ={sigmas.max():g}, the highest level of a call"
+            f"sigma_end={sigma_end:g} must be below σ={sigmas.max():g}, the highest level of a call"
         )
     plan = Plan(
         name,

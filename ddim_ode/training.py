@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._checks import function
+from ._checks import function, number
 from .asking import check_output
+from .denoiser import check_floating
 from .schedule import Schedule, check_schedule
 
 
@@ -44,9 +45,8 @@ def eps_loss(
     """
     function("net", net)
     check_schedule(schedule)
-    if not isinstance(x0, Tensor) or x0.ndim < 1 or not x0.is_floating_point():
-        got = f"{x0.dtype} {tuple(x0.shape)}" if isinstance(x0, Tensor) else type(x0).__name__
-        raise ValueError(f"x0 must be a floating (B, *) tensor, got {got}")
+    check_floating(x0, "x0")
+    time_offset = number("time_offset", time_offset)
     if generator is not None and not isinstance(generator, torch.Generator):
         raise ValueError(f"generator must be a torch.Generator, got {type(generator).__name__}")
     source = generator.device if generator is not None else x0.device

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .._checks import count, named, seed_of
 from ..asking import has_rows
-from ..denoiser import Denoiser
+from ..denoiser import Denoiser, check_floating
 from ..guidance import Limit
 from ..inputs import conditions, device_of, sample_shape
 from ..sampling import sample
@@ -69,8 +69,7 @@ class Probe:
         self.steps, n = count("steps", steps), count("n", n)
         self.device = device_of(model, device)
         if data is not None:
-            if not isinstance(data, Tensor) or not data.is_floating_point() or data.ndim < 1:
-                raise ValueError("data must be a floating tensor (N, *) of clean samples")
+            check_floating(data, "data")
             if not len(data):
                 raise ValueError("data must be at least one clean sample, got 0")
             n, shape = min(n, len(data)), data.shape[1:]

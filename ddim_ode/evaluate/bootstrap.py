@@ -23,6 +23,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import ndtr, ndtri, stdtrit
 
+from .._checks import host_numbers, number, seed_of
+
 Array = npt.NDArray[np.float64]
 RESAMPLES = 4000
 _MOST_DRAWN = 8_000_000  # numbers held at once: fewer resamples of more samples
@@ -51,7 +53,7 @@ def mean_interval(values: npt.ArrayLike, confidence: float = 0.95, seed: int = 0
     True
     """
     check_confidence(confidence)
-    e: Array = np.asarray(values, dtype=np.float64)
+    seed, e = seed_of(seed), host_numbers("values", values)
     e = e[~np.isnan(e)]
     if e.size < 2:
         return Interval(None, None)
@@ -72,8 +74,7 @@ def paired_decision(
     (False, True)
     """
     check_confidence(confidence)
-    first: Array = np.asarray(a, dtype=np.float64)
-    second: Array = np.asarray(b, dtype=np.float64)
+    seed, first, second = seed_of(seed), host_numbers("a", a), host_numbers("b", b)
     if first.shape != second.shape or first.ndim != 1:
         raise ValueError(
             f"errors of shapes {first.shape} and {second.shape} are no pairs; give (n,) and (n,)"
@@ -101,19 +102,20 @@ def geometric_mean(values: npt.ArrayLike) -> float:
     >>> round(geometric_mean([0.01, 1.0, float("nan")]), 9)
     0.1
     """
-    e: Array = np.asarray(values, dtype=np.float64)
+    e = host_numbers("values", values)
     e = e[~np.isnan(e)]
+    if (e < 0).any():
+        raise ValueError(f"values={e.min():g} is negative, and errors are not; give their sizes")
     with np.errstate(divide="ignore"):
         return float(np.exp(np.log(e).mean())) if e.size else math.nan
 
 
 def check_confidence(confidence: float) -> float:
     """ValueError unless it is a probability strictly between 0 and 1."""
-    if not isinstance(confidence, (int, float)) or not 0 < confidence < 1:
-        raise ValueError(
-            f"confidence={confidence!r} must lie strictly between 0 and 1, such as 0.95"
-        )
-    return float(confidence)
+    found = number("confidence", confidence)
+    if not 0 < found < 1:
+        raise ValueError(f"confidence={found!r} must lie strictly between 0 and 1, such as 0.95")
+    return found
 
 
 @functools.lru_cache(maxsize=8)

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .._checks import count
+from .._checks import count, function, shown, tensor_of
 from ..nets.data import to_pixels
 from ..nets.pretrained import ASSETS, PretrainedModel, load_classifier
 
@@ -58,17 +58,19 @@ class Features:
         return f"Features({self.name!r}, sha256 {self.sha256[:12]}…)"
 
     def __post_init__(self) -> None:
-        if not self.name or len(self.sha256) != 64:
+        named = isinstance(self.name, str) and isinstance(self.sha256, str)
+        if not (named and self.name and len(self.sha256) == 64):
             raise ValueError(
-                f"name={self.name!r} and sha256={self.sha256!r}: features need a name, and the 64 "
-                "digits of content_sha256(tensors, recipe)"
+                f"name={shown(self.name)} and sha256={shown(self.sha256)}: features need a name, and the "
+                "64 digits of content_sha256(tensors, recipe)"
             )
-        count("batch", self.batch)
+        function("function", self.function)
+        object.__setattr__(self, "batch", count("batch", self.batch))
 
     @torch.no_grad()
     def __call__(self, images: Tensor | Array) -> Array:
         """Rows (N, D) in the function's own precision; ValueError for NaN or inf, before or after."""
-        x = torch.as_tensor(images)
+        x = tensor_of("images", images)
         if x.ndim < 2 or not len(x):
             raise ValueError(
                 f"images have shape {tuple(x.shape)}, but must be (N >= 1, *shape of one)"
@@ -84,6 +86,10 @@ class Features:
 
     def _rows(self, part: Tensor) -> Array:
         out = self.function(part)
+        if not isinstance(out, Tensor):
+            raise ValueError(
+                f"features {self.name!r} gave a {type(out).__name__}, not a tensor (B, D)"
+            )
         if out.ndim != 2 or len(out) != len(part):
             raise ValueError(
                 f"features {self.name!r} gave {tuple(out.shape)} for {len(part)} images; "
@@ -94,6 +100,16 @@ class Features:
         wide = out if out.dtype == torch.float64 else out.float()
         result: Array = wide.cpu().numpy()
         return result
+
+
+def check_features(features: object) -> Features:
+    """``features`` if they are; else a ValueError."""
+    if not isinstance(features, Features):
+        raise ValueError(
+            f"features must be Features(name, sha256, function), got {type(features).__name__}; "
+            "ddim_ode.evaluate.features has some"
+        )
+    return features
 
 
 def content_sha256(tensors: Mapping[str, Tensor], recipe: str) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from .._checks import host_numbers
 from .rows import Floats, as_pair
 
 
@@ -50,14 +51,15 @@ def moments(x: Floats) -> tuple[Floats, Floats]:
 
 
 def _gaussian(name: str, mean: npt.ArrayLike, cov: npt.ArrayLike) -> tuple[Floats, Floats]:
-    m, s = np.asarray(mean, dtype=np.float64), np.asarray(cov, dtype=np.float64)
+    m, s = host_numbers(f"mean_{name}", mean), host_numbers(f"cov_{name}", cov)
     if m.ndim != 1 or s.shape != (m.size, m.size):
         raise ValueError(
             f"mean_{name} has shape {m.shape} and cov_{name} {s.shape}, but they must be (D,) and (D, D)"
         )
     if not (np.isfinite(m).all() and np.isfinite(s).all()):
         raise ValueError(
-            f"mean_{name} or cov_{name} has NaN or inf: look at what it was computed from"
+            f"mean_{name} or cov_{name} has NaN or inf: look at what it was computed from, and leave "
+            "those samples out"
         )
     if not np.allclose(s, s.T, rtol=1e-8, atol=1e-8 * float(np.abs(s).max(initial=0.0))):
         raise ValueError(f"cov_{name} is not symmetric, so it is no covariance")

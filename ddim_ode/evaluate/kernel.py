@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .._checks import count, seed_of
+from .._checks import count, number, seed_of
 from .rows import (
     BLOCK,
     Floats,
@@ -64,7 +64,8 @@ def kernel_distance(
     x, y = as_pair(a, b, least=4)
     smaller = min(len(x), len(y))
     size = min(SUBSET_SIZE, smaller // 2) if subset_size is None else subset_size
-    if count("subset_size", size, 2) > smaller:
+    size = count("subset_size", size, 2)
+    if size > smaller:
         raise ValueError(
             f"subset_size={size} is more than the {smaller} rows there are; use at most "
             f"{smaller}, or draw more samples"
@@ -89,7 +90,7 @@ def mmd(
     would move with a).
     """
     x, y = as_pair(a, b)
-    h = median_bandwidth(y, seed=seed) if bandwidth is None else bandwidth
+    h = median_bandwidth(y, seed=seed) if bandwidth is None else number("bandwidth", bandwidth)
     if not 0 < h < np.inf:
         raise ValueError(f"bandwidth={h!r} must be positive and finite, in the unit of the rows")
 
@@ -103,7 +104,8 @@ def mmd(
 def median_bandwidth(x: npt.ArrayLike, *, seed: int = 0, rows: int = 1000) -> float:
     """The median distance between two rows of x (N, D), on a random ``rows`` of them if N is more."""
     y = as_rows("x", x)
-    if len(y) > count("rows", rows, 2):
+    rows = count("rows", rows, 2)
+    if len(y) > rows:
         y = _draw(np.random.default_rng(seed_of(seed)), y, rows)
     d = squared_distances(*(2 * [y - y.mean(axis=0)]))
     median = float(np.sqrt(np.median(d[np.triu_indices(len(y), 1)])))

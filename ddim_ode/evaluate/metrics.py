@@ -8,7 +8,7 @@ from typing import Any
 import numpy.typing as npt
 from torch import Tensor
 
-from .._checks import one_of, seed_of
+from .._checks import one_of, seed_of, shown
 from .energy import energy_distance
 from .features import (
     IDENTITY,
@@ -74,7 +74,12 @@ def measure(
     (1000, 'identity', True)
     """
     names = check_names(metrics)
-    seed_of(seed)
+    seed = seed_of(seed)
+    if not isinstance(reference, FeatureStatistics):
+        raise ValueError(
+            f"reference must be FeatureStatistics, got {type(reference).__name__}; "
+            "FeatureStatistics.of(images, features) makes them"
+        )
     reference.check(features)
     a = as_rows("the samples' features", features(samples))
     return measure_features(
@@ -137,9 +142,10 @@ def measure_features(
 
 def check_names(metrics: Sequence[str]) -> list[str]:
     """The metrics' names; ValueError for none, or one that is unknown."""
-    names = [] if isinstance(metrics, str) else [one_of("metric", m, METRICS) for m in metrics]
+    several = isinstance(metrics, Sequence) and not isinstance(metrics, str)
+    names = [one_of("metric", m, METRICS) for m in metrics] if several else []
     if not names:
         raise ValueError(
-            f"metrics={metrics!r} must be a list of at least one of {', '.join(METRICS)}"
+            f"metrics={shown(metrics)} must be a list of at least one of {', '.join(METRICS)}"
         )
     return names

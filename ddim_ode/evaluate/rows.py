@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.spatial.distance import cdist
 
-from .._checks import count
+from .._checks import count, host_numbers
 
 Floats = npt.NDArray[np.float64]
 Kernel = Callable[[Floats, Floats], Floats]
@@ -24,9 +24,7 @@ _EXACT_UP_TO = 16  # dimensions; the faster of the two from there is the matrix 
 
 def as_rows(name: str, values: Any, least: int = 2) -> Floats:
     """``values`` as float64 (N, D); ValueError for another shape, fewer than ``least`` rows, or NaN."""
-    if hasattr(values, "detach"):  # a torch tensor, on any device and in any precision
-        values = values.detach().cpu().double().numpy()
-    x = np.asarray(values, dtype=np.float64)
+    x = host_numbers(name, values)
     if x.ndim != 2 or x.shape[1] < 1:
         hint = (
             "; one feature is x[:, None]" if x.ndim == 1 else "; images go through Features first"

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from .._checks import count, seed_of
+from .._checks import count, number, seed_of
 from .rows import Floats, as_pair
 
 _LINES_AT_ONCE = 128  # bounds the memory: (N + M) × 128 numbers, a few times
@@ -33,6 +33,7 @@ def sliced_wasserstein(
     1.0
     """
     x, y = as_pair(a, b, least=1)
+    p = number("p", p)
     if not 1 <= p < np.inf:
         raise ValueError(f"p={p!r} must be at least 1 and finite; 1 and 2 are the usual ones")
     rng = np.random.default_rng(seed_of(seed))

@@ -12,9 +12,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .._checks import count, seed_of
+from .._checks import count, seed_of, tensor_of
 from ..nets import weights
-from .features import Features, content_sha256
+from .features import Features, check_features, content_sha256
 from .frechet import moments
 from .rows import Floats, as_rows
 
@@ -61,13 +61,12 @@ class FeatureStatistics:
         (500, 2)
         """
         rng = np.random.default_rng(seed_of(seed))
-        rows = features(images)
+        rows = check_features(features)(images)
         mean, cov = moments(as_rows("the reference's features", rows))
-        if count("keep", keep, 0) < len(rows):
-            kept = rows[np.sort(rng.choice(len(rows), keep, replace=False))]
-        else:
-            kept = rows
-        data = content_sha256({"data": torch.as_tensor(images)}, "data")
+        keep, seed = count("keep", keep, 0), seed_of(seed)
+        drawn = np.sort(rng.choice(len(rows), min(keep, len(rows)), replace=False))
+        kept = rows[drawn] if keep < len(rows) else rows
+        data = content_sha256({"data": tensor_of("images", images)}, "data")
         return cls(mean, cov, kept, len(rows), features.name, features.sha256, data, seed)
 
     @property
@@ -78,7 +77,7 @@ class FeatureStatistics:
 
     def check(self, features: Features) -> None:
         """ValueError unless these are the features it was computed in."""
-        if features.sha256 != self.features_sha256:
+        if check_features(features).sha256 != self.features_sha256:
             raise ValueError(
                 f"the reference was computed in {self.features!r} ({self.features_sha256[:12]}), and "
                 f"these are {features.name!r} ({features.sha256[:12]}): distances across the two mean "

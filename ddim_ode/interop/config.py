@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import schedules
-from .._checks import count, flag, named, number, numbers, one_of
+from .._checks import count, flag, named, number, numbers, one_of, shown
 from .._warn import Caution, warn
 from ..guidance import Limit
 from ..schedule import Array, Schedule
@@ -98,7 +98,7 @@ class Note(NamedTuple):
     text: str
 
     def __str__(self) -> str:
-        return f"{self.key}={self.value!r}: {self.outcome}, {self.text}"
+        return f"{self.key}={shown(self.value)}: {self.outcome}, {self.text}"
 
 
 def schedule_of(config: Mapping[str, Any]) -> Schedule:

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .._checks import count, device_of, flag, named, one_of, refuse
-from ..asking import check_channels, check_cond, check_labels
+from .._checks import count, device_of, flag, named, one_of, refuse, shown
+from ..asking import check_channels, check_labels
 from ..denoiser import Denoiser
 from ..digests import digest
 from ..grids import check_grid
@@ -179,7 +179,7 @@ class DiffusersModel(Denoiser):
             guidance = Guidance(scale, {"class_labels": self.null_label}, interval, rescale)
             if not guidance.is_off and self.null_label is None:
                 raise ValueError(
-                    f"guidance={scale!r}: what the null branch of this network sees is not in its "
+                    f"guidance={shown(scale)}: what the null branch of this network sees is not in its "
                     "configuration; guidance=1 is the network alone, ddim_ode.Guidance(scale, "
                     "null={name: value}) says what its null branch sees"
                 )
@@ -218,7 +218,7 @@ class DiffusersModel(Denoiser):
     ) -> Any:
         """As of a :class:`ddim_ode.Denoiser`; ``"y"`` becomes the network's ``class_labels``."""
         if cond is not None:
-            cond = _plain(check_cond(cond, len(like)))
+            cond = _plain(named("cond", cond))
         if shared is not None:
             shared = _plain(named("shared", shared))
         check_channels(like, self.channels, self.axes)
@@ -281,7 +281,9 @@ def load(
     if not isinstance(source, (str, Path)):
         refuse("the model is in memory", revision=revision, variant=variant)
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise ValueError(f"dtype={dtype!r} must be a floating torch dtype such as torch.bfloat16")
+        raise ValueError(
+            f"dtype={shown(dtype)} must be a floating torch dtype such as torch.bfloat16"
+        )
     if isinstance(source, nn.Module):
         model = source
         if scheduler is None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .._checks import one_of
+from .._checks import one_of, shown
 from .._warn import warn
 from .config import DISCRETE, FLOW, InteropWarning
 
@@ -244,7 +244,9 @@ def read_scheduler(given: Any) -> Any:
         except Exception as error:  # of many kinds, by which entry is wrong
             raise ValueError(f"{name} cannot be made of its configuration: {error}") from error
     if not hasattr(given, "config"):
-        raise ValueError(f"scheduler={given!r}: give its object, directory or configuration file")
+        raise ValueError(
+            f"scheduler={shown(given)}: give its object, directory or configuration file"
+        )
     return given
 
 

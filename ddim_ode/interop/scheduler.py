@@ -21,9 +21,21 @@ from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
 from torch import Tensor
 
-from .._checks import count, device_of, exclusive, flag, number, numbers, one_of, refuse, several
+from .._checks import (
+    count,
+    device_of,
+    exclusive,
+    flag,
+    host_numbers,
+    number,
+    one_of,
+    refuse,
+    several,
+    shown,
+)
 from ..asking import doubled_axis, halved
 from ..denoiser import Denoiser, check_floating
+from ..grids import FINALS, NAMES
 from ..guidance import Limit
 from ..levels import Levels
 from ..plan_checks import check_plan, warn_of_another_ode
@@ -138,6 +150,9 @@ class DDIMODEScheduler(Noising, SchedulerMixin, ConfigMixin):  # type: ignore[mi
         replaces: str | None = None,
     ) -> None:
         flag("snap", snap)
+        for name, value, known in (("grid", grid, NAMES), ("final", final, FINALS)):
+            if value is not None:
+                one_of(name, value, known)
         config = {**self.config, "_class_name": type(self).__name__}
         noise = schedule_of(config)
         if noise.family != "vp":
@@ -152,7 +167,7 @@ class DDIMODEScheduler(Noising, SchedulerMixin, ConfigMixin):  # type: ignore[mi
         )
         self._denoiser.limit = limit_of(config)
         if plans is None:
-            self._method = get_method(method or "ddim")
+            self._method = get_method("ddim" if method is None else method)
             self.order = self._method.nfe_per_step
             self._ramp = "ramp" if self._method.rk_steps else None
         else:
@@ -162,9 +177,10 @@ class DDIMODEScheduler(Noising, SchedulerMixin, ConfigMixin):  # type: ignore[mi
             exclusive(plans=plans, eta=eta)
             exclusive(plans=plans, start=start)
             exclusive(plans=plans, sigma_max=sigma_max)
-        if plans is not None and not plans:
+        trees = [] if plans is None else several(plans)
+        if plans is not None and not trees:
             raise ValueError("plans is empty; give a plan for each number of calls, or method=")
-        self._plans = {plan.nfe: plan for plan in map(_plan_of, plans or ())}
+        self._plans = {plan.nfe: plan for plan in map(_plan_of, trees)}
         for plan in self._plans.values():
             check_plan(plan, self._denoiser)
             warn_of_another_ode(plan, self._denoiser, piped=True)
@@ -225,7 +241,7 @@ class DDIMODEScheduler(Noising, SchedulerMixin, ConfigMixin):  # type: ignore[mi
         for plan in plans:
             if not isinstance(plan, Plan):
                 raise ValueError(
-                    f"plans must be Plans, got {plan!r}; ddim_ode.Plan.load reads a file"
+                    f"plans must be Plans, got {shown(plan)}; ddim_ode.Plan.load reads a file"
                 )
         trees = [json.loads(plan_file.dumps(plan)) for plan in plans]
         calls = sorted(plan.nfe for plan in plans)
@@ -275,9 +291,9 @@ class DDIMODEScheduler(Noising, SchedulerMixin, ConfigMixin):  # type: ignore[mi
                 )
             plan = self._plans[calls]
         elif sigmas is not None:
-            plan = self._compile(grid=numbers("sigmas", sigmas))
+            plan = self._compile(grid=host_numbers("sigmas", sigmas))
         elif timesteps is not None:
-            told = np.atleast_1d(numbers("timesteps", timesteps))
+            told = np.atleast_1d(host_numbers("timesteps", timesteps))
             if not (np.diff(told) < 0).all():
                 raise ValueError(f"timesteps={told.tolist()} must fall from each to the next")
             plan = self._compile(timesteps=told - self._denoiser.time_offset)
@@ -355,16 +371,24 @@ class DDIMODEScheduler(Noising, SchedulerMixin, ConfigMixin):  # type: ignore[mi
         plan = self._running()
         if self._handed_over:
             raise ValueError(_HANDED_OVER.format(self._call, plan.method))
-        if use_clipped_model_output is not None and not use_clipped_model_output and self.limit:
+        clipped = use_clipped_model_output
+        if clipped is not None and not flag("use_clipped_model_output", clipped) and self.limit:
             raise ValueError(
                 f"use_clipped_model_output=False: x̂₀ is limited ({self.limit}), and ε̂ is always the one "
                 "that goes with it; drop it (or use None)"
             )
-        if eta is not None and number("eta", eta) not in (0.0, self.config["eta"]):
+        asked = 0.0 if eta is None else number("eta", eta)
+        if asked not in (0.0, self.config["eta"]):
             raise ValueError(
-                f"eta={eta:g}: step noise is compiled in set_timesteps; make the scheduler with "
-                f"DDIMODEScheduler(..., eta={eta:g})"
+                f"eta={asked:g}: step noise is compiled in set_timesteps; make the scheduler with "
+                f"DDIMODEScheduler(..., eta={asked:g})"
             )
+        for source in [] if generator is None else several(generator):
+            if not isinstance(source, torch.Generator):
+                raise ValueError(
+                    f"generator must be a torch.Generator, got {type(source).__name__}"
+                )
+        flag("return_dict", return_dict)
         self._check_turn(timestep)
         check_floating(sample, "sample")
         check_floating(model_output, "model_output")
@@ -489,4 +513,11 @@ def _nobody(x: Tensor, t: Tensor) -> Tensor:
 
 def _plan_of(tree: Mapping[str, Any]) -> Plan:
     """A plan of a configuration, checked as a plan's file is."""
-    return plan_file.loads(json.dumps(tree).encode(), "plans in the scheduler's configuration")
+    try:
+        text = json.dumps(tree)
+    except (TypeError, ValueError, RecursionError):
+        raise ValueError(
+            f"plans must be those of a configuration, got {shown(tree)}; DDIMODEScheduler.from_plans "
+            "takes Plans"
+        ) from None
+    return plan_file.loads(text.encode(), "plans in the scheduler's configuration")

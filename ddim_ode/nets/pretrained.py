@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 from .. import schedules
-from .._checks import count, device_of, one_of, path_of, several
+from .._checks import count, device_of, one_of, path_of, several, shown
 from ..asking import by_name, check_channels, check_cond, check_labels
 from ..denoiser import Denoiser
 from ..guidance import Guidance
@@ -83,7 +83,9 @@ class PretrainedModel(Denoiser):
         """
         guidance = Guidance(scale, {"y": self.num_classes}, interval, rescale)
         if not guidance.is_off and not self.num_classes:
-            raise ValueError(f"guidance={scale!r}: this model is unconditional; use guidance=1")
+            raise ValueError(
+                f"guidance={shown(scale)}: this model is unconditional; use guidance=1"
+            )
         self.guidance = None if guidance.is_off else guidance
 
     def network(
@@ -111,7 +113,7 @@ class PretrainedModel(Denoiser):
         >>> plan.nfe, plan.fit["held_out"]["after"] < plan.fit["held_out"]["before"]
         (6, True)
         """
-        count("nfe", nfe)
+        nfe = count("nfe", nfe)
         found = self._plan_files()
         if nfe not in found:
             raise self._no_plan(f"nfe={nfe!r}", found)

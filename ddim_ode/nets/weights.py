@@ -1,4 +1,4 @@
-"""Weights on disk: one safetensors file, its configuration as JSON in the header.
+"""Weights on disk: one safetensors file, its configuration as JSON in the header, with a checksum of both.
 
 Nothing is unpickled, and a file is whole or not there (files.py).
 """
@@ -15,6 +15,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from .. import files
+from ..digests import digest
 
 
 def write(path: str | Path, tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
@@ -29,7 +30,7 @@ def write(path: str | Path, tensors: dict[str, Tensor], config: dict[str, Any]) 
 def dumps(tensors: dict[str, Tensor], config: dict[str, Any]) -> bytes:
     """The content of such a file."""
     contiguous = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    return save(contiguous, metadata={"config": json.dumps(config)})
+    return save(contiguous, metadata=_metadata(contiguous, json.dumps(config)))
 
 
 def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -47,15 +48,24 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         tensors = load(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        config = json.loads(header["__metadata__"]["config"])
+        metadata = header["__metadata__"]
+        config = json.loads(metadata["config"])
+        if "sha256" in metadata and metadata != _metadata(tensors, metadata["config"]):
+            raise ValueError("its contents are not those of its checksum")
+        if not metadata.keys() <= {"config", "sha256"}:
+            raise ValueError(f"its header has the unknown field {max(metadata)!r}")
     except SafetensorError as error:
         raise ValueError(
             f"{path}: truncated or not a safetensors file ({error}); fetch or train it again"
         ) from error
     except (KeyError, ValueError, RecursionError) as error:
         raise ValueError(
-            f"{path}: a safetensors file, but not one of ddim_ode's; weights of diffusers are read by "
-            "their directory, with ddim_ode.interop.diffusers.load"
+            f"{path}: a safetensors file, but not one of ddim_ode's, or a damaged one ({error}); weights "
+            "of diffusers are read by their directory, with ddim_ode.interop.diffusers.load"
         ) from error
     widened = {k: v.float() if v.dtype == torch.float16 else v for k, v in tensors.items()}
     return widened, config
+
+
+def _metadata(tensors: dict[str, Tensor], config: str) -> dict[str, str]:
+    return dict(config=config, sha256=digest(config, tensors))

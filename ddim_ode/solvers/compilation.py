@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from .._checks import exclusive, number, numbers, one_of
+from .._checks import exclusive, flag, number, numbers, one_of
 from ..grids import check_grid, upward
 from ..schedule import Array, Schedule
 from .chart import VECTORS, get_chart
@@ -67,7 +67,7 @@ def plan(
         eta = number("eta", eta)
     if chart is not None:
         spec = replace(spec, chart=chart)  # checked like any method
-    if rising and (eta or noise_std is not None or spec.eta):
+    if flag("rising", rising) and (eta or noise_std is not None or spec.eta):
         name = "noise_std" if noise_std is not None else "eta" if eta else spec.name
         raise ValueError(f"{name}: step noise cannot be undone; go up with a deterministic method")
     noise = _step_noise(spec, schedule, sigmas, eta, noise_std)

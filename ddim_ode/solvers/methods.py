@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from .._checks import count, exclusive, one_of
+from .._checks import count, exclusive, flag, one_of, shown, text_of
 from .chart import CHARTS
 from .plan import Plan
 from .quadrature import RULES
@@ -64,9 +64,15 @@ class Method:
     reference: str = ""
 
     def __post_init__(self) -> None:
+        text_of("name", self.name)
+        if not isinstance(self.reference, str):
+            raise ValueError(
+                f"reference={shown(self.reference)} must be a string, where it is published"
+            )
+        flag("corrector", self.corrector)
         one_of("chart", self.chart, CHARTS)
         if self.order is not None:
-            count("order", self.order)
+            object.__setattr__(self, "order", count("order", self.order))
         for field, kinds in (("stages", (Tableau, Singlestep)), ("rules", (tuple,))):
             value = getattr(self, field)
             if (value is not None and not isinstance(value, kinds)) or (field, value) == (
@@ -74,12 +80,12 @@ class Method:
                 None,
             ):
                 wanted = " or ".join(kind.__name__ for kind in kinds)
-                raise ValueError(f"method {self.name!r}: {field}={value!r} must be a {wanted}")
+                raise ValueError(f"method {self.name!r}: {field}={shown(value)} must be a {wanted}")
         if self.stages is not None and (self.past != 1 or self.corrector):
             raise ValueError(
                 f"method {self.name!r}: give stages or past={self.past} velocities, not both"
             )
-        count("past", self.past)
+        object.__setattr__(self, "past", count("past", self.past))
         for rule in self.rules:
             one_of("rule", rule, RULES)
         if len(self.rules) > 1 and ("adams" in self.rules or {"midpoint", "bh1"} <= {*self.rules}):
@@ -94,7 +100,7 @@ class Method:
         for name, value in unread.items() if not self.multistep else ():
             if value:
                 raise ValueError(
-                    f"method {self.name!r} reads no {name}={value!r}: only multistep methods do"
+                    f"method {self.name!r} reads no {name}={shown(value)}: only multistep methods do"
                     + ("" if name == "final" else ", and singlestep ones")
                     + f"; drop {name}"
                 )
@@ -249,11 +255,13 @@ def get_method(method: str | Method, variant: str | None = None) -> Method:
     ``"dpmpp3m"`` with ``variant="half"``.
     """
     if isinstance(method, Plan):
-        raise ValueError(f"method={method!r} is a compiled plan; give it as plan=")
+        raise ValueError(f"method={shown(method)} is a compiled plan; give it as plan=")
     if isinstance(method, str) and method.split(":")[0] == "reversible":
-        raise ValueError(f"method {method!r} goes both ways: ddim_ode.encode and decode take it")
+        raise ValueError(
+            f"method {shown(method)} goes both ways: ddim_ode.encode and decode take it"
+        )
     if isinstance(method, str) and ":" in method:
-        exclusive(**{f"{method!r}": method, "variant=": variant})
+        exclusive(**{f"{shown(method)}": method, "variant=": variant})
         method, variant = method.split(":", 1)
     if callable(method):
         raise ValueError(
@@ -266,11 +274,11 @@ def get_method(method: str | Method, variant: str | None = None) -> Method:
         return spec
     if spec.name not in METHODS or METHODS[spec.name] != spec:
         raise ValueError(
-            f"variant={variant!r} is for registered methods; build yours with dataclasses.replace"
+            f"variant={shown(variant)} is for registered methods; build yours with dataclasses.replace"
         )
     allowed = [name for name, v in VARIANTS.items() if spec.name in v.of]
     if not allowed:
-        raise ValueError(f"method {spec.name!r} has no variants; drop variant={variant!r}")
+        raise ValueError(f"method {spec.name!r} has no variants; drop variant={shown(variant)}")
     changes: dict[str, Any] = {}
     for name in str(variant).split("+"):
         new = dict(VARIANTS[one_of(f"variant of {spec.name!r}", name, allowed)].changes)
@@ -278,7 +286,7 @@ def get_method(method: str | Method, variant: str | None = None) -> Method:
             new["rules"] = (*changes["rules"], *new["rules"])
         elif clash := {key for key in {*new} & {*changes} if new[key] != changes[key]}:
             raise ValueError(
-                f"variant={variant!r}: two of its parts change {min(clash)!r}; drop one"
+                f"variant={shown(variant)}: two of its parts change {min(clash)!r}; drop one"
             )
         changes.update(new)
     return replace(spec, name=f"{spec.name}:{variant}", **changes)

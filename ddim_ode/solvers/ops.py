@@ -13,9 +13,11 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from .._checks import numbers
+from .._checks import numbers, shown
 from .chart import VECTORS
 
+_NUMBERS = (float, int, np.floating, np.integer)
+_WHOLE = 2**53  # above it float64 does not hold every whole number
 _MOST = float(np.finfo(np.float32).max)
 _OF_VECTORS = f"one of {', '.join(VECTORS)}"
 Field = Callable[[int], str]
@@ -127,22 +129,14 @@ def check_sigmas(values: Sequence[Any], field: Field) -> None:
 
 
 def refuse(field: str, value: Any, allowed: str) -> NoReturn:
-    raise ValueError(f"{field}={shown(value)} must be {allowed}")
-
-
-def shown(value: Any) -> str:
-    """Enough of a value to find it by; a whole number may have more digits than Python will print."""
-    try:
-        text = repr(value)
-    except (ValueError, RecursionError):
-        return f"a {type(value).__name__}"
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    raise ValueError(f"{field}={shown(value, 60)} must be {allowed}")
 
 
 def _fit(values: Sequence[Any], least: float) -> bool:
-    try:
-        found = numbers("values", values)
-    except ValueError:
+    kinds = {*map(type, values)}
+    if not all(issubclass(kind, _NUMBERS) and kind is not bool for kind in kinds):
         return False
-    whole = found.shape == (len(values),) and bool not in map(type, values)
-    return whole and bool(((found >= least) & (found <= _MOST)).all())
+    if int in kinds and any(abs(value) > _WHOLE for value in values if type(value) is int):
+        return False
+    found = numbers("values", values)
+    return bool(((found >= least) & (found <= _MOST)).all())

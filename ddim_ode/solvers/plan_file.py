@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from .. import files, json_file
-from .._checks import path_of
-from .ops import shown
+from .._checks import path_of, shown
 from .plan import Node, Op, Plan
 
 FORMAT, VERSION = "ddim_ode plan", 2  # 1 had no sha256
@@ -109,7 +108,7 @@ class _Reader:
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             found = data.get("format") if isinstance(data, dict) else data
             raise ValueError(
-                f"{self.source}: not a plan: format={shown(found)} must be {FORMAT!r}, as Plan.save "
+                f"{self.source}: not a plan: format={shown(found, 60)} must be {FORMAT!r}, as Plan.save "
                 "writes it"
             )
         version = data.get("version")
@@ -193,12 +192,12 @@ class _Reader:
             raise ValueError(f"{self.source}: {field} has no {missing[0]!r}; it may be truncated")
         if unknown := [name for name in data if name not in names]:
             raise ValueError(
-                f"{self.source}: {field} has the unknown field {shown(unknown[0])}; known are "
+                f"{self.source}: {field} has the unknown field {shown(unknown[0], 60)}; known are "
                 f"{', '.join(names)}"
             )
 
     def refuse(self, field: str, value: Any, allowed: str) -> NoReturn:
-        raise ValueError(f"{self.source}: {field}={shown(value)} must be {allowed}")
+        raise ValueError(f"{self.source}: {field}={shown(value, 60)} must be {allowed}")
 
 
 def _sigma(value: float) -> float | str:
