@@ -88,8 +88,8 @@ def test_ddim_is_their_ddim(folders, combination):
 @pytest.mark.parametrize("declared", ["epsilon", "sample", "v_prediction"])
 def test_the_doctor_tells_what_a_network_predicts(folders, combination, declared):
     """Of every network, with and without data, whatever it is declared to predict."""
-    from ddim_ode.diagnosis.probe import Probe
     from ddim_ode.diagnosis.meaning import prediction
+    from ddim_ode.diagnosis.probe import Probe
 
     model = load(folders[combination])
     true, names = model.prediction, dict(epsilon="eps", sample="x0", v_prediction="v")
