@@ -42,7 +42,7 @@ FAULTS = [
     (DDPM, "eps", "1000 - t", 1.0),
     (DDPM, "eps", "t / 1000", 1.0),
     (DDPM, "score", "np.log(s)", 1.0),
-    (COSINE, "v", "np.log(s) / 4", -1.0),
+    (COSINE, "eps", "np.log(s) / 4", -1.0),
     (VP, "eps", "1000 * t", 1.0),
     (VE, "eps", "np.log(s) / 4", 1.0),
     (VE, "eps", "100 * t", 1.0),

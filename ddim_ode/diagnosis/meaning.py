@@ -16,6 +16,7 @@ _LEAST = (
     6  # different clean samples from which the best a·x + c says more of the data than of these
 )
 _BETTER = 1.1  # ratio of errors, with 1/√entries more, that makes a network worse than a·x + c
+_WORSE = 1.25  # ratio of errors on data and on samples of its own that makes the data others
 _DEAF = 1e-3  # relative change of answers to other questions
 _ALIKE = 0.7  # correlation of an answer with the noise that it is shown
 
@@ -92,7 +93,7 @@ def other_data(probe: Probe, bench: Bench) -> Finding | None:
     data = probe.data
     if data is None or probe.different < _LEAST or probe.lifeless or probe.wild(probe.made):
         return None  # the model's own samples say nothing of their scale
-    if bench.loss[0] < CLEARLY * Bench(probe, probe.made).loss[0]:
+    if bench.loss[0] < _WORSE * Bench(probe, probe.made).loss[0]:
         return None  # the network denoises these as well as those
     a, b = (float(v) for v in (data.mean(), data.std()))
     c, d = (float(v) for v in (probe.made.mean(), probe.made.std()))
