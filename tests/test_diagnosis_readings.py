@@ -38,7 +38,7 @@ FAULTS = [
     (FLOW, "flow", "1 - t", 1.0),
     (FLOW, "flow", "1 - t", -1.0),
     (FLOW, "flow", "1000 * t", 1.0),
-    (FLOW, "v", "1000 * (1 - t)", 1.0),
+    (FLOW, "flow", "1000 * (1 - t)", 1.0),
     (DDPM, "eps", "1000 - t", 1.0),
     (DDPM, "eps", "t / 1000", 1.0),
     (DDPM, "score", "np.log(s)", 1.0),
