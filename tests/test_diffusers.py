@@ -290,3 +290,31 @@ def test_the_command_line_takes_a_directory(folders):
     loaded = load_model(str(folders["linear", "epsilon"]))
     assert loaded.shape == (1, 8, 8)
     assert loaded.denoiser.schedule.fingerprint == ddim_ode.schedules.ddpm().fingerprint
+
+
+def test_a_condition_that_is_left_out_is_named():
+    """Of a forward whose arguments have None for a default, and which counts on tensors."""
+    torch.manual_seed(0)
+    net = peer("diffusers").SD3Transformer2DModel(
+        sample_size=8,
+        patch_size=2,
+        in_channels=2,
+        out_channels=2,
+        num_layers=1,
+        attention_head_dim=4,
+        num_attention_heads=2,
+        joint_attention_dim=8,
+        caption_projection_dim=8,
+        pooled_projection_dim=8,
+        pos_embed_max_size=8,
+    )
+    model = load(net, peer("diffusers").FlowMatchEulerDiscreteScheduler())
+    text = torch.randn(2, 3, 8)
+    for call in (
+        lambda: ddim_ode.diagnose(model, n=2, cond=dict(encoder_hidden_states=text)),
+        lambda: ddim_ode.sample(
+            model, torch.randn(2, *model.shape), steps=2, cond=dict(encoder_hidden_states=text)
+        ),
+    ):
+        with pytest.raises(ValueError, match="pooled_projections"):
+            call()

@@ -30,7 +30,8 @@ from .probe import Probe, rms
 from .readings import SCALES, Clock, Reading, clocks, others
 
 CLEARLY = 1.2  # ratio of misfits from which one reading is better than another
-_LITTLE, _EQUAL = 1.1, 1.03  # the same where it is better at each level, or hardly worse
+_LITTLE, _EQUAL = 1.1, 1.03  # the same on data where it is better at each level, or hardly worse
+LEAST = 6  # different clean samples that say something of the data, and not of themselves alone
 _PRICE, _PRICES = (
     1.05,
     {"prediction": 1.2},
@@ -53,6 +54,7 @@ _USUAL_WIDTH = 0.3  # of data, at least, as networks are trained on
 _FINALISTS = 3  # readings that are looked at closely
 _STEPS = 8  # of a first look at what a reading makes
 _SIDE = 0.2  # correlation that says which sign
+_ALIKE = 0.7  # correlation of the answer to noise with that noise
 _FALLS = 2.0  # how much more an x0-network says of what is clean
 OF_READING = ("network-time", "prediction", "sign", "input-scale")
 _NO_WITNESS = (
@@ -161,7 +163,8 @@ def _on_data(probe: Probe, bench: Bench) -> Better | None:
     first = mean(bench.misfits(own, _RACE))
     finalists = [r for r in (*at_own, *elsewhere) if mean(bench.misfits(r, _RACE)) < first]
     trials = [Trial(r, bench.misfits(r)) for r in (own, *finalists)]
-    return _clearly(min(trials, key=_price(own)), trials[0], _FITTING)
+    least = _LITTLE if probe.different >= LEAST else CLEARLY
+    return _clearly(min(trials, key=_price(own)), trials[0], _FITTING, least)
 
 
 def _on_its_own(probe: Probe) -> Better | None:
@@ -173,10 +176,11 @@ def _on_its_own(probe: Probe) -> Better | None:
     if not as_it_is.recognises or as_it_is.width < _USUAL_WIDTH:
         elsewhere = (r for clock in usable_clocks(probe) for r in _by_side(probe, clock))
         trials += [_look(probe, r, _STEPS, probe.few) for r in elsewhere]
-    first = _ranked(trials, own, _THIN)
+    kinds = PREDICTIONS if _unlike_noise(probe, own) else (own.prediction,)
+    first = _ranked(trials, own, kinds, _THIN)
     settled = as_it_is in first and as_it_is.misfit < CLEARLY * first[0].misfit
     finalists = [] if settled else [_look(probe, t.reading) for t in first[:_FINALISTS]]
-    final = _ranked(finalists, own, _NARROW)
+    final = _ranked(finalists, own, kinds, _NARROW)
     if final and not _rivalled(final[0], [*final[1:], *first[_FINALISTS:]], own):
         best = final[0]
         bench = Bench(probe, probe.generate(probe.read(best.reading), Limit()))
@@ -188,14 +192,25 @@ def _on_its_own(probe: Probe) -> Better | None:
     return None
 
 
-def _ranked(trials: Sequence[Trial], own: Reading, narrow: float) -> list[Trial]:
+def _unlike_noise(probe: Probe, own: Reading) -> bool:
+    """Whether a network that is said to answer noise with noise does not."""
+    if own.prediction not in ("eps", "score", "flow"):
+        return False
+    beta = float(probe.model.schedule.scales(probe.sigmas[-1])[1])
+    answer = probe.answer(own, beta * probe.eps, len(probe.sigmas) - 1)
+    return answer is not None and abs(correlation(answer, probe.eps)) < _ALIKE
+
+
+def _ranked(
+    trials: Sequence[Trial], own: Reading, kinds: Sequence[str], narrow: float
+) -> list[Trial]:
     """Of trials, each on its own samples, those that may be right, the best first.
 
-    Readings of any prediction that know their samples again; where there is none, those of the model's
-    prediction that may err, and then those of a network that is hardly trained. Samples of less than
+    Readings of any prediction that know their samples again; where there is none, those of these
+    kinds that may err, and then those of a network that is hardly trained. Samples of less than
     ``narrow`` times the widest are answers with the mean.
     """
-    same = [t for t in trials if t.reading.prediction == own.prediction]
+    same = [t for t in trials if t.reading.prediction in kinds]
     tiers = (
         [t for t in trials if t.recognises],
         [t for t in same if t.plausible],
@@ -213,10 +228,11 @@ def _rivalled(best: Trial, others: Sequence[Trial], own: Reading) -> bool:
     return not best.recognises and any(price(t) < _RIVAL * price(best) for t in rivals)
 
 
-def _clearly(best: Trial, own: Trial, most: float) -> Better | None:
-    """Whether it is the better one: by much, or by less and at each level. most: its mean misfit."""
+def _clearly(best: Trial, own: Trial, most: float, least: float = CLEARLY) -> Better | None:
+    """Whether it is the better one, and fits: a mean misfit of ``most``, and by the ratio CLEARLY, or
+    ``least`` where it is better at each level."""
     ratio, everywhere = own.misfit / best.misfit, (best.misfits < _EQUAL * own.misfits).all()
-    clear = best.misfit < most and ratio > (_LITTLE if everywhere else CLEARLY)
+    clear = best.misfit < most and ratio > (least if everywhere else CLEARLY)
     return Better(best.reading, best.misfit, own.misfit) if clear else None
 
 

@@ -6,16 +6,14 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from .evidence import CLEARLY, OF_READING, Bench, better, correlation, usable_clocks
+from .evidence import CLEARLY, LEAST, OF_READING, Bench, better, correlation, usable_clocks
 from .findings import Finding
 from .probe import WILD_SAMPLES, Probe, rms
 from .readings import Reading
 
 OF_MEANING = (*OF_READING, "untrained", "terminal-snr")
-_LEAST = (
-    6  # different clean samples from which the best a·x + c says more of the data than of these
-)
 _BETTER = 1.1  # ratio of errors, with 1/√entries more, that makes a network worse than a·x + c
+_WORSE = 1.25  # ratio of errors on data and on samples of its own that makes the data others
 _DEAF = 1e-3  # relative change of answers to other questions
 _ALIKE = 0.7  # correlation of an answer with the noise that it is shown
 
@@ -90,9 +88,9 @@ def misread(probe: Probe, bench: Bench) -> list[Finding]:
 def other_data(probe: Probe, bench: Bench) -> Finding | None:
     """Data whose mean or width is not that of the model's own samples (if it is read rightly)."""
     data = probe.data
-    if data is None or probe.different < _LEAST or probe.lifeless or probe.wild(probe.made):
+    if data is None or probe.different < LEAST or probe.lifeless or probe.wild(probe.made):
         return None  # the model's own samples say nothing of their scale
-    if bench.loss[0] < CLEARLY * Bench(probe, probe.made).loss[0]:
+    if bench.loss[0] < _WORSE * Bench(probe, probe.made).loss[0]:
         return None  # the network denoises these as well as those
     a, b = (float(v) for v in (data.mean(), data.std()))
     c, d = (float(v) for v in (probe.made.mean(), probe.made.std()))
@@ -125,8 +123,8 @@ def useless(probe: Probe, bench: Bench) -> Finding | None:
         error = 1 - likeness
         text = "of noise alone an ε-network returns that noise, and this one's answers have correlation "
         text += f"{likeness:.2f} with it"
-    elif probe.different < _LEAST:
-        reason = f"{probe.different} samples are too few to fit a·x + c to; give n={_LEAST} or more"
+    elif probe.different < LEAST:
+        reason = f"{probe.different} samples are too few to fit a·x + c to; give n={LEAST} or more"
         probe.skip(reason, "untrained")
         return None
     else:

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import functools
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .._checks import count, named, seed_of
+from .._warn import Caution
 from ..asking import has_rows
 from ..denoiser import Denoiser, check_floating
 from ..guidance import Limit
@@ -202,7 +204,9 @@ class Probe:
         if model.snap:
             grid, steps = "time", min(steps, int(schedule.T))
         options: dict[str, Any] = dict(cond=self.conditions(len(x)), shared=self.shared)
-        return sample(model, x, steps=steps, grid=grid, sigma_max=top, **options).x
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Caution)  # of samples that a wrong reading makes
+            return sample(model, x, steps=steps, grid=grid, sigma_max=top, **options).x
 
     def noised(self, x0: Tensor, sigma: float) -> Tensor:
         alpha, beta = (float(v) for v in self.model.schedule.scales(sigma))

@@ -76,10 +76,19 @@ class _Network(nn.Module):
         self.model = model
 
     def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        left_out = sorted((takes_of(self.model) or frozenset()) - cond.keys())
         added = {name: cond.pop(name) for name in ADDED if name in cond}
         if added:
             cond["added_cond_kwargs"] = added
-        out: Tensor = self.model(x, timestep=t, return_dict=False, **cond)[0]
+        try:
+            out: Tensor = self.model(x, timestep=t, return_dict=False, **cond)[0]
+        except (AttributeError, TypeError) as error:  # of a None where it counts on a tensor
+            if not left_out:
+                raise
+            raise ValueError(
+                f"{type(self.model).__name__} fails without a condition ({error}); of those that it takes, "
+                f"{', '.join(left_out)} are left out: give what it needs as cond={{name: tensor (B, ...)}}"
+            ) from error
         return out
 
 
