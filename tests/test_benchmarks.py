@@ -227,10 +227,10 @@ def test_samples_are_kept_by_what_decides_them(common, tmp_path, monkeypatch):
     monkeypatch.setattr(model, "net", None)  # nothing is solved again
     again = common.end_states(model, "ddim", range(3), tmp_path, batch=2, nfe=1)
     torch.testing.assert_close(again, first, rtol=0, atol=0)
-    with pytest.raises(TypeError):
+    with pytest.raises(ValueError, match="cannot be called"):
         common.end_states(model, "ddim", range(3), tmp_path, batch=2, nfe=2)
     model.guide(2.0)
-    with pytest.raises(TypeError):
+    with pytest.raises(ValueError, match="cannot be called"):
         common.end_states(model, "ddim", range(3), tmp_path, batch=2, nfe=1)
 
 

@@ -33,7 +33,7 @@ def swapped(folder):
 
 
 def bit(folder):
-    path = next(folder.glob("reference-*"))
+    path = next(folder.glob("solution-*"))
     path.write_bytes(path.read_bytes()[:-2] + bytes([path.read_bytes()[-2] ^ 1]) + b"\0")
     return 1
 
