@@ -19,6 +19,7 @@ from ddim_ode.evaluate.features import IDENTITY
 from ddim_ode.evaluate.statistics import FeatureStatistics
 from ddim_ode.nets import weights
 from ddim_ode.nets.pretrained import ASSETS
+from ddim_ode.plan_checks import fitted_seeds
 
 MIXTURE = dict(
     weights=[0.6, 0.4],
@@ -110,8 +111,9 @@ def test_calibrated_asks_for_the_plans_that_ship(tmp_path, capsys):
 
     model = ddim_ode.load("fashion-mnist")
     plan = model.calibrated(4)
-    # Unless told otherwise, on noises that none of the three was fitted to.
-    seed = max(p.fit["seed"] + p.fit["n"] for p in map(model.calibrated, (4, 6, 10)))
+    # Unless told otherwise, on noises that none of the three was fitted to: those of another generator
+    # than today's are none.
+    seed = max(fitted_seeds(p).stop for p in map(model.calibrated, (4, 6, 10)))
     assert json.loads((tmp_path / "compare.json").read_text())["seeds"] == [seed, seed + 1]
     labels = {"y": torch.arange(seed, seed + 2) % 10}
     r = ddim_ode.compare(model, {"p": plan}, [4], n=2, seed=seed, cond=labels, progress=False)
