@@ -3,6 +3,8 @@ and which time, and whether they say anything at all."""
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 
@@ -129,7 +131,8 @@ def useless(probe: Probe, bench: Bench) -> Finding | None:
         return None
     else:
         error, linear = bench.loss
-        if error < linear * (_BETTER + probe.eps.numel() ** -0.5):
+        numbers = probe.different * math.prod(probe.shape)
+        if error < linear * (_BETTER + numbers**-0.5):
             return None
         whose = "data" if probe.data is not None else "samples of its own"
         text = f"on noised {whose} the network's answers have error {error:.2f}, and the best a·x + c, "
