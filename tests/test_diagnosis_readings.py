@@ -89,3 +89,25 @@ def test_a_handful_of_samples_blames_no_exact_network(n, size):
             report = ddim_ode.diagnose(model, data=data, n=n, steps=20)
             assert list(report) == []
             assert f"{n} samples are too few" in report.not_checked["untrained"]
+
+
+def test_random_mixtures_are_healthy():
+    """Data of few numbers among them, which are repeated to have enough."""
+    rng = np.random.default_rng(5)
+    cases = [
+        (DDPM, "eps"),
+        (COSINE, "x0"),
+        (VP, "v"),
+        (VE, "flow"),
+        (FLOW, "v"),
+        (EXPONENTIAL, "x0"),
+    ]
+    for i, (schedule, prediction) in enumerate(cases):
+        k, size = rng.integers(1, 6), rng.choice([1, 2, 4, 8, 16])
+        weights = rng.dirichlet(np.full(k, 2.0))
+        means, variances = rng.normal(size=(k, size)), rng.uniform(0.02, 0.5, (k, size))
+        model = ddim_ode.exact.gaussian_mixture(
+            weights / weights.sum(), means, variances, schedule, prediction
+        )
+        assert list(ddim_ode.diagnose(model)) == []
+        assert list(ddim_ode.diagnose(model, data=model.draw(16, seed=i).float())) == []

@@ -46,10 +46,8 @@ _KNOWING = 0.98  # mean misfit from which a network says more than a·x + c does
 _FITTING = 1.15  # mean misfit on data of a network that is trained
 _USABLE = 1.5  # and on samples that it makes
 _RIVAL = 1.1  # ratio of prices within which two readings are not told apart
-_NARROW, _THIN = (
-    0.5,
-    0.25,
-)  # width of samples, in units of the widest: of answers with the mean, and of few
+_NARROW = 0.4  # width of samples, in units of the widest, that is that of answers with the mean
+_THIN = 0.25  # the same where they are few
 _USUAL_WIDTH = 0.3  # of data, at least, as networks are trained on
 _FINALISTS = 3  # readings that are looked at closely
 _STEPS = 8  # of a first look at what a reading makes

@@ -3,6 +3,8 @@ and which time, and whether they say anything at all."""
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 
@@ -13,6 +15,7 @@ from .readings import Reading
 
 OF_MEANING = (*OF_READING, "untrained", "terminal-snr")
 _BETTER = 1.1  # ratio of errors, with 1/√entries more, that makes a network worse than a·x + c
+_NUMBERS = 16  # in clean samples, at least, for the same
 _WORSE = 1.25  # ratio of errors on data and on samples of its own that makes the data others
 _DEAF = 1e-3  # relative change of answers to other questions
 _ALIKE = 0.7  # correlation of an answer with the noise that it is shown
@@ -112,6 +115,7 @@ def useless(probe: Probe, bench: Bench) -> Finding | None:
     """Answers further from what was to be answered than a multiple of x is, which needs no network."""
     if "untrained" in probe.not_checked:
         return None
+    numbers = probe.different * math.prod(probe.shape)
     if probe.wild(probe.clean):
         last = len(probe.sigmas) - 1
         shown = probe.noised(torch.zeros_like(probe.eps), float(probe.sigmas[last]))
@@ -123,13 +127,14 @@ def useless(probe: Probe, bench: Bench) -> Finding | None:
         error = 1 - likeness
         text = "of noise alone an ε-network returns that noise, and this one's answers have correlation "
         text += f"{likeness:.2f} with it"
-    elif probe.different < LEAST:
-        reason = f"{probe.different} samples are too few to fit a·x + c to; give n={LEAST} or more"
+    elif probe.different < LEAST or numbers < _NUMBERS:
+        least = max(LEAST, -(-_NUMBERS // math.prod(probe.shape)))
+        reason = f"{probe.different} samples are too few to fit a·x + c to; give n={least} or more"
         probe.skip(reason, "untrained")
         return None
     else:
         error, linear = bench.loss
-        if error < linear * (_BETTER + probe.eps.numel() ** -0.5):
+        if error < linear * (_BETTER + numbers**-0.5):
             return None
         whose = "data" if probe.data is not None else "samples of its own"
         text = f"on noised {whose} the network's answers have error {error:.2f}, and the best a·x + c, "
