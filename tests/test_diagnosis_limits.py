@@ -39,8 +39,10 @@ def needy(betas="linear", **options):
 
 
 # -- a network that relies on a limit ---------------------------------------------------------
-@pytest.mark.parametrize("betas", ["linear", "scaled_linear"])
-@pytest.mark.parametrize("seen", SEEN)
+@pytest.mark.parametrize(  # where it relies on one a little, that shows with data alone
+    ("betas", "seen"),
+    [("linear", "its own samples"), ("linear", "data"), ("scaled_linear", "data")],
+)
 def test_a_network_that_relies_on_a_limit_and_has_none(betas, seen):
     (finding,) = diagnosis(needy(betas), **pictures(seen))
     assert (finding.check, finding.severity) == ("clipping", "error")

@@ -36,6 +36,7 @@ _BEYOND_DATA = 1.1  # times the data's largest entry, from where one is out of r
 _BEYOND_OWN = (
     1.2  # times the range that samples keep to when held in it; sound models stay in by 2 %
 )
+_SHRUNK = 1.5  # times; sound models, in the plane, to 1.3
 _TRIES = 3  # to find that range
 WILD_SAMPLES = "what the model makes by itself is not on the scale of its noise; give data"
 
@@ -142,11 +143,22 @@ class Probe:
         if not self.free.isfinite().all():
             return True
         if self.data is None:
-            return float(self.free.abs().max()) > _BEYOND_OWN * self.reach
+            far = float(self.free.abs().max()) > _BEYOND_OWN * self.reach
+            return far or self._shrinks()
         # A mean of data lies within the data: where x̂₀ of noised data does not, the network errs.
         sigma = float(self.sigmas[-1])
         guess = self.ask(self.variant(limit=Limit()), self.noised(self.data, sigma), sigma)[0]
         return all(self.beyond(x) > _SHARE for x in (self.free, guess))
+
+    def _shrinks(self) -> bool:
+        """Whether samples that are held in the range of the middle one come out much smaller.
+
+        The largest of them may stay where it is, as far out as its own bound lets it.
+        """
+        reached = first = _middle(self.free)
+        for _ in range(_TRIES):
+            reached = _middle(self.generate(self.model, Limit(clip=reached or 1.0)))
+        return first > _SHRUNK * reached
 
     def beyond(self, x: Tensor) -> float:
         """The share of entries beyond :attr:`reach`."""
@@ -251,3 +263,8 @@ class Probe:
 
 def rms(x: Tensor) -> float:
     return float(x.double().square().mean().sqrt())
+
+
+def _middle(x: Tensor) -> float:
+    """The median over samples of their largest |entry|."""
+    return float(x.abs().flatten(1).amax(dim=1).median()) if x.ndim > 1 else float(x.abs().max())
