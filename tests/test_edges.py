@@ -181,7 +181,7 @@ def test_split_takes_the_first_half_of_the_channels():
     [
         (lambda: Denoiser("net", COSINE), "net must be callable as net.*got str"),
         (lambda: Denoiser(Counting(), np.ones(3)), "from_alphas_cumprod"),
-        (lambda: Denoiser(Counting(), COSINE, learned_variance="fixed"), "use 'split' or None"),
+        (lambda: Denoiser(Counting(), COSINE, learned_variance="fixed"), "nearest first: split"),
         (lambda: Denoiser(Counting(), COSINE, time=max, time_offset=-1.0), "let time.. add the offset"),
         (lambda: Guidance(np.nan), "guidance scale nan must be"),
         (lambda: Guidance(3.0), "needs null="),

@@ -200,7 +200,7 @@ def test_files_that_are_no_reference_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"real\.safetensors: truncated"):
         FeatureStatistics.load(path)
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    with pytest.raises(ValueError, match=r"real\.safetensors: damaged"):
+    with pytest.raises(ValueError, match=r"real\.safetensors: .*a damaged one"):
         FeatureStatistics.load(path)
     path.write_bytes(whole)
     with safe_open(path, "pt") as file:

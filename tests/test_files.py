@@ -329,6 +329,7 @@ def test_nothing_else_writes_files():
         for line in path.read_text(encoding="utf-8").splitlines()
         if writes.search(line)
         and "BytesIO" not in line
+        and "os.devnull" not in line
         and path.name not in ("files.py", "claims.py")
     ]
     assert len(found) == 1, found

@@ -111,6 +111,8 @@ def interrupted(call, ready):
     started = subprocess.Popen(
         [sys.executable, "-m", "ddim_ode", *call],
         env=environment,
+        # one begun in the background, as the tests may be, would ignore it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

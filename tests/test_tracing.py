@@ -203,7 +203,7 @@ def test_a_sampler_without_a_plan_is_refused(loop, message):
         (dict(time="lambda"), "time"),
         (dict(prediction="noise"), "prediction"),
         (dict(time_offset=-1.0), "t=1001 is outside this schedule's range"),
-        (dict(sigma_end=1e5), "sigma_end=100000 is not below"),
+        (dict(sigma_end=1e5), "sigma_end=100000 must be below"),
         (dict(time_offset=1.0), "t=-1 is outside this schedule's range"),
     ],
 )

@@ -266,7 +266,10 @@ class Steps:
             columns = [steps]
             for _ in range(past - 1):
                 newer, level = columns[-1], columns[-1] - 1
-                while (near := (level >= oldest) & (np.abs(at[level] - at[newer]) < least)).any():
+                while (
+                    near := (level >= oldest)
+                    & (np.abs(at[np.maximum(level, 0)] - at[newer]) < least)
+                ).any():
                     level = level - near
                 columns.append(level)
         return np.stack(columns, axis=1)
