@@ -41,7 +41,7 @@ def test_best_ranking_and_recommendation():
         r.best(7)
     with pytest.raises(ValueError, match="target_error"):
         r.recommend(-1.0)
-    with pytest.raises(ValueError, match="confidence=0.0 must"):
+    with pytest.raises(ValueError, match=r"confidence=0\.0 must"):
         r.decide(0, 3, confidence=0)
 
 
