@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._checks import count, number, shown
+from ._checks import count, number, one_of, shown
 from .active_set import Field, Released, Solver
 from .bars import progress_bar
 from .denoiser import Denoiser
@@ -36,6 +36,11 @@ class Options(NamedTuple):
     error_norm: str = "sample"
     record: str = "none"
     dense: bool = True
+
+
+def error_norm(given: Any) -> str:
+    """That norm, ``"sample"`` for None; ValueError for one that is not known."""
+    return "sample" if given is None else one_of("error_norm", given, ERROR_NORMS)
 
 
 def is_adaptive(method: Method, asked: bool, placed: bool) -> bool:

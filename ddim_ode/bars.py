@@ -21,4 +21,6 @@ def progress_bar(shown: bool, **options: Any) -> Any:
 
 def _watched() -> bool:
     """Whether what goes to stderr is seen as it comes: not in a file, a pipe or a log."""
-    return "ipykernel" in sys.modules or (sys.stderr is not None and sys.stderr.isatty())
+    # The kernel's own stream, and not that ipykernel is imported, as more than notebooks do.
+    notebook = type(sys.stderr).__module__.startswith("ipykernel")
+    return notebook or (sys.stderr is not None and sys.stderr.isatty())

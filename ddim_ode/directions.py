@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from . import adaptive, external, reversible
-from ._checks import exclusive, flag, one_of, refuse
+from ._checks import exclusive, flag, refuse
 from .denoiser import Denoiser
 from .grids import check_grid, upward
 from .levels import Levels
@@ -90,7 +90,7 @@ def solve(task: Task, model: Denoiser, x: Tensor, partner: Tensor | None, rising
             adaptive.tolerance("rtol", rtol),
             adaptive.tolerance("atol", atol),
             task.adaptive["max_nfe"],
-            one_of("error_norm", task.adaptive["error_norm"] or "sample", adaptive.ERROR_NORMS),
+            adaptive.error_norm(task.adaptive["error_norm"]),
             watching["record"],
             dense is None or flag("dense", dense),
         )

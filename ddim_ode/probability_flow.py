@@ -195,7 +195,8 @@ class ProbabilityFlow:
             )
         if np.size(state) % max(math.prod(self.shape), 1):
             raise ValueError(
-                f"a state of {np.size(state)} numbers is no batch of samples of shape={self.shape}"
+                f"a state of {np.size(state)} numbers is no batch of samples of shape={self.shape}; give a "
+                f"multiple of {math.prod(self.shape)} numbers"
             )
         tensor = torch.as_tensor(state, dtype=self.dtype, device=self.device)
         return tensor.reshape(-1, *self.shape)

@@ -206,11 +206,7 @@ def sample(
                 adaptive.tolerance("rtol", rtol),
                 adaptive.tolerance("atol", atol),
                 max_nfe,
-                one_of(
-                    "error_norm",
-                    "sample" if error_norm is None else error_norm,
-                    adaptive.ERROR_NORMS,
-                ),
+                adaptive.error_norm(error_norm),
                 record,
                 dense is None or flag("dense", dense),
             )

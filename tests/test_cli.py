@@ -166,7 +166,7 @@ def test_an_output_folder_that_cannot_be_is_explained(tmp_path, capsys):
         (["--device", "warp"], "--device warp"),
         (["--device", "meta"], "cannot be used here (it holds no numbers)"),
         (["--classes", "hat"], "unknown class 'hat'"),
-        (["--model", "none.safetensors"], "none.safetensors: no such weights file"),
+        (["--model", "none.safetensors"], "none.safetensors: no such file or directory"),
         (["--steps", "0"], "--steps=0 must be a whole number >= 1"),
         (["--eta", "7"], "eta=7"),
         (["--guidance-interval", "1", "2"], "--guidance-interval does nothing without guidance"),

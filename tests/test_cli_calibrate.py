@@ -133,7 +133,7 @@ def test_the_pictures_are_of_seeds_that_were_not_fitted(tmp_path, calls, monkeyp
         (["--device", "warp"], "--device warp"),
         (["--guidance", "3"], "an exact mixture has no classes"),
         (["--classes", "bag"], "--classes 'bag': this model has no classes"),
-        (["--model", "none.safetensors"], "none.safetensors: no such weights file"),
+        (["--model", "none.safetensors"], "none.safetensors: no such file or directory"),
     ],
 )
 def test_mistakes_are_explained_before_the_work(tmp_path, calls, capsys, arguments, message):

@@ -318,7 +318,7 @@ def test_a_broken_network_is_said_before_the_long_run(tmp_path, capsys):
         (["--metrics", "--n", "3"], "--metrics needs at least 4 samples, and 3 are reported"),
         (["--reference", "-1"], "reference=-1.0"),
         (["--model", "digits"], "unknown model 'digits'"),
-        (["--model", "none.json"], "none.json: no such file"),
+        (["--model", "none.json"], "--model none.json: no such file or directory; give a shipped"),
         (["--methods", "heun", "--nfe", "1"], "no solver has an error: nfe=1: one step of 'heun'"),
     ],
 )

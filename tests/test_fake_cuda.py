@@ -108,6 +108,11 @@ def tensor_scale():
     return dict(guidance=guidance)
 
 
+def named(options):
+    """A test's name without addresses, which are others in every process."""
+    return re.sub(r" at 0x[0-9a-f]+", "", str(options))
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -131,7 +136,7 @@ def tensor_scale():
         dict(denoiser=dict(threshold=0.9)),
         dict(denoiser=dict(guidance=guided(2.0, interval=(0.5, 5.0)), clip=1.0), cond=True),
     ],
-    ids=str,
+    ids=named,
 )
 def test_option_leaves_the_device_alone(options):
     run(method="heun", **options)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -67,9 +67,30 @@ def load_model(
     return loaded._replace(title=f"{loaded.title}, {limit}", facts=facts)
 
 
+def _check_is_there(name: str, known: Sequence[str], kinds: str) -> None:
+    """ValueError or FileNotFoundError for a name that is neither ``known`` nor a model on disk."""
+    path = Path(name)
+    if name in known or path.is_file():
+        return
+    if path.is_dir():
+        from ..interop.diffusers import is_model_folder
+
+        if not is_model_folder(name) and not (path / "model.safetensors").exists():
+            raise FileNotFoundError(
+                f"--model {name}: the folder holds no model.safetensors, as ddim-ode train writes it, and no "
+                "model_index.json or config.json of diffusers; give a folder that does"
+            )
+        return
+    if path.parent != Path() or path.suffix or name.startswith("."):
+        raise FileNotFoundError(f"--model {name}: no such file or directory; give {kinds}")
+    one_of("model", name, known)
+
+
 def _load(name: str, guidance: float | None, device: Any, limits: Mapping[str, Any]) -> Loaded:
     from ..interop.config import limit_of
+    from ..nets.pretrained import MODELS
 
+    _check_is_there(name, (*MODELS, MIXTURE), HELP)
     if name != MIXTURE and Path(name).is_dir():
         from ..interop.diffusers import is_model_folder
 
@@ -94,13 +115,14 @@ def load_trained(
     """
     from ..interop.config import limit_of
     from ..interop.diffusers import is_model_folder
-    from ..nets.pretrained import load
+    from ..nets.pretrained import MODELS, load
 
     if name == MIXTURE or Path(name).suffix in (".json", ".npz"):
         raise ValueError(
             f"--model {name}: this command draws what a trained network makes; ddim-ode generate, compare, "
             "calibrate and doctor take a mixture as well"
         )
+    _check_is_there(name, MODELS, HELP_TRAINED)
     if not (Path(name).is_dir() and is_model_folder(name)):
         trained = load(name, device=device)
         trained.limit = limit_of({}, **(limits or {}))
@@ -148,10 +170,8 @@ def _of_diffusers(
 
 
 def _trained(name: str, guidance: float | None, device: Any) -> Loaded:
-    from ..nets.pretrained import MODELS, load
+    from ..nets.pretrained import load
 
-    if not Path(name).suffix and not Path(name).exists():
-        one_of("model", name, (*MODELS, MIXTURE))
     scale = 1.0 if guidance is None else guidance
     model = load(name, guidance=scale, device=device)
     guided = f"{scale:g}" + (", off: the conditional network alone" if scale == 1 else "")
@@ -202,8 +222,6 @@ def _read(path: Path) -> dict[str, Any]:
     """The fields of a mixture's file; nothing is unpickled."""
     import numpy as np
 
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
     try:
         if path.suffix == ".json":
             data = json.loads(path.read_text(encoding="utf-8-sig"))  # Windows begins it so

@@ -77,7 +77,9 @@ class Probe:
                 raise ValueError("data must be at least one clean sample, got 0")
             n, shape = min(n, len(data)), data.shape[1:]
             if not float(data[:n].std()) > 0:  # of NaN as well
-                raise ValueError(f"the first {n} samples of data are constant, or not all numbers")
+                raise ValueError(
+                    f"the first {n} samples of data are constant, or not all numbers; give clean samples"
+                )
         self.shape = sample_shape(model, shape)
         self.few = max(_FEW, -(-_ENTRIES // math.prod(self.shape)))
         self.rows = rows = max(n, self.few)

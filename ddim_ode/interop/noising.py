@@ -78,10 +78,10 @@ class Noising:
     def _scales(self, samples: Tensor, noise: Tensor, timesteps: Any) -> tuple[Tensor, Tensor]:
         """ᾱ and β̄ (B, 1, ...) of clean samples noised at network times."""
         check_floating(samples, "samples")
-        if not isinstance(noise, Tensor) or noise.shape != samples.shape:
-            got = tuple(noise.shape) if isinstance(noise, Tensor) else type(noise).__name__
+        check_floating(noise, "noise")
+        if noise.shape != samples.shape:
             raise ValueError(
-                f"noise must have the samples' shape {tuple(samples.shape)}, got {got}"
+                f"noise must have the samples' shape {tuple(samples.shape)}, got {tuple(noise.shape)}"
             )
         given = timesteps.detach().cpu() if isinstance(timesteps, Tensor) else timesteps
         told = np.atleast_1d(numbers("timesteps", given))

@@ -149,6 +149,7 @@ class DDIMODEScheduler(Noising, SchedulerMixin, ConfigMixin):  # type: ignore[mi
         sigma_max: float | None = None,
         replaces: str | None = None,
     ) -> None:
+        self.register_to_config(**_kept(self.config))
         flag("snap", snap)
         for name, value, known in (("grid", grid, NAMES), ("final", final, FINALS)):
             if value is not None:
@@ -505,6 +506,21 @@ def _check_config(config: Any) -> None:
         raise ValueError(
             f"config must be a configuration, got {type(config).__name__}; give {whose}"
         )
+
+
+def _kept(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings as the configuration's file, which is JSON, keeps them; ValueError for one it cannot."""
+    kept = {}
+    for name, value in config.items():
+        kept[name] = value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
+        try:
+            json.dumps(kept[name])
+        except (TypeError, ValueError, RecursionError):
+            raise ValueError(
+                f"{name}={shown(value)} cannot be kept in the scheduler's configuration; give plain numbers "
+                "(float(...)), texts, or lists of them"
+            ) from None
+    return kept
 
 
 def _nobody(x: Tensor, t: Tensor) -> Tensor:
