@@ -11,6 +11,7 @@ scale of its data. A fault is named right if a finding of its kind is there.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -41,9 +42,11 @@ def digits(scale: float, shift: float) -> Tensor:
 def mixtures(count: int) -> Iterator[Patient]:
     """Of 1 to 5 components in 1 to 16 dimensions, on every schedule and with every prediction."""
     rng, s = np.random.default_rng(0), ddim_ode.schedules
-    known = [s.ddpm(), s.cosine(), s.vp(), s.ve(80.0), s.flow(), s.exponential()]
+    known = [s.ddpm(), s.cosine(), s.vp(), s.ve(80.0), s.flow(), s.exponential(), s.ve(1348.0)]
     for i in range(count):
         schedule, prediction = known[i % len(known)], PREDICTIONS[i % len(PREDICTIONS)]
+        if math.isinf(schedule.sigma_max) and prediction in ("eps", "score"):
+            prediction = "flow"  # the others are blind at σ = inf, which is a fault
         k, size = rng.integers(1, 6), rng.choice([1, 2, 4, 8, 16])
         weights = rng.dirichlet(np.full(k, 2.0))
         means, variances = rng.normal(size=(k, size)), rng.uniform(0.02, 0.5, (k, size))
@@ -65,15 +68,23 @@ def faults(patient: Patient) -> Iterator[tuple[str, str, Patient]]:
     top, net = model.schedule.T, model.net
     assert data is not None
 
-    def wanting(name: str, check: str, answer: object, **changes: object) -> tuple[str, str, Patient]:
+    def wanting(
+        name: str, check: str, answer: object, **changes: object
+    ) -> tuple[str, str, Patient]:
         options = dict(prediction=model.prediction, shape=(64,)) | changes
         wrong = ddim_ode.Denoiser(answer, model.schedule, **options)  # type: ignore[arg-type]
         return name, check, replace(patient, model=wrong)
 
-    yield wanting("time reversed", "network-time", lambda x, t: net(x, top - t))
-    yield wanting("time reversed, negated", "network-time", lambda x, t: -net(x, top - t))
-    yield wanting("time 1000 times as large", "network-time", lambda x, t: net(x, t / 1000))
-    yield wanting("time 1/1000 as large", "network-time", lambda x, t: net(x, 1000 * t))
+    yield wanting("time reversed", "network-time", lambda x, t: net(x, (top - t).clamp(0, top)))
+    yield wanting(
+        "time reversed, negated", "network-time", lambda x, t: -net(x, (top - t).clamp(0, top))
+    )
+    yield wanting(
+        "time 1000 times as large", "network-time", lambda x, t: net(x, (t / 1000).clamp(max=top))
+    )
+    yield wanting(
+        "time 1/1000 as large", "network-time", lambda x, t: net(x, (1000 * t).clamp(max=top))
+    )
     yield wanting("sign", "sign", lambda x, t: -net(x, t))
     declared = "x0" if model.prediction != "x0" else "eps"
     yield wanting(f"declared {declared}", "prediction", net, prediction=declared)
@@ -115,7 +126,9 @@ def main() -> None:
                 print(f"{fault:26} {seen:16} {sum(row['right'] for row in of)} of {len(of)} right")
     for row in rows:
         if not row["right"]:
-            print(f"wrong: {row['model']}, {row['fault']}, {row['seen']}: {row['found'] or 'nothing'}")
+            print(
+                f"wrong: {row['model']}, {row['fault']}, {row['seen']}: {row['found'] or 'nothing'}"
+            )
     run.save(rows, seeds=len(seeds), mixtures=count)
 
 

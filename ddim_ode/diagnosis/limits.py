@@ -7,7 +7,7 @@ from collections.abc import Collection
 from ..guidance import Level
 from .findings import Finding
 from .meaning import OF_MEANING
-from .probe import Probe, rms
+from .probe import BEYOND, Probe, rms
 
 _HIDING = {*OF_MEANING, "non-finite"} - {"terminal-snr"}
 _CUT = 0.1  # what a limit may move, of the data's RMS: less is overshoot, of networks and of data
@@ -34,9 +34,7 @@ def missing(probe: Probe) -> Finding | None:
         seen = f"reaches {most:.3g}, and {probe.reach:.3g} where x̂₀ is kept to its own range"
     else:
         evidence, bound = probe.beyond(probe.free), f"clip={probe.reach:.3g}"
-        seen = (
-            f"lies beyond the data's largest, {probe.reach:.3g}, in {evidence:.1%} of the entries"
-        )
+        seen = f"lies beyond {BEYOND:g} times the data's largest, {probe.reach:.3g}, in {evidence:.1%} of the entries"
     return Finding(
         "clipping",
         "error",

@@ -91,9 +91,12 @@ def misread(probe: Probe, bench: Bench) -> list[Finding]:
 def other_data(probe: Probe, bench: Bench) -> Finding | None:
     """Data whose mean or width is not that of the model's own samples (if it is read rightly)."""
     data = probe.data
-    if data is None or probe.different < LEAST or probe.lifeless or probe.wild(probe.made):
+    if data is None or probe.different < LEAST or probe.lifeless:
+        return None
+    error, linear = Bench(probe, probe.made).loss
+    if probe.wild(probe.made) and not error < linear:
         return None  # the model's own samples say nothing of their scale
-    if bench.loss[0] < _WORSE * Bench(probe, probe.made).loss[0]:
+    if bench.loss[0] < _WORSE * error:
         return None  # the network denoises these as well as those
     a, b = (float(v) for v in (data.mean(), data.std()))
     c, d = (float(v) for v in (probe.made.mean(), probe.made.std()))

@@ -94,22 +94,27 @@ def non_finite(probe: Probe) -> Finding | None:
 
 
 def terminal_snr(probe: Probe) -> Finding | None:
-    """ε-prediction where ᾱ is (almost) 0: x̂₀ = (x − β̄ε̂)/ᾱ magnifies the network's error by σ."""
+    """ε-prediction where ᾱ is (almost) 0: x̂₀ = (x − β̄ε̂)/ᾱ magnifies the network's error by σ.
+
+    Asked at the level that the model starts from, which need not be σ(T).
+    """
     model, schedule = probe.model, probe.model.schedule
     if model.prediction not in ("eps", "score"):
         return None
-    top = schedule.sigma_max
-    call = model.network(probe.noise, probe.cond, probe.shared)
+    top = model.sigma_max
+    beta = float(schedule.scales(top)[1])
+    unit = probe.noise / float(schedule.scales(schedule.sigma_max)[1])
+    x = beta * unit
+    call = model.network(x, probe.cond, probe.shared)
     level = model.snapped(np.array([top]))
     t = torch.full((probe.rows,), float(model.network_time(level)[0]), device=probe.device)
     with torch.no_grad():
-        answer = call(probe.noise, t)
-    beta = float(schedule.scales(top)[1])
+        answer = call(x, t)
     eps = answer if model.prediction == "eps" else -beta * answer
-    error = rms(eps - probe.noise / beta)
+    error = rms(eps - unit)
     fix = (
         "train for v or x0 there (prediction_type='v_prediction'), or start lower: "
-        f"sigma_max={float(schedule.sigma(0.98 * schedule.T)):.3g}"
+        f"sigma_max={min(float(schedule.sigma(0.98 * schedule.T)), top / 2):.3g}"
     )
     if math.isinf(top):
         return Finding(
@@ -127,7 +132,7 @@ def terminal_snr(probe: Probe) -> Finding | None:
         "terminal-snr",
         "error",
         blown,
-        f"at σ(T)={top:.3g} the network's ε̂ errs by RMS {error:.2g}, so x̂₀ errs by {blown:.3g} times the "
+        f"at σ={top:.3g}, where it starts, the network's ε̂ errs by RMS {error:.2g}, so x̂₀ errs by {blown:.3g} times the "
         "data",
         fix,
     )
