@@ -1,6 +1,7 @@
 """A comparison on disk: it comes back equal, and nothing that was damaged is believed."""
 
 import json
+import os
 import random
 
 import matplotlib.pyplot as plt
@@ -15,6 +16,8 @@ from ddim_ode.cli import main
 from ddim_ode.evaluate.features import IDENTITY
 from ddim_ode.evaluate.measured import measure_rows
 from ddim_ode.results import Comparison
+
+DAMAGES = int(os.environ.get("FUZZ", "300"))
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +128,7 @@ def test_no_damage_is_believed(path, tmp_path):
         return json.dumps(whole).encode()
 
     makers = [flipped, changed, lambda: data[: rng.randrange(len(data) - 2)]]
-    for i in range(150):
+    for i in range(DAMAGES // 2):
         damaged.write_bytes(makers[i % 3]())
         try:
             loaded = Comparison.load(damaged)

@@ -77,8 +77,8 @@ def _check_is_there(name: str, known: Sequence[str], kinds: str) -> None:
 
         if not is_model_folder(name) and not (path / "model.safetensors").exists():
             raise FileNotFoundError(
-                f"--model {name}: the folder holds no model.safetensors, as ddim-ode train writes it, and no "
-                "model_index.json or config.json of diffusers; give a folder that does"
+                f"--model {name}: the folder holds no model.safetensors, as ddim-ode train writes it, and "
+                "no model_index.json or config.json of diffusers; give a folder that does"
             )
         return
     if path.parent != Path() or path.suffix or name.startswith("."):

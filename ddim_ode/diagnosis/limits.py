@@ -34,7 +34,8 @@ def missing(probe: Probe) -> Finding | None:
         seen = f"reaches {most:.3g}, and {probe.reach:.3g} where x̂₀ is kept to its own range"
     else:
         evidence, bound = probe.beyond(probe.free), f"clip={probe.reach:.3g}"
-        seen = f"lies beyond {BEYOND:g} times the data's largest, {probe.reach:.3g}, in {evidence:.1%} of the entries"
+        far = f"{BEYOND:g} times the data's largest, {probe.reach:.3g}"
+        seen = f"lies beyond {far}, in {evidence:.1%} of the entries"
     return Finding(
         "clipping",
         "error",

@@ -132,7 +132,7 @@ def terminal_snr(probe: Probe) -> Finding | None:
         "terminal-snr",
         "error",
         blown,
-        f"at σ={top:.3g}, where it starts, the network's ε̂ errs by RMS {error:.2g}, so x̂₀ errs by {blown:.3g} times the "
-        "data",
+        f"at σ={top:.3g}, where it starts, the network's ε̂ errs by RMS {error:.2g}, so x̂₀ errs by "
+        f"{blown:.3g} times the data",
         fix,
     )

@@ -517,8 +517,8 @@ def _kept(config: Mapping[str, Any]) -> dict[str, Any]:
             json.dumps(kept[name])
         except (TypeError, ValueError, RecursionError):
             raise ValueError(
-                f"{name}={shown(value)} cannot be kept in the scheduler's configuration; give plain numbers "
-                "(float(...)), texts, or lists of them"
+                f"{name}={shown(value)} cannot be kept in the scheduler's configuration; give plain "
+                "numbers (float(...)), texts, or lists of them"
             ) from None
     return kept
 
