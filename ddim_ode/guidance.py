@@ -209,6 +209,9 @@ class Branches:
         return guided * (1 + self.rescale * (ratio - 1)).reshape(-1, *[1] * (guided.ndim - 1))
 
 
+_MOST = torch.finfo(torch.float32).max  # of a bound: what x̂₀ can be
+
+
 class Limit:
     """Keeps x̂₀ in range: ``clip`` to [−clip, clip], or dynamic thresholding of data in [−1, 1].
 
@@ -229,7 +232,7 @@ class Limit:
         if clip is not None:
             if threshold is not None:
                 raise ValueError("both clip and threshold are given; drop threshold")
-            _number("clip", clip, 0.0, math.inf, "a bound on |x̂₀|", strictly=True)
+            _number("clip", clip, 0.0, _MOST, "a bound on |x̂₀|", strictly=True)
         self.clip = None if clip is None else float(clip)
         self.threshold: float | None = None
         self.most = math.inf
@@ -239,7 +242,7 @@ class Limit:
             _number("threshold", p, 0.0, 1.0, "a quantile of |x̂₀|", strictly=True)
             self.threshold = float(p)  # type: ignore[arg-type]
             if most not in (None, math.inf):
-                _number("the bound of threshold", most, 0.0, math.inf, "on s", strictly=True)
+                _number("the bound of threshold", most, 0.0, _MOST, "on s", strictly=True)
                 self.most = float(most)
 
     def __bool__(self) -> bool:
