@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from ddim_ode.plots.comparisons.pictures import save_figure
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -34,12 +35,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 import ddim_ode
-from ddim_ode import files, plots
-from ddim_ode.files import write_csv
-from ddim_ode.near import PLAN, Near, of_plan
+from ddim_ode._base import files
+from ddim_ode._base.files import write_csv
 from ddim_ode.nets.pretrained import PretrainedModel
-from ddim_ode.pictures import save_figure
-from ddim_ode.store import Store
+from ddim_ode.plots.comparisons import comparisons as plots
+from ddim_ode.solve.cache import Store
+from ddim_ode.solve.near import PLAN, Near, of_plan
 
 RESULTS = Path(__file__).parent / "results"
 QUICK_RESULTS = Path("out/benchmarks")

@@ -25,8 +25,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import ddim_ode
-from ddim_ode.cuda_graph import capture
 from ddim_ode.nets.pretrained import PretrainedModel
+from ddim_ode.solve.cuda_graph import capture
 
 METHOD, NFE = "dpmpp2m", 20
 REPEATS = 10

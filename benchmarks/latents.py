@@ -31,9 +31,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 import ddim_ode
-from ddim_ode.near import of_rows
 from ddim_ode.nets.data import load_images, to_unit
-from ddim_ode.store import Store
+from ddim_ode.solve.cache import Store
+from ddim_ode.solve.near import of_rows
 
 METHOD, GRID = "dpmpp2m", "log_snr"
 BATCH = 20

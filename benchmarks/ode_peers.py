@@ -13,7 +13,7 @@ import torch
 from common import Problem
 from torch import Tensor
 
-from ddim_ode.schedule import Array, Schedule
+from ddim_ode.schedules.schedule import Array, Schedule
 
 Solve = Callable[["PeerField", float], tuple[Tensor, float]]
 

@@ -40,6 +40,7 @@ from common import (
     quiet,
     rms,
 )
+from ddim_ode.comparison.comparison.jobs import DEFAULT_METHODS
 from matplotlib.figure import Figure
 from ode_peers import (
     STATES,
@@ -53,7 +54,6 @@ from ode_peers import (
 from torch import Tensor
 
 import ddim_ode
-from ddim_ode.candidates import DEFAULT_METHODS
 
 Sampler = Callable[[int], Tensor | None]  # the end state within so many calls; None: no such number
 ANY_GRID = "ddim_ode, any grid"

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import ddim_ode
-from ddim_ode.schedule import Schedule
+from ddim_ode.schedules.schedule import Schedule
 
 
 class Case(NamedTuple):

@@ -14,7 +14,7 @@ from scipy.stats import t as student
 from torch import Tensor
 
 import ddim_ode
-from ddim_ode.reference import METHOD, in_float64
+from ddim_ode.solve.reference import METHOD, in_float64
 from ddim_ode.solvers.compilation import plan as compile_plan
 from ddim_ode.solvers.methods import METHODS, VARIANTS
 

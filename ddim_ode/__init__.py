@@ -16,34 +16,35 @@ __version__ = "0.1.0"
 _MODULES = ("schedules", "grids", "exact")
 _PACKAGES = ("evaluate", "interop", "solvers")
 _NAMES = {
-    "Comparison": "results",
-    "Denoiser": "denoiser",
-    "Guidance": "guidance",
-    "Known": "editing",
-    "LogLikelihood": "likelihood",
+    "Comparison": "comparison.result",
+    "Denoiser": "denoising.denoiser",
+    "Guidance": "denoising.guidance",
+    "Interrupted": "_base.interrupted",
+    "Known": "latents.editing",
+    "LogLikelihood": "latents.likelihood",
     "Method": "solvers.methods",
     "Plan": "solvers.plan",
-    "ProbabilityFlow": "probability_flow",
-    "Progress": "integration",
-    "Solution": "solution",
-    "accelerate": "acceleration",
-    "calibrate": "calibration",
-    "compare": "comparison",
-    "decode": "inversion",
-    "dequantized": "likelihood",
+    "ProbabilityFlow": "solve.probability_flow",
+    "Progress": "solve.loop",
+    "Solution": "solve.solution",
+    "accelerate": "denoising.acceleration",
+    "calibrate": "calibration.calibration",
+    "compare": "comparison.comparison",
+    "decode": "latents.inversion",
+    "dequantized": "latents.likelihood",
     "diagnose": "diagnosis",
-    "encode": "inversion",
-    "eps_loss": "training",
-    "generate": "generation",
+    "encode": "latents.inversion",
+    "eps_loss": "denoising.training",
+    "generate": "generation.generation",
     "load": "nets.pretrained",
-    "log_likelihood": "likelihood",
+    "log_likelihood": "latents.likelihood",
     "methods": "solvers.methods",
-    "noise": "seeding",
+    "noise": "denoising.seeding",
     "plan": "solvers.compilation",
-    "renoise": "editing",
-    "sample": "sampling",
-    "slerp": "interpolation",
-    "transfer": "editing",
+    "renoise": "latents.editing",
+    "sample": "solve.sampling",
+    "slerp": "latents.interpolation",
+    "transfer": "latents.editing",
 }
 __all__ = ["__version__", *_MODULES, *_NAMES]
 
@@ -54,34 +55,34 @@ if TYPE_CHECKING:
     from . import interop as interop
     from . import schedules as schedules
     from . import solvers as solvers
-    from .acceleration import accelerate as accelerate
-    from .calibration import calibrate as calibrate
-    from .comparison import compare as compare
-    from .denoiser import Denoiser as Denoiser
+    from .calibration.calibration import calibrate as calibrate
+    from .comparison.comparison import compare as compare
+    from .comparison.result import Comparison as Comparison
+    from .denoising.acceleration import accelerate as accelerate
+    from .denoising.denoiser import Denoiser as Denoiser
+    from .denoising.guidance import Guidance as Guidance
+    from .denoising.seeding import noise as noise
+    from .denoising.training import eps_loss as eps_loss
     from .diagnosis import diagnose as diagnose
-    from .editing import Known as Known
-    from .editing import renoise as renoise
-    from .editing import transfer as transfer
-    from .generation import generate as generate
-    from .guidance import Guidance as Guidance
-    from .integration import Progress as Progress
-    from .interpolation import slerp as slerp
-    from .inversion import decode as decode
-    from .inversion import encode as encode
-    from .likelihood import LogLikelihood as LogLikelihood
-    from .likelihood import dequantized as dequantized
-    from .likelihood import log_likelihood as log_likelihood
+    from .generation.generation import generate as generate
+    from .latents.editing import Known as Known
+    from .latents.editing import renoise as renoise
+    from .latents.editing import transfer as transfer
+    from .latents.interpolation import slerp as slerp
+    from .latents.inversion import decode as decode
+    from .latents.inversion import encode as encode
+    from .latents.likelihood import LogLikelihood as LogLikelihood
+    from .latents.likelihood import dequantized as dequantized
+    from .latents.likelihood import log_likelihood as log_likelihood
     from .nets.pretrained import load as load
-    from .probability_flow import ProbabilityFlow as ProbabilityFlow
-    from .results import Comparison as Comparison
-    from .sampling import sample as sample
-    from .seeding import noise as noise
-    from .solution import Solution as Solution
+    from .solve.loop import Progress as Progress
+    from .solve.probability_flow import ProbabilityFlow as ProbabilityFlow
+    from .solve.sampling import sample as sample
+    from .solve.solution import Solution as Solution
     from .solvers.compilation import plan as plan
     from .solvers.methods import Method as Method
     from .solvers.methods import methods as methods
     from .solvers.plan import Plan as Plan
-    from .training import eps_loss as eps_loss
 
 
 def __getattr__(name: str) -> Any:

@@ -20,9 +20,9 @@ import torch
 from scipy.special import ndtr
 from torch import Tensor
 
-from ._checks import count, numbers, seed_of
-from .denoiser import Denoiser, check_floating
-from .schedule import Array, Schedule
+from ._base.checks import count, numbers, seed_of
+from .denoising.denoiser import Denoiser, check_floating
+from .schedules.schedule import Array, Schedule
 
 
 class ExactModel(Denoiser):

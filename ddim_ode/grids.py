@@ -17,8 +17,8 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from ._checks import count, flag, number, numbers, one_of
-from .schedule import Array, Schedule, check_schedule
+from ._base.checks import count, flag, number, numbers, one_of
+from .schedules.schedule import Array, Schedule, check_schedule
 
 _RHO = 7.0
 

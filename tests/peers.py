@@ -23,8 +23,8 @@ import torch
 from problems import zero_snr
 
 from ddim_ode import schedules
-from ddim_ode.integration import integrate
-from ddim_ode.schedule import Schedule
+from ddim_ode.schedules.schedule import Schedule
+from ddim_ode.solve.loop import integrate
 from ddim_ode.solvers.chart import convert
 from ddim_ode.solvers.plan import Plan
 

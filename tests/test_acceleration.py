@@ -7,10 +7,10 @@ import torch
 from problems import COSINE, Counting, mixture_2d, points
 
 import ddim_ode
-from ddim_ode import cuda_graph
-from ddim_ode.cuda_graph import GraphedPlan, Uploads
-from ddim_ode.micro_batches import MicroBatches
-from ddim_ode.sampling import run_plan
+from ddim_ode.denoising.micro_batches import MicroBatches
+from ddim_ode.solve import cuda_graph
+from ddim_ode.solve.cuda_graph import GraphedPlan, Uploads
+from ddim_ode.solve.sampling import run_plan
 
 LABELS = {"y": torch.arange(6)}
 

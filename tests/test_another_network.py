@@ -9,8 +9,9 @@ import torch
 from problems import COSINE, mixture_1d, mixture_2d
 
 import ddim_ode
-from ddim_ode import content, plan_checks
 from ddim_ode.cli import main
+from ddim_ode.solve import model_key as content
+from ddim_ode.solve import plan_checks
 
 SAID = "was calibrated on another model than this one"
 PLAN = ddim_ode.plan("ddim", COSINE, [5.0, 1.0, 0.0])

@@ -13,9 +13,9 @@ import torch
 from problems import COSINE, Counting, mixture_2d
 
 import ddim_ode
-from ddim_ode.near import Near, of_rows
 from ddim_ode.nets import weights
-from ddim_ode.store import Store
+from ddim_ode.solve.cache import Store
+from ddim_ode.solve.near import Near, of_rows
 
 NEAR = Near.of([1.0, 2.0], 1e-6)
 

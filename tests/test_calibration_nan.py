@@ -9,7 +9,7 @@ from test_calibration import log_ratio, mixture
 
 import ddim_ode
 from ddim_ode import Denoiser
-from ddim_ode.answers import LEVELS
+from ddim_ode.solve.answers import LEVELS
 
 SCHEDULE = ddim_ode.schedules.cosine()
 N = 64

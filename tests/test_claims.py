@@ -6,14 +6,13 @@ import threading
 import time
 
 import pytest
+from ddim_ode.generation.generation.locks import Claims
 from small_runs import without_locks
-
-from ddim_ode.claims import Claims
 
 HOLDER = """
 import os, sys, time, pathlib
 os.getpid = lambda: 7
-from ddim_ode.claims import Claims
+from ddim_ode.generation.locks import Claims
 with Claims(pathlib.Path(sys.argv[1])) as claims:
     print(claims.take(3), flush=True)
     time.sleep(60)

@@ -186,7 +186,7 @@ def test_mistakes_are_explained_on_stderr(tmp_path, capsys, arguments, message):
 
 
 def test_interrupting_keeps_what_is_finished(tmp_path, monkeypatch, capsys):
-    sampling = __import__("ddim_ode.sampling", fromlist=["sample"])
+    sampling = __import__("ddim_ode.solve.sampling", fromlist=["sample"])
     sample = sampling.sample
 
     def interrupted(model, x, method, **options):

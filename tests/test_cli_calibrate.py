@@ -16,7 +16,7 @@ from problems import DDPM
 
 import ddim_ode
 from ddim_ode import grids
-from ddim_ode._warn import warn
+from ddim_ode._base.warn import warn
 from ddim_ode.cli import calibration, main
 
 SAMPLE = ["sample", "--seeds", "0-2", "--guidance", "1"]
@@ -92,7 +92,7 @@ def test_it_writes_a_plan_a_row_and_pictures_for_each_budget(tmp_path, calls, ca
 
 def test_the_pictures_are_of_seeds_that_were_not_fitted(tmp_path, calls, monkeypatch):
     """Rows: the default sampler, the incumbent, the plan; all from the same noises, of the same classes."""
-    from ddim_ode import pictures
+    from ddim_ode.plots.comparisons import pictures
 
     drawn = {}
 

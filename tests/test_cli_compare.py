@@ -11,15 +11,17 @@ import torch
 from PIL import Image
 
 import ddim_ode
-from ddim_ode import candidates, comparison, reference
 from ddim_ode.cli import comparison as cli_comparison
 from ddim_ode.cli import main
 from ddim_ode.cli.models import load_model
+from ddim_ode.comparison.comparison import comparison
+from ddim_ode.comparison.comparison import jobs as candidates
 from ddim_ode.evaluate.features import IDENTITY
 from ddim_ode.evaluate.statistics import FeatureStatistics
 from ddim_ode.nets import weights
 from ddim_ode.nets.pretrained import ASSETS
-from ddim_ode.plan_checks import fitted_seeds
+from ddim_ode.solve import reference
+from ddim_ode.solve.plan_checks import fitted_seeds
 
 MIXTURE = dict(
     weights=[0.6, 0.4],

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from ddim_ode.generation.generation.shards import Shards
 from peers import load as peer
 from tiny_pipelines import SIDE, dit, save, text_unet, unet
 
@@ -13,7 +14,6 @@ from ddim_ode.cli import main
 from ddim_ode.interop.diffusers import load
 from ddim_ode.nets import weights
 from ddim_ode.nets.data import to_unit
-from ddim_ode.shards import Shards
 
 
 def scheduler(**options):

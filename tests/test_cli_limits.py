@@ -5,13 +5,13 @@ import json
 import numpy as np
 import pytest
 import torch
+from ddim_ode.generation.generation.shards import Shards
 from peers import load as peer
 from tiny_pipelines import SIDE, save, unet
 
 import ddim_ode
 from ddim_ode.cli import main
 from ddim_ode.interop.diffusers import load
-from ddim_ode.shards import Shards
 
 BOUND = 0.05
 

@@ -90,7 +90,7 @@ def test_edit_from_some_strength_starts_at_its_level(tmp_path, data):
 @pytest.mark.parametrize("mask", ["left", "bottom", "file"])
 def test_edit_inside_a_mask_keeps_the_rest(tmp_path, data, mask, monkeypatch):
     drawn = []
-    pictures = __import__("ddim_ode.pictures", fromlist=["sample_grid"])
+    pictures = __import__("ddim_ode.plots.pictures", fromlist=["sample_grid"])
     grid = pictures.sample_grid
     monkeypatch.setattr(pictures, "sample_grid", lambda s, c: drawn.extend(s) or grid(s, c))
     new = np.zeros((28, 28), dtype=bool)
@@ -110,7 +110,7 @@ def test_edit_inside_a_mask_keeps_the_rest(tmp_path, data, mask, monkeypatch):
 
 
 def test_interrupting_keeps_what_is_finished(tmp_path, data, monkeypatch, capsys):
-    sampling = __import__("ddim_ode.sampling", fromlist=["sample"])
+    sampling = __import__("ddim_ode.solve.sampling", fromlist=["sample"])
     sample = sampling.sample
 
     def interrupted(model, x, **options):

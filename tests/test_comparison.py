@@ -12,12 +12,12 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from ddim_ode.comparison.comparison.result import Interrupted
 from problems import COSINE, DDPM, Counting, mixture_1d, mixture_2d
 
 import ddim_ode
-from ddim_ode.results import Interrupted
-from ddim_ode.seeding import GENERATOR
-from ddim_ode.solution import norm_per_sample
+from ddim_ode.denoising.seeding import GENERATOR
+from ddim_ode.solve.solution import norm_per_sample
 
 
 def compare(model, *args, **options):
@@ -197,7 +197,7 @@ def test_what_changes_the_result_changes_the_key(tmp_path):
 
 
 def test_modules_and_mixtures_are_known_by_their_parameters():
-    from ddim_ode.content import model_key
+    from ddim_ode.solve.model_key import model_key
 
     layer = torch.nn.Linear(2, 2)
     before = model_key(ddim_ode.Denoiser(layer, COSINE))
@@ -212,7 +212,7 @@ def test_modules_and_mixtures_are_known_by_their_parameters():
 
 
 def test_what_a_module_keeps_beside_its_state_is_of_its_key():
-    from ddim_ode.content import model_key
+    from ddim_ode.solve.model_key import model_key
 
     class Net(torch.nn.Module):
         def __init__(self, scale=1.0, centred=False, table=0.0, cached=0):
@@ -260,7 +260,7 @@ HELD = {
 
 @pytest.mark.parametrize("what", HELD)
 def test_whatever_a_module_holds_is_of_its_key(what):
-    from ddim_ode.content import model_key
+    from ddim_ode.solve.model_key import model_key
 
     def key(value):
         net = torch.nn.Identity()
@@ -273,7 +273,7 @@ def test_whatever_a_module_holds_is_of_its_key(what):
 
 
 def test_a_key_is_the_same_whatever_changes_no_answer():
-    from ddim_ode.content import model_key
+    from ddim_ode.solve.model_key import model_key
 
     def key(net):
         return model_key(ddim_ode.Denoiser(net, COSINE))

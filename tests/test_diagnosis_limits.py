@@ -13,9 +13,9 @@ from tiny_pipelines import images, save, trained
 import ddim_ode
 from ddim_ode import schedules
 from ddim_ode.cli import main
+from ddim_ode.denoising.guidance import Limit
 from ddim_ode.diagnosis import limits
 from ddim_ode.diagnosis.probe import Probe
-from ddim_ode.guidance import Limit
 from ddim_ode.interop.diffusers import load
 
 LIMITS = [dict(clip=1.2), dict(threshold=0.995), dict(threshold=(0.9, 1.5))]

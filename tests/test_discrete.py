@@ -9,7 +9,7 @@ from problems import DDPM, Counting, gaussian_2d, points
 
 import ddim_ode
 from ddim_ode import grids, schedules
-from ddim_ode.seeding import StepNoise
+from ddim_ode.denoising.seeding import StepNoise
 
 T = 1000
 BETAS = np.linspace(1e-4, 0.02, T).astype(np.longdouble)

@@ -10,7 +10,7 @@ from scipy.integrate import solve_ivp
 
 import ddim_ode
 from ddim_ode import Denoiser, Known
-from ddim_ode.seeding import unit_noise
+from ddim_ode.denoising.seeding import unit_noise
 from ddim_ode.solvers.methods import METHODS
 
 A, B = points(4, 30, seed=1).reshape(4, 2, 15), 1.7 * points(4, 30, seed=2).reshape(4, 2, 15)

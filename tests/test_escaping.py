@@ -14,9 +14,12 @@ from matplotlib.text import Text
 from problems import COSINE, DDPM, mixture_2d
 
 import ddim_ode
-from ddim_ode import cli, pictures, plots, report, tables
+from ddim_ode import cli
+from ddim_ode._base.escaping import cell, label, lines, markup, plain
 from ddim_ode.cli.common import print_table
-from ddim_ode.escaping import cell, label, lines, markup, plain
+from ddim_ode.comparison.comparison import report, tables
+from ddim_ode.plots.comparisons import comparisons as plots
+from ddim_ode.plots.comparisons import pictures
 
 NAMES = (
     "$x^2$",

@@ -13,7 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import ddim_ode
-from ddim_ode import integration, sampling
+from ddim_ode.solve import loop as integration
+from ddim_ode.solve import sampling
 from ddim_ode.solvers.chart import CHARTS
 from ddim_ode.solvers.methods import METHODS
 

@@ -18,10 +18,13 @@ from problems import COSINE, DDPM, mixture_2d
 from small_runs import make, together
 
 import ddim_ode
-from ddim_ode import cli, files, pictures, report
+from ddim_ode import cli
+from ddim_ode._base import files
+from ddim_ode.comparison.comparison import report
 from ddim_ode.evaluate.features import IDENTITY
 from ddim_ode.evaluate.statistics import FeatureStatistics
 from ddim_ode.nets import config, data, train, weights
+from ddim_ode.plots.comparisons import pictures
 
 OLD = b"what was there before"
 

@@ -5,7 +5,7 @@ import pytest
 from problems import SCHEDULES, zero_snr
 
 from ddim_ode import schedules
-from ddim_ode.fingerprints import sigmas
+from ddim_ode._base.fingerprints import sigmas
 
 MORE = {
     "zero terminal SNR": zero_snr(),

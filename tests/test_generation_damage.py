@@ -12,13 +12,13 @@ import warnings
 
 import pytest
 import torch
+from ddim_ode.generation.generation.shards import Run, Shards
 from problems import COSINE, mixture_2d
 from small_runs import N, expected, make, samples
 
 import ddim_ode
 from ddim_ode.evaluate.streaming import summarise
 from ddim_ode.nets import weights
-from ddim_ode.shards import Run, Shards
 
 TWICE = json.dumps(dict(kind="samples", n=1, seed=0, shard=1, shape=[1], decides=dict(n=2)))
 
@@ -170,7 +170,7 @@ def test_a_folder_of_another_run_is_refused(tmp_path, changed, message):
 
 def test_a_run_of_other_noise_is_not_gone_on_with(tmp_path, monkeypatch):
     with monkeypatch.context() as then:
-        then.setattr("ddim_ode.indexed.GENERATOR", "mersenne")
+        then.setattr("ddim_ode.generation.indexed.GENERATOR", "mersenne")
         make(tmp_path)
     with pytest.raises(ValueError, match='generator is "mersenne" there, and "philox" here'):
         make(tmp_path)

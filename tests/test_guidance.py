@@ -9,7 +9,7 @@ from problems import COSINE, Counting, points, zero_snr
 
 import ddim_ode
 from ddim_ode import Denoiser, Guidance
-from ddim_ode.content import model_key
+from ddim_ode.solve.model_key import model_key
 
 X = points(4, 3)
 LABELS = torch.tensor([1, 3, 2, 1])

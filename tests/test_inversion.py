@@ -20,7 +20,7 @@ from problems import (
 
 import ddim_ode
 from ddim_ode import Denoiser, Guidance, Method
-from ddim_ode.solution import norm_per_sample
+from ddim_ode.solve.solution import norm_per_sample
 from ddim_ode.solvers.methods import METHODS
 
 TOLERANCE = 0.15

@@ -30,7 +30,7 @@ def everything(folder):
     from problems import COSINE, SCHEDULES, mixture_2d
 
     import ddim_ode
-    from ddim_ode.content import model_key
+    from ddim_ode.solve.model_key import model_key
 
     net = Net()
     timed = ddim_ode.Denoiser(net, COSINE, time=lambda t, s: 0.25 * np.log(s), shape=(2,))

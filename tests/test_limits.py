@@ -9,7 +9,7 @@ from problems import COSINE, DDPM, points
 
 import ddim_ode
 from ddim_ode import Denoiser, Guidance
-from ddim_ode.guidance import Level, Limit
+from ddim_ode.denoising.guidance import Level, Limit
 from ddim_ode.solvers.methods import METHODS
 
 ADAPTIVE = ("rk45", "bosh3", "torchdiffeq:dopri5", "scipy:RK45")

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ddim_ode.integration import integrate
+from ddim_ode.solve.loop import integrate
 from ddim_ode.solvers.plan import Node, Op, Plan
 
 NODE = Node(1.0, 1.0, "eps")

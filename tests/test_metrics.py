@@ -11,7 +11,8 @@ import scipy.stats
 import torch
 from scipy.spatial.distance import cdist
 
-from ddim_ode.evaluate import kernel, rows
+from ddim_ode.evaluate import kernel
+from ddim_ode.evaluate import pairs as rows
 from ddim_ode.evaluate.metrics import (
     energy_distance,
     frechet_distance,

@@ -11,10 +11,10 @@ import torch
 from problems import COSINE, SCHEDULES, mixture_2d
 
 import ddim_ode
-from ddim_ode.answers import LEVELS, Answers, ask
-from ddim_ode.content import model_key
-from ddim_ode.denoiser import PREDICTIONS
-from ddim_ode.near import pattern, projections
+from ddim_ode.denoising.denoiser import PREDICTIONS
+from ddim_ode.solve.answers import LEVELS, Answers, ask
+from ddim_ode.solve.model_key import model_key
+from ddim_ode.solve.near import pattern, projections
 
 CPU = torch.device("cpu")
 X = torch.tensor([[0.5, -2.0]])

@@ -7,7 +7,8 @@ from problems import DDPM, SCHEDULES, gaussian_2d
 
 import ddim_ode
 from ddim_ode import Denoiser, grids, schedules
-from ddim_ode.solvers import compilation, steps
+from ddim_ode.solvers import builder as steps
+from ddim_ode.solvers import compilation
 from ddim_ode.solvers.methods import METHODS
 
 MULTISTEP = [name for name, method in METHODS.items() if method.multistep]
@@ -113,7 +114,8 @@ def test_a_budget_beyond_all_levels_takes_few_attempts(monkeypatch):
     made = []
     make = grids.make_grid
     monkeypatch.setattr(
-        "ddim_ode.levels.make_grid", lambda name, s, n, **o: made.append(n) or make(name, s, n, **o)
+        "ddim_ode.solve.levels.make_grid",
+        lambda name, s, n, **o: made.append(n) or make(name, s, n, **o),
     )
     assert ddim_ode.sample(model, X[:1], nfe=1_000_000).nfe == 1000
     assert made == [1000]

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 import ddim_ode
-from ddim_ode.content import model_key
 from ddim_ode.nets import weights
 from ddim_ode.nets.classifier import run_in_batches, train_classifier
 from ddim_ode.nets.config import TrainConfig
@@ -21,6 +20,7 @@ from ddim_ode.nets.data import Images, load_images, to_pixels, to_unit
 from ddim_ode.nets.pretrained import ASSETS, load_classifier
 from ddim_ode.nets.train import train
 from ddim_ode.nets.unet import UNet
+from ddim_ode.solve.model_key import model_key
 
 SCHEDULE = ddim_ode.schedules.exponential()
 TINY = TrainConfig(steps=12, batch=4, channels=(8, 8), warmup=2, dropout=0.1)

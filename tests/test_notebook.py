@@ -8,7 +8,7 @@ import torch
 from problems import COSINE, DDPM, mixture_2d
 
 import ddim_ode
-from ddim_ode import notebook
+from ddim_ode._base import notebook
 from ddim_ode.diagnosis import Diagnosis, Finding
 from ddim_ode.evaluate.features import IDENTITY
 from ddim_ode.evaluate.statistics import FeatureStatistics

@@ -10,7 +10,8 @@ from problems import COSINE, points
 from test_guidance import LABELS, MEANS, VARIANCE, X, denoiser, gaussians
 
 import ddim_ode
-from ddim_ode import Guidance, cuda_graph
+from ddim_ode import Guidance
+from ddim_ode.solve import cuda_graph
 
 SCALE, NULL = 2.5, torch.tensor([0, 2, 3, 2])
 COND = {"y": LABELS}

@@ -8,7 +8,7 @@ from scipy.integrate import solve_ivp
 from torchdiffeq import odeint
 
 import ddim_ode
-from ddim_ode.probability_flow import STATES, VARIABLES
+from ddim_ode.solve.probability_flow import STATES, VARIABLES
 
 NAMES = ["ddpm", "exponential", "cosine", "vp", "ve", "flow"]
 # Eighth-order central difference.

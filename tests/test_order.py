@@ -10,7 +10,7 @@ from problems import COSINE, EXPONENTIAL, mixture_1d, points
 import ddim_ode
 from ddim_ode import schedules
 from ddim_ode.grids import make_grid
-from ddim_ode.integration import integrate
+from ddim_ode.solve.loop import integrate
 from ddim_ode.solvers.chart import CHARTS
 from ddim_ode.solvers.methods import METHODS, get_method
 from ddim_ode.solvers.plan import Op

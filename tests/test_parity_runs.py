@@ -13,7 +13,7 @@ from test_parity import EQUAL, TABLE
 import ddim_ode
 from ddim_ode import Plan
 from ddim_ode.grids import make_grid
-from ddim_ode.integration import integrate
+from ddim_ode.solve.loop import integrate
 
 MIXTURE, STARTS = mixture_2d(ANY_SIGMA), points(12, 2)
 

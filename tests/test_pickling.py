@@ -9,7 +9,7 @@ import torch
 from problems import COSINE, mixture_2d
 
 import ddim_ode
-from ddim_ode.content import model_key
+from ddim_ode.solve.model_key import model_key
 
 MODELS = {
     "mixture": mixture_2d(COSINE),

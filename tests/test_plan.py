@@ -18,7 +18,7 @@ from problems import (
 
 import ddim_ode
 from ddim_ode import grids, schedules
-from ddim_ode.seeding import StepNoise
+from ddim_ode.denoising.seeding import StepNoise
 from ddim_ode.solvers.chart import CHARTS, convert
 from ddim_ode.solvers.compilation import clear_cache
 from ddim_ode.solvers.methods import METHODS, Method

@@ -15,8 +15,8 @@ from problems import COSINE, DDPM, EXPONENTIAL, mixture_2d, points
 
 import ddim_ode
 from ddim_ode import grids, schedules
-from ddim_ode.integration import integrate
-from ddim_ode.solvers import plan_file
+from ddim_ode.solve.loop import integrate
+from ddim_ode.solvers import plan_json as plan_file
 from ddim_ode.solvers.chart import convert
 from ddim_ode.solvers.methods import METHODS
 from ddim_ode.solvers.nearest import _table, nearest

@@ -6,8 +6,8 @@ import torch
 from problems import COSINE, DDPM, SCHEDULES, Counting, mixture_1d, zero_snr
 
 import ddim_ode
-from ddim_ode import reference
-from ddim_ode.solution import norm_per_sample
+from ddim_ode.solve import reference
+from ddim_ode.solve.solution import norm_per_sample
 
 
 def exact_end(model, x):

@@ -6,13 +6,14 @@ import sys
 
 import numpy as np
 import pytest
+from ddim_ode.comparison.comparison.comparison import Cell
+from ddim_ode.comparison.comparison.jobs import Entry, Job
+from ddim_ode.comparison.comparison.result import Comparison
 from problems import DDPM, mixture_2d
 
 import ddim_ode
-from ddim_ode import plots, reference
-from ddim_ode.candidates import Entry, Job
-from ddim_ode.comparison import Cell
-from ddim_ode.results import Comparison
+from ddim_ode.plots.comparisons import comparisons as plots
+from ddim_ode.solve import reference
 
 
 def compare(*args, **options):

@@ -9,8 +9,8 @@ from refusals import expect
 
 import ddim_ode
 from ddim_ode import schedules
-from ddim_ode.divergence import draw_probes
-from ddim_ode.seeding import StepNoise, generator, torch_seed
+from ddim_ode.denoising.seeding import StepNoise, generator, torch_seed
+from ddim_ode.latents.divergence import draw_probes
 
 COSINE = schedules.cosine()
 MODEL = ddim_ode.exact.gaussian([1.0, 0.0], [[0.25, 0.0], [0.0, 1.0]], COSINE)

@@ -6,7 +6,7 @@ import torch
 
 import ddim_ode
 from ddim_ode import Denoiser, grids, schedules
-from ddim_ode._warn import Caution
+from ddim_ode._base.warn import Caution
 from ddim_ode.solvers.methods import METHODS, get_method
 
 COSINE = schedules.cosine()

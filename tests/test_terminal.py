@@ -10,9 +10,11 @@ import pytest
 from problems import COSINE, mixture_1d
 
 import ddim_ode
-from ddim_ode import bars, comparison, reference
+from ddim_ode._base import bars
 from ddim_ode.cli import main
 from ddim_ode.cli.terminal import spelt
+from ddim_ode.comparison.comparison import comparison
+from ddim_ode.solve import reference
 
 ON = ["--model", "mixture", "--out", "OUT"]
 OF_DATA = ["--data", "DATA", "--indices", "0", "--out", "OUT"]
@@ -178,7 +180,7 @@ def test_bars_are_for_those_who_watch(monkeypatch):
 def test_the_environment_switches_bars_off():
     code = (
         "import sys; sys.stderr.isatty = lambda: True\n"
-        "from ddim_ode.bars import progress_bar; print(progress_bar(True).disable)"
+        "from ddim_ode._base.bars import progress_bar; print(progress_bar(True).disable)"
     )
     for value, off in (("1", "True"), ("", "False")):
         environment = {**os.environ, "TQDM_DISABLE": value}

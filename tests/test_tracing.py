@@ -11,7 +11,7 @@ from problems import COSINE, DDPM, EXPONENTIAL, mixture_2d, points
 import ddim_ode
 from ddim_ode import Plan, schedules
 from ddim_ode.grids import make_grid
-from ddim_ode.integration import integrate
+from ddim_ode.solve.loop import integrate
 from ddim_ode.solvers.chart import convert
 
 GRID = make_grid("karras", COSINE, 9, sigma_max=100.0, sigma_min=0.02)

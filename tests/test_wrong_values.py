@@ -7,6 +7,7 @@ import tempfile
 import numpy as np
 import pytest
 import torch
+from ddim_ode.generation.generation.shards import Run, Shards
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import COSINE, mixture_2d, points
@@ -16,7 +17,6 @@ import ddim_ode
 from ddim_ode import Denoiser, Guidance, grids, schedules
 from ddim_ode.cli.models import load_model
 from ddim_ode.nets import weights
-from ddim_ode.shards import Run, Shards
 
 MODEL, X = mixture_2d(COSINE), points(3, 2)
 START = ddim_ode.plan("ddim", COSINE, [5.0, 1.0, 0.0])

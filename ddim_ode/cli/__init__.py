@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from .. import __version__
-from .._warn import Caution
-from ..escaping import lines
+from .._base.escaping import lines
+from .._base.warn import Caution
 from . import terminal
 from .calibration import add_arguments as add_calibrate_arguments
 from .common import print_table

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .._checks import count
+from .._base.checks import count
 from .common import (
     add_guidance,
     add_limit_arguments,
@@ -24,8 +24,8 @@ from .models import HELP, Loaded, load_model
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..denoiser import Denoiser
-    from ..schedule import Schedule
+    from ..denoising.denoiser import Denoiser
+    from ..schedules.schedule import Schedule
     from ..solvers.plan import Plan
 
 _PICTURES = 4  # of the same seeds, in every cell of the strip
@@ -54,8 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _calibrate(args: argparse.Namespace) -> int:
     import ddim_ode
 
-    from .._warn import Caution
-    from ..interrupted import Interrupted
+    from .._base.interrupted import Interrupted
+    from .._base.warn import Caution
 
     budgets = sorted({count("--nfe", nfe) for nfe in args.nfe})
     n, seed = count("--n", args.n, least=2), count("--seed", args.seed, least=0)
@@ -108,7 +108,7 @@ def _calibrate(args: argparse.Namespace) -> int:
 
 
 def _row(nfe: int, fit: Mapping[str, Any]) -> dict[str, Any]:
-    from ..solvers.fit_text import number, ratio_text
+    from ..solvers.fit import number, ratio_text
 
     held = fit.get("held_out", {})
     return {
@@ -131,7 +131,7 @@ def _draw(
     cond: dict[str, Tensor] | None,
 ) -> list[Path]:
     """Each plan, and what it makes of seeds that it was not fitted to, beside what others make of them."""
-    from ..pictures import save_figure
+    from ..plots.pictures import save_figure
 
     schedule, files = loaded.denoiser.schedule, []
     for nfe, plan in plans.items():
@@ -143,14 +143,14 @@ def _draw(
     lines, converged = _before_after(args, loaded, plans, seeds, cond)
     columns = [f"{nfe} calls" for nfe in plans]
     if pictures:
-        from ..pictures import solver_grid
+        from ..plots.pictures import solver_grid
 
         strips = [(name, _INK[name], cells) for name, cells in lines.items()]
         figure = solver_grid(
             [*strips, (f"{_STEPS} steps", "#222222", [converged] * len(plans))], columns
         )
     else:
-        from ..plots import ends_plot
+        from ..plots.comparisons import ends_plot
 
         figure = ends_plot(list(lines.items()), columns, converged)
     files.append(args.out / "before_after.png")
@@ -166,8 +166,8 @@ def _before_after(
     cond: dict[str, Tensor] | None,
 ) -> tuple[dict[str, list[Tensor | None]], Tensor]:
     """End states by sampler and budget, and where the ODE takes the same seeds."""
-    from ..sampling import sample
-    from ..seeding import noise
+    from ..denoising.seeding import noise
+    from ..solve.sampling import sample
 
     model = loaded.denoiser
     x = noise(loaded.shape, model.schedule, seeds, model.sigma_max, args.device)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from .._checks import device_of, one_of
-from ..escaping import plain
+from .._base.checks import device_of, one_of
+from .._base.escaping import plain
 
 # Of a model with classes, where samples are made to be looked at.
 MOST_SEEDS = 100_000
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from ..denoiser import Denoiser
+    from ..denoising.denoiser import Denoiser
     from ..evaluate.features import Features
     from .models import Trained
 
@@ -100,7 +100,7 @@ def chooses_steps(method: str, placed: bool, tolerant: bool = False) -> bool:
 
     placed: it is told where to step. tolerant: it is given a tolerance, and no number of calls.
     """
-    from .. import external
+    from ..solve import external
     from ..solvers.embedded import adaptive_by_itself, embedded_pair
     from ..solvers.methods import get_method
 

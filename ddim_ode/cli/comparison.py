@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .._checks import count
-from ..escaping import lines, plain
+from .._base.checks import count
+from .._base.escaping import lines, plain
 from .common import (
     add_guidance,
     add_limit_arguments,
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from ..denoiser import Denoiser
+    from ..comparison.distances import Measured
+    from ..comparison.report import Samples
+    from ..comparison.result import Comparison
+    from ..denoising.denoiser import Denoiser
     from ..evaluate.features import Features
-    from ..evaluate.measured import Measured
     from ..evaluate.statistics import FeatureStatistics
-    from ..report import Samples
-    from ..results import Comparison
 
 _N = 64
 _QUICK_N = (
@@ -119,9 +119,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _compare(args: argparse.Namespace) -> int:
-    from ..comparison import compare
-    from ..interrupted import Interrupted
-    from ..plan_checks import fitted_seeds
+    from .._base.interrupted import Interrupted
+    from ..comparison.comparison import compare
+    from ..solve.plan_checks import fitted_seeds
 
     loaded = load_model(args.model, args.guidance, find_device(args.device), limits(args))
     loaded = loaded.starting_at(args.sigma_max)
@@ -191,7 +191,7 @@ def _solvers(args: argparse.Namespace, model: Denoiser) -> dict[str, Any]:
 
     A plan whose place is taken, by a method or by another plan of as many calls, goes by its file's name.
     """
-    from ..candidates import CALIBRATED, DEFAULT_METHODS
+    from ..comparison.jobs import CALIBRATED, DEFAULT_METHODS
     from ..solvers.plan import Plan
 
     methods: dict[str, Any] = {name: name for name in args.methods or DEFAULT_METHODS}
@@ -217,8 +217,8 @@ def _check_network(
 
     One that gives NaN for some seeds is no reason to stop: their cells say so.
     """
-    from ..sampling import sample
-    from ..seeding import noise
+    from ..denoising.seeding import noise
+    from ..solve.sampling import sample
 
     model, few = loaded.denoiser, min(n, _FEW)
     seeds = range(args.seed, args.seed + few)
@@ -246,8 +246,8 @@ class _Measuring:
     """The metrics asked for, checked before the long run; called with the comparison after it."""
 
     def __init__(self, args: argparse.Namespace, loaded: Loaded, n: int) -> None:
-        from ..comparison import SEARCH
-        from ..evaluate.measured import check_metrics
+        from ..comparison.comparison import SEARCH
+        from ..comparison.distances import check_metrics
 
         self.names: tuple[str, ...] = ()
         if args.metrics is None:
@@ -266,7 +266,7 @@ class _Measuring:
         self.data, self.against = _real(args, loaded, self.features)
 
     def __call__(self, result: Comparison) -> Measured | None:
-        from ..evaluate.measured import measure_rows
+        from ..comparison.distances import measure_rows
 
         if not self.names:
             return None
@@ -312,7 +312,7 @@ def _write(
     stopped: str,
 ) -> None:
     """Everything under --out, and the short of it on the terminal."""
-    from .. import report
+    from ..comparison import report
 
     context = report.Context(
         title=loaded.title,
@@ -333,7 +333,7 @@ def _write(
 
 
 def _terminal(loaded: Loaded, result: Comparison, context: Any) -> str:
-    from .. import report, tables
+    from ..comparison import report, tables
 
     def listed(lines: Sequence[tuple[str, str]]) -> list[str]:
         width = max((len(term) for term, _ in lines), default=0)
@@ -361,9 +361,9 @@ def _terminal(loaded: Loaded, result: Comparison, context: Any) -> str:
 
 def draw_samples(result: Comparison) -> Samples:
     """The same noises in every cell, solvers by budgets: pictures, or dots for 2-D; else why nothing."""
-    from ..pictures import solver_grid
-    from ..plots import ends_plot, look
-    from ..report import Samples
+    from ..comparison.report import Samples
+    from ..plots.comparisons import ends_plot, look
+    from ..plots.pictures import solver_grid
 
     exact = result.reference
     shape = () if exact is None else tuple(exact.x.shape[1:])

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .._checks import count
+from .._base.checks import count
 from .common import add_guidance, add_limit_arguments, find_device, limits
 from .models import HELP, Loaded, load_model
 
@@ -35,8 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _doctor(args: argparse.Namespace) -> int:
+    from .._base.interrupted import Interrupted
     from ..diagnosis import diagnose
-    from ..interrupted import Interrupted
 
     count("--steps", args.steps, least=2)
     count("--n", args.n)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .._checks import count
+from .._base.checks import count
 from .common import condition, parse_classes
 from .pictures import (
     Made,
@@ -95,8 +95,8 @@ def _transferred(
     labels: list[int] | None,
     targets: Targets,
 ) -> Iterator[Made]:
-    from ..editing import transfer
-    from ..inversion import decode
+    from ..latents.editing import transfer
+    from ..latents.inversion import decode
 
     source = condition(labels, args.device)
     if source is None:
@@ -118,8 +118,8 @@ def _transferred(
 def _renoised(
     args: argparse.Namespace, model: Trained, pictures: Tensor, targets: Targets
 ) -> Iterator[Made]:
-    from ..editing import renoise
-    from ..sampling import sample
+    from ..latents.editing import renoise
+    from ..solve.sampling import sample
 
     seeds = range(args.seed, args.seed + len(pictures))
     for name, target in targets.items():
@@ -141,9 +141,9 @@ def _inpainted(
     keep: Tensor,
     targets: Targets,
 ) -> Iterator[Made]:
-    from ..editing import Known
-    from ..sampling import sample
-    from ..seeding import noise
+    from ..denoising.seeding import noise
+    from ..latents.editing import Known
+    from ..solve.sampling import sample
 
     n = len(pictures)
     for name, target in targets.items():

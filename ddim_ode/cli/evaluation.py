@@ -6,14 +6,14 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .. import files
-from .._checks import refuse
+from .._base import files
+from .._base.checks import refuse
 from .common import find_device, parse_features
 
 if TYPE_CHECKING:
     from ..evaluate.features import Features
     from ..evaluate.statistics import FeatureStatistics
-    from ..shards import Shards
+    from ..generation.shards import Shards
 
 _METRICS = ("frechet_distance", "kernel_distance")
 
@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _evaluate(args: argparse.Namespace) -> int:
     from ..evaluate.metrics import check_names
     from ..evaluate.streaming import summarise
-    from ..shards import Shards
+    from ..generation.shards import Shards
 
     names = check_names(list(_METRICS) if args.metrics is None else args.metrics)
     shards = Shards.open(args.folder)

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .._checks import one_of
+from .._base.checks import one_of
 from .common import (
     add_guidance,
     add_limit_arguments,
@@ -23,7 +23,7 @@ from .models import HELP, load_model
 if TYPE_CHECKING:
     import torch
 
-    from ..generation import Generated
+    from ..generation.generation import Generated
 
 _DTYPES = ("float32", "bfloat16", "float16")
 _NFE = 20
@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _generate(args: argparse.Namespace) -> int:
     import torch
 
-    from ..generation import generate
+    from ..generation.generation import generate
     from ..solvers.plan import Plan
 
     one_of("dtype", args.dtype, _DTYPES)

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from .._checks import count
+from .._base.checks import count
 from .common import condition, parse_classes, parse_seeds
 from .pictures import MOST, Made, check_classes, load_model, load_pictures, run_of, solver, write
 from .pictures import add_arguments as add_picture_arguments
@@ -46,10 +46,10 @@ def _between(
 ) -> Iterator[Made]:
     import torch
 
-    from ..interpolation import slerp
-    from ..inversion import decode, encode
-    from ..sampling import sample
-    from ..seeding import noise
+    from ..denoising.seeding import noise
+    from ..latents.interpolation import slerp
+    from ..latents.inversion import decode, encode
+    from ..solve.sampling import sample
 
     name = "--seeds" if args.data is None else "--indices"
     numbers = parse_seeds(args.seeds if args.data is None else args.indices, name, MOST)

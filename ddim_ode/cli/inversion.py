@@ -50,7 +50,7 @@ def _there_and_back(
 ) -> Iterator[Made]:
     import torch
 
-    from ..inversion import decode, encode
+    from ..latents.inversion import decode, encode
     from ..nets import weights
 
     cond, how = condition(labels, args.device), dict(progress=not args.quiet, **solver(args))

@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .._checks import one_of
+from .._base.checks import one_of
 
 if TYPE_CHECKING:
-    from ..denoiser import Denoiser
+    from ..denoising.denoiser import Denoiser
     from ..interop.diffusers import DiffusersModel
     from ..nets.pretrained import PretrainedModel
-    from ..schedule import Schedule
+    from ..schedules.schedule import Schedule
 
     Trained = PretrainedModel | DiffusersModel
 

@@ -8,21 +8,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..versions import versions
-from .common import (
-    add_ode_arguments,
-    find_device,
-    limits,
-    parse_seeds,
-    print_table,
-    set_ode,
-)
+from .._base.versions import versions
+from .common import add_ode_arguments, find_device, limits, parse_seeds, print_table, set_ode
 from .models import HELP_TRAINED, load_trained
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..solution import Solution
+    from ..solve.solution import Solution
     from .models import Trained
 
 MOST = 1000  # pictures at once
@@ -161,8 +154,9 @@ def _report(
     headings: Sequence[str],
     more: dict[str, Any],
 ) -> None:
-    from .. import __version__, files
-    from ..pictures import sample_grid, save_figure
+    from .. import __version__
+    from .._base import files
+    from ..plots.pictures import sample_grid, save_figure
 
     picture, manifest = (args.out / f"{args.command}{suffix}" for suffix in (".png", ".json"))
     shown = [(label, images.cpu()) for label, images in strips]

@@ -12,10 +12,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import __version__, files
-from .._checks import count, one_of, refuse
+from .. import __version__
+from .._base import files
+from .._base.checks import count, one_of, refuse
+from .._base.versions import versions
 from ..grids import NAMES
-from ..versions import versions
 from .common import (
     add_ode_arguments,
     chooses_steps,
@@ -31,7 +32,7 @@ from .models import HELP_TRAINED, load_trained
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..solution import Solution
+    from ..solve.solution import Solution
     from ..solvers.plan import Plan
     from .models import Trained
 
@@ -112,7 +113,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _sample(args: argparse.Namespace) -> int:
-    from ..plan_checks import check_plan
+    from ..solve.plan_checks import check_plan
 
     if args.manifest is not None:
         _apply_manifest(args)
@@ -200,7 +201,7 @@ def _of_kind(parser: argparse.ArgumentParser, name: str, value: Any) -> Any:
 
 def _load_plans(args: argparse.Namespace) -> dict[str, Plan]:
     """The plans by the names of their rows; ValueError if one is not what the manifest was made with."""
-    from ..solvers.plan_file import content, loads
+    from ..solvers.plan_json import content, loads
 
     plans: dict[str, Plan] = {}
     hashes = []
@@ -268,8 +269,8 @@ def _run_solver(
 ) -> tuple[Tensor, dict[str, Any]]:
     import torch
 
-    from ..sampling import sample
-    from ..seeding import noise
+    from ..denoising.seeding import noise
+    from ..solve.sampling import sample
 
     options: dict[str, Any] = dict(plan=solver)
     if isinstance(solver, str):
@@ -306,7 +307,7 @@ def _run_solver(
 
 def _options(method: str, args: argparse.Namespace) -> dict[str, Any]:
     """What of the command line is this method's."""
-    from .. import external
+    from ..solve import external
 
     options: dict[str, Any] = dict(
         method=method, final=args.final, sigma_max=args.sigma_max, sigma_min=args.sigma_min
@@ -334,7 +335,7 @@ def _write_arrays(
 ) -> None:
     import numpy as np
 
-    from ..pictures import save_images
+    from ..plots.pictures import save_images
 
     # A plan's name is whatever its file says: it becomes a file name, never a path.
     stem = re.sub(r"[^\w.+-]+", "-", label).strip("-.") or "plan"
@@ -355,7 +356,7 @@ def _report(
     strips: list[tuple[str, Tensor]],
     labels: list[int] | None,
 ) -> None:
-    from ..pictures import sample_grid, save_figure
+    from ..plots.pictures import sample_grid, save_figure
 
     headings: list[str] = []
     if labels is not None and all(a == b for a, b in zip(labels, labels[10:])):

@@ -6,7 +6,7 @@ import argparse
 import csv
 from pathlib import Path
 
-from .._checks import count, one_of
+from .._base.checks import count, one_of
 from .common import find_device
 
 
@@ -37,7 +37,7 @@ def _train(args: argparse.Namespace) -> int:
     from ..nets.config import TrainConfig
     from ..nets.data import load_images
     from ..nets.train import train
-    from ..pictures import loss_curve, save_figure
+    from ..plots.pictures import loss_curve, save_figure
 
     one_of("schedule", args.schedule, ("exponential", "ddpm", "cosine"))
     count("--checkpoint-every", args.checkpoint_every)

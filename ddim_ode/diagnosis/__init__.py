@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from ..denoiser import Denoiser
-from ..interrupted import Interrupted
+    from ..denoising.denoiser import Denoiser
+from .._base.interrupted import Interrupted
 from .findings import Diagnosis as Diagnosis
 from .findings import Finding as Finding
 
@@ -44,7 +44,7 @@ def diagnose(
     An empty list means that nothing was found, at these noises and this number of steps, by the checks that
     were made: ``not_checked`` of the result names the others, each with its reason. ValueError where the
     model cannot be asked at all (no shape, conditions missing). Ctrl-C raises
-    ``ddim_ode.interrupted.Interrupted``, with what was found until then as ``partial``.
+    ``ddim_ode._base.interrupted.Interrupted``, with what was found until then as ``partial``.
 
     >>> import ddim_ode
     >>> schedule = ddim_ode.schedules.ddpm()

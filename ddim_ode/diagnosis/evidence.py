@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..denoiser import PREDICTIONS
-from ..guidance import Limit
-from ..schedule import Array
+from ..denoising.denoiser import PREDICTIONS
+from ..denoising.guidance import Limit
+from ..schedules.schedule import Array
 from ..solvers.chart import VECTORS, convert
 from .probe import Probe, rms
 from .readings import SCALES, Clock, Reading, clocks, others

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from ..notebook import note, table
+from .._base.notebook import note, table
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from ..grids import default_name, make_grid
-from ..schedule import Array
+from ..schedules.schedule import Array
 from .findings import Finding
 from .probe import WILD_SAMPLES, Probe, rms
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from ..guidance import Level
+from ..denoising.guidance import Level
 from .findings import Finding
-from .meaning import OF_MEANING
+from .interpretation import OF_MEANING
 from .probe import BEYOND, Probe, rms
 
 _HIDING = {*OF_MEANING, "non-finite"} - {"terminal-snr"}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .findings import Finding
-from .meaning import OF_MEANING, misunderstood
+from .interpretation import OF_MEANING, misunderstood
 from .precision import half_precision, repeatable
 from .probe import Probe, rms
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..denoiser import Denoiser
+from ..denoising.denoiser import Denoiser
 from .findings import Finding
 from .probe import Probe, rms
 

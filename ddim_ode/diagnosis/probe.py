@@ -14,15 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._checks import count, named, seed_of
-from .._warn import Caution
-from ..asking import has_rows
-from ..denoiser import Denoiser, check_floating
-from ..guidance import Limit
-from ..inputs import conditions, device_of, sample_shape
-from ..sampling import sample
-from ..schedule import Array
-from ..seeding import noise
+from .._base.checks import count, named, seed_of
+from .._base.warn import Caution
+from ..denoising.denoiser import Denoiser, check_floating
+from ..denoising.guidance import Limit
+from ..denoising.inputs import conditions, device_of, sample_shape
+from ..denoising.network import has_rows
+from ..denoising.seeding import noise
+from ..schedules.schedule import Array
+from ..solve.sampling import sample
 from .readings import Reading
 
 _LEVELS = (0.05, 0.2, 0.4, 0.6, 0.8, 0.95)  # of T; of σ_min..σ_max in Karras' spacing where t is σ

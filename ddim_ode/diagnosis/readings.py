@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from .. import schedules
-from ..denoiser import PREDICTIONS, Denoiser
-from ..schedule import Array, Schedule
+from ..denoising.denoiser import PREDICTIONS, Denoiser
+from ..schedules.schedule import Array, Schedule
 
 _UNITS = (1e-3, 1e-2, 0.1, 10.0, 100.0, 1e3)
 _USUAL = 1000  # the T of most networks

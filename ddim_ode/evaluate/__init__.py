@@ -14,6 +14,6 @@ The first four take rows (N, D), numpy or torch, compute in float64, and never i
 
 from __future__ import annotations
 
-from .._lazy import loader
+from .._base.lazy import loader
 
 __getattr__ = loader(__name__, __path__)

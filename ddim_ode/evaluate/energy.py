@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from .rows import Floats, as_pair, mean_across, mean_within, squared_distances
+from .pairs import Floats, as_pair, mean_across, mean_within, squared_distances
 
 
 def energy_distance(a: npt.ArrayLike, b: npt.ArrayLike) -> float:

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .._checks import count, function, shown, tensor_of
+from .._base.checks import count, function, shown, tensor_of
 from ..nets.data import to_pixels
 from ..nets.pretrained import ASSETS, PretrainedModel, load_classifier
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from .._checks import host_numbers
-from .rows import Floats, as_pair
+from .._base.checks import host_numbers
+from .pairs import Floats, as_pair
 
 
 def frechet_distance(a: npt.ArrayLike, b: npt.ArrayLike) -> float:

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .._checks import count, number, seed_of
-from .rows import (
+from .._base.checks import count, number, seed_of
+from .pairs import (
     BLOCK,
     Floats,
     Kernel,

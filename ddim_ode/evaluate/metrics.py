@@ -8,7 +8,7 @@ from typing import Any
 import numpy.typing as npt
 from torch import Tensor
 
-from .._checks import one_of, seed_of, shown
+from .._base.checks import one_of, seed_of, shown
 from .energy import energy_distance
 from .features import (
     IDENTITY,
@@ -20,7 +20,7 @@ from .features import (
 )
 from .frechet import frechet_distance, frechet_from_moments, moments
 from .kernel import KernelDistance, kernel_distance, median_bandwidth, mmd
-from .rows import Floats, as_rows
+from .pairs import Floats, as_rows
 from .sliced import sliced_wasserstein
 from .statistics import FeatureStatistics
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from .._checks import count, number, seed_of
-from .rows import Floats, as_pair
+from .._base.checks import count, number, seed_of
+from .pairs import Floats, as_pair
 
 _LINES_AT_ONCE = 128  # bounds the memory: (N + M) × 128 numbers, a few times
 

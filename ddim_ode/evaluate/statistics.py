@@ -12,11 +12,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .._checks import count, seed_of, tensor_of
+from .._base.checks import count, seed_of, tensor_of
 from ..nets import weights
 from .features import Features, check_features, content_sha256
 from .frechet import moments
-from .rows import Floats, as_rows
+from .pairs import Floats, as_rows
 
 _ARRAYS = ("mean", "cov", "rows")
 _SCALARS = ("n", "features", "features_sha256", "data_sha256", "seed")

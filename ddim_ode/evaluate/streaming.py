@@ -18,14 +18,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .._checks import count, seed_of
-from .._warn import warn
-from ..bars import progress_bar
-from ..shards import Run, Shards
+from .._base.bars import progress_bar
+from .._base.checks import count, seed_of
+from .._base.warn import warn
+from ..generation.shards import Run, Shards
 from ..solvers.controller import MAX_NFE, SUCCESS
 from .features import Features
 from .metrics import METRICS, check_names, measure_features
-from .rows import Floats, as_rows
+from .pairs import Floats, as_rows
 from .statistics import FeatureStatistics
 
 

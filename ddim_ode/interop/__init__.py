@@ -5,6 +5,6 @@
 
 from __future__ import annotations
 
-from .._lazy import loader
+from .._base.lazy import loader
 
 __getattr__ = loader(__name__, __path__)

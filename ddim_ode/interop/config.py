@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import schedules
-from .._checks import count, flag, named, number, numbers, one_of, shown
-from .._warn import Caution, warn
-from ..guidance import Limit
-from ..schedule import Array, Schedule
+from .._base.checks import count, flag, named, number, numbers, one_of, shown
+from .._base.warn import Caution, warn
+from ..denoising.guidance import Limit
+from ..schedules.schedule import Array, Schedule
 
 PREDICTIONS = {
     "epsilon": "eps",

@@ -20,13 +20,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .._checks import count, device_of, flag, named, one_of, refuse, shown
-from ..asking import check_channels, check_labels
-from ..denoiser import Denoiser
-from ..digests import digest
+from .._base.checks import count, device_of, flag, named, one_of, refuse, shown
+from .._base.digests import digest
+from ..denoising.denoiser import Denoiser
+from ..denoising.guidance import Guidance
+from ..denoising.network import check_channels, check_labels
 from ..grids import check_grid
-from ..guidance import Guidance
-from ..schedule import Array
+from ..schedules.schedule import Array
 from .config import (
     CONFIGURED,
     InteropWarning,

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from .._checks import count
+from .._base.checks import count
 
 # What a forward wants inside added_cond_kwargs, by the setting of its config that makes it look there.
 _OF_SETTING = {

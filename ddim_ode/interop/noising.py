@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._checks import numbers
-from ..denoiser import Denoiser, check_floating
-from ..schedule import Array
+from .._base.checks import numbers
+from ..denoising.denoiser import Denoiser, check_floating
+from ..schedules.schedule import Array
 
 
 class ByTime(Tensor):

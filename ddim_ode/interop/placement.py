@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..denoiser import Denoiser
-from ..schedule import Array, Schedule
+from ..denoising.denoiser import Denoiser
+from ..schedules.schedule import Array, Schedule
 from .reading import own_keys, read_scheduler
 
 _RISING = ("DDIMInverseScheduler", "DPMSolverMultistepInverseScheduler")

@@ -1,4 +1,4 @@
-"""The loop of :mod:`ddim_ode.integration` turned inside out, for callers who ask the network themselves."""
+"""The loop of :mod:`ddim_ode.solve.loop` turned inside out, for callers who ask the network themselves."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from ..asking import check_output
-from ..denoiser import Denoiser
-from ..sampling import x0_of
+from ..denoising.denoiser import Denoiser
+from ..denoising.network import check_output
+from ..solve.sampling import x0_of
 from ..solvers.plan import Plan
 
 Generators = torch.Generator | list[torch.Generator] | None
 
 
 class PlanRun:
-    """A plan on its way: :func:`ddim_ode.integration.integrate`, a network call at a time.
+    """A plan on its way: :func:`ddim_ode.solve.loop.integrate`, a network call at a time.
 
     x: the state. shown: what the network is to be shown next, the state or a stage, of which half-precision
     pipelines get a narrower copy. x0: x̂₀ of the last call. A step that fails changes nothing here, and may

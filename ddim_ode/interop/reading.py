@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from .._checks import one_of, shown
-from .._warn import warn
+from .._base.checks import one_of, shown
+from .._base.warn import warn
 from .config import DISCRETE, FLOW, InteropWarning
 
 NETWORKS = ("unet", "transformer")

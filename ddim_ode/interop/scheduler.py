@@ -1,7 +1,7 @@
 """Our plans inside diffusers' pipelines.
 
 A pipeline asks its network itself and hands the answer to ``scheduler.step``. So the loop of
-:mod:`ddim_ode.integration` is turned inside out: ``timesteps`` has an entry for each network call of the
+:mod:`ddim_ode.solve.loop` is turned inside out: ``timesteps`` has an entry for each network call of the
 plan, stages of Runge–Kutta steps included, and call k of ``step`` files the answer to call k, runs
 the plan's operations up to the next call and returns the state to show the network there. The numbers are
 the plan's, so any plan runs: a method on a grid, or a calibrated one from the configuration.
@@ -21,7 +21,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
 from torch import Tensor
 
-from .._checks import (
+from .._base.checks import (
     count,
     device_of,
     exclusive,
@@ -33,15 +33,15 @@ from .._checks import (
     several,
     shown,
 )
-from ..asking import doubled_axis, halved
-from ..denoiser import Denoiser, check_floating
+from ..denoising.denoiser import Denoiser, check_floating
+from ..denoising.guidance import Limit
+from ..denoising.network import doubled_axis, halved
 from ..grids import FINALS, NAMES
-from ..guidance import Limit
-from ..levels import Levels
-from ..plan_checks import check_plan, warn_of_another_ode
-from ..sampling import compile_for
-from ..schedule import Array
-from ..solvers import plan_file
+from ..schedules.schedule import Array
+from ..solve.levels import Levels
+from ..solve.plan_checks import check_plan, warn_of_another_ode
+from ..solve.sampling import compile_for
+from ..solvers import plan_json as plan_file
 from ..solvers.methods import get_method
 from ..solvers.plan import Plan
 from .config import (

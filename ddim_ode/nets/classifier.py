@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..bars import progress_bar
-from ..seeding import torch_seed
+from .._base.bars import progress_bar
+from ..denoising.seeding import torch_seed
 from . import weights
 from .data import Images, to_unit
 

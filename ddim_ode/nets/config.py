@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from .._checks import count, seed_of
+from .._base.checks import count, seed_of
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 import torch
 
 from .. import schedules
-from .._checks import count, device_of, one_of, path_of, several, shown
-from ..asking import by_name, check_channels, check_cond, check_labels
-from ..denoiser import Denoiser
-from ..guidance import Guidance
-from ..seeding import sizes
+from .._base.checks import count, device_of, one_of, path_of, several, shown
+from ..denoising.denoiser import Denoiser
+from ..denoising.guidance import Guidance
+from ..denoising.network import by_name, check_channels, check_cond, check_labels
+from ..denoising.seeding import sizes
 from ..solvers.plan import Plan
 from . import weights
 from .classifier import Classifier

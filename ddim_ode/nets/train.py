@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import files
-from ..bars import progress_bar
-from ..schedule import Schedule
-from ..seeding import torch_seed
-from ..training import eps_loss
+from .._base import files
+from .._base.bars import progress_bar
+from ..denoising.seeding import torch_seed
+from ..denoising.training import eps_loss
+from ..schedules.schedule import Schedule
 from . import weights
 from .config import TrainConfig
 from .data import Images, to_unit

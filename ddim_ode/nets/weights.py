@@ -14,8 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from .. import files
-from ..digests import digest
+from .._base import files
+from .._base.digests import digest
 
 
 def write(path: str | Path, tensors: dict[str, Tensor], config: dict[str, Any]) -> None:

@@ -28,8 +28,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .._checks import one_of
-from ..schedule import Array, Schedule
+from .._base.checks import one_of
+from ..schedules.schedule import Array, Schedule
 
 Pair = tuple[Array, Array]
 

@@ -35,7 +35,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..schedule import Array
+from ..schedules.schedule import Array
 
 LOW, HIGH = 0.3, 0.05
 

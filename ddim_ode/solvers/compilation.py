@@ -14,13 +14,13 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from .._checks import exclusive, flag, number, numbers, one_of
+from .._base.checks import exclusive, flag, number, numbers, one_of
 from ..grids import check_grid, upward
-from ..schedule import Array, Schedule
+from ..schedules.schedule import Array, Schedule
+from .builder import Steps
 from .chart import VECTORS, get_chart
 from .methods import RK_START_FROM, STARTS, Method, get_method
 from .plan import Plan
-from .steps import Steps
 
 
 def plan(

@@ -34,7 +34,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ..schedule import Array
+from ..schedules.schedule import Array
 
 SUCCESS, MAX_NFE, NON_FINITE, UNDERFLOW = "success", "max_nfe", "non_finite", "step_underflow"
 STATUSES = (SUCCESS, MAX_NFE, NON_FINITE, UNDERFLOW)

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from .._checks import count, exclusive, flag, one_of, shown, text_of
+from .._base.checks import count, exclusive, flag, one_of, shown, text_of
 from .chart import CHARTS
 from .plan import Plan
 from .quadrature import RULES
@@ -296,7 +296,7 @@ class Table(list[dict[str, object]]):
     """Rows with the same keys, which print as a table."""
 
     def _repr_html_(self) -> str:
-        from ..notebook import table
+        from .._base.notebook import table
 
         head = list(self[0]) if self else []
         return table(head, [[_cell(row[key]) for key in head] for row in self], range(len(head)))

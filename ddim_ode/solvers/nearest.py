@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..schedule import Array, Schedule, check_schedule
+from ..schedules.schedule import Array, Schedule, check_schedule
 from .chart import convert
 from .compilation import plan as compile_plan
 from .methods import METHODS

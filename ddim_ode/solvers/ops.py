@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from .._checks import numbers, shown
+from .._base.checks import numbers, shown
 from .chart import VECTORS
 
 _NUMBERS = (float, int, np.floating, np.integer)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
-    from ..schedule import Schedule
+    from ..schedules.schedule import Schedule
 
 
 _SHOWN = 40  # ops, in a notebook
@@ -79,8 +79,8 @@ class Plan:
         return f"Plan({self.method}, {self.steps} steps, nfe {self.nfe}, chart {self.chart})"
 
     def _repr_html_(self) -> str:
-        from ..notebook import card, note, table
-        from .fit_text import fit_lines
+        from .._base.notebook import card, note, table
+        from .fit import fit_lines
 
         facts = [line.strip().partition("  ")[::2] for line in fit_lines(self.fit or {})]
         rows = [(i, *cells) for i, cells in enumerate(self._rows())]
@@ -129,7 +129,7 @@ class Plan:
         """
         lines = [self._summary()]
         if self.fit is not None:
-            from .fit_text import fit_lines
+            from .fit import fit_lines
 
             lines += fit_lines(self.fit)
         if schedule is not None:
@@ -163,14 +163,14 @@ class Plan:
         return [last.get(sigma) for sigma in self.grid[:-1]]
 
     def plot(self, schedule: Schedule | None = None) -> Figure:
-        """The levels of the calls, and the weights as a heat map; see :mod:`ddim_ode.plan_plots`."""
-        from ..plan_plots import plan_plot
+        """The levels of the calls, and the weights as a heat map; see :mod:`ddim_ode.plots.plans`."""
+        from ..plots.plans import plan_plot
 
         return plan_plot(self, schedule)
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON, whole or not at all; ValueError for one that ``load`` would refuse."""
-        from .plan_file import write
+        from .plan_json import write
 
         write(self, path)
 
@@ -181,7 +181,7 @@ class Plan:
         FileNotFoundError without the file; ValueError that names the file and the field for anything
         else than a whole plan. Nothing in a file is run.
         """
-        from .plan_file import read
+        from .plan_json import read
 
         return read(path)
 
@@ -202,7 +202,7 @@ class Plan:
                 ``net(x, t)`` the network to call, which answers like its x. A sampler that takes its model
                 and noise levels in another order goes into a function of that form, with its levels inside.
             schedule: that of the models it will run on, of ``ddim_ode.schedules``.
-            **options: of :func:`ddim_ode.tracing.trace`: ``prediction="eps"``, what net answers;
+            **options: of :func:`ddim_ode.solve.tracing.trace`: ``prediction="eps"``, what net answers;
                 ``time="t"`` (the network's, from the schedule's by ``time_offset=0.0``) or ``"sigma"``,
                 what loop passes to net; ``sigma_end=0.0``, the level it ends at;
                 ``dtype=torch.float64``; ``name="traced"``.
@@ -239,7 +239,7 @@ class Plan:
         >>> bool((ddim_ode.sample(model, x, plan=mine).x - ours.x).abs().max() < 1e-5)
         True
         """
-        from ..tracing import trace
+        from ..solve.tracing import trace
 
         return trace(loop, schedule, **options)
 

@@ -25,7 +25,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from ..schedule import Array
+from ..schedules.schedule import Array
 from .chart import SCALES, Scale
 
 _GAUSS = {n: np.polynomial.legendre.leggauss(n) for n in (1, 2, 3, 4, 32)}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..schedule import Array
+from ..schedules.schedule import Array
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,364 @@
+"""Gauss–Newton over the family of few-step samplers (solvers/family.py), with a black-box network.
+
+The residual of noise i is r_i = g(x_i) − g(x_i*), the end state against where the ODE takes that noise
+(g: the identity, or features). With e_i the root mean square of its entries, the loss is
+
+    L = ½ mean_i ln(e_i² + f²) + ½ ln(mean_i e_i² + f²),
+
+half the geometric mean, to which no noise, easy or hard, counts more than another, and half the plain one,
+which the hard ones decide. One iteration linearises r in the parameters θ, weighs every sample by
+w_i = 1/(e_i² + f²) + 1/(mean e² + f²) and solves the damped normal equations
+
+    (Σ_i w_i J_iᵀ J_i + μ diag) δ = −Σ_i w_i J_iᵀ r_i
+
+(Levenberg–Marquardt), whose size is the number of parameters, some 7 to 10 a call. A level stays between
+its neighbours; where that bounds its step, the others go where is best with the step that is left.
+
+No gradient is taken: J is carried forward beside the run. A call turns the tangents ∂y/∂θ of its state into
+∂V/∂θ = (∂V/∂y) ∂y/∂θ and needs a directional derivative, a difference of two calls, for every direction.
+But the tangents of one sample, of which there are many, lie near a space of few dimensions, since all V of
+a sample resemble one another. So the derivatives are taken along the ``rank`` leading directions of each
+sample alone, and an iteration costs (rank + 2) × nfe calls however many parameters there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.linalg import solve_triangular
+from scipy.optimize import lsq_linear
+from torch import Tensor
+
+from ..denoising.denoiser import Denoiser
+from ..denoising.inputs import network_dtype
+from ..schedules.schedule import Array
+from ..solvers.plan import Node
+from .family import Linear, Parameter
+
+Features = Callable[[Tensor], Tensor]
+_TRIES = 6  # dampings tried in an iteration
+_SMOOTH = 0.1  # of the errors' RMS
+
+
+@dataclass
+class Problem:
+    """Noises x (n, *), where the ODE takes them, and what the network is told beside x.
+
+    features: f(x (b, *)) -> (b, ...), by default x itself. batch: rows the network gets at once. evals
+    counts the rows it has processed. lost: noises left out of a step of a fit, for NaN or inf in it.
+    """
+
+    model: Denoiser
+    x: Tensor
+    target: Tensor
+    cond: Mapping[str, Tensor] | None = None
+    shared: Mapping[str, Any] | None = None
+    features: Features | None = None
+    batch: int = 64
+    evals: int = 0
+    lost: set[int] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        f = self.features
+        self.goal = (
+            self.target
+            if f is None
+            else torch.cat([f(part) for part in torch.split(self.target, self.batch)])
+        )
+        self.size = finite_mean(_rms(self.goal))  # NaN or inf where a noise has no solution
+        self.rounding = 16 * torch.finfo(self.x.dtype).eps * self.size + 1e-300
+        # The step of the differences: small, for trained networks are rough; the tangents of float32 then
+        # still have three digits.
+        dtype = network_dtype(self.model) or self.x.dtype
+        self.step = 3 * torch.finfo(dtype).eps ** 0.5
+
+    def velocity(self, y: Tensor, sigma: float, vector: str, rows: Tensor) -> Tensor:
+        """What call k stores, at y (b, *), states of the noises ``rows`` (b,)."""
+        self.evals += len(y) * self.model.rows(sigma)
+        t = float(self.model.schedule.time(np.array([sigma]))[0])
+        model, cond = self.model.part(rows, self.cond)
+        return model.bind([Node(sigma, t, vector)], y, cond, self.shared)(y, 0)
+
+    def residual(self, x: Tensor, rows: Tensor) -> Tensor:
+        """f(x) − f(x*), (b, entries), float64."""
+        found = x if self.features is None else self.features(x)
+        return (found - self.goal[rows])[..., None].flatten(1).double()
+
+    def errors(self, point: Linear, rows: Tensor) -> Array:
+        """e_i (len(rows),) of a sampler; NaN or inf where it diverges."""
+        return np.concatenate(
+            [self.distances(self.run(point, part), part) for part in rows.split(self.batch)]
+        )
+
+    def distances(self, x: Tensor, rows: Tensor) -> Array:
+        """The RMS (b,) over a sample's entries of f(x) − f(x*)."""
+        return _rms(self.residual(x, rows)).cpu().numpy()
+
+    def run(self, point: Linear, rows: Tensor) -> Tensor:
+        y = self.x[rows] * float(point.scale[0])
+        past: list[Tensor] = []
+        for k in range(point.nfe):
+            past.append(self.velocity(y, float(point.sigma[k]), point.vectors[k], rows))
+            y = _step(point, k, y, past)
+        return y
+
+    def loss(self, errors: Array, floor: float | None = None) -> float:
+        """L of errors (n,). floor: f, by default that of these errors."""
+        errors = self.counted(errors)
+        f = self.smoothing(errors) if floor is None else floor
+        return float(
+            0.5 * np.mean(np.log(errors**2 + f**2)) + 0.5 * np.log(np.mean(errors**2) + f**2)
+        )
+
+    def smoothing(self, errors: Array) -> float:
+        """f: what is so small beside the others counts no more for being smaller still."""
+        return max(self.rounding, _SMOOTH * float(np.sqrt(np.mean(self.counted(errors) ** 2))))
+
+    def counted(self, errors: Array) -> Array:
+        """Errors, where NaN or inf is as bad as the worst of the others, and as no answer at all."""
+        there = np.isfinite(errors)
+        return np.where(there, errors, np.max(errors[there], initial=self.size))
+
+
+def checked(features: Features) -> Features:
+    """The features, of a copy, since some change what they are given; ValueError for no features."""
+
+    def call(x: Tensor) -> Tensor:
+        found: Any = features(x.clone())
+        if not isinstance(found, Tensor):
+            raise ValueError(f"features must return a tensor (b, ...), got {type(found).__name__}")
+        fits = found.ndim and len(found) == len(x) and found.numel() >= len(x)
+        if not fits or found.dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                f"features of {len(x)} samples must be float32 or float64 of shape ({len(x)}, ...), got "
+                f"{found.dtype} of shape {tuple(found.shape)}"
+            )
+        return found
+
+    return call
+
+
+def _step(point: Linear, k: int, y: Tensor, past: Sequence[Tensor]) -> Tensor:
+    y = y * float(point.scale[k + 1])
+    for j in np.flatnonzero(point.weights[k, : k + 1]).tolist():
+        y.add_(past[j], alpha=float(point.weights[k, j]))
+    return y
+
+
+def _rms(x: Tensor) -> Tensor:
+    return x.detach()[..., None].flatten(1).double().square().mean(1).sqrt()
+
+
+def finite_mean(values: Tensor) -> float:
+    """The mean of the finite ones; 0 if there are none."""
+    there = values[values.isfinite()]
+    return float(there.mean()) if len(there) else 0.0
+
+
+def _leading(tangents: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Directions M (b, r, *) and coordinates C (b, p, r) with tangents (b, p, *) ≈ C M, of each sample.
+
+    From the eigenvectors of the small Gram matrix, in float64, the tangents scaled to one length: the
+    parameters they belong to are not of one size. Of a sample with NaN or inf in its tangents, none.
+    """
+    b, p = tangents.shape[:2]
+    if p <= rank:
+        return tangents, torch.eye(p, dtype=tangents.dtype, device=tangents.device).expand(b, p, p)
+    flat = tangents.reshape(b, p, -1).double()
+    flat = torch.where(flat.isfinite().all(2).all(1)[:, None, None], flat, 0.0)
+    size = flat.norm(dim=2, keepdim=True)
+    flat = flat / torch.where(size > 0, size, 1.0)
+    rank = min(rank, flat.shape[2])
+    vectors = torch.linalg.eigh(torch.bmm(flat, flat.mT)).eigenvectors[:, :, -rank:]
+    directions = torch.bmm(vectors.mT, flat).to(tangents.dtype)
+    return directions.reshape(b, rank, *tangents.shape[2:]), (vectors * size).to(tangents.dtype)
+
+
+def _along(
+    f: Callable[[Tensor, int], Tensor], at: Tensor, value: Tensor, directions: Tensor, step: float
+) -> Tensor:
+    """The derivatives of f along directions (b, r, *) at ``at`` (b, *), where it is ``value``: differences.
+
+    f(states, r) gets r states a sample, sample by sample.
+    """
+    b, r = directions.shape[:2]
+    if not r:
+        return directions.new_zeros((b, 0, *value.shape[1:]))
+    size = _rms(directions.flatten(0, 1)).reshape(b, r)
+    reach = step * _rms(at)[:, None]
+    # a direction of no length has no derivative to find: any finite multiple of it will do
+    unit = torch.where((size > 0) & (reach > 0), reach / torch.where(size > 0, size, 1.0), step)
+    ones = (1,) * (at.ndim - 1)
+    moved = at[:, None] + directions * unit.to(at).reshape(b, r, *ones)
+    there = f(moved.flatten(0, 1), r).reshape(b, r, *value.shape[1:])
+    return (there - value[:, None]) / unit.to(value).reshape(b, r, *(1,) * (value.ndim - 1))
+
+
+def linearised(
+    problem: Problem, point: Linear, rows: Tensor, parameters: Sequence[Parameter], rank: int
+) -> tuple[Tensor, Tensor]:
+    """The residuals (b, entries) of some noises, and their derivatives (b, parameters, entries)."""
+    x = problem.x[rows]
+    y = x * float(point.scale[0])
+    # of y, by the parameters met so far: the first scale, if it is one
+    tangents = x[:, None] if Parameter("scale", 0) in parameters else x[:, None][:, :0]
+    past: list[Tensor] = []
+    slopes: list[
+        tuple[Tensor, Tensor]
+    ] = []  # of each V: coordinates (b, p, r), directions (b, r, *)
+    for k in range(point.nfe):
+        sigma, vector = float(point.sigma[k]), point.vectors[k]
+        v = problem.velocity(y, sigma, vector, rows)
+
+        def call(states: Tensor, r: int, sigma: float = sigma, vector: str = vector) -> Tensor:
+            return problem.velocity(states, sigma, vector, rows.repeat_interleave(r))
+
+        directions, coordinates = _leading(tangents, rank)
+        slope = _along(call, y, v, directions, problem.step)
+        if Parameter("level", k) in parameters:
+            lower = problem.velocity(y, sigma * float(np.exp(-problem.step)), vector, rows)
+            slope = torch.cat([slope, ((v - lower) / problem.step)[:, None]], 1)
+            coordinates = torch.nn.functional.pad(coordinates, (0, 1, 0, 1))
+            coordinates[:, -1, -1] = 1
+            tangents = torch.cat([tangents, torch.zeros_like(y)[:, None]], 1)
+        past.append(v)
+        slopes.append((coordinates, slope))
+        after = tangents * float(point.scale[k + 1])
+        for j in np.flatnonzero(point.weights[k, : k + 1]).tolist():
+            of, directions = slopes[j]
+            part = torch.einsum("bpr,br...->bp...", of, directions)
+            after[:, : of.shape[1]].add_(part, alpha=float(point.weights[k, j]))
+        weights = [p for p in parameters if p.kind == "weight" and p.k == k]
+        met = [y, *(past[p.j] for p in weights)]  # the next scale comes before the weights
+        y, tangents = _step(point, k, y, past), torch.cat([after, torch.stack(met, 1)], 1)
+    residual = problem.residual(y, rows)
+    if problem.features is None:
+        return residual, tangents[..., None].flatten(2).double()
+    features = problem.features
+    directions, coordinates = _leading(tangents, rank)
+    slope = _along(lambda x, r: features(x), y, features(y), directions, problem.step)
+    whole = torch.einsum("bpr,bro->bpo", coordinates, slope[..., None].flatten(2))
+    return residual, whole.double()
+
+
+def normal_equations(
+    problem: Problem,
+    point: Linear,
+    rows: Tensor,
+    weights: Array,
+    parameters: Sequence[Parameter],
+    rank: int,
+) -> tuple[Array, Array]:
+    """Σ w JᵀJ (p, p) and Σ w Jᵀr (p,) over some noises, with their weights, a few at a time.
+
+    A noise with NaN or inf on the way is left out, and among ``problem.lost``.
+    """
+    p = len(parameters)
+    matrix, vector = np.zeros((p, p)), np.zeros(p)
+    size = max(1, problem.batch // rank)
+    for part, w in zip(rows.split(size), torch.from_numpy(weights).split(size)):
+        r, jacobian = linearised(problem, point, part, parameters, rank)
+        there = r.isfinite().all(1) & jacobian.isfinite().all(2).all(1)
+        problem.lost.update(part[~there].tolist())
+        r, jacobian = r[there], jacobian[there]
+        root = (w.to(r)[there] / r.shape[1]).sqrt()
+        by_parameter = (jacobian * root[:, None, None]).transpose(0, 1).flatten(1)
+        matrix += (by_parameter @ by_parameter.T).cpu().numpy()
+        vector += (by_parameter @ (r * root[:, None]).flatten()).cpu().numpy()
+    return matrix, vector
+
+
+@dataclass
+class Fit:
+    """point: the best on the noises that judge, with its errors there; iterations: made before it."""
+
+    point: Linear
+    errors: Array
+    iterations: int
+
+
+def gauss_newton(
+    problem: Problem,
+    point: Linear,
+    rows: Tensor,
+    judges: Tensor,
+    *,
+    iterations: int,
+    rank: int,
+    levels: bool,
+    limits: tuple[float, float],
+    memory: int | None = None,
+    subset: int | None = None,
+    patience: int = 10,
+    allowed: float = float("inf"),
+    seed: int = 0,
+    observe: Callable[[], object] = lambda: None,
+) -> Fit:
+    """Move ``point`` downhill on the noises ``rows``, as long as the ``judges`` gain.
+
+    levels: whether the told levels move too, within ``limits``. memory: past vectors whose weights move
+    (None: all). subset: noises of each iteration, drawn anew. patience: iterations without a better
+    judgement. allowed: rows of the network that may be spent; an iteration that might exceed them is not
+    begun.
+    """
+    parameters = point.parameters(levels, memory, first_scale=problem.model.schedule.family != "vp")
+    draw = np.random.default_rng(seed)
+    size = min(subset or len(rows), len(rows))
+    calls = problem.model.rows_per_sample * point.nfe
+    budget = problem.evals + allowed
+    best = Fit(point, problem.errors(point, judges), 0)
+    damping, stale = 1e-2, 0
+    for iteration in range(iterations):
+        trial_cost = calls * (size + len(judges))
+        if problem.evals + calls * size * (rank + 3) + trial_cost > budget or stale >= patience:
+            break
+        some = rows[torch.from_numpy(np.sort(draw.permutation(len(rows))[:size])).to(rows.device)]
+        errors = problem.counted(problem.errors(point, some))
+        floor = problem.smoothing(errors)
+        now = problem.loss(errors, floor)
+        weights = 1 / (errors**2 + floor**2) + 1 / (np.mean(errors**2) + floor**2)
+        matrix, vector = normal_equations(problem, point, some, weights, parameters, rank)
+        moved = None
+        for _ in range(_TRIES):
+            if problem.evals + trial_cost > budget:
+                break
+            step = _damped(matrix, vector, damping, point.bounds(parameters, *limits))
+            trial = None if step is None else point.moved(parameters, step)
+            if trial is not None and problem.loss(problem.errors(trial, some), floor) < now:
+                moved, damping = trial, max(damping / 4, 1e-8)
+                break
+            damping *= 8
+        observe()
+        if moved is None:
+            if size == len(rows) or damping > 1e4:
+                break
+            continue
+        point = moved
+        found = problem.errors(point, judges)
+        stale += 1
+        if problem.loss(found) < problem.loss(best.errors):
+            best, stale = Fit(point, found, iteration + 1), 0
+    return best
+
+
+def _damped(
+    matrix: Array, vector: Array, damping: float, bounds: tuple[Array, Array]
+) -> Array | None:
+    """The step within bounds, in parameters scaled to unit diagonal; None where there is none."""
+    size = np.sqrt(np.diag(matrix))
+    if not (np.all(np.isfinite(matrix)) and np.all(np.isfinite(vector)) and size.any()):
+        return None
+    size = np.where(size > 0, size, 1.0)  # a parameter without effect stays
+    system = matrix / size[:, None] / size + damping * np.eye(len(size))
+    step = -np.linalg.solve(system, vector / size)
+    low, high = (bound * size for bound in bounds)
+    if np.all((low <= step) & (step <= high)):
+        return step / size
+    # what is held back by a bound changes what is best for the others
+    factor = np.linalg.cholesky(system)
+    aim = -solve_triangular(factor, vector / size, lower=True)
+    return lsq_linear(factor.T, aim, (low, high), method="bvls").x / size

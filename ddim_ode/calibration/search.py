@@ -1,0 +1,145 @@
+"""Where a calibration starts: the textbook samplers it searches, and how much of that a budget pays for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ..denoising.denoiser import Denoiser
+from ..solve.levels import Levels
+from ..solve.sampling import compile_for
+from ..solvers.methods import METHODS
+from ..solvers.plan import Plan
+from .family import Linear
+
+CUTS = (
+    5,
+    20,
+    1,
+    40,
+    2,
+    10,
+    3,
+)  # last levels of a textbook grid, in units of the schedule's least_cut
+GRIDS = ("quadratic", "log_snr", "karras", "time")
+
+
+class Effort(NamedTuple):
+    """How much a budget spends. reference: steps, coarse to fine, until two differ by ``goal`` of the
+    solutions' RMS. methods, cuts: of the search for the incumbent. rounds: of that search, (candidates
+    kept, noises each) one after another. skips: first calls left out, each a search of its own for a start,
+    among the methods and cuts of the fast budget.
+    rank, memory, starts, trial (iterations from each start, before one of them is chosen), iterations,
+    subset (noises of each of them, at least), whole (iterations after those, with all noises), pooled
+    (whether all noises judge the iterations, and not the held-out ones alone): of the fit."""
+
+    reference: tuple[int, ...]
+    goal: float
+    methods: tuple[str, ...]
+    cuts: tuple[int, ...]
+    rounds: tuple[tuple[int, int], ...]
+    skips: tuple[int, ...]
+    rank: int
+    memory: int | None
+    starts: int
+    trial: int
+    iterations: int
+    subset: int
+    whole: int
+    pooled: bool
+
+
+_FAST = ("ipndm", "dpmpp2m", "unipc3", "dpmpp3m", "unipc2", "deis3")
+_ALL = (*_FAST, *(m for m in METHODS if m not in (*_FAST, "ddpm")))
+EFFORTS = {
+    "fast": Effort(
+        reference=(24, 48),
+        goal=math.inf,
+        methods=_FAST,
+        cuts=CUTS[:4],
+        rounds=((102, 1), (16, 4), (4, 12)),
+        skips=(1,),
+        rank=10,
+        memory=4,
+        starts=1,
+        trial=0,
+        iterations=8,
+        subset=8,
+        whole=0,
+        pooled=False,
+    ),
+    "thorough": Effort(
+        reference=(100, 200, 400),
+        goal=5e-3,
+        methods=_ALL,
+        cuts=CUTS,
+        rounds=((10_000, 2), (32, 12), (6, 48)),
+        skips=(1, 2),
+        rank=12,
+        memory=None,
+        starts=3,
+        trial=4,
+        iterations=40,
+        subset=32,
+        whole=6,
+        pooled=True,
+    ),
+}
+
+
+class Candidate(NamedTuple):
+    """A sampler to start from: ``point``, the textbook plan without its ``skipped`` first calls, on a grid
+    of that name; its loss on the noises of the last round."""
+
+    name: str
+    point: Linear
+    grid: str = ""
+    skipped: int = 0
+    score: float = math.inf
+
+    @property
+    def plan(self) -> Plan:
+        return self.point.plan
+
+
+def textbook(model: Denoiser, nfe: int, effort: Effort, skipped: int = 0) -> list[Candidate]:
+    """The samplers to search, those first that usually do well. skipped: first calls that each leaves
+    out, and spends further down."""
+    found: dict[Plan, Candidate] = {}
+    if skipped:
+        effort = EFFORTS["fast"]
+    cuts = [(grid, cut * model.schedule.least_cut) for cut in effort.cuts for grid in GRIDS]
+    refusal = ValueError(f"nfe={nfe} is too small for any sampler")
+    for grid, cut in [*cuts[: len(GRIDS)], ("trailing", None), *cuts[len(GRIDS) :]]:
+        for name in effort.methods:
+            try:
+                levels = Levels(model, nfe=nfe + skipped, grid=grid, sigma_min=cut)
+                plan = compile_for(METHODS[name], levels, None, None, None, None)
+            except ValueError as error:
+                refusal = error
+                continue
+            end = "" if cut is None else f", σ_min {cut:.3g}"
+            point = Linear.of(plan)
+            if skipped:
+                if plan.nfe != nfe + skipped:
+                    continue
+                point = point.without_calls(skipped, model.schedule)
+            found.setdefault(plan, Candidate(f"{name}, {grid}{end}", point, grid, skipped))
+    if not found and not skipped:
+        raise refusal
+    return list(found.values())
+
+
+def apart(found: Sequence[Candidate], most: int) -> list[Candidate]:
+    """The first of each number of skipped calls, in the order of their scores, and then those that share
+    neither method nor grid with one chosen before."""
+    first = {candidate.skipped: candidate for candidate in reversed(found)}
+    chosen = sorted(first.values(), key=lambda c: c.score)[:most]
+    for candidate in found:
+        near = any(
+            c.plan.method == candidate.plan.method or c.grid == candidate.grid for c in chosen
+        )
+        if len(chosen) < most and not near:
+            chosen.append(candidate)
+    return chosen

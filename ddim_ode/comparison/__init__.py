@@ -1,0 +1,1 @@
+"""Which solver, how many steps, for a model."""

@@ -1,0 +1,434 @@
+"""Which solver, how many steps: solvers side by side on the same noises, against a converged solution.
+
+What is measured is the error of the solver alone. For noise i, eᵢ is the root mean square over the
+entries of x̂ᵢ − x̂ᵢ*, where x̂ᵢ* is where the ODE takes that very noise (reference.py). A row's ``error``
+is the mean of eᵢ over the samples, with a bootstrap interval (evaluate/bootstrap.py). Two rows are
+compared sample by sample, by the geometric mean of the ratios of their errors; that orders rows as their
+own geometric means do, ``error_typical``. No label, no data set and no feature network enters.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import __version__
+from .._base.bars import progress_bar
+from .._base.checks import count, flag, number, path_of, seed_of, shown
+from .._base.digests import digest
+from .._base.interrupted import Interrupted
+from .._base.versions import versions
+from .._base.warn import warn
+from ..denoising.cost import seconds_a_call, tell_comparison
+from ..denoising.denoiser import Denoiser
+from ..denoising.inputs import Cond, check_model, conditions, device_of, sample_shape
+from ..denoising.seeding import GENERATOR, noise
+from ..solve.answers import Answers, ask
+from ..solve.cache import NOWHERE, Store
+from ..solve.model_key import model_key
+from ..solve.near import NOTHING, PLAN, Near, of_rows, of_shared
+from ..solve.plan_checks import warn_of_another_network, warn_of_own_examples
+from ..solve.reference import STEPS, Reference, aims, given, joined, plans, solve
+from ..solve.sampling import sample
+from ..solve.solution import norm_per_sample, warn_of_scale
+from ..solvers.controller import SUCCESS
+from ..solvers.fit import ode_text
+from ..solvers.plan import Plan
+from . import jobs as candidates
+from .jobs import Job
+from .result import Comparison
+from .statistics import check_confidence, geometric_mean
+
+SEARCH = 32  # noises, at most, that grid="best" is decided on
+
+
+def compare(
+    model: Denoiser,
+    methods: Any = None,
+    nfe: int | Sequence[int] = (5, 8, 10, 20),
+    *,
+    shape: Sequence[int] | None = None,
+    n: int = 256,
+    seed: int = 0,
+    cond: Cond | None = None,
+    shared: Mapping[str, Any] | None = None,
+    grid: str | Sequence[str] | None = None,
+    sigma_max: float | None = None,
+    sigma_min: float | Sequence[float] | None = None,
+    batch: int = 64,
+    reference: float | Tensor | None = None,
+    cache: str | Path | None = None,
+    key: str | None = None,
+    keep: int = 0,
+    confidence: float = 0.95,
+    progress: bool = True,
+    device: str | torch.device | None = None,
+) -> Comparison:
+    """Every method at every budget of network calls, from the same n noises; a :class:`Comparison`.
+
+    methods: names (``"dpmpp3m:half"``, ``"torchdiffeq:euler"``), :class:`Method` and compiled :class:`Plan`
+    objects; ``{label: method}`` names them, also ``{label: {nfe: Plan}}``; None: a selection of nine. A
+    fixed-step method gets the largest plan within each budget; ``torchdiffeq:dopri5`` and its kind run at
+    their default tolerances with the budget as limit, and fail where it is not enough. nfe: the budgets.
+    shape: of ONE sample (default: the model's own, where it has one). n: noises, of the seeds
+    seed..seed+n−1, so that runs with other n agree on the samples they share.
+    cond: conditions {name: tensor (n, ...)}, or f(indices (n,)) that gives them; shared: passed to the
+    network as it is.
+    grid: a name, several (an axis of the table), or None, what ``sample`` takes by itself. ``"best"``
+    tries trailing, and time, quadratic, log_snr and karras down to σ at the times 1, 2, 3, 5, 10 and 20
+    (of 1000), for each method and budget; it decides on the first min(n/2, 32) noises and all rows report
+    on the others only, so that the choice does not flatter them. sigma_max: the level that all of them,
+    and the reference, start from (default ``model.sigma_max``). sigma_min: the last positive level, or
+    several. batch: noises solved together.
+    reference: the largest RMS difference of two refinements to accept (default 1.5e-4 of the
+    solutions' RMS, 1e-6 for exact mixtures), or known solutions (n, *shape).
+    cache: a folder in which solved batches are kept, under a hash of all that decides them; the same call
+    takes them from there. A network is also known by what it answers to four calls of one sample,
+    which the result does not count. One that is neither an exact mixture nor a ``torch.nn.Module`` needs
+    key=, a name that you change whenever the network changes; without it nothing is kept, and a warning
+    says so. keep: how many end states of each row to keep, in ``samples``. confidence: of all intervals.
+    progress: a bar, and before it, on stderr, how many network calls will be made and how long they will
+    take, from a few that are timed (and not counted). Most are the reference's: of a large model take few
+    noises, or a coarser ``reference``. device: where to solve (default: the network's own).
+
+    The network evaluations made are those in the result: ``net_evals`` for the methods, the search
+    included, and ``reference.net_evals``. ValueError, before any of them, for an unknown or stochastic
+    method, an unknown grid, no budgets, or conditions of another length. A budget too small for a method,
+    and samples that fail, are said in their rows. Ctrl-C raises ``ddim_ode.Interrupted``, a
+    KeyboardInterrupt that holds the finished rows as ``partial``.
+
+    >>> import ddim_ode
+    >>> schedule = ddim_ode.schedules.cosine()
+    >>> model = ddim_ode.exact.gaussian_mixture([0.5, 0.5], [-1.0, 1.0], [0.2, 0.2], schedule)
+    >>> r = ddim_ode.compare(model, ["ddim", "unipc2"], nfe=[5, 10], n=64, progress=False)
+    >>> [row["method"] for row in r.ranking(nfe=10)], r.ranking(nfe=10)[1]["tie"]
+    (['unipc2', 'ddim'], False)
+    >>> r.recommend(target_error=0.04)["nfe"]
+    10
+    """
+    check_model(model)
+    model = model.starting_at(sigma_max)
+    n = count("n", n)
+    seed = seed_of(seed, n)
+    batch, keep = count("batch", batch), count("keep", keep, least=0)
+    flag("progress", progress)
+    confidence = check_confidence(confidence)
+    entries = candidates.entries(methods, model)
+    wanted = candidates.budgets(nfe)
+    ends = candidates.cuts(sigma_min, model)
+    names = candidates.grid_names(grid, ends)
+    todo = [row for entry in entries for row in candidates.jobs(entry, wanted, names, ends, model)]
+    searched = min(n // 2, SEARCH) if "best" in names else 0
+    if "best" in names and not searched:
+        raise ValueError(
+            f"grid='best' decides on some noises and reports on others; n={n} is too few"
+        )
+    shape = sample_shape(model, shape)
+    place = device_of(model, device)
+    noises = noise(shape, model.schedule, range(seed, seed + n), model.sigma_max, place)
+    work = _Work(
+        model,
+        range(seed, seed + n),
+        noises,
+        conditions(cond, n, place),
+        shared,
+        batch,
+        keep,
+        _goal(reference),
+        *_storage(model, cache, key, shared),
+    )
+    fitted = [entry.solver for entry in entries if isinstance(entry.solver, Plan)]
+    if key is None and (work.store.takes or any((p.fit or {}).get("answers") for p in fitted)):
+        work.answers = ask(model, shape, work.cond, shared, place)
+    for plan in fitted:
+        warn_of_own_examples(plan, range(seed, seed + n), work.key)
+        warn_of_another_network(plan, model, None if key else work.key, work.answers)
+    if isinstance(reference, Tensor):
+        work.known = given(reference, n, shape)
+    ode = [f"{model.prediction}-network", ode_text(model.alterations)]
+    altered = {k: float(v) if isinstance(v, Tensor) else v for k, v in model.alterations.items()}
+    result = Comparison(
+        budgets=wanted,
+        confidence=confidence,
+        seeds=list(range(seed + searched, seed + n)),
+        searched=searched,
+        model=f"{type(model).__name__}({', '.join(filter(None, ode))})",
+        schedule=repr(model.schedule),
+        fingerprints=dict(
+            model=work.key or "unknown", schedule=model.schedule.fingerprint, version=__version__
+        ),
+        about=dict(
+            **versions(),
+            device=str(place),
+            arguments=dict(
+                methods=list(dict.fromkeys(entry.label for entry in entries)),
+                nfe=wanted,
+                shape=list(shape),
+                n=n,
+                seed=seed,
+                grid=names,
+                sigma_max=model.sigma_max,
+                sigma_min=ends,
+                batch=batch,
+                reference="given" if work.known else work.goal,
+                keep=keep,
+                confidence=float(confidence),
+                **altered,
+            ),
+        ),
+    )
+    if progress:
+        few = slice(0, batch)
+        asked, rows = model.part(few, work.cond)
+        seconds = seconds_a_call(asked, noises[few], rows, shared)
+        solves = [] if work.known else [plan.nfe for plan in plans(model)]
+        calls = sum(_calls(todo, n, searched))
+        tell_comparison(seconds, n, solves, calls, len(todo), work.store.folder)
+    try:
+        with progress_bar(progress, unit="eval", unit_scale=True) as bar:
+            _run(work, todo, result, bar)
+    except KeyboardInterrupt:
+        folder = work.store.folder if work.store.takes else None
+        kept = f"kept in {folder}" if folder else "in .partial (give cache=)"
+        done = f"{len(result.rows)} of {len(todo)} rows are finished and {kept}"
+        if result.reference is None:
+            kept = f"whose finished solves are kept in {folder}" if folder else "give cache="
+            done = f"0 of {len(todo)} rows are finished, the reference is not ({kept})"
+        again = "goes on from there" if folder else "starts again"
+        raise Interrupted(f"stopped: {done}; the same call {again}", result) from None
+    return result
+
+
+def _calls(todo: list[list[Job]], n: int, searched: int) -> tuple[int, int]:
+    """Of the search for grids and of the rows, over all noises, as far as they are known before."""
+    search = searched * sum(job.cost for row in todo if len(row) > 1 for job in row)
+    return search, (n - searched) * sum(max(job.cost for job in row) for row in todo)
+
+
+@dataclass
+class _Work:
+    """What all solves of a comparison share. noises (n, *shape), of those seeds; cond: rows like them."""
+
+    model: Denoiser
+    seeds: range
+    noises: Tensor
+    cond: dict[str, Tensor] | None
+    shared: Mapping[str, Any] | None
+    batch: int
+    keep: int
+    goal: float | None
+    store: Store
+    key: str | None
+    answers: Answers | None = None
+    known: Reference | None = None
+
+    def parts(self, first: int, last: int) -> Iterator[slice]:
+        """Batches of the samples first..last−1."""
+        for start in range(first, last, self.batch):
+            yield slice(start, min(start + self.batch, last))
+
+    def origin(self, part: slice) -> tuple[list[Any], Near]:
+        """Which model, noises and conditions a batch is of, to the store: exact parts, and numbers."""
+        if self.store.folder is None:
+            return [], NOTHING
+        shared, computed = of_shared(self.shared)
+        exact = [
+            __version__,
+            GENERATOR,
+            self.key,
+            shared,
+            list(self.noises.shape[1:]),
+            self.seeds[part],
+        ]
+        answers = NOTHING if self.answers is None else self.answers.near
+        start = Near.of(self.model.sigma_max, PLAN)
+        return exact, Near.joined(
+            answers, start, of_rows({**self.model.part(part, self.cond)[1], **computed})
+        )
+
+
+def _run(work: _Work, todo: list[list[Job]], result: Comparison, bar: Any) -> None:
+    n, searched = len(work.noises), result.searched
+    rate = work.model.rows_per_sample
+    search, report = _calls(todo, n, searched)
+    bar.total = rate * (search + report)
+    if work.known is None:
+        bar.total += n * rate * sum(STEPS[:2])
+    bar.set_description("reference")
+    exact = work.known or _reference(work, searched, bar)
+    bar.total = bar.n + rate * (search + report)  # how often it was refined is known now
+    result.reference = _part(exact, slice(searched, n))
+    warn_of_scale(exact.x, work.model.sigma_max)
+    for row in todo:
+        first = row[0].entry.label
+        bar.set_description(f"{first} at {row[0].budget}")
+        job, tried, evals = row[0], None, 0
+        if len(row) > 1:
+            found = [(job, _solved(work, job, exact, 0, searched, bar)) for job in row]
+            job = min(found, key=lambda pair: _merit(pair[1]))[0]
+            tried, evals = len(row), sum(cell.net_evals for _, cell in found)
+            result.search += [
+                dict(
+                    method=first,
+                    budget=j.budget,
+                    grid=j.grid,
+                    sigma_min=c.sigma_min,
+                    error=c.error,
+                    error_typical=c.typical,
+                )
+                for j, c in found
+            ]
+        cell = None if job.refusal else _solved(work, job, exact, searched, n, bar)
+        result.add(job, cell, tried, evals)
+    bar.total = bar.n
+    bar.refresh()
+
+
+@dataclass
+class Cell:
+    """One job on some samples. errors (m,): NaN where a sample has none; samples: the kept end states."""
+
+    errors: np.ndarray[Any, np.dtype[np.float64]]
+    status: list[str]
+    nfe: float
+    net_evals: int
+    seconds: float
+    steps: int | None
+    sigma_min: float
+    samples: Tensor | None
+
+    @property
+    def error(self) -> float:
+        finite = self.errors[np.isfinite(self.errors)]
+        return float(finite.mean()) if finite.size else float("nan")
+
+    @property
+    def typical(self) -> float:
+        return geometric_mean(self.errors)
+
+
+def _merit(cell: Cell) -> tuple[int, float]:
+    """Fewest samples without an error, then the smallest typical error."""
+    return int(np.isnan(cell.errors).sum()), np.nan_to_num(cell.typical, nan=np.inf)
+
+
+def _reference(work: _Work, searched: int, bar: Any) -> Reference:
+    found = []
+    n = len(work.noises)
+    for part in [*work.parts(0, searched), *work.parts(searched, n)]:
+        model, cond = work.model.part(part, work.cond)
+        found.append(
+            solve(
+                model,
+                work.noises[part],
+                cond,
+                work.shared,
+                goal=work.goal,
+                store=work.store,
+                origin=work.origin(part),
+                observe=bar.update,
+            )
+        )
+    return joined(found)
+
+
+def _part(whole: Reference, part: slice) -> Reference:
+    return replace(whole, x=whole.x[part], gap=whole.gap[part])
+
+
+def _solved(work: _Work, job: Job, exact: Reference, first: int, last: int, bar: Any) -> Cell:
+    """A job on the samples first..last−1, a batch at a time, from the store where it is there."""
+    cells = [_batch(work, job, exact, part, first, bar) for part in work.parts(first, last)]
+    kept = [cell.samples for cell in cells if cell.samples is not None]
+    return Cell(
+        np.concatenate([cell.errors for cell in cells]),
+        [status for cell in cells for status in cell.status],
+        float(np.average([cell.nfe for cell in cells], weights=[len(c.status) for c in cells])),
+        sum(cell.net_evals for cell in cells),
+        sum(cell.seconds for cell in cells),
+        cells[0].steps,
+        cells[0].sigma_min,
+        torch.cat(kept) if kept else None,
+    )
+
+
+def _batch(work: _Work, job: Job, exact: Reference, part: slice, first: int, bar: Any) -> Cell:
+    x, (model, cond) = work.noises[part], work.model.part(part, work.cond)
+    keep = min(max(work.keep - (part.start - first), 0), len(x))
+    (parts, near), (solver, numbers) = work.origin(part), job.content()
+    aim = aims(work.goal) if work.known is None else [exact.x[part]]
+    parts = [*parts, solver, keep, aim, str(x.device)]
+    near = Near.joined(near, Near.of(numbers, PLAN, PLAN))
+    if found := work.store.get("cell", parts, near):
+        tensors, config = found
+        bar.total -= config["net_evals"]
+        return Cell(tensors["errors"].double().numpy(), samples=tensors.get("samples"), **config)
+    started = time.perf_counter()
+    with torch.no_grad(), np.errstate(invalid="ignore"):
+        if job.plan is not None:
+            sol = sample(model, x, plan=job.plan, cond=cond, shared=work.shared)
+        else:
+            method = str(job.entry.solver)
+            sol = sample(model, x, method, cond=cond, shared=work.shared, **dict(job.options))
+        end = sol.x.cpu()  # waits for the device
+    seconds = time.perf_counter() - started
+    errors = norm_per_sample(end.double() - exact.x[part]).numpy()
+    status = sol.status.tolist()
+    known = np.isfinite(exact.gap[part])
+    status = [s if s != SUCCESS or has else "no_reference" for s, has in zip(status, known)]
+    errors = np.where(np.array(status) == SUCCESS, errors, np.nan)
+    config = dict(
+        status=status,
+        nfe=float(sol.sample_nfe.mean()),
+        net_evals=sol.net_evals,
+        seconds=seconds,
+        steps=len(sol.sigmas) - 1 if job.cost and (job.plan or "steps" in job.options) else None,
+        sigma_min=float(np.array(sol.sigmas)[-2]),
+    )
+    samples = end[:keep].clone() if keep else None
+    tensors = {"errors": torch.from_numpy(errors)}
+    if samples is not None:
+        tensors["samples"] = samples
+    work.store.put("cell", parts, near, tensors, config)
+    bar.update(sol.net_evals)
+    return Cell(errors=errors, samples=samples, **config)
+
+
+def _goal(reference: float | Tensor | None) -> float | None:
+    if reference is None or isinstance(reference, Tensor):
+        return None
+    if not 0 < (goal := number("reference", reference)) < np.inf:
+        raise ValueError(
+            f"reference={shown(reference)} must be a positive RMS difference to converge to, or the "
+            "solutions (n, *shape)"
+        )
+    return goal
+
+
+def _storage(
+    model: Denoiser, cache: str | Path | None, key: str | None, shared: Any
+) -> tuple[Store, str | None]:
+    """Where results are kept, and the model's key; nowhere, with a warning, if it has none."""
+    found = model_key(model, key)
+    if cache is None:
+        return NOWHERE, found
+    cache = path_of("cache", cache)
+    reason = "the network is neither an exact mixture nor a torch.nn.Module" if not found else ""
+    if found:
+        try:
+            digest(shared)
+        except TypeError as error:
+            reason = f"shared= cannot be hashed ({error})"
+    if reason:
+        warn(
+            f"nothing is kept in {cache}: {reason}; give key=, a name to change whenever it changes"
+        )
+        return NOWHERE, found
+    return Store(cache), found

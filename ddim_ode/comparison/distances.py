@@ -1,0 +1,113 @@
+"""Distribution metrics of what a comparison made: its kept end states, row by row.
+
+Held against real data, or against the converged solutions of the very same noises. The second says what
+the solver alone does to the distribution, and nothing of the model: it is zero for a solver without
+error. The two samples are then pairs, so the metrics that suppose independent ones are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .._base.checks import one_of
+from ..evaluate.features import Features
+from ..evaluate.metrics import METRICS, measure
+from ..evaluate.statistics import FeatureStatistics
+
+if TYPE_CHECKING:
+    from .result import Comparison
+
+INDEPENDENT = ("kernel_distance", "mmd")  # estimated without bias from independent samples only
+# What ``measure`` says of its numbers, and the column of a comparison that has it.
+_ABOUT = dict(
+    n="metrics_n",
+    seed="metrics_seed",
+    features_sha256="metrics_features",
+    reference="metrics_reference",
+    reference_n="metrics_reference_n",
+)
+TITLES = dict(
+    frechet_distance="Fréchet distance",
+    kernel_distance="kernel distance (KID)",
+    sliced_wasserstein="sliced Wasserstein distance",
+    energy_distance="energy distance",
+    mmd="MMD²",
+)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """names: the metrics, whose values are now in the rows. against, features: in words.
+
+    converged: the metrics of the converged solutions themselves, empty where they are what the rows are
+    held against. n: samples of each.
+    """
+
+    names: tuple[str, ...]
+    against: str
+    features: str
+    converged: dict[str, float]
+    n: int
+
+    def label(self, name: str) -> str:
+        """The metric, what it sees, and what it is held against."""
+        return f"{TITLES[name]} of {self.n} samples in {self.features} to {self.against}"
+
+
+def default_metrics(independent: bool) -> tuple[str, ...]:
+    """Fréchet and KID against data; against the same noises, where KID has no meaning, Wasserstein."""
+    return METRICS[:2] if independent else ("frechet_distance", "sliced_wasserstein")
+
+
+def check_metrics(names: Sequence[str], independent: bool) -> tuple[str, ...]:
+    """The names, or the default for none; ValueError for one that is unknown, or has no meaning here."""
+    for name in names:
+        one_of("metric", name, METRICS)
+        if name in INDEPENDENT and not independent:
+            raise ValueError(
+                f"{name} supposes independent samples, and without data the samples are held against the "
+                "converged solutions of their own noises; give data, or take frechet_distance, "
+                "sliced_wasserstein or energy_distance"
+            )
+    return tuple(dict.fromkeys(names)) or default_metrics(independent)
+
+
+def measure_rows(
+    result: Comparison,
+    features: Features,
+    data: FeatureStatistics | None = None,
+    against: str = "data",
+    metrics: Sequence[str] = (),
+) -> Measured:
+    """Put the metrics of every row into ``result.rows``; None where not all n samples are there.
+
+    With them go metrics_n, metrics_seed, metrics_features and metrics_reference (the starts of their
+    hashes) and metrics_reference_n. The comparison must have kept all end states (``keep=n``). data: what
+    to hold them against, said as ``against``; None: the converged solutions of the same noises.
+    """
+    names = check_metrics(metrics, data is not None)
+    n, exact = len(result.seeds), result.reference
+    x = None if exact is None or not torch.isfinite(exact.x).all() else exact.x.float()
+    if data is None:
+        if x is None:
+            raise ValueError("not all noises have a converged solution to hold samples against")
+        data, against = FeatureStatistics.of(x, features), "the converged solutions of their noises"
+        x = None
+
+    def values(samples: Tensor) -> dict[str, Any]:
+        found = measure(samples, data, features, metrics=names)
+        about = {column: found[key] for key, column in _ABOUT.items()}
+        return {name: float(found[name]) for name in names} | about
+
+    for row, samples in zip(result.rows, result.samples):
+        row.update(dict.fromkeys((*names, *_ABOUT.values())))
+        if samples is not None and len(samples) == n and not row["failed"]:
+            row.update(values(samples))
+    own = values(x) if x is not None else {}
+    converged = {name: own[name] for name in names if name in own}
+    return Measured(names, against, f"{features.name} features", converged, n)

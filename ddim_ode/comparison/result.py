@@ -1,0 +1,405 @@
+"""What a comparison found: rows, and the answers that can be read off them with their uncertainty."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from .._base import files
+from .._base.checks import shown
+from .._base.escaping import plain
+from .._base.interrupted import Interrupted as Interrupted
+from ..schedules.schedule import Array
+from ..solve.reference import Reference
+from .statistics import Decision, geometric_mean, mean_interval, paired_decision
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from .comparison import Cell
+    from .jobs import Job
+
+Row = dict[str, Any]
+FLOOR = 100  # times the reference's own error: below that, a row's error is not known
+
+
+class Answer(dict[str, Any]):
+    """A row of a comparison, or nothing (falsy); printed, it says which and why."""
+
+    def __init__(self, text: str, row: Row | None = None) -> None:
+        super().__init__(row or {})
+        self.text = text
+
+    def __str__(self) -> str:
+        return self.text
+
+    __repr__ = __str__
+
+
+@dataclass(repr=False, eq=False)
+class Comparison:
+    """Solvers on the same noises: ``rows``, and what follows from them.
+
+    A row is a dict: method; budget (asked) and nfe (measured, mean over samples); grid and sigma_min,
+    where its positive levels end; steps; error, the mean over samples of the per-sample RMS to the
+    reference, with error_low and error_high (None for a single sample), error_median, and error_typical,
+    the geometric mean, by which rows are ranked; seconds, of all its batches; net_evals, rows the
+    network processed; n, samples reported; failed, those of them without an error, which are left out of
+    it; status, how many of each; at_floor, whether error_typical is below ``floor`` and so not resolved
+    by the reference; note, why a row has no error.
+
+    errors: (n,) per row, NaN for failed samples; samples: the kept end states, or None. seeds: of the
+    reported noises. search: what ``grid="best"`` tried, on the ``searched`` noises before those. about:
+    versions, device and arguments that it was made with.
+
+    Two are equal if their files would be (``to_json``): in all but the end states.
+
+    >>> import ddim_ode
+    >>> model = ddim_ode.exact.gaussian([0.0], [[0.25]], ddim_ode.schedules.cosine())
+    >>> r = ddim_ode.compare(model, ["ddim", "dpmpp2m"], nfe=[6, 12], n=16, progress=False)
+    >>> len(r.rows), r.best(12)["method"]
+    (4, 'dpmpp2m')
+    """
+
+    budgets: list[int]
+    confidence: float
+    seeds: list[int]
+    searched: int
+    model: str
+    schedule: str
+    fingerprints: dict[str, str]
+    reference: Reference | None = None
+    rows: list[Row] = field(default_factory=list)
+    errors: list[Array] = field(default_factory=list)
+    samples: list[Tensor | None] = field(default_factory=list)
+    search: list[Row] = field(default_factory=list)
+    about: dict[str, Any] = field(default_factory=dict)
+
+    # -- filling ------------------------------------------------------------------------------
+    def add(self, job: Job, cell: Cell | None, tried: int | None, search_evals: int) -> None:
+        """Append the row of a job; cell None: it could not run."""
+        n = len(self.seeds)
+        row: Row = dict(
+            row=len(self.rows),
+            method=job.entry.label,
+            budget=job.budget,
+            nfe=None,
+            grid=job.grid,
+            sigma_min=None,
+            steps=None,
+            error=None,
+            error_low=None,
+            error_high=None,
+            error_median=None,
+            error_typical=None,
+            at_floor=False,
+            reference_error=self.reference_error,
+            seconds=0.0,
+            net_evals=0,
+            search_net_evals=search_evals,
+            grids_tried=tried,
+            n=n,
+            failed=n,
+            status={},
+            group=job.group,
+            seed=self.seeds[0] if self.seeds else None,
+            note=job.refusal or "",
+            model=self.fingerprints["model"],
+            schedule=self.fingerprints["schedule"],
+        )
+        errors = np.full(n, np.nan)
+        if cell is not None:
+            errors = cell.errors
+            finite = errors[~np.isnan(errors)]
+            row |= dict(nfe=_tidy(cell.nfe), sigma_min=cell.sigma_min, steps=cell.steps)
+            row |= dict(seconds=round(cell.seconds, 4), net_evals=cell.net_evals)
+            row |= dict(failed=n - finite.size, status=dict(sorted(Counter(cell.status).items())))
+            if finite.size:
+                low, high = mean_interval(finite, self.confidence)
+                typical = geometric_mean(finite)
+                row |= dict(error=float(finite.mean()), error_low=low, error_high=high)
+                row |= dict(error_median=float(np.median(finite)), error_typical=typical)
+                row |= dict(at_floor=typical < self.floor)
+            if row["failed"]:
+                why = ", ".join(f"{k} {s}" for s, k in row["status"].items() if s != "success")
+                row["note"] = f"{row['failed']} of {n} failed: {why}"
+        self.rows.append(row)
+        self.errors.append(errors)
+        self.samples.append(None if cell is None else cell.samples)
+
+    # -- costs and limits ---------------------------------------------------------------------
+    @property
+    def reference_error(self) -> float:
+        """The reference's own error, from refinement."""
+        return float("nan") if self.reference is None else self.reference.error
+
+    @property
+    def floor(self) -> float:
+        """Errors below this are not resolved: 100 × the reference's own error."""
+        error = self.reference_error
+        return FLOOR * error if math.isfinite(error) else 0.0
+
+    @property
+    def net_evals(self) -> int:
+        """Network rows processed for the methods, the search for grids included."""
+        return sum(row["net_evals"] + row["search_net_evals"] for row in self.rows)
+
+    @property
+    def reference_net_evals(self) -> int:
+        """Network rows processed for the reference."""
+        return 0 if self.reference is None else self.reference.net_evals
+
+    # -- answers ------------------------------------------------------------------------------
+    def ranking(self, nfe: int | None = None) -> list[Row]:
+        """The rows at one budget, best first, with rank, ratio, ratio_low, ratio_high and tie.
+
+        Ranked by error_typical. ratio: the geometric mean of the errors over those of the best row, on the
+        samples that both have, with its paired bootstrap interval; tie: whether that contains 1. The
+        confidence holds for all rows at once, by Holm's step-down (1979): k rows are compared at
+        1 − (1 − c)/k, and if some differ from the best, the m others again at 1 − (1 − c)/m. Rows at the
+        floor come first, unranked; rows with more failed samples than others come last, unranked.
+        """
+        found = self._at(nfe)
+        ranked = self._ranked(found)
+        decisions = self._decisions(ranked)
+        out = [self._placed(row, None, None) for row in found if row["at_floor"]]
+        out += [
+            self._placed(row, rank, decisions.get(row["row"]))
+            for rank, row in enumerate(ranked, start=1)
+        ]
+        seen = {row["row"] for row in out}
+        return out + [self._placed(row, None, None) for row in found if row["row"] not in seen]
+
+    def decide(self, a: int | Row, b: int | Row, confidence: float | None = None) -> Decision:
+        """The ratio of the errors of two rows (numbers or dicts), sample by sample, and whether they tie.
+
+        It is the geometric mean of the samples' ratios (evaluate/bootstrap.py). ValueError where fewer than
+        two samples are finished in both.
+        """
+        i, j = (row if isinstance(row, int) else row["row"] for row in (a, b))
+        level = self.confidence if confidence is None else confidence
+        return paired_decision(self.errors[i], self.errors[j], level)
+
+    def best(self, nfe: int | None = None) -> Answer:
+        """The first of the ranking at a budget (None: the only one), and what it ties with.
+
+        Empty, and printing why, where no row has an error, or rows are at the floor: those are better
+        than all others, and the reference cannot tell them apart.
+        """
+        found = self.ranking(nfe)
+        budget = found[0]["budget"]
+        floored = [row for row in found if row["at_floor"]]
+        if floored:
+            who = ", ".join(f"{_name(row)} ({row['grid']})" for row in floored)
+            return Answer(
+                f"nfe={budget}: at the floor, and not to be ranked: {who}. Their typical errors are below "
+                f"{self.floor:.1e}, 100 × the reference's own; reference={self.reference_error / 10:.0e} "
+                "converges further"
+            )
+        ranked = [row for row in found if row["rank"]]
+        if not ranked:
+            return Answer(f"nfe={budget}: no method has an error; the notes of the rows say why")
+        first = ranked[0]
+        tied = [_name(row) for row in ranked[1:] if row["tie"]]
+        also = f"; not to be told apart from it: {', '.join(dict.fromkeys(tied))}" if tied else ""
+        return Answer(f"{_describe(first)}{also}{by_mean(ranked)}", self.rows[first["row"]])
+
+    def recommend(self, target_error: float) -> Answer:
+        """The cheapest row whose error, up to its upper bound, meets the target.
+
+        The bound is error_high, and for a row at the floor no less than the floor. Empty, and printing
+        what came closest, if none does.
+        """
+        if not isinstance(target_error, (int, float)) or not 0 < target_error < math.inf:
+            raise ValueError(f"target_error={shown(target_error)} must be a positive RMS error")
+        least = min((row["failed"] for row in self.rows if row["error"] is not None), default=0)
+        bounds = []
+        for row in self.rows:
+            if row["error_high"] is not None and row["failed"] == least:
+                high = max(row["error_high"], self.floor) if row["at_floor"] else row["error_high"]
+                bounds.append((high, row))
+        meets = [row for high, row in bounds if high <= target_error]
+        if meets:
+            row = min(meets, key=lambda row: (row["nfe"], row["error"]))
+            return Answer(f"{_describe(row)}: meets {target_error:g}", row)
+        text = f"none of these meets an error of {target_error:g} with {self.confidence:.0%} confidence"
+        if not bounds:
+            return Answer(f"{text}: no row has an interval (n={len(self.seeds)}; take n >= 2)")
+        high, row = min(bounds, key=lambda pair: pair[0])
+        return Answer(f"{text}; the closest is {_describe(row)}, up to {high:.3g}: raise nfe")
+
+    def _at(self, nfe: int | None) -> list[Row]:
+        """The rows of one budget; ValueError if it is none of this comparison's."""
+        there = sorted({row["budget"] for row in self.rows})
+        if nfe is None and len(there) == 1:
+            nfe = there[0]
+        if nfe not in there:
+            raise ValueError(
+                f"nfe={shown(nfe)} is no budget of this comparison; give one of {there}"
+            )
+        return [row for row in self.rows if row["budget"] == nfe]
+
+    def _ranked(self, found: list[Row]) -> list[Row]:
+        with_error = [row for row in found if row["error"] is not None]
+        least = min((row["failed"] for row in with_error), default=0)
+        fair = [row for row in with_error if row["failed"] == least and not row["at_floor"]]
+        return sorted(fair, key=lambda row: row["error_typical"])
+
+    def _decisions(self, ranked: list[Row]) -> dict[int, Decision]:
+        """Of each row against the first, by row number; none where both have fewer than two samples."""
+        found: dict[int, Decision] = {}
+        numbers = [row["row"] for row in ranked if self._common(row, ranked[0]) >= 2]
+        others = numbers[1:]
+        if numbers:
+            found[numbers[0]] = self.decide(numbers[0], numbers[0])
+        while others:
+            level = 1 - (1 - self.confidence) / len(others)
+            found |= {i: self.decide(i, numbers[0], level) for i in others}
+            ties = [i for i in others if found[i].tie]
+            if len(ties) == len(others):
+                break
+            others = ties
+        return found
+
+    def _common(self, a: Row, b: Row) -> int:
+        """How many samples are finished in both."""
+        return int(np.isfinite(self.errors[a["row"]] + self.errors[b["row"]]).sum())
+
+    @staticmethod
+    def _placed(row: Row, rank: int | None, decision: Decision | None) -> Row:
+        ratio, low, high, tie = decision if decision is not None else (None, None, None, None)
+        return dict(row, rank=rank, ratio=ratio, ratio_low=low, ratio_high=high, tie=tie)
+
+    # -- for other tools ----------------------------------------------------------------------
+    def to_dicts(self) -> list[Row]:
+        """The rows as plain dicts."""
+        return [dict(row, status=dict(row["status"])) for row in self.rows]
+
+    def to_csv(self, path: str | Path) -> None:
+        """One line a row, the keys as header; text that would be a formula has a quote before it."""
+        rows = [dict(row, status=json.dumps(row["status"])) for row in self.rows]
+        files.write_csv(path, rows)
+
+    def to_json(self, path: str | Path) -> None:
+        """Write all but the end states, for :meth:`load`: rows, errors of each sample, seeds, search, the
+        reference's own error and cost, versions, device and arguments."""
+        from .files import write
+
+        write(self, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Comparison:
+        """The comparison of a file that :meth:`to_json` wrote, equal to the one saved.
+
+        It answers, prints and draws as that one did. End states are not in the file: ``samples`` are None,
+        and ``reference.x`` is empty. Nothing in a file is run.
+
+        Args:
+            path: of the file, at most 128 MiB.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is not a comparison's, or was changed since it was written.
+
+        >>> import ddim_ode, os, tempfile
+        >>> model = ddim_ode.exact.gaussian([0.0], [[0.25]], ddim_ode.schedules.cosine())
+        >>> r = ddim_ode.compare(model, ["ddim", "heun"], nfe=6, n=16, progress=False)
+        >>> path = os.path.join(tempfile.mkdtemp(), "compare.json")
+        >>> r.to_json(path)
+        >>> ddim_ode.Comparison.load(path) == r
+        True
+        """
+        from .files import read
+
+        return read(path)
+
+    def __eq__(self, other: object) -> bool:
+        from .files import as_tree
+
+        return isinstance(other, Comparison) and as_tree(self) == as_tree(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def to_pandas(self) -> Any:
+        """The rows as a DataFrame; ValueError without pandas."""
+        try:
+            pandas = importlib.import_module("pandas")
+        except ImportError:
+            raise ValueError(
+                "to_pandas needs pandas: pip install pandas; to_dicts() and to_csv() do without"
+            ) from None
+        return pandas.DataFrame(self.to_dicts())
+
+    def table(self) -> str:
+        """All rows as text, budget by budget, best first."""
+        from .tables import text
+
+        return text(self)
+
+    def plot(
+        self,
+        methods: str | Sequence[str] | None = None,
+        figsize: tuple[float, float] | None = None,
+        ax: Any = None,
+    ) -> Figure:
+        """Error against measured network calls on log axes, with interval bands and the floor.
+
+        Args:
+            methods: the names of those to draw, as in the rows (default: all).
+            figsize: (width, height) of the figure, in inches (default: 6.2 × 4.4 a panel).
+            ax: matplotlib's axes to draw into, instead of a new figure; as many as there are panels, one
+                for each ``grid`` that was asked for.
+
+        Returns:
+            The figure.
+
+        Raises:
+            ValueError: an unknown method, no row with an error, axes that are not as many as the panels.
+        """
+        from ..plots.comparisons import errors_plot
+
+        return errors_plot(self, methods, figsize, ax)
+
+    def __str__(self) -> str:
+        return self.table()
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        from .tables import html
+
+        return html(self)
+
+
+def by_mean(ranked: list[Row]) -> str:
+    """Which row has the smallest mean error, where that is not the first: a word to append."""
+    least = min(ranked, key=lambda row: row["error"])
+    if least is ranked[0]:
+        return ""
+    who = f"{_name(least)}: {least['error']:.3g}"
+    return f"; the smallest mean, which the worst noises decide, has {who}"
+
+
+def _describe(row: Row) -> str:
+    cut = f" to σ={row['sigma_min']:.3g}"
+    interval = ""
+    if row["error_low"] is not None:
+        interval = f" ({row['error_low']:.3g} to {row['error_high']:.3g})"
+    return f"{_name(row)} on {row['grid']}{cut}, nfe {row['nfe']:g}: error {row['error']:.3g}{interval}"
+
+
+def _name(row: Row) -> str:
+    return plain(row["method"])
+
+
+def _tidy(value: float) -> float | int:
+    return int(value) if value == int(value) else value

@@ -1,0 +1,76 @@
+"""What a solve, a comparison or a calibration is given: the model, the shape of a sample, the device,
+the conditions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from .._base.checks import device_of as _device
+from ..solve.model_key import is_exact
+from .denoiser import Denoiser
+from .network import check_cond
+from .seeding import sizes
+
+Cond = Mapping[str, Tensor] | Callable[[Tensor], Mapping[str, Tensor]]
+
+
+def check_model(model: object, limited: bool = True) -> None:
+    """ValueError unless it is a :class:`Denoiser`; without limits on x̂₀, if those do not do."""
+    if not isinstance(model, Denoiser):
+        raise ValueError(
+            f"model must be a Denoiser, got {type(model).__name__}: wrap the network once as "
+            "ddim_ode.Denoiser(net, schedule)"
+        )
+    if model.limit and not limited:
+        raise ValueError(
+            f"the model limits x̂₀ ({model.limit}), which cannot be undone: entries at the limit are the "
+            "same for many latents; encode and log_likelihood need clip=None and threshold=None (on the "
+            "command line --clip none --threshold none)"
+        )
+
+
+def sample_shape(model: Denoiser, shape: Sequence[int] | None) -> tuple[int, ...]:
+    if shape is None:
+        shape = getattr(model, "shape", None)
+    if shape is None and hasattr(model, "means"):
+        shape = (model.means.shape[1],)
+    if shape is None:
+        axes = ", ".join(getattr(model, "axes", None) or "")
+        raise ValueError(
+            "give shape=, of ONE sample, such as (3, 32, 32)"
+            + (axes and f"; its axes are ({axes})")
+        )
+    return sizes(shape)
+
+
+def device_of(model: Denoiser, device: str | torch.device | None) -> torch.device:
+    if device is not None:
+        return _device(device)
+    if isinstance(model.net, torch.nn.Module):
+        return next((p.device for p in model.net.parameters()), torch.device("cpu"))
+    return torch.device("cpu")
+
+
+def network_dtype(model: Denoiser) -> torch.dtype | None:
+    """What the network computes in; None where that is the state's precision.
+
+    That is ``model.dtype``, a module's floating parameters', the state's for exact mixtures, and
+    float32 for any other callable.
+    """
+    if model.dtype is not None or is_exact(model):
+        return model.dtype
+    if isinstance(model.net, torch.nn.Module):
+        floating = (p.dtype for p in model.net.parameters() if p.is_floating_point())
+        return next(floating, torch.float32)
+    return torch.float32
+
+
+def conditions(cond: Cond | None, n: int, device: torch.device) -> dict[str, Tensor] | None:
+    if callable(cond):
+        cond = cond(torch.arange(n))
+    if cond is None:
+        return None
+    return {name: value.to(device) for name, value in check_cond(cond, n, "noise").items()}

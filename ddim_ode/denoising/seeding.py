@@ -1,0 +1,130 @@
+"""Noise, one generator per sample.
+
+Sample i depends on its own seed and on nothing else: not on the batch it is in, its place there, or
+the device, since every draw is made on the CPU and moved. A seed has separate streams for its
+start, for the noise of its steps, and for the probes and the dequantisation of a likelihood.
+
+Seed and stream are the two words of a Philox key (Salmon et al. 2011), a permutation of their own for each
+of the 2⁶⁴ seeds. Draws are made in float64 and rounded to the dtype asked for, so that the noise of a seed
+is the same numbers in any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .._base.checks import count, device_of, floating, seed_of, shown, single
+from ..schedules.schedule import Schedule, check_schedule
+
+GENERATOR = "philox"  # recorded beside seeds: what they are seeds of
+_START, _STEP, PROBES, DEQUANTIZE = range(4)
+
+
+def generator(seed: int, stream: int) -> np.random.Generator:
+    """The generator of one stream of a seed."""
+    key = np.array([seed_of(seed), stream], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key))
+
+
+def torch_seed(seed: int, stream: int, k: int = 0) -> int:
+    """For torch's own generators, which keep 32 bits: 2³² different ones for the uses k of a stream."""
+    first = np.random.SeedSequence((seed_of(seed), stream)).generate_state(1)[0]
+    return (int(first) + k) % 2**32
+
+
+def noise(
+    shape: Sequence[int],
+    schedule: Schedule,
+    seeds: Sequence[int],
+    sigma: float | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Start noise (len(seeds), *shape) at level σ (default σ(T)), the same on every device.
+
+    On ``ve`` and ``flow`` its size is that of the level: give ``sigma=model.sigma_max`` for a model that
+    starts lower than σ(T).
+
+    shape: of ONE sample. Its standard deviation is 1 for variance-preserving schedules (their
+    prior), and β̄(σ) otherwise: σ itself for ``ve``, σ/(1+σ) for ``flow``.
+
+    >>> import ddim_ode
+    >>> ddim_ode.noise((1, 28, 28), ddim_ode.schedules.ddpm(), seeds=[0, 1]).shape
+    torch.Size([2, 1, 28, 28])
+    """
+    check_schedule(schedule)
+    level = schedule.sigma_max if sigma is None else schedule.level(sigma)
+    scale = prior_std(schedule, level)
+    given, place = _checked(seeds), device_of(device)
+    sources = (generator(seed, _START) for seed in given)
+    return _draw(sources, (len(given), *sizes(shape)), floating(dtype), scale).to(place)
+
+
+def sizes(shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape of one sample; ValueError unless it is whole numbers >= 1."""
+    if not isinstance(shape, Sequence) or isinstance(shape, (str, bytes)):
+        raise ValueError(f"shape={shown(shape)} must be that of ONE sample, such as (3, 32, 32)")
+    return tuple(count("shape", size) for size in shape)
+
+
+def unit_noise(seeds: Iterable[int], like: Tensor) -> Tensor:
+    """The start noise of these seeds at unit scale, standard normal; samples like those of ``like``."""
+    sources = (generator(seed, _START) for seed in seeds)
+    return _draw(sources, like.shape, like.dtype).to(like.device)
+
+
+def prior_std(schedule: Schedule, sigma: float) -> float:
+    """The standard deviation of start noise: 1 for variance-preserving schedules, else β̄(σ)."""
+    return 1.0 if schedule.family == "vp" else float(schedule.scales(sigma)[1])
+
+
+def check_seeds(seeds: Sequence[int], batch: int) -> list[int]:
+    """The seeds as a list of ints, one per sample; ValueError otherwise."""
+    if len(given := _checked(seeds)) != batch:
+        raise ValueError(f"seeds={shown(seeds)} for a batch of {batch}; give one seed per sample")
+    return [seed_of(seed) for seed in given]
+
+
+def _checked(seeds: Sequence[int]) -> Sequence[int]:
+    """The seeds, if they are several with a length; else a ValueError."""
+    try:
+        if not single(seeds) and len(seeds) >= 0:
+            return seeds
+    except OverflowError:
+        raise ValueError(f"seeds={seeds!r} are too many; take a part of them at a time") from None
+    except TypeError:
+        pass
+    raise ValueError(f"seeds={seeds!r} must be a sequence, one seed per sample")
+
+
+class StepNoise:
+    """Draws z (B, *) for one step after another, each row from its own sample's stream."""
+
+    def __init__(self, seeds: Sequence[int], like: Tensor) -> None:
+        self._generators = [generator(seed, _STEP) for seed in seeds]
+        self._shape, self._dtype, self._device = like.shape, like.dtype, like.device
+
+    def __call__(self) -> Tensor:
+        return _draw(self._generators, self._shape, self._dtype).to(self._device)
+
+
+def _draw(
+    generators: Iterable[np.random.Generator],
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    std: float = 1.0,
+) -> Tensor:
+    """(B, *): each row from its own generator, rounded once."""
+    try:
+        out = torch.empty(tuple(shape), dtype=dtype, device="cpu")
+    except RuntimeError:
+        raise ValueError(
+            f"noise {tuple(shape)} of {dtype} does not fit into memory; draw it for fewer seeds at a time"
+        ) from None
+    for row, source in zip(out, generators):
+        row.copy_(torch.as_tensor(std * source.standard_normal(row.shape)))
+    return out

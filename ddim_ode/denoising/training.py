@@ -1,0 +1,67 @@
+"""The training objective: E ‖ε_θ(ᾱ_t x₀ + β̄_t ε, t) − ε‖² (Ho et al. 2020, eq. 14).
+
+It does not depend on how the network is sampled later: any solver, any sub-sequence of steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._base.checks import function, number
+from ..schedules.schedule import Schedule, check_schedule
+from .denoiser import check_floating
+from .network import check_output
+
+
+def eps_loss(
+    net: Callable[..., Tensor],
+    schedule: Schedule,
+    x0: Tensor,
+    *,
+    generator: torch.Generator | None = None,
+    time_offset: float = 0.0,
+    **cond: Any,
+) -> Tensor:
+    """Mean squared error of the predicted noise, a scalar to call ``backward`` on.
+
+    x0: clean data (B, *). Times are drawn uniformly, from {1..T} for a discrete schedule and from (0, T]
+    otherwise, one per sample; of ``ve``, where t is σ, log-uniformly from σ_min to σ_max. The network is
+    called as ``net(x_t, t + time_offset, **cond)``, so a network on indices 0..T−1 takes ``-1.0``.
+    generator: the source of t and ε (its device must be that of x0, or the CPU).
+
+    Reference: Ho, Jain, Abbeel 2020, https://arxiv.org/abs/2006.11239.
+
+    >>> import torch, ddim_ode
+    >>> net = lambda x, t: torch.zeros_like(x)  # says that there is no noise
+    >>> source = torch.Generator().manual_seed(0)
+    >>> x0 = torch.zeros(4096, 8)
+    >>> loss = ddim_ode.eps_loss(net, ddim_ode.schedules.ddpm(), x0, generator=source)
+    >>> abs(float(loss) - 1) < 0.05  # the variance of ε
+    True
+    """
+    function("net", net)
+    check_schedule(schedule)
+    check_floating(x0, "x0")
+    time_offset = number("time_offset", time_offset)
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise ValueError(f"generator must be a torch.Generator, got {type(generator).__name__}")
+    source = generator.device if generator is not None else x0.device
+    b = x0.shape[0]
+    u = torch.rand(b, generator=generator, device=source, dtype=torch.float64)
+    eps = torch.randn(x0.shape, generator=generator, device=source, dtype=x0.dtype).to(x0.device)
+
+    t = schedule.training_time(u.cpu().numpy())
+    wide = torch.promote_types(x0.dtype, torch.float32)  # half precision has no room for t = 999
+    alpha, beta = (
+        torch.as_tensor(scale(t)).to(x0.device, wide).reshape(b, *[1] * (x0.ndim - 1))
+        for scale in (schedule.alpha_bar, schedule.beta_bar)
+    )
+    noisy = (alpha * x0 + beta * eps).to(x0.dtype)
+    told = torch.as_tensor(t + time_offset).to(x0.device, wide)
+    prediction = net(noisy, told, **cond)
+    check_output(prediction, x0, x0.shape, "eps")
+    return torch.mean((prediction - eps) ** 2)

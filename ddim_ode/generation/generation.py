@@ -1,0 +1,439 @@
+"""More samples than one call, one process or one evening can make.
+
+Sample i has seed ``seed + i`` and the conditions of index i, and nothing else decides it: not the
+process, the batch, or how often the run was stopped. So samples are independent pieces of work, and a run
+is a folder of shards (shards.py) that any number of processes fill. Shard k belongs to process k mod W;
+who is done with his own takes what nobody holds a claim on (claims.py). Processes exchange nothing else,
+so under ``torchrun`` there is no process group, no gloo and no nccl: only its environment is read.
+
+What is not on disk is missing, whatever the reason: the same call makes what is missing, and first checks
+what is there. Nothing is removed but a shard that is not what its checksum says, by who has claimed it: one
+that cannot be read may be good, and a run that failed may be another process's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import __version__
+from .._base.bars import progress_bar
+from .._base.checks import count, flag, named, one_of, path_of, seed_of, shown
+from .._base.digests import digest
+from .._base.notebook import card
+from ..denoising.acceleration import accelerate, rows_of
+from ..denoising.denoiser import Denoiser
+from ..denoising.inputs import Cond, check_model, device_of, sample_shape
+from ..solve.answers import ask
+from ..solve.model_key import model_key
+from ..solve.near import of_shared
+from ..solve.plan_checks import trust, warn_of_another_network
+from ..solvers.methods import Method
+from ..solvers.plan import Plan
+from .indexed import Conditions, IndexedSolver
+from .locks import Claims
+from .shards import MANIFEST, Lost, Run, Shards
+
+_BATCH, _GPU_BATCH = 64, 256
+_SHARD = 64
+_POLL = 0.2  # seconds between looks at what other processes are making
+_SOLVER = (
+    *("steps", "nfe", "grid", "timesteps", "variant", "start", "chart", "final", "sigma_max"),
+    *("sigma_min", "eta", "noise_std", "rtol", "atol", "max_nfe", "error_norm", "on_nan"),
+)
+
+
+@dataclass(frozen=True, repr=False)
+class Generated:
+    """A finished run, and this process's part in it.
+
+    shards: iterate over it for the samples, shard by shard, verified. made: samples made by this call.
+    remade: damaged shards found and made again. status: how many of the samples have which. seconds: of
+    this call. missing: samples that others are still making; 0 on a file system that has locks, as every
+    process then stays until the run is complete.
+    """
+
+    shards: Shards
+    made: int
+    remade: int
+    status: dict[str, int]
+    seconds: float
+    missing: int
+
+    def __repr__(self) -> str:
+        return f"Generated({', '.join(f'{name} {said}' for name, said in self._facts() if said)})"
+
+    def _repr_html_(self) -> str:
+        return card("Generated", self._facts())
+
+    def _facts(self) -> list[tuple[str, Any]]:
+        return [
+            ("samples", f"{self.shards.run.n:,} of {self.shards.run.shape}"),
+            ("in", self.shards.folder),
+            ("status", ", ".join(f"{count:,} {word}" for word, count in self.status.items())),
+            ("made here", f"{self.made:,} in {self.seconds:.1f} s"),
+            ("shards made again", self.remade),
+            ("missing", self.missing),
+        ]
+
+
+def generate(
+    model: Denoiser,
+    n: int,
+    out: str | Path,
+    method: str | Method | None = None,
+    *,
+    plan: Plan | None = None,
+    shape: Sequence[int] | None = None,
+    seed: int = 0,
+    cond: Cond | None = None,
+    shared: Mapping[str, Any] | None = None,
+    batch: int | str = "auto",
+    shard: int | None = None,
+    key: str | None = None,
+    device: str | torch.device | None = None,
+    compile: bool | Mapping[str, Any] = False,
+    channels_last: bool = False,
+    dtype: torch.dtype | None = None,
+    cuda_graph: bool = False,
+    rank: int | None = None,
+    world_size: int | None = None,
+    progress: bool = False,
+    about: Mapping[str, Any] | None = None,
+    **solver: Any,
+) -> Generated:
+    """Make samples 0..n−1 into the folder ``out``, or those of them that are not there yet.
+
+    method, plan and ``solver``: as in :func:`ddim_ode.sample` (steps, nfe, grid, eta, rtol, ...). shape:
+    of ONE sample. Sample i has seed ``seed + i``. cond: {name: tensor (n, ...)}, or a function of indices
+    (b,) that gives the rows of these, always the same. shared: as in ``sample``.
+
+    batch: samples solved together; ``"auto"`` is 64 on a CPU and 256 elsewhere, in network calls of as many
+    rows as fit into memory. compile, channels_last, dtype: see :func:`ddim_ode.accelerate`. cuda_graph:
+    record the whole of a deterministic plan for batches of the first one's shape. shard: samples a file
+    (64, or the batch if that is less), which is all that a kill can lose beside the batch in flight.
+
+    key: a name for the model, to be changed whenever it changes, where the network is neither an exact
+    mixture nor a ``torch.nn.Module``, or counts or caches in public attributes. device: the network's own
+    by default. rank, world_size: torchrun's by default. about: plain data to keep in the manifest.
+    progress: a bar over all n samples, shown by the first process.
+
+    Any number of processes may run the same call on the same folder; each returns when all n samples are
+    there. However it is divided, the samples are the same to rounding (an adaptive solve: its tolerance).
+
+    The model of a run is known by what it holds and by its answers to four calls of one sample, up to the
+    rounding of other processors; conditions are known row by row, for which a function is called again.
+
+    ValueError for a folder of another run, naming what differs. OSError, with the file, when the folder
+    cannot be written or is gone, a shard cannot be read, or the disk is full. What is finished is kept,
+    then and on Ctrl-C.
+
+    >>> import tempfile, ddim_ode
+    >>> model = ddim_ode.exact.gaussian([1.0], [[0.25]], ddim_ode.schedules.cosine())
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     run = ddim_ode.generate(model, 100, folder, "dpmpp2m", steps=10)
+    ...     again = ddim_ode.generate(model, 100, folder, "dpmpp2m", steps=10)
+    ...     mean = sum(float(shard.x.sum()) for shard in run.shards) / 100
+    >>> run.made, again.made, run.status, 0.8 < mean < 1.2
+    (100, 0, {'success': 100}, True)
+    """
+    check_model(model)
+    started = time.perf_counter()
+    n = count("n", n)
+    seed = seed_of(seed, n)
+    where = device_of(model, device)
+    rows = rows_of(batch) or (_BATCH if where.type == "cpu" else _GPU_BATCH)
+    share, shown = _share(rank, world_size), flag("progress", progress)
+    folder = path_of("out", out)
+    for name in solver:
+        one_of("option", name, _SOLVER)
+    fast = accelerate(
+        model,
+        compile=compile,
+        channels_last=channels_last,
+        dtype=dtype,
+        batch=batch if batch == "auto" else None,
+    )
+    if key is not None and isinstance(plan, Plan):
+        trust(plan, fast)
+    work = IndexedSolver(
+        fast,
+        sample_shape(model, shape),
+        seed,
+        Conditions(cond, n, where),
+        shared,
+        where,
+        rows,
+        flag("cuda_graph", cuda_graph),
+        dict(solver, method=method, plan=plan),
+    )
+    known = _model_key(model, key, shared)
+    first, first_cond = work.part([0])
+    answers = ask(first, work.shape, first_cond, shared, where) if key is None else None
+    run = Run(
+        n=n,
+        seed=seed,
+        shard=count("shard", min(_SHARD, rows, n) if shard is None else shard),
+        shape=work.shape,
+        decides=dict(
+            model=known,
+            schedule=model.schedule.fingerprint,
+            network_dtype=None if work.model.dtype is None else str(work.model.dtype),
+            conditions=work.cond.described(),
+            shared=None if key is not None else digest(of_shared(shared)[0]),
+            solver=work.described(),
+        ),
+        about={"ddim_ode": __version__, "torch": torch.__version__, **_plain(about)},
+        answers=None if answers is None else answers.to_dict(),
+    )
+    if plan is not None and key is None:
+        warn_of_another_network(plan, model, known, answers)
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder}: is a file; give a folder, new or of this run")
+    folder.mkdir(parents=True, exist_ok=True)
+    with Claims(folder / ".claims") as claims:
+        shards = _settle(folder, run, claims, any_shard=shard is None)
+        filler = _Filler(shards, claims, share, work, rows)
+        with _explained(shards):
+            filler.fill(shown and share[0] == 0)
+            status = dict(shards.statuses())
+    seconds = time.perf_counter() - started
+    return Generated(shards, filler.made, filler.remade, status, seconds, n - sum(status.values()))
+
+
+class _Filler:
+    """Makes the shards that are not there."""
+
+    def __init__(
+        self, shards: Shards, claims: Claims, share: tuple[int, int], work: IndexedSolver, rows: int
+    ) -> None:
+        self.shards, self.claims, self.work, self.rows = shards, claims, work, rows
+        self._rank, self._world = share
+        self.made = self.remade = 0
+
+    def fill(self, progress: bool) -> None:
+        """Return when nothing is missing that we could make or wait for."""
+        self._drop_damaged()
+        left = self._missing()
+        n = self.shards.run.n
+        there = n - self._samples(left)
+        with progress_bar(progress, total=n, initial=there, unit="sample") as bar:
+            while left:
+                with self._taken(left) as taken:
+                    self._make(taken)
+                    if not taken:  # others are at it, and we stay to take over if they die
+                        time.sleep(_POLL)
+                left = self._missing()
+                bar.update(n - self._samples(left) - bar.n)
+        with self.claims.alone():
+            _keep_manifest(self.shards)
+
+    def _mine(self, k: int) -> bool:
+        return k % self._world == self._rank
+
+    def _missing(self) -> list[int]:
+        """What is not there, our own shards first; without claims those alone."""
+        present = self.shards.present()
+        missing = [k for k in range(len(self.shards)) if k not in present]
+        if not self.claims.work:
+            return list(filter(self._mine, missing))
+        return sorted(missing, key=lambda k: (not self._mine(k), k))
+
+    def _samples(self, shards: Sequence[int]) -> int:
+        return sum(len(self.shards.index(k)) for k in shards)
+
+    @contextlib.contextmanager
+    def _taken(self, missing: Sequence[int]) -> Iterator[list[int]]:
+        """Claims on the next of those shards: a batch of our own, or a single one of another's."""
+        batch = max(1, self.rows // self.shards.run.shard)
+        held: list[int] = []
+        try:
+            with self.claims.alone():
+                _keep_manifest(self.shards)
+                for k in missing:
+                    if len(held) >= (batch if self._mine(k) else 1):
+                        break
+                    if self.claims.take(k):
+                        held.append(k)
+            # Somebody may have made it since we looked, and dropped the claim that we then took.
+            yield [k for k in held if not self.shards.path(k).exists()]
+        finally:
+            for k in held:
+                self.claims.drop(k)
+
+    def _make(self, taken: Sequence[int]) -> None:
+        if not taken:
+            return
+        index = [i for k in taken for i in self.shards.index(k)]
+        parts = [self.work(index[i : i + self.rows]) for i in range(0, len(index), self.rows)]
+        x = torch.cat([part for part, _ in parts])
+        status = [s for _, part in parts for s in part]
+        first = 0
+        for k in taken:
+            mine = self.shards.index(k)
+            piece = slice(first, first := first + len(mine))
+            if self.claims.work:
+                self.shards.clean(self.shards.path(k).name)
+            cond = self.work.cond(mine) or {}
+            numbers = {name: values for name, values in cond.items() if values.ndim == 1}
+            told = self.work.conditions(cond).values
+            self.shards.write(k, x[piece], status[piece], numbers, told)
+            self.made += len(mine)
+
+    def _drop_damaged(self) -> None:
+        """Verify our own shards that are there, and remove the damaged: then they are missing."""
+        for k in filter(self._mine, sorted(self.shards.present())):
+            if self._damaged(k) and self.claims.take(k):
+                if self._damaged(k):  # still: nobody has made it again before our claim
+                    self.shards.path(k).unlink(missing_ok=True)
+                    self.remade += 1
+                self.claims.drop(k)
+
+    def _damaged(self, k: int) -> bool:
+        try:
+            shard = self.shards.read(k)
+        except Lost:
+            return os.path.lexists(self.shards.path(k))  # a link to nowhere is no shard either
+        if not self.work.conditions(self.work.cond(shard.samples)).agrees(shard.conditions):
+            raise ValueError(
+                f"{self.shards.path(k)}: was made with other conditions than cond= and shared= give "
+                f"for samples {shard.samples[0]} to {shard.samples[-1]}; give another folder, or those"
+            )
+        return False
+
+
+def _settle(folder: Path, run: Run, claims: Claims, any_shard: bool) -> Shards:
+    """The folder's run, if it is this one; this one, where nobody has made or is making a sample."""
+    ours = Shards(folder, run)
+    with claims.alone():
+        try:
+            there = Shards.open(folder)
+        except FileNotFoundError:
+            others = _others(folder)
+            if others and not ours.whole():
+                raise ValueError(
+                    f"{folder}: is not empty ({others[0]}) and holds no {MANIFEST}; give a new folder, or, "
+                    "for shards, the very call that made them, with its shard="
+                ) from None
+            ours.save_manifest()
+            return ours
+        if any_shard:
+            run = replace(run, shard=there.run.shard)
+        # In this order: who has a claim when we ask may have a shard, and none, when we look.
+        if there.run.difference(run) and claims.idle() and not _others(folder):
+            ours.save_manifest()
+            return ours
+    _check_same(there, run)
+    return there
+
+
+def _others(folder: Path) -> list[str]:
+    """What a folder holds beside a manifest and hidden files."""
+    return sorted(n for n in os.listdir(folder) if not n.startswith(".") and n != MANIFEST)
+
+
+def _check_same(there: Shards, run: Run) -> None:
+    """ValueError where the folder holds another run than this."""
+    difference = there.run.difference(run)
+    if difference:
+        remedy = "give another folder"
+        if difference.startswith("model "):
+            remedy += ", or key= where a network differs by what it only keeps (caches, counters)"
+        raise ValueError(f"{there.folder}: holds another run: {difference}; {remedy}")
+
+
+def _keep_manifest(shards: Shards) -> None:
+    """Write it again if somebody has removed it, as nothing could be read without it."""
+    try:
+        there = Shards.open(shards.folder)
+    except FileNotFoundError:
+        shards.save_manifest()
+    else:
+        _check_same(there, shards.run)
+
+
+@contextlib.contextmanager
+def _explained(shards: Shards) -> Iterator[None]:
+    """A full disk and a folder that is gone, said as such, with what is kept."""
+    try:
+        yield
+    except OSError as error:
+        if not os.path.isdir(shards.folder):  # which no error of the disk keeps from answering
+            raise FileNotFoundError(
+                errno.ENOENT,
+                "the folder was removed, or its disk taken away, during the run; the same command makes "
+                "what is missing",
+                str(shards.folder),
+            ) from error
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        kept = sum(len(shards.index(k)) for k in shards.present())
+        raise OSError(
+            error.errno,
+            f"the disk is full: {kept:,} of {shards.run.n:,} samples are kept; free some space, and the "
+            "same command makes the rest",
+            str(shards.folder),
+        ) from error
+
+
+def _model_key(model: Denoiser, key: str | None, shared: Any) -> str:
+    found = model_key(model, key)
+    if key is not None:
+        if found is None:
+            raise ValueError(
+                "what guidance.null holds cannot be told from another; give plain tensors"
+            )
+        return found
+    if found is None:
+        raise ValueError(
+            "the network is neither an exact mixture nor a torch.nn.Module, so a later call could not tell "
+            "whether it is the same: give key=, a name that you change whenever it changes"
+        )
+    try:
+        digest(shared)
+    except TypeError as error:
+        raise ValueError(f"shared= cannot be told from another ({error}); give key=") from None
+    return found
+
+
+def _plain(about: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """What a manifest can hold of ``about``: all of it, or a ValueError."""
+    found = {} if about is None else dict(named("about", about))
+    try:
+        json.dumps(found)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"about={shown(about)} must be plain data, as JSON has them: {error}"
+        ) from None
+    return found
+
+
+def _share(rank: int | None, world_size: int | None) -> tuple[int, int]:
+    """(rank, world size), as given or in the environment of torchrun."""
+    world = _environment("WORLD_SIZE", 1) if world_size is None else world_size
+    mine = _environment("RANK", 0) if rank is None else rank
+    world, mine = count("world_size", world), count("rank", mine, least=0)
+    if mine >= world:
+        raise ValueError(f"rank={mine} must be below world_size={world}")
+    return mine, world
+
+
+def _environment(name: str, default: int) -> int:
+    text = os.environ.get(name)
+    if text is None:
+        return default
+    if not text.isdecimal():
+        raise ValueError(
+            f"{name}={text!r} in the environment must be a whole number, as torchrun sets it; unset it, "
+            "or give rank= and world_size="
+        )
+    return int(text)

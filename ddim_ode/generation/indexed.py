@@ -1,0 +1,163 @@
+"""Samples by their index: what one process of a large run calls, batch after batch.
+
+Sample i has seed ``seed + i`` and the conditions of index i. Nothing else decides it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .._base.checks import refuse
+from .._base.digests import digest
+from ..denoising.denoiser import Denoiser
+from ..denoising.inputs import Cond, conditions
+from ..denoising.seeding import GENERATOR, noise
+from ..solve import external
+from ..solve.cuda_graph import GraphedPlan, check_graphable
+from ..solve.near import Near, of_plan, of_rows, of_shared
+from ..solve.sampling import sample
+from ..solve.solution import Solution
+from ..solvers.controller import NON_FINITE, SUCCESS
+
+
+class Conditions:
+    """Rows of conditions, by index."""
+
+    def __init__(self, cond: Cond | None, n: int, device: torch.device) -> None:
+        self._cond = cond if callable(cond) else conditions(cond, n, torch.device("cpu"))
+        self.n, self._device = n, device
+
+    def __call__(self, index: Sequence[int]) -> dict[str, Tensor] | None:
+        where, cond = torch.tensor(index, dtype=torch.long), self._cond
+        if cond is None:
+            return None
+        found = cond(where) if callable(cond) else {k: v[where] for k, v in cond.items()}
+        return conditions(found, len(index), self._device)
+
+    def described(self) -> list[Any] | None:
+        """What is known of all rows: names, types, shapes, and the values that are given and not computed.
+
+        Each row is known by :func:`ddim_ode.solve.near.of_rows`, where it is used.
+        """
+        rows = self([0])
+        if rows is None:
+            return None
+        given = {} if callable(self._cond) or self._cond is None else self._cond
+        exact = {name: digest(v) for name, v in given.items() if not v.is_floating_point()}
+        return [
+            [name, str(value.dtype), list(value.shape[1:]), exact.get(name)]
+            for name, value in sorted(rows.items())
+        ]
+
+
+class IndexedSolver:
+    """``solver(index)``: x (b, *shape) on the CPU and the statuses, of the samples of those indices.
+
+    rows: the most indices at once. options: of :func:`ddim_ode.sample`; all that it refuses is refused
+    here, before the first network call. plan: what runs, None for an adaptive solve.
+    """
+
+    def __init__(
+        self,
+        model: Denoiser,
+        shape: tuple[int, ...],
+        seed: int,
+        cond: Conditions,
+        shared: Mapping[str, Any] | None,
+        device: torch.device,
+        rows: int,
+        cuda_graph: bool,
+        options: dict[str, Any],
+    ) -> None:
+        self.model, self.shape, self.seed, self.cond = model, shape, seed, cond
+        self._shared, self._device, self._options = shared, device, options
+        start = options.get("sigma_max")
+        self._start = model.sigma_max if start is None else start
+        self.plan = self._sample([]).plan  # of no samples, so without a network call
+        if self.plan is not None:
+            on_nan = options.get("on_nan")
+            self._options = dict(plan=self.plan) | ({} if on_nan is None else dict(on_nan=on_nan))
+            self._start = self.plan.grid[0]
+        elif not external.is_external(options["method"]):
+            self._options = dict(options, dense=False)
+        if rows > 1 and self._couples():
+            raise ValueError(
+                f"{options['method']} takes the same steps for a whole batch, so a sample would depend on "
+                "its company: give batch=1, or take a solver with steps for each sample, such as rk45"
+            )
+        self._graph: GraphedPlan | None = None
+        self._record = cuda_graph
+        if cuda_graph:
+            refuse("a graph records no checks between steps", on_nan=options.get("on_nan"))
+            check_graphable(self.plan, device)
+
+    def _couples(self) -> bool:
+        method = self._options.get("method")
+        if self.plan is not None or not external.is_external(method):
+            return self._options.get("error_norm") == "batch"
+        return not external.is_fixed_step(str(method))
+
+    def conditions(self, rows: Mapping[str, Tensor] | None) -> Near:
+        """What tells these conditions, and what is shared, from others."""
+        return of_rows({**(rows or {}), **of_shared(self._shared)[1]})
+
+    def described(self) -> dict[str, Any]:
+        """The solver, as plain data that two runs share exactly when they solve alike."""
+        found = {k: v for k, v in self._options.items() if v is not None and k != "dense"}
+        found["generator"] = GENERATOR
+        plan = found.pop("plan", None)
+        if plan is not None:
+            found |= dict(method=plan.method, nfe=plan.nfe)
+            exact, numbers = of_plan(plan)
+            plain = [x if np.isfinite(x) else str(x) for x in numbers]  # as JSON has them
+            found |= plan.to_dict() | dict(weights=digest(exact), numbers=plain)
+        else:
+            found["sigma_max"] = self._start if np.isfinite(self._start) else "inf"
+        return {name: _plain(value) for name, value in found.items()}
+
+    def __call__(self, index: Sequence[int]) -> tuple[Tensor, list[str]]:
+        if self._record:
+            assert self.plan is not None
+            x, (model, cond) = self._noise(index), self.part(index)
+            if self._graph is None:
+                self._graph = GraphedPlan(model, self.plan, x, cond, self._shared)
+            if self._graph.fits(x):
+                end, finite = self._graph(x, cond, model)
+                return end.cpu(), [SUCCESS if good else NON_FINITE for good in finite.tolist()]
+        sol = self._sample(index)
+        return sol.x.cpu(), sol.status.tolist()
+
+    def _sample(self, index: Sequence[int]) -> Solution:
+        model, cond = self.part(index)
+        return sample(
+            model,
+            self._noise(index),
+            seeds=self._seeds(index),
+            cond=cond,
+            shared=self._shared,
+            **self._options,
+        )
+
+    def part(self, index: Sequence[int]) -> tuple[Denoiser, dict[str, Tensor] | None]:
+        """The model and the conditions of these samples."""
+        cond, where = self.cond(index), torch.tensor(index, dtype=torch.long)
+        return self.model.of_samples(where, self.cond.n, cond), cond
+
+    def _noise(self, index: Sequence[int]) -> Tensor:
+        seeds = self._seeds(index)
+        return noise(self.shape, self.model.schedule, seeds, self._start, self._device)
+
+    def _seeds(self, index: Sequence[int]) -> list[int]:
+        return [self.seed + i for i in index]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (np.ndarray, Tensor)):
+        value = value.tolist()
+    plain = value is None or isinstance(value, (int, float, str, list))
+    return value if plain else repr(value)

@@ -1,0 +1,1 @@
+"""Up and down the ODE: latents, likelihoods, edits."""

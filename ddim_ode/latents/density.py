@@ -1,0 +1,179 @@
+"""The state and the integral of its divergence, solved together (see likelihood.py).
+
+A flat state (n, D + k) is z = x/m and ∫ ∇·f ds for each of k probes, or once where the divergence is exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ..denoising.denoiser import Denoiser
+from ..schedules.schedule import Array
+from ..solve.active_set import Field, Solver, column, combined
+from ..solve.adaptive import gathered
+from ..solve.solution import finite_samples, per_sample
+from ..solvers.clock import clock
+from ..solvers.controller import NON_FINITE, SUCCESS, Controller
+from ..solvers.embedded import scheme_of
+from ..solvers.methods import METHODS, Method
+from ..solvers.tableau import Tableau
+from .divergence import Products
+
+
+@dataclass
+class End:
+    """States with their integrals (B, D + k) at σ_max, in x but for the latter; and what it cost."""
+
+    state: Tensor
+    error: Tensor | None
+    status: npt.NDArray[np.str_]
+    nfe: int
+    sample_nfe: npt.NDArray[np.int64]
+    rows: int
+
+
+class Density(Field):
+    """The field of flat states (n, D + k): z, and the integral of the divergence for each probe."""
+
+    def __init__(
+        self,
+        model: Denoiser,
+        ends: tuple[float, float],
+        x: Tensor,
+        vectors: Tensor,
+        exact: bool,
+        products: Products,
+    ) -> None:
+        super().__init__(model, ends)
+        self.shape, self.size = x.shape[1:], x[:1].numel()
+        self.exact, self.products = exact, products
+        self.vectors = vectors
+        self.entries = 1 if exact else len(vectors)
+
+    def bind(
+        self, like: Tensor, cond: Mapping[str, Tensor] | None, shared: Mapping[str, Any] | None
+    ) -> None:
+        super().bind(like.new_empty((len(like), *self.shape)), cond, shared)
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these samples; unit vectors are a view, the same for all."""
+        self.vectors = self.vectors[:, : len(rows)] if self.exact else self.vectors[:, rows]
+
+    def __call__(self, z: Tensor, columns: Tensor, seen: Array) -> Tensor:
+        time = columns[0].to(self.model._time_dtype(z))
+        m, of_z, of_prediction = (column(c, z) for c in columns[1:].to(z.dtype))
+        x = (m * z[:, : self.size]).reshape(-1, *self.shape)
+        at = self.model.at(seen, x)
+        prediction, products = self.products(lambda y: self.call(y, time, at), x, self.vectors)
+        trace = products.sum(dim=0, keepdim=True) if self.exact else products
+        rate = of_z * z[:, : self.size] + of_prediction * prediction.reshape(len(z), -1)
+        return torch.cat([rate, of_z * self.size + of_prediction * m * trace.T], dim=1)
+
+
+class _Solver(Solver):
+    """Steps are judged by the state and by the integral, each against the tolerance; ``error`` is the
+    sum of the integral's local errors."""
+
+    field: Density
+
+    def _measure(self, step: Tensor, states: list[Tensor], velocities: list[Tensor]) -> Tensor:
+        ratio, _, _, finite = super()._measure(step, states, velocities)
+        size, tableau = self.field.size, self.scheme.tableau
+        error = (step * combined(tableau.b_error, velocities))[:, size:].mean(dim=1).abs()
+        before, after = (states[k][:, size:].mean(dim=1).abs() for k in (0, -1))
+        rtol, atol = self.tolerances
+        scale = (atol + rtol * torch.maximum(before, after)).clamp_min(
+            torch.finfo(error.dtype).tiny
+        )
+        ratio = torch.maximum(ratio, (error / scale).clamp(max=1e15))
+        return torch.stack([ratio, error, torch.zeros_like(error), finite])
+
+    def _release(self, leaving: npt.NDArray[np.bool_]) -> None:
+        super()._release(leaving)
+        self.field.keep(torch.as_tensor(np.flatnonzero(~leaving), device=self.z.device))
+
+
+def flat(x: Tensor) -> Tensor:
+    return x.flatten(1) if x.ndim > 1 else x[:, None]
+
+
+def _start(field: Density, x: Tensor) -> tuple[Tensor, float]:
+    """The flat state at σ_min, and m there."""
+    m = float(np.hypot(*field.model.schedule.scales(field.ends[0])))
+    return torch.cat([flat(x) / m, x.new_zeros(len(x), field.entries)], dim=1), m
+
+
+def adaptive(
+    field: Density,
+    x: Tensor,
+    method: Method,
+    tolerances: tuple[float, float],
+    limit: int,
+    cond: Mapping[str, Tensor] | None,
+    shared: Mapping[str, Any] | None,
+    observe: Callable[[int], object],
+) -> End:
+    assert isinstance(method.stages, Tableau)
+    scheme = scheme_of(method.stages)
+    ends = clock(np.array(field.ends))
+    control = Controller(
+        len(x),
+        abs(ends[0] - ends[1]),
+        error_order=scheme.error_order,
+        cost=scheme.cost,
+        limit=limit,
+        resolution=4 * float(np.spacing(abs(ends).max())),
+    )
+    z, _ = _start(field, x)
+    solver = _Solver(field, z, scheme, control, tolerances, False, False, cond, shared)
+    if x.numel():
+        solver.run(observe)
+    else:
+        control.status[:] = SUCCESS
+    state, error = gathered(solver.released, z)
+    state[:, field.size :] /= float(np.hypot(*field.model.schedule.scales(field.ends[1])))
+    return End(state, error, control.status, solver.nfe, control.calls, solver.rows)
+
+
+def fixed(
+    field: Density,
+    x: Tensor,
+    method: Method,
+    sigmas: Array,
+    cond: Mapping[str, Tensor] | None,
+    shared: Mapping[str, Any] | None,
+    observe: Callable[[int], object],
+) -> End:
+    """Runge–Kutta steps in the clock u, the same for all samples."""
+    tableau = method.stages
+    if not isinstance(tableau, Tableau):
+        able = [name for name, m in METHODS.items() if isinstance(m.stages, Tableau)]
+        raise ValueError(
+            f"method={method.name!r}: a likelihood is solved by Runge–Kutta, {', '.join(able)}"
+        )
+    (z, _), u, batch = _start(field, x), clock(sigmas), len(x)
+    stages, calls, rows = tableau.stages, 0, 0
+    wide = torch.promote_types(z.dtype, field.model._time_dtype(z))
+    field.bind(z, cond, shared)
+    for start, h in zip(u[:-1].tolist(), np.diff(u).tolist()) if x.numel() else ():
+        velocities: list[Tensor] = []
+        for c, row in zip(tableau.c[:stages], tableau.a):
+            y = z + h * combined(row, velocities) if row else z
+            at = np.full(batch, start + c * h)
+            columns = torch.as_tensor(field.coefficients(at)).to(z.device, wide)
+            seen = field.model.snapped(field.sigma(at))
+            velocities.append(field(y, columns, seen))
+            calls, rows = calls + 1, rows + field.model.rows(seen)
+            observe(1)
+        z = z + h * combined(tableau.b[:stages], velocities)
+    m = float(np.hypot(*field.model.schedule.scales(field.ends[1])))
+    state = torch.cat([m * z[:, : field.size], z[:, field.size :]], dim=1)
+    status = np.where(finite_samples(state).cpu().numpy(), SUCCESS, NON_FINITE)
+    return End(state, None, status, calls, per_sample(calls, batch), rows)

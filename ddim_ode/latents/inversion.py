@@ -1,0 +1,291 @@
+"""Inversion: the sampling ODE run upwards, from data to latents, and down again.
+
+The ODE is a bijection between the levels σ_min and σ_max. :func:`encode` solves it from σ_min to σ_max on
+the grid of :func:`decode`, which is :func:`ddim_ode.sample` that stops at σ_min (``final="sigma_min"``: a
+last jump to x̂₀ cannot be undone). Any method goes either way, since clocks, rulers and weights are
+signed; DDIM upwards is the DDIM inversion of Song et al. 2021, eq. 14, with x̂₀ and ε̂ taken at the lower
+of a step's two levels,
+
+    x_{t+1} = ᾱ_{t+1} x̂₀(x_t, t) + β̄_{t+1} ε̂(x_t, t).
+
+Two solves in opposite directions do not undo each other exactly: a step up looks at other states than
+the step down. What is left is of the method's order, and ``certify=True`` measures it. ``"reversible"``
+leaves nothing (reversible.py).
+
+References: Song, Meng, Ermon 2021, https://arxiv.org/abs/2010.02502, section 4.3; Song et al. 2021,
+https://arxiv.org/abs/2011.13456, section 4.3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from .._base.checks import flag, number, one_of, refuse
+from .._base.warn import warn
+from ..denoising.denoiser import Denoiser, check_state
+from ..denoising.inputs import check_model
+from ..grids import FINALS
+from ..schedules.schedule import Array
+from ..solve.directions import Task, solve
+from ..solve.gradients import check_mode
+from ..solve.loop import Progress
+from ..solve.round_trip import RoundTrip, Solve, certified, mean_square
+from ..solve.solution import Solution
+from ..solvers.methods import Method
+from ..solvers.plan import Plan
+
+
+def encode(
+    model: Denoiser,
+    x0: Tensor,
+    method: str | Method | None = None,
+    *,
+    steps: int | None = None,
+    nfe: int | None = None,
+    grid: str | npt.ArrayLike | None = None,
+    timesteps: npt.ArrayLike | None = None,
+    plan: Plan | None = None,
+    variant: str | None = None,
+    start: str | None = None,
+    chart: str | None = None,
+    final: str | None = None,
+    sigma_max: float | None = None,
+    sigma_min: float | None = None,
+    eta: float | None = None,
+    noise_std: npt.ArrayLike | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    max_nfe: int | None = None,
+    error_norm: str | None = None,
+    dense: bool | None = None,
+    partner: Tensor | None = None,
+    cond: Mapping[str, Tensor] | None = None,
+    shared: Mapping[str, Any] | None = None,
+    progress: bool = False,
+    callback: Callable[[Progress], None] | None = None,
+    record: str = "none",
+    on_nan: str = "report",
+    differentiable: bool = False,
+    certify: bool = False,
+) -> Solution:
+    """Integrate the ODE from x0 (B, *) at σ_min up to σ_max: ``.x`` is the latent, in network space.
+
+    x0 is taken for what it is at the lowest level of the grid, σ_min > 0 (by default
+    ``model.schedule.sigma_min``): it is neither scaled by ᾱ(σ_min) nor given that level's noise, and
+    nothing is clipped.
+
+    The arguments are those of :func:`ddim_ode.sample`; a grid is given as there, falling, and passed from
+    its end, which must be > 0 (so ``final`` can only be ``"sigma_min"``). Adaptive solves (each sample with
+    its own steps) and other packages' solvers go up as they go down. plan: one that goes up is run as it
+    is; of one that goes down, its method is compiled upwards on its positive levels. That needs a textbook
+    plan: ValueError for a calibrated or traced one, whose weights belong to the way down, and for step
+    noise.
+
+    method ``"reversible"``: its ``decode`` comes back to x0 up to rounding, in any number of steps, if it
+    is given the second state, ``.partner``, too (at the start equal to x0, if ``partner`` does not say
+    otherwise). It is of second order, costs steps + 1 calls, and takes ``chart`` (default ``"flow"``;
+    ``"reversible:trig"`` says the same as ``chart="trig"``).
+
+    certify: decode again, and on half the steps, and give what comes of it as ``.round_trip``, a
+    :class:`ddim_ode.solve.round_trip.RoundTrip`: the error per sample and the observed order, for 2N calls
+    more (or, adaptive, N).
+
+    Under guidance a UserWarning: the guided field is not the flow of any density, so latents leave N(0, I),
+    and it amplifies errors; with certify, the round trips with and without guidance say how much.
+
+    Returns a :class:`Solution` whose ``sigmas`` rise. ValueError says which argument to drop or change.
+
+    >>> import ddim_ode, torch
+    >>> model = ddim_ode.exact.gaussian([1.0], [[0.25]], ddim_ode.schedules.exponential())
+    >>> sol = ddim_ode.encode(model, torch.tensor([[1.0], [1.5]]), "heun", steps=20, certify=True)
+    >>> [round(z, 1) for z in sol.x[:, 0].tolist()], round(sol.round_trip.order)
+    ([0.0, 1.0], 3)
+    """
+    task = Task(
+        method,
+        dict(
+            steps=steps,
+            nfe=nfe,
+            grid=grid,
+            timesteps=timesteps,
+            sigma_max=sigma_max,
+            sigma_min=sigma_min,
+        ),
+        plan,
+        dict(variant=variant, start=start, chart=chart),
+        (rtol, atol),
+        dict(max_nfe=max_nfe, error_norm=error_norm, dense=dense),
+        dict(progress=progress, callback=callback, record=record, on_nan=on_nan),
+        cond,
+        shared,
+    )
+    check_model(model, limited=False)
+    _check(model, final, eta, noise_std)
+    x0 = check_state(x0)
+    with torch.set_grad_enabled(check_mode(differentiable, "encode")):
+        sol = solve(task, model, x0, partner, rising=True)
+    if flag("certify", certify):
+        with torch.no_grad():
+            sol.round_trip = certified(model, x0, sol, _again(task, sol), task.reversible)
+    if model.guidance is not None:
+        warn(_guided(model, sol.round_trip))
+    return sol
+
+
+def decode(
+    model: Denoiser,
+    z: Tensor | Solution,
+    method: str | Method | None = None,
+    *,
+    steps: int | None = None,
+    nfe: int | None = None,
+    grid: str | npt.ArrayLike | None = None,
+    timesteps: npt.ArrayLike | None = None,
+    plan: Plan | None = None,
+    variant: str | None = None,
+    start: str | None = None,
+    chart: str | None = None,
+    final: str | None = None,
+    sigma_max: float | None = None,
+    sigma_min: float | None = None,
+    eta: float | None = None,
+    noise_std: npt.ArrayLike | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    max_nfe: int | None = None,
+    error_norm: str | None = None,
+    dense: bool | None = None,
+    partner: Tensor | None = None,
+    cond: Mapping[str, Tensor] | None = None,
+    shared: Mapping[str, Any] | None = None,
+    progress: bool = False,
+    callback: Callable[[Progress], None] | None = None,
+    record: str = "none",
+    on_nan: str = "report",
+    differentiable: bool = False,
+) -> Solution:
+    """Integrate the ODE from the latent z (B, *) at σ_max down to σ_min: the inverse of :func:`encode`.
+
+    With the same arguments it passes the same levels in the other order. z may also be the Solution of an
+    ``encode`` with a fixed method: then its levels, its method and its partner are taken, and what is to be
+    given is cond and shared alone. Otherwise as :func:`ddim_ode.sample` with ``final="sigma_min"``, and
+    with the same restrictions on plan, grid and noise as ``encode``.
+
+    >>> import ddim_ode, torch
+    >>> model = ddim_ode.exact.gaussian([1.0], [[0.25]], ddim_ode.schedules.exponential())
+    >>> x0 = torch.tensor([[1.0], [1.5]], dtype=torch.float64)
+    >>> latent = ddim_ode.encode(model, x0, "reversible", steps=3)
+    >>> bool((ddim_ode.decode(model, latent).x - x0).abs().max() < 1e-12)
+    True
+    """
+    placing = dict(
+        steps=steps,
+        nfe=nfe,
+        grid=grid,
+        timesteps=timesteps,
+        sigma_max=sigma_max,
+        sigma_min=sigma_min,
+    )
+    fixed = dict(variant=variant, start=start, chart=chart)
+    if isinstance(z, Solution):
+        refuse(
+            "the Solution of an encode already says how to go back",
+            method=method,
+            plan=plan,
+            partner=partner,
+            **placing,
+            **fixed,
+        )
+        method, plan, placing["grid"] = _way_back(z, model)
+        partner, z = z.partner, z.x
+    task = Task(
+        method,
+        placing,
+        plan,
+        fixed,
+        (rtol, atol),
+        dict(max_nfe=max_nfe, error_norm=error_norm, dense=dense),
+        dict(progress=progress, callback=callback, record=record, on_nan=on_nan),
+        cond,
+        shared,
+    )
+    _check(model, final, eta, noise_std)
+    with torch.set_grad_enabled(check_mode(differentiable, "decode")):
+        sol = solve(task, model, check_state(z), partner, rising=False)
+    if task.reversible and partner is None:
+        warn(
+            f"decode by {method!r} without partner= starts from equal states, and comes back as a solver "
+            "of second order does; to come back to rounding give the Solution of encode, or its .partner"
+        )
+    return sol
+
+
+def _check(
+    model: Denoiser, final: str | None, eta: float | None, noise_std: npt.ArrayLike | None
+) -> None:
+    check_model(model)
+    if final is not None and one_of("final", final, FINALS) != "sigma_min":
+        raise ValueError(
+            f"final={final!r}: the jump to σ=0 cannot be undone, so both directions end at a level > 0; "
+            "drop final, or use sample"
+        )
+    eta = None if eta is None else number("eta", eta) or None
+    refuse("step noise cannot be undone", eta=eta, noise_std=noise_std)
+
+
+def _way_back(sol: Solution, model: Denoiser) -> tuple[str | None, Plan | None, Array | None]:
+    """Method, plan and grid to undo a solve with."""
+    check_model(model)
+    if sol.schedule not in (None, model.schedule.fingerprint):
+        raise ValueError(
+            f"the solution was made with schedule {sol.schedule}, and the model has "
+            f"{model.schedule.fingerprint} ({model.schedule!r}); decode with the model that encoded"
+        )
+    if sol.partner is not None:
+        return sol.method, None, np.sort(sol.sigmas)[::-1]
+    if sol.plan is None:
+        raise ValueError(
+            f"this solution of {sol.method} has no plan to undo: give its .x, and method= and tolerances "
+            "again"
+        )
+    return None, sol.plan, None
+
+
+def _again(task: Task, sol: Solution) -> Solve:
+    """The same solver for a certificate: quiet, and on other levels where they are given."""
+    quiet = replace(
+        task, watching=dict(progress=False, callback=None, record="none", on_nan="report")
+    )
+
+    def again(
+        model: Denoiser, x: Tensor, partner: Tensor | None, rising: bool, grid: Array | None
+    ) -> Solution:
+        if grid is None:
+            return solve(quiet, model, x, partner, rising)
+        other = replace(quiet, placing=dict(grid=grid))
+        if sol.plan is not None:
+            method = task.method if task.plan is None else sol.plan.method
+            fixed = dict(task.fixed, start=sol.plan.start, chart=sol.plan.chart)
+            other = replace(other, method=method, plan=None, fixed=fixed)
+        return solve(other, model, x, partner, rising)
+
+    return again
+
+
+def _guided(model: Denoiser, measured: RoundTrip | None) -> str:
+    assert model.guidance is not None
+    message = (
+        f"guidance {model.guidance.scale:g} makes inversion unfaithful: the guided field is not the flow "
+        "of any density, and it amplifies errors; encode with guidance 1 where you can"
+    )
+    if measured is None or measured.unguided is None:
+        return f"{message} (certify=True measures by how much)"
+    with_it, without = (mean_square(e) ** 0.5 for e in (measured.error, measured.unguided))
+    return f"{message}. Round trip measured: off by {with_it:.2g} RMS, without guidance by {without:.2g}"

@@ -1,0 +1,93 @@
+"""What a model says to a fixed question: how one is known whose code or hidden state no hash sees.
+
+The question is the same everywhere: one sample of the caller's shape and conditions, at a few levels. Of
+the answers a few projections are kept, which differ where the answers do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .._base.checks import number, numbers
+from .._base.digests import digest
+from .._base.structure import content
+from ..denoising.denoiser import Denoiser
+from ..denoising.inputs import network_dtype
+from ..schedules.schedule import Array
+from ..solvers.plan import Node
+from .model_key import is_exact
+from .near import Near, pattern, projections, rounding
+
+LEVELS = (0.1, 0.5, 2.0, 10.0)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """question: a hash of the shape and conditions asked with. tolerance: relative, what rounding may
+    explain on another machine."""
+
+    question: str
+    values: tuple[float, ...]
+    tolerance: float
+
+    @property
+    def near(self) -> Near:
+        return Near.of(self.values, self.tolerance)
+
+    def differ(self, other: Answers) -> bool:
+        """Whether another model must have given the others, by the coarser of the two tolerances."""
+        coarser = max(self.tolerance, other.tolerance)
+        return not Near.of(self.values, coarser).agrees(other.values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data; :meth:`of_dict` reads it."""
+        return dict(asdict(self), values=list(self.values))
+
+    @classmethod
+    def of_dict(cls, data: Any) -> Answers | None:
+        """None for anything else than what ``to_dict`` gives, such as what another version wrote."""
+        if not isinstance(data, Mapping) or data.keys() != {f.name for f in fields(cls)}:
+            return None
+        try:
+            values = tuple(numbers("values", data["values"]).tolist())
+            return cls(str(data["question"]), values, number("tolerance", data["tolerance"]))
+        except (TypeError, ValueError):
+            return None
+
+
+def levels_of(model: Denoiser) -> Array:
+    """Where a model is asked."""
+    return model.snapped(np.minimum(LEVELS, model.schedule.sigma_max))
+
+
+def ask(
+    model: Denoiser,
+    shape: tuple[int, ...],
+    cond: Mapping[str, Tensor] | None,
+    shared: Mapping[str, Any] | None,
+    device: torch.device,
+) -> Answers | None:
+    """A network's answers; None for exact mixtures, whose parameters say all.
+
+    cond: of one sample or more, of which the first is taken. It costs a network call a level.
+    """
+    if is_exact(model):
+        return None
+    schedule = model.schedule
+    model, rows = model.part(slice(1), cond)
+    x = torch.from_numpy(pattern(1, *shape)).to(device, torch.float32)
+    levels = levels_of(model).tolist()
+    nodes = [Node(sigma, float(schedule.time(sigma)), model.prediction) for sigma in levels]
+    with torch.no_grad():
+        evaluate = model.bind(nodes, x, rows, shared)
+        scales = [float(np.hypot(*schedule.scales(node.sigma))) for node in nodes]
+        said = torch.cat([evaluate(x * scale, k) for k, scale in enumerate(scales)])
+    question = digest(content([shape, rows, shared]))
+    tolerance = rounding(network_dtype(model) or torch.float32, device.type)
+    return Answers(question, tuple(projections(said).reshape(-1).tolist()), tolerance)

@@ -1,0 +1,293 @@
+"""Solvers of other packages through the same front door: ``torchdiffeq:NAME`` and ``scipy:NAME``.
+
+They see one :class:`ProbabilityFlow` for the whole batch, so its samples share step sizes, errors and
+fate. They run from σ_max to σ_min, or back, in ln σ where σ_max is finite and in t otherwise; the last jump
+to x̂₀ is the same as everywhere.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .._base.bars import progress_bar
+from .._base.checks import count, exclusive, one_of, refuse
+from ..denoising.denoiser import Denoiser
+from ..schedules.schedule import Array
+from ..solvers.controller import MAX_NFE, NON_FINITE, UNDERFLOW
+from .adaptive import DEFAULT_MAX_NFE, tolerance
+from .gradients import check_mode, parameters
+from .levels import Levels
+from .probability_flow import ProbabilityFlow
+from .solution import Solution, finite_samples, per_sample, warn_of_scale
+
+if TYPE_CHECKING:
+    from scipy.integrate import OdeSolver
+
+PREFIXES = ("torchdiffeq:", "scipy:")
+_SCIPY = ("RK23", "RK45", "DOP853", "Radau", "BDF", "LSODA")
+
+
+class _Stop(Exception):
+    """Ends a solve from inside its ODE; the argument is the status."""
+
+
+class End(NamedTuple):
+    """Where an external solve ended: state x, status (None: success), steps where they are known."""
+
+    x: Tensor
+    failure: str | None
+    accepted: int = 0
+    rejected: int = 0
+
+
+def is_external(method: object) -> bool:
+    return isinstance(method, str) and method.startswith(PREFIXES)
+
+
+def sample(
+    model: Denoiser,
+    x: Tensor,
+    method: str,
+    levels: Levels,
+    tolerances: tuple[float | None, float | None],
+    max_nfe: int | None,
+    seeds: list[int] | None,
+    cond: Mapping[str, Tensor] | None,
+    shared: Mapping[str, Any] | None,
+    progress: bool,
+    differentiable: bool | str = False,
+) -> Solution:
+    """What :func:`ddim_ode.sample` and ``encode`` do for a method of another package; tolerances
+    (rtol, atol)."""
+    if method.startswith("scipy:") and torch.is_grad_enabled():
+        raise ValueError(f"{method} has no gradient; use a method of ours, or torchdiffeq:dopri5")
+    check_mode(differentiable, method, *["adjoint"] * method.startswith("torchdiffeq:"))
+    fixed = is_fixed_step(method)
+    if fixed:
+        refuse(
+            f"{method} steps on a grid (steps=) and has no tolerance, budget or nfe plan",
+            rtol=tolerances[0],
+            atol=tolerances[1],
+            max_nfe=max_nfe,
+            nfe=levels.nfe,
+        )
+        sigmas = levels.passed(levels.required(method))
+    else:
+        if levels.steps is not None or levels.grid is not None or levels.timesteps is not None:
+            raise ValueError(
+                f"{method} chooses its own steps: drop steps, timesteps or grid (rtol=, atol= and nfe= or "
+                "max_nfe= govern it)"
+            )
+        sigmas = levels.ends()
+    rtol, atol = tolerance("rtol", tolerances[0]), tolerance("atol", tolerances[1])
+    if not rtol + atol > 0:
+        raise ValueError("rtol=0 and atol=0 together ask for an exact solve; raise one of them")
+    exclusive(nfe=levels.nfe, max_nfe=max_nfe)
+    limit = levels.nfe or count("max_nfe", DEFAULT_MAX_NFE if max_nfe is None else max_nfe)
+    lands = sigmas[-1] == 0
+    positive = sigmas[:-1] if lands else sigmas
+    ode = ProbabilityFlow(
+        model,
+        variable="log_sigma" if np.isfinite(positive).all() else "t",
+        shape=x.shape[1:],
+        dtype=x.dtype,
+        device=x.device,
+        cond=cond,
+        shared=shared,
+    )
+    end = End(x, None)
+    with progress_bar(progress, unit="nfe", desc=method) as bar:
+        if len(positive) > 1 and x.shape[0]:
+            budget = sys.maxsize if fixed else limit - int(lands)
+            adjoint = differentiable == "adjoint"
+            wanted = parameters(model, cond, shared) if adjoint else None
+            end = solve(method, ode, x, positive, rtol, atol, budget, bar.update, wanted)
+    out, calls, rows, accepted = end.x, ode.nfe, ode.rows, end.accepted
+    if lands and end.failure is None and x.shape[0]:
+        out = model(out, positive[-1], cond, shared)[0]
+        calls, rows, accepted = calls + 1, rows + model.rows(positive[-1]), accepted + 1
+    batch = x.shape[0]
+    if not levels.rising:
+        warn_of_scale(out, max(float(positive[0]), model.sigma_max))
+    return Solution(
+        x=out,
+        method=method,
+        sigmas=sigmas,
+        nfe=calls,
+        sample_nfe=per_sample(calls, batch),
+        net_evals=rows * batch,
+        accepted=per_sample(accepted, batch),
+        rejected=per_sample(end.rejected, batch),
+        seeds=seeds,
+        finite=finite_samples(out),
+        failure=end.failure,
+        alterations=model.alterations,
+    )
+
+
+def solve(
+    method: str,
+    ode: ProbabilityFlow,
+    x: Tensor,
+    sigmas: Array,
+    rtol: float,
+    atol: float,
+    max_nfe: int,
+    observe: Callable[[], object],
+    adjoint: Sequence[Tensor] | None = None,
+) -> End:
+    """Solve from sigmas[0] to sigmas[-1], both > 0; a fixed-step torchdiffeq method steps on all of them.
+
+    ode: counts its calls; observe() is called after each. adjoint: the tensors besides x whose gradient
+    torchdiffeq's adjoint gives; None: no adjoint. ValueError for an unknown solver.
+    """
+    package, name = method.split(":", 1)
+    budget = _Budget(ode, max_nfe, observe)
+    if package == "scipy":
+        return _scipy(name, budget, x, sigmas, rtol, atol)
+    return _torchdiffeq(name, budget, x, sigmas, rtol, atol, adjoint)
+
+
+class _Budget:
+    """The ODE with a limit on its calls."""
+
+    stop: type[Exception] = _Stop
+
+    def __init__(self, ode: ProbabilityFlow, limit: int, observe: Callable[[], object]) -> None:
+        self.ode, self.limit, self.observe = ode, limit, observe
+
+    def turn_back(self) -> None:
+        """From here on the calls are those of an adjoint, which has the same budget once more."""
+        self.limit += self.ode.nfe
+        self.stop, self.observe = RuntimeError, lambda: None  # there is no status to report it in
+
+    def __call__(self, tau: float | Tensor, state: Tensor) -> Tensor:
+        if self.ode.nfe >= self.limit:
+            raise self.stop(MAX_NFE)
+        number = float(tau.detach() if isinstance(tau, Tensor) else tau)
+        if math.isnan(number):  # a step size computed from NaN
+            raise self.stop(NON_FINITE)
+        rate = self.ode(tau, state)
+        self.observe()
+        return rate
+
+
+class _Watched(_Budget):
+    """The same with torchdiffeq's callbacks: counts steps, knows the last accepted state."""
+
+    accepted = rejected = 0
+    last: tuple[float, Tensor] | None = None
+
+    def callback_step(self, tau: Tensor, state: Tensor, step: Tensor) -> None:
+        self.last = (float(tau), state)  # a step starts from the last accepted state
+
+    def callback_accept_step(self, tau: Tensor, state: Tensor, step: Tensor) -> None:
+        self.accepted += 1
+
+    def callback_reject_step(self, tau: Tensor, state: Tensor, step: Tensor) -> None:
+        self.rejected += 1
+
+
+def is_fixed_step(method: str) -> bool:
+    """Whether an external method steps on a grid; ValueError for an unknown one."""
+    package, name = method.split(":", 1)
+    if package == "scipy":
+        one_of("scipy solver", name, _SCIPY)
+        return False
+    from torchdiffeq._impl.odeint import SOLVERS
+    from torchdiffeq._impl.solvers import FixedGridODESolver
+
+    return issubclass(SOLVERS[one_of("torchdiffeq solver", name, SOLVERS)], FixedGridODESolver)
+
+
+def _torchdiffeq(
+    name: str,
+    budget: _Budget,
+    x: Tensor,
+    sigmas: Array,
+    rtol: float,
+    atol: float,
+    adjoint: Sequence[Tensor] | None,
+) -> End:
+    from torchdiffeq import odeint, odeint_adjoint
+    from torchdiffeq._impl.odeint import SOLVERS
+    from torchdiffeq._impl.rk_common import RKAdaptiveStepsizeODESolver
+
+    ode = budget.ode
+    fixed = is_fixed_step(f"torchdiffeq:{name}")
+    levels = sigmas if fixed else sigmas[[0, -1]]
+    taus = torch.tensor([ode.tau(s) for s in levels], dtype=torch.float64, device=x.device)
+    options: dict[str, Any] = {}
+    if issubclass(SOLVERS[name], RKAdaptiveStepsizeODESolver):
+        budget = _Watched(ode, budget.limit, budget.observe)
+        # By itself torchdiffeq steps past the end and interpolates back; the network ends at σ_min.
+        options = dict(step_t=taus[-1:], norm=ode.norm)
+    failure = None
+    try:
+        state = ode.to_state(x, levels[0])
+        settings: dict[str, Any] = dict(rtol=rtol, atol=atol, method=name, options=options)
+        if adjoint is None:
+            path = odeint(budget, state, taus, **settings)
+        else:
+            settings |= dict(adjoint_params=adjoint, adjoint_options={})
+            path = odeint_adjoint(budget, state, taus, **settings)
+            budget.turn_back()
+        end = ode.to_x(path[-1], taus[-1])
+    except _Stop as stop:
+        failure = str(stop)
+    except AssertionError as error:  # torchdiffeq asserts that its step does not underflow
+        if "underflow" not in str(error) and "non-finite" not in str(error):
+            raise
+        failure = UNDERFLOW
+    if isinstance(budget, _Watched):
+        if failure is not None and budget.last is not None:
+            tau, state = budget.last
+            x = ode.to_x(state, tau)
+        accepted, rejected = budget.accepted, budget.rejected
+    else:
+        accepted, rejected = (len(levels) - 1 if fixed and failure is None else 0), 0
+    return End(x if failure is not None else end, failure, accepted, rejected)
+
+
+def _scipy(name: str, budget: _Budget, x: Tensor, sigmas: Array, rtol: float, atol: float) -> End:
+    import scipy.integrate
+
+    ode = budget.ode
+    solver_class: type[OdeSolver] = getattr(scipy.integrate, one_of("scipy solver", name, _SCIPY))
+    start, end = ode.tau(sigmas[0]), ode.tau(sigmas[-1])
+    y0 = ode.to_state(x, sigmas[0]).reshape(-1).double().cpu().numpy()
+    if not np.isfinite(y0).all():
+        return End(x, NON_FINITE)
+    accepted, failure = 0, None
+
+    def back(tau: float, state: Array) -> Tensor:
+        return ode.to_x(state, tau).to(x)
+
+    def rate(tau: float, state: Array) -> Array:
+        out: Array = budget(tau, state)  # type: ignore[arg-type, assignment]
+        if not np.isfinite(out).all():
+            raise _Stop(NON_FINITE)  # scipy's step control loops for ever on NaN
+        return out
+
+    tau, state = start, y0
+    try:
+        solver = solver_class(
+            rate, start, y0, end, rtol=max(rtol, 100 * np.finfo(float).eps), atol=atol
+        )
+        while solver.status == "running":
+            solver.step()
+            if solver.status == "failed":
+                failure = UNDERFLOW
+                break
+            accepted += 1
+            tau, state = float(solver.t), solver.y
+    except _Stop as stop:
+        failure = str(stop)
+    return End(back(tau, state), failure, accepted)

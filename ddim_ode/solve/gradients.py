@@ -1,0 +1,77 @@
+"""Gradients through a solve, at three prices.
+
+With L a loss of the end state, ``sample(..., differentiable=)`` takes dL/dx_T, dL/dθ and dL/ds, θ the
+network's parameters and s the guidance scale, by
+
+    True          backpropagation through the steps. Keeps all activations of all network calls.
+    "checkpoint"  the same numbers. Keeps the state that each call was given, and calls the network once
+                  more on the way back (Chen et al. 2016, https://arxiv.org/abs/1604.06174).
+    "adjoint"     a second ODE, solved from σ_min back to σ_max (Chen et al. 2018,
+                  https://arxiv.org/abs/1806.07366). Keeps the end state alone; the gradient has an error
+                  of its own, of the order of the tolerance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from .._base.checks import flag, one_of
+from ..denoising.denoiser import Denoiser
+from ..denoising.network import by_name
+from .loop import Evaluate
+
+WHERE = {
+    "checkpoint": "fixed plans (steps= or nfe=)",
+    "adjoint": "torchdiffeq's solvers (method='torchdiffeq:dopri5')",
+}
+
+
+def check_mode(differentiable: Any, who: str, *able: str) -> Any:
+    """``differentiable`` if it is a bool or one of ``able``; else a ValueError that says what has it.
+
+    Nor can anything but False be had under ``torch.inference_mode``.
+    """
+    if not isinstance(differentiable, str):
+        differentiable = flag("differentiable", differentiable)
+    elif one_of("differentiable", differentiable, WHERE) not in able:
+        raise ValueError(
+            f"{who} has no differentiable={differentiable!r}, which is for {WHERE[differentiable]}; "
+            f"use {' or '.join([*map(repr, able), 'True'])}"
+        )
+    if differentiable and torch.is_inference_mode_enabled():
+        raise ValueError(
+            f"differentiable={differentiable!r}: torch.inference_mode() keeps no gradients; call it outside"
+        )
+    return differentiable
+
+
+def checkpointed(evaluate: Evaluate) -> Evaluate:
+    """``evaluate(y, k)`` that forgets what it computed but y, and computes it again for a gradient."""
+
+    def evaluate_again(y: Tensor, k: int) -> Tensor:
+        vector: Tensor = checkpoint(evaluate, y, k, use_reentrant=False)
+        return vector
+
+    return evaluate_again
+
+
+def parameters(
+    model: Denoiser, cond: Mapping[str, Tensor] | None, shared: Mapping[str, Any] | None
+) -> tuple[Tensor, ...]:
+    """The tensors besides x that a denoiser's answer depends on and that require a gradient.
+
+    Those of a network that is a ``torch.nn.Module`` or a method of one, of its guidance, and the
+    conditions. What another callable closes over cannot be seen from outside.
+    """
+    net = getattr(model.net, "__self__", model.net)
+    found: list[Any] = list(net.parameters()) if isinstance(net, torch.nn.Module) else []
+    if model.guidance is not None:
+        found += [model.guidance.scale, *model.guidance.null.values()]
+    found += by_name(cond, shared).values()
+    wanted = {id(p): p for p in found if isinstance(p, Tensor) and p.requires_grad}
+    return tuple(wanted.values())

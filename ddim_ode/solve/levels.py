@@ -1,0 +1,140 @@
+"""Where a solve steps, as its caller asked for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .._base.checks import count, exclusive, one_of, refuse
+from ..denoising.denoiser import Denoiser
+from ..grids import FINALS, check_grid, default_spacing, from_timesteps, make_grid, upward
+from ..schedules.schedule import Array
+
+MOST = 1_000_000  # steps or calls: beyond, a slip of the pen
+
+
+@dataclass(frozen=True)
+class Levels:
+    """The arguments of :func:`ddim_ode.sample` that place its steps, checked against each other.
+
+    rising: the levels are passed upwards (:func:`ddim_ode.encode`); ``sigmas`` falls all the same.
+    """
+
+    model: Denoiser
+    steps: int | None = None
+    nfe: int | None = None
+    grid: str | npt.ArrayLike | None = None
+    timesteps: npt.ArrayLike | None = None
+    final: str | None = None
+    sigma_max: float | None = None
+    sigma_min: float | None = None
+    rising: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "nfe"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, count(name, getattr(self, name), most=MOST))
+        if self.final is not None:
+            one_of("final", self.final, FINALS)
+        exclusive(steps=self.steps, nfe=self.nfe, timesteps=self.timesteps)
+        exclusive(timesteps=self.timesteps, grid=self.grid)
+        if self.sigma_max is not None:
+            self.model.start("sigma_max", self.sigma_max)
+        if self.given:
+            source = "timesteps" if self.timesteps is not None else "grid"
+            final = None if source == "timesteps" else self.final
+            refuse(
+                f"{source}= already fixes the levels",
+                steps=self.steps,
+                nfe=self.nfe,
+                sigma_max=self.sigma_max,
+                sigma_min=self.sigma_min,
+                final=final,
+            )
+
+    @property
+    def given(self) -> bool:
+        """Whether the caller gave the levels themselves, and not how many."""
+        named = self.grid is None or isinstance(self.grid, str)
+        return self.timesteps is not None or not named
+
+    @property
+    def placed(self) -> bool:
+        """Whether the caller said where to step, and not only how far."""
+        return self.given or self.steps is not None or self.grid is not None
+
+    @property
+    def first(self) -> float:
+        """Where a named grid starts: as the caller said, or as the model does by itself."""
+        return self.model.sigma_max if self.sigma_max is None else self.sigma_max
+
+    def sigmas(self, steps: int, calls: int = 1) -> Array:
+        """The grid of that many steps (or the caller's own), on trained levels if the model snaps.
+
+        calls: of the method, in each step.
+        """
+        if self.grid is None or isinstance(self.grid, str):
+            if self.timesteps is None:
+                name, cut = self.grid, self.sigma_min
+                if name is None:
+                    name, cut = self.spacing(steps, calls)
+                return self._named(name, steps, cut)
+            own = from_timesteps(self.model.schedule, self.timesteps, self.final or "zero")
+        else:
+            own = check_grid(self.grid, self.model.schedule)
+        self.model.start("the first level", own[0])
+        return self._snapped(own)
+
+    def _named(self, name: str, steps: int, cut: float | None) -> Array:
+        final = self.final or "zero"
+        ends: dict[str, Any] = dict(sigma_max=self.first, sigma_min=cut)
+        return self._snapped(make_grid(name, self.model.schedule, steps, final=final, **ends))
+
+    def spacing(self, steps: int, calls: int = 1) -> tuple[str, float | None]:
+        """The named grid and its last positive level, where the caller names no grid."""
+        return default_spacing(
+            self.model.schedule,
+            steps,
+            calls,
+            final=self.final or "zero",
+            sigma_max=self.first,
+            sigma_min=self.sigma_min,
+            snap=self.model.snap,
+        )
+
+    def ends(self, calls: int | None = None) -> Array:
+        """Where a solver that steps by itself begins and stops: σ_max, σ_min, and 0 if it lands there;
+        rising, σ_min and σ_max.
+
+        calls: of its steps. A budget of one step and the landing ends where a plan of these would.
+        """
+        cut = self.sigma_min
+        if calls is not None and self.nfe is not None and self.nfe <= 2 * calls:
+            cut = self.spacing(2, calls)[1]
+        return self.passed(self._named("time", 1 if self.final == "sigma_min" else 2, cut))
+
+    def passed(self, sigmas: Array) -> Array:
+        """The levels of a (falling) grid in the order they are passed."""
+        return upward(sigmas) if self.rising else sigmas
+
+    def required(self, who: str, remedy: str = "give steps=", calls: int = 1) -> Array:
+        """The grid of ``steps`` steps, or the caller's own; ValueError if neither was given."""
+        if self.steps is None and not self.given:
+            raise ValueError(f"{who} needs to know where to step: {remedy}")
+        return self.sigmas(self.steps or 0, calls)
+
+    def _snapped(self, sigmas: Array) -> Array:
+        if not self.model.snap:
+            return sigmas
+        positive = self.model.snapped(sigmas[sigmas > 0])
+        distinct = len(np.unique(positive))
+        if distinct < len(positive):
+            raise ValueError(
+                f"snap=True: {len(positive)} levels of the grid fall on only {distinct} distinct "
+                f"trained levels (of {self.model.schedule.T:g}); take fewer steps or another grid, or "
+                "use snap=False"
+            )
+        return np.append(positive, 0.0) if sigmas[-1] == 0 else positive

@@ -1,0 +1,50 @@
+"""What a model is, as a short hash: by it results are found again, and runs go on.
+
+A key is of what a model is made of, never of what it computes, since that differs between processors in its
+last bits: what a model answers is compared beside it (answers.py).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .._base.digests import digest
+from .._base.structure import content
+from ..denoising.denoiser import Denoiser
+from ..exact import ExactModel
+
+
+def model_key(model: Denoiser, key: str | None = None) -> str | None:
+    """A hash of all that decides a denoiser's answers; None where the network is opaque code.
+
+    Known are exact mixtures, by their parameters, and a ``torch.nn.Module``, by all that it holds but its
+    code (structure.py). key: stands for the network, and for nothing else of the denoiser.
+    """
+    net, schedule = getattr(model.net, "_orig_mod", model.net), model.schedule  # not compiled
+    if key is not None:
+        parts: list[Any] = ["given", str(key)]
+    elif isinstance(model, ExactModel) and is_exact(model):
+        parts = [model.weights, model.means, model.covs]
+    elif isinstance(net, torch.nn.Module):
+        parts = [net]
+    else:
+        return None
+    guidance = model.guidance
+    parts += [schedule.fingerprint, model.time_offset, model.time, model.snap]
+    parts += [model.prediction, model.learned_variance, model.dtype]
+    parts += [None if guidance is None else [float(guidance.scale), guidance.null]]
+    # Of the alterations, the scale is in there by itself.
+    parts += [{k: v for k, v in model.alterations.items() if k != "guidance"}]
+    try:
+        return digest(content(parts))
+    except (TypeError, RecursionError):  # it holds something that has no content to hash
+        return None
+
+
+def is_exact(model: Denoiser) -> bool:
+    """Whether it is an exact mixture whose network nobody has replaced."""
+    return isinstance(model, ExactModel) and isinstance(
+        getattr(model.net, "__self__", None), ExactModel
+    )

@@ -1,0 +1,161 @@
+"""Whether a plan, perhaps from a file of another day, is one for this model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from torch import Tensor
+
+from .._base.warn import warn
+from ..denoising.denoiser import Denoiser
+from ..denoising.seeding import GENERATOR
+from ..solvers.fit import ode_text
+from ..solvers.plan import Plan
+from . import model_key as content
+from .answers import Answers
+
+# By model, the keys in calibrated plans that it was held against.
+_SEEN: WeakKeyDictionary[Denoiser, set[str]] = WeakKeyDictionary()
+_ANOTHER = "{} was calibrated for {}, and runs with {}, for which its gain was not measured"
+
+
+def check_plan(plan: Plan, model: Denoiser) -> None:
+    """ValueError unless its weights and network times are of the model's schedule."""
+    if not isinstance(plan, Plan):
+        remedy = (
+            "ddim_ode.Plan.trace makes one of it" if callable(plan) else "a name goes into method="
+        )
+        raise ValueError(f"plan must be a Plan, got {plan!r}; {remedy}")
+    schedule = model.schedule
+    if plan.schedule != schedule.fingerprint:
+        again = "compile it again" if plan.fit is None else "calibrate again (ddim_ode.calibrate)"
+        raise ValueError(
+            f"the plan was made for schedule {plan.schedule} and the model has {schedule.fingerprint} "
+            f"({schedule!r}); {again} for this one"
+        )
+    model.start(f"the first level of {plan.method}", max(plan.grid[0], plan.grid[-1]))
+    told = np.array([(node.sigma, node.t) for node in plan.nodes]).reshape(-1, 2)
+    times = schedule.time(told[:, 0])
+    wrong = np.flatnonzero(~(np.abs(told[:, 1] - times) <= 1e-6 * times))
+    if wrong.size:
+        k = wrong[0]
+        raise ValueError(
+            f"the plan's call {k + 1} is told t={told[k, 1]:g}, but its σ={told[k, 0]:g} is at t="
+            f"{times[k]:g} in {schedule!r}: the plan was altered; compile or calibrate it again"
+        )
+    levels = np.array([sigma for sigma in plan.grid if 0 < sigma < np.inf])
+    off = np.flatnonzero(np.abs(model.snapped(levels) - levels) > 1e-9 * levels)
+    if off.size:
+        raise ValueError(
+            f"the model has snap=True, and the plan's level σ={levels[off[0]]:g} is not a trained one: "
+            "compile the plan on trained levels (schedule.levels), or use snap=False"
+        )
+
+
+def fitted_seeds(plan: Plan) -> range:
+    """The seeds of the noises that a calibrated plan was fitted to and judged by; empty for others.
+
+    Empty also where its seeds are of another generator (``seeding.GENERATOR``): they now stand for noises
+    that it has not seen.
+    """
+    first, n, kind = (plan.fit.get(key) if plan.fit else None for key in ("seed", "n", "generator"))
+    known = isinstance(first, int) and isinstance(n, int) and kind == GENERATOR
+    return range(first, first + n) if known else range(0)  # type: ignore[operator, arg-type]
+
+
+def warn_of_own_examples(plan: Plan, seeds: range, model_key: str | None) -> None:
+    """A plan that is measured on the noises it was fitted to looks better than it is."""
+    fitted = fitted_seeds(plan)
+    shared = min(fitted.stop, seeds.stop) - max(fitted.start, seeds.start)
+    of_model = (plan.fit or {}).get("model_key")
+    if shared > 0 and (of_model is None or model_key is None or of_model == model_key):
+        warn(
+            f"{plan.method} was fitted to noises of seeds {fitted.start} to {fitted.stop - 1}, and "
+            f"{shared} of those it is measured on are among them; give seed={fitted.stop}"
+        )
+
+
+def warn_of_another_network(
+    plan: Plan, model: Denoiser, model_key: str | None, answers: Answers | None
+) -> None:
+    """A calibrated plan is fitted to one network, and its gain is that network's.
+
+    model_key: of :func:`ddim_ode.solve.model_key.model_key`, None where it is not known. answers: of
+    :func:`ddim_ode.solve.answers.ask`, None where they were not asked.
+    """
+    fit = plan.fit or {}
+    trust(plan, model)
+    another = None not in (_fitted_key(plan), model_key) and _fitted_key(plan) != model_key
+    before = Answers.of_dict(fit.get("answers"))
+    if before is not None and answers is not None and before.question == answers.question:
+        another |= answers.differ(before)
+    if another and not _ode_differs(plan, model):
+        warn(
+            f"{plan.method} was calibrated on another model than this one (other weights, settings or "
+            "precision), for which its gain was not measured, or by a version of ddim_ode with other keys; "
+            f"ddim_ode.calibrate(model, nfe={plan.nfe}) fits one"
+        )
+
+
+def trust(plan: Plan, model: Denoiser) -> None:
+    """Warn no more of that plan on that network: its user knows."""
+    if (of_plan := _fitted_key(plan)) is not None:
+        _SEEN.setdefault(model, set()).add(of_plan)
+
+
+def check_network(plan: Plan, model: Denoiser) -> None:
+    """As :func:`warn_of_another_network`, where no key is known yet.
+
+    Once for each model and plan, since a key is a hash of all weights.
+    """
+    if (of_plan := _fitted_key(plan)) is not None and of_plan not in _SEEN.get(model, ()):
+        warn_of_another_network(plan, model, content.model_key(model), None)
+
+
+def _fitted_key(plan: Plan) -> str | None:
+    """Of the model that a calibrated plan is fitted to, where it says so."""
+    found = (plan.fit or {}).get("model_key")
+    return found if isinstance(found, str) else None
+
+
+def warn_of_another_ode(plan: Plan, model: Denoiser, piped: bool = False) -> None:
+    """A calibrated plan is fitted, and its gain measured, for one guidance, interval, clip and so on.
+
+    piped: whether guidance is the business of a pipeline, and not known here.
+    """
+    if different := _ode_differs(plan, model, piped):
+        warn(_ANOTHER.format(plan.method, *different))
+
+
+def _ode_differs(plan: Plan, model: Denoiser, piped: bool = False) -> tuple[str, str] | None:
+    """The two in words, None if they are one."""
+    guidance = model.alterations.get("guidance")
+    if plan.fit is None or isinstance(guidance, Tensor):  # the device would be waited for
+        return None
+    if predictions := _prediction_differs(plan, model):
+        return predictions
+    others = plan.fit.get("alterations")
+    fitted = {
+        "guidance": plan.fit.get("guidance"),
+        **(others if isinstance(others, Mapping) else {}),
+    }
+    of_plan, of_model = (_ode(altered, piped) for altered in (fitted, model.alterations))
+    return None if of_plan == of_model else (of_plan, of_model)
+
+
+def _ode(alterations: Mapping[str, Any], piped: bool) -> str:
+    known = {k: v for k, v in alterations.items() if v is not None}
+    if not piped:
+        return ode_text({"guidance": 1.0, **known})
+    limits = {k: v for k, v in known.items() if not k.startswith("guidance")}
+    return ode_text(limits) or "no limit on x̂₀"
+
+
+def _prediction_differs(plan: Plan, model: Denoiser) -> tuple[str, str] | None:
+    predicted = (plan.fit or {}).get("prediction", model.prediction)
+    if predicted == model.prediction:
+        return None
+    return f"a network that predicts {predicted}", f"one that predicts {model.prediction}"

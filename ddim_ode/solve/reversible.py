@@ -1,0 +1,150 @@
+"""A scheme that can be run backwards exactly: reversible Heun.
+
+In a chart y = x/m, dy/du = g(u, y), a second state ŷ is carried beside y and both start equal. A step of
+length h (of either sign) from u to u' makes one new evaluation:
+
+    ŷ' = 2y − ŷ + h g(u, ŷ),        y' = y + ½h [g(u, ŷ) + g(u', ŷ')].
+
+Put (y', ŷ') in with −h and the same two lines give (y, ŷ): the inverse is the scheme itself on the
+reversed grid, for any network and any step, up to rounding. It is of second order. What is lost is
+damping: the difference y − ŷ is never forgotten, and where the flow contracts it grows.
+
+The chart decides how much. On the shipped model, 4 test images, ``log_snr`` grid and 10 / 30 calls, RMS
+errors of the latent, of what a converged latent is decoded to (each from equal states), and the round trip
+in float64:
+
+    flow   .13 / .016    .070 / .014    5e-14
+    trig   .16 / .020    .12  / .015    7e-14
+    eps    .16 / .019    8.4  / 2.3     1e-10
+    log    .60 / .12     63   / 17      9e-12
+    data   45  / .10     .086 / .011    9e-14
+
+so ``flow`` is the default. Coupling DDIM steps as McCallum and Foster do (two calls a step, y and z after
+each other) was worse per call in its best gauge: the latent off by .22 / .026 at the same calls.
+
+Reference: Kidger, Foster, Li, Lyons 2021, https://arxiv.org/abs/2105.13493, algorithm 1; the coupled
+one-step schemes it was measured against: McCallum & Foster 2024, https://arxiv.org/abs/2410.11648.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .._base.bars import progress_bar
+from .._base.checks import exclusive
+from ..denoising.denoiser import Denoiser, check_state
+from ..schedules.schedule import Array
+from ..solvers.chart import SCALES, get_chart
+from ..solvers.plan import Node
+from .levels import Levels
+from .solution import Solution, finite_samples, per_sample
+
+NAME, CHART = "reversible", "flow"
+
+
+class Pair(NamedTuple):
+    """x and its partner x̂ (B, *), both in network space; calls: made on the way there."""
+
+    x: Tensor
+    partner: Tensor
+    calls: int
+
+
+def integrate_pair(
+    model: Denoiser,
+    x: Tensor,
+    partner: Tensor,
+    sigmas: Array,
+    chart: str,
+    cond: Mapping[str, Tensor] | None,
+    shared: Mapping[str, Any] | None,
+    observe: Callable[[], object],
+) -> Pair:
+    """Take (x, partner) through the levels ``sigmas`` in their order, in len(sigmas) calls.
+
+    observe() is called after each. ValueError where the chart is infinite at a level.
+    """
+    schedule = model.schedule
+    coordinates = get_chart(chart, schedule)
+    alpha, beta = schedule.scales(sigmas)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        m = coordinates.gauge(alpha, beta)
+        h = np.diff(SCALES[coordinates.clock].of(sigmas))
+        factor = coordinates.factor(alpha, beta)
+        there = m[1:] * h  # the weights of g = q W, in x
+        table = np.stack([m[1:] / m[:-1], there * factor[:-1], there * factor[1:]])
+    if not np.isfinite(table).all():
+        raise ValueError(
+            f"{NAME}: chart {chart!r} is infinite at σ={sigmas.max():g}; use chart='flow' or a finite "
+            "sigma_max"
+        )
+    nodes = [
+        Node(s, t, coordinates.vector)
+        for s, t in zip(sigmas.tolist(), schedule.time(sigmas).tolist())
+    ]
+    evaluate = model.bind(nodes, x, cond, shared)
+    vector = evaluate(partner, 0)
+    observe()
+    for k, (r, before, after) in enumerate(table.T.tolist(), start=1):
+        partner = torch.add(r * (2 * x - partner), vector, alpha=before)
+        x = torch.add(r * x, vector, alpha=0.5 * before)
+        vector = evaluate(partner, k)
+        observe()
+        x = torch.add(x, vector, alpha=0.5 * after)
+    return Pair(x, partner, len(nodes))
+
+
+def solve(
+    model: Denoiser,
+    x: Tensor,
+    partner: Tensor | None,
+    method: str,
+    chart: str | None,
+    levels: Levels,
+    cond: Mapping[str, Tensor] | None,
+    shared: Mapping[str, Any] | None,
+    progress: bool,
+) -> Solution:
+    """What ``encode`` and ``decode`` do for ``"reversible"`` and ``"reversible:CHART"``."""
+    name, _, named = method.partition(":")
+    exclusive(**{f"method={method!r}": named or None, "chart=": chart})
+    chart = named or chart or CHART
+    partner = x if partner is None else check_state(partner).to(x)
+    if partner.shape != x.shape:
+        raise ValueError(
+            f"partner has shape {tuple(partner.shape)} and x {tuple(x.shape)}; give it as it came"
+        )
+    steps = levels.steps
+    if levels.nfe is not None:
+        if levels.nfe < 2:
+            raise ValueError(
+                f"nfe={levels.nfe} is less than one step of {name!r} costs (2); raise nfe"
+            )
+        steps = levels.nfe - 1
+    if steps is None and not levels.given:
+        raise ValueError(f"method {name!r} needs to know where to step: give steps= or nfe=")
+    sigmas = levels.passed(levels.sigmas(steps or 0))
+    end = Pair(x, partner, 0)
+    if x.numel():  # else nothing to ask the network
+        with progress_bar(progress, unit="nfe", desc=method) as bar:
+            end = integrate_pair(model, x, partner, sigmas, chart, cond, shared, bar.update)
+    batch = x.shape[0]
+    return Solution(
+        x=end.x,
+        method=name if chart == CHART else f"{name}:{chart}",
+        sigmas=sigmas,
+        nfe=end.calls,
+        sample_nfe=per_sample(end.calls, batch),
+        net_evals=batch * model.rows(sigmas) if end.calls else 0,
+        accepted=per_sample(len(sigmas) - 1, batch),
+        rejected=per_sample(0, batch),
+        finite=finite_samples(end.x) & finite_samples(end.partner),
+        partner=end.partner,
+        schedule=model.schedule.fingerprint,
+        alterations=model.alterations,
+    )

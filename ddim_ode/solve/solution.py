@@ -1,0 +1,185 @@
+"""What a solve returns."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from .._base import notebook
+from .._base.warn import warn
+from ..schedules.schedule import Array
+from ..solvers.controller import NON_FINITE, SUCCESS
+from ..solvers.fit import ode_text
+from ..solvers.plan import Plan
+
+if TYPE_CHECKING:
+    from .dense import Path
+    from .round_trip import RoundTrip
+
+_FAR = 3.0  # times σ of the first level
+
+
+@dataclass(repr=False)
+class Solution:
+    """The end state of every sample, and what it cost.
+
+    x: (B, *), in network space, at ``sigmas[-1]``; of a sample whose status is not success, NaN or the last
+    accepted state on the way there. nfe: sequential network calls, counted. sample_nfe (B,): the calls
+    each sample took part in. net_evals: rows the network processed, guidance included. accepted, rejected
+    (B,): steps, the last jump included. error (B,): an estimate of the global error, RMS over the entries
+    of x, or None. Adaptive: at the end. Multistep: at the last positive level (the last jump is not in
+    it), the sum of what each step would differ by with one velocity more; on 1-D mixtures 0.2 to 3 times
+    the true error, more where σ_max is in the thousands, or with a corrector. Both suppose a field that
+    is smooth over a step: a network that is rough in t errs more than they say. trajectory: (steps+1, B,
+    *) if recorded, at the levels ``sigmas``.
+
+    Of an adaptive solve, ``sigmas`` and ``trajectory`` are lists, an entry per sample: the levels it
+    accepted (n+1,), and what is recorded there (n+1, *); and ``at(sigma)`` is its state anywhere
+    between. A sample with status "max_nfe" is at its own ``sigmas[i][-1]``: on the way if the budget
+    was ``max_nfe=``, at the end but above tolerance if it was ``nfe=``.
+
+    alterations: what makes the ODE that was solved another than the network's own: guidance, its
+    interval and rescale, clip, threshold (:attr:`ddim_ode.Denoiser.alterations`).
+
+    >>> import ddim_ode
+    >>> model = ddim_ode.exact.gaussian([0.0], [[0.25]], ddim_ode.schedules.cosine())
+    >>> x_T = ddim_ode.noise((1,), model.schedule, seeds=range(3))
+    >>> sol = ddim_ode.sample(model, x_T, "heun", nfe=9)
+    >>> tuple(sol.x.shape), sol.nfe, sol.net_evals, sol.status.tolist()
+    ((3, 1), 9, 27, ['success', 'success', 'success'])
+    """
+
+    x: Tensor
+    method: str
+    sigmas: Array | list[Array]
+    nfe: int
+    sample_nfe: npt.NDArray[np.int64]
+    net_evals: int
+    accepted: npt.NDArray[np.int64]
+    rejected: npt.NDArray[np.int64]
+    plan: Plan | None = None
+    error: Tensor | None = None
+    trajectory: Tensor | list[Tensor] | None = None
+    seeds: list[int] | None = None
+    finite: Tensor | None = None  # (B,) on the state's device; read when status is
+    failure: str | None = None  # a status that all samples of a joint solve share
+    outcome: npt.NDArray[np.str_] | None = None  # the status (B,), where each sample has its own
+    path: Path | None = None  # dense output
+    alterations: dict[str, Any] = field(default_factory=dict)
+    partner: Tensor | None = None  # the second state (B, *) of method "reversible"
+    schedule: str | None = None  # the fingerprint of its schedule, where no plan has it
+    round_trip: RoundTrip | None = None  # of an encode with certify=True
+
+    def __repr__(self) -> str:
+        bad = Counter(word for word in self.status.tolist() if word != SUCCESS)
+        failed = "".join(f", {n} of {len(self.x)} {word}" for word, n in bad.items())
+        return f"Solution({self.method}, x {tuple(self.x.shape)}, nfe {self.nfe}{failed})"
+
+    def _repr_html_(self) -> str:
+        levels = [self.sigmas] if isinstance(self.sigmas, np.ndarray) else self.sigmas
+        ends = notebook.span(float(sigmas[-1]) for sigmas in levels)
+        facts = [
+            ("x", tuple(self.x.shape)),
+            ("network calls", notebook.span(self.sample_nfe.tolist())),
+            ("network evaluations", f"{self.net_evals:,}"),
+            ("steps", notebook.span(self.accepted.tolist())),
+            ("σ", f"{levels[0][0]:.3g} to {ends}" if levels else None),
+            ("status", ", ".join(f"{n} {s}" for s, n in Counter(self.status.tolist()).items())),
+            (
+                "error, estimated",
+                None if self.error is None else f"{float(self.error.nanmean()):.2g}",
+            ),
+            ("altered by", ode_text(self.alterations) if self.alterations else None),
+        ]
+        return notebook.card(f"Solution, {self.method}", facts)
+
+    @property
+    def status(self) -> npt.NDArray[np.str_]:
+        """(B,) of "success", "max_nfe", "non_finite" or "step_underflow" (waits for the device)."""
+        if self.outcome is not None:
+            return self.outcome
+        finite = torch.ones(self.x.shape[0]) if self.finite is None else self.finite
+        good = finite.bool().cpu().numpy()
+        return np.where(good, self.failure or SUCCESS, NON_FINITE)
+
+    def at(self, sigma: npt.ArrayLike) -> Tensor:
+        """x (B, *) of an adaptive solve at noise level σ, one for all samples or one each (B,).
+
+        By the method's free interpolant: local error O(h⁵) for rk45, O(h⁴) for bosh3 and heun, h the
+        step in ``ddim_ode.solvers.clock``'s u. NaN for a sample that stopped before it came there.
+        ValueError outside [σ_min, σ_max], with ``dense=False``, and for a fixed plan.
+        """
+        if self.path is None:
+            raise ValueError(
+                "this solution has no dense output: solve adaptively (rk45, bosh3, or heun with rtol=) "
+                "and without dense=False; a fixed plan has record='x' at its own levels"
+            )
+        return self.path.at(sigma)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the tensors, as plain data for a manifest."""
+        return dict(
+            method=self.method,
+            sigmas=[_plain(s) for s in self.sigmas],
+            nfe=self.nfe,
+            sample_nfe=self.sample_nfe.tolist(),
+            net_evals=self.net_evals,
+            accepted=self.accepted.tolist(),
+            rejected=self.rejected.tolist(),
+            status=self.status.tolist(),
+            error=None if self.error is None else [_plain(e) for e in self.error.tolist()],
+            seeds=self.seeds,
+            alterations={k: _number(v) for k, v in self.alterations.items()},
+            plan=None if self.plan is None else self.plan.to_dict(),
+        )
+
+
+def _number(value: Any) -> Any:
+    return float(value) if isinstance(value, Tensor) else value
+
+
+def _plain(sigma: Any) -> Any:
+    """A level as JSON has it, or a list of them."""
+    if np.ndim(sigma):
+        return [_plain(s) for s in sigma]
+    return float(sigma) if np.isfinite(sigma) else "inf"
+
+
+def warn_of_scale(x: Tensor, first: float) -> None:
+    """Of end states (B, *) far beyond what a schedule allows that starts at level ``first``.
+
+    Sampling starts from noise alone, which takes data to be small beside σ of the first level. Ends of
+    several times that are a solve that blew up, or a network that was trained for another schedule. Only
+    states on the CPU are looked at, so as not to wait for a device.
+    """
+    if x.device.type != "cpu" or not x.numel() or not np.isfinite(first):
+        return
+    size = norm_per_sample(x.detach().double()).numpy()
+    wild = np.isfinite(size) & (size > _FAR * first)
+    if wild.any():
+        warn(
+            f"{wild.sum()} of {len(size)} samples end at an RMS of up to {size[wild].max():.3g}, "
+            f"far above σ={first:.4g}, which sampling starts from: no data is of that size. Give a "
+            "lower sigma_max or more steps; ddim_ode.diagnose(model) says if the network is read rightly"
+        )
+
+
+def per_sample(value: int, batch: int) -> npt.NDArray[np.int64]:
+    """(B,) of one count."""
+    return np.full(batch, value, dtype=np.int64)
+
+
+def finite_samples(x: Tensor) -> Tensor:
+    """(B,) whether all entries of a sample are finite; on x's device, without waiting."""
+    return torch.isfinite(x).flatten(1).all(dim=1) if x.ndim > 1 else torch.isfinite(x)
+
+
+def norm_per_sample(x: Tensor) -> Tensor:
+    """(B,) the RMS of each sample's entries; on x's device, without waiting."""
+    return x.square().flatten(1).mean(dim=1).sqrt() if x.ndim > 1 else x.abs()

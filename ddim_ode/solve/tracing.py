@@ -1,0 +1,215 @@
+"""Somebody else's sampler as a plan.
+
+A deterministic sampler that is linear in its start x_T and in the network's answers V_0, V_1, ... is one
+fixed table of numbers: every state it shows the network, and the one it returns, is
+
+    y_k = c_k x_T + Σ_{j<k} W_kj V_j.
+
+So it is run once, elementwise as samplers are, on a state whose entries are the coordinates of that
+space: x_T = e_0, and the network answers its call k with e_{k+1}. What the network is shown, and what
+comes back, are then the rows of the table. Each row is rewritten as a multiple of the last row that is a
+level and as many of the newest V as it takes (all of them where the sampler combines another vector than
+it is asked for), which is a plan. A last run on random numbers tells a sampler that is not linear
+(clipping, thresholding) or not deterministic.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .._base.checks import number, one_of, text_of
+from ..denoising.denoiser import PREDICTIONS
+from ..schedules.schedule import Array, Schedule
+from ..solvers.plan import Node, Op, Plan
+from .loop import integrate
+
+Network = Callable[[Tensor, Any], Tensor]
+Loop = Callable[[Network, Tensor], Tensor]
+
+_LINEAR = 1e-4  # float32 samplers agree with their own table to about 1e-6
+_ROUNDING = 1e-6  # a weight this small beside its own column of the table comes from rounding
+
+
+def trace(
+    loop: Loop,
+    schedule: Schedule,
+    *,
+    prediction: str = "eps",
+    time: str = "t",
+    time_offset: float = 0.0,
+    sigma_end: float = 0.0,
+    dtype: torch.dtype = torch.float64,
+    name: str = "traced",
+) -> Plan:
+    """The plan of a deterministic sampler that is linear in (x, ε).
+
+    loop: ``loop(net, x) -> x_end`` starts from x in network space, calls ``net(x, t)`` on states in network
+    space and returns one, at the level sigma_end. It runs three times, on small tensors (1, 1, 1, n) of
+    ``dtype``, so it must make its own state anew (a scheduler remembers). prediction: what net answers,
+    ``"eps" | "x0" | "v" | "flow" | "score"``. time: what loop passes for t: ``"t"``, the network's time,
+    ``time_offset`` from the schedule's as in :class:`ddim_ode.Denoiser`, or ``"sigma"``.
+
+    The plan stores that prediction and runs on any model with this schedule, under ``name``. Its grid is
+    the levels of the calls; a call that no later one goes below, or at the same level as a later
+    one, is a stage. ValueError for a sampler that never calls the network, is not linear or not
+    deterministic.
+
+    >>> import ddim_ode
+    >>> schedule = ddim_ode.schedules.cosine()
+    >>> def loop(net, x):  # two steps of DDIM by hand
+    ...     for sigma, lower in ((10.0, 0.5), (0.5, 0.0)):
+    ...         (a, b), (a_next, b_next) = schedule.scales(sigma), schedule.scales(lower)
+    ...         x = a_next / a * x + (b_next - a_next * b / a) * net(x, sigma)
+    ...     return x
+    >>> traced = ddim_ode.Plan.trace(loop, schedule, time="sigma")
+    >>> ours = ddim_ode.plan("ddim", schedule, [10.0, 0.5, 0.0])
+    >>> max(abs(a.weights[0] - b.weights[0]) for a, b in zip(traced.ops[1:], ours.ops[1:])) < 1e-15
+    True
+    """
+    if not callable(loop) or not isinstance(schedule, Schedule):
+        raise ValueError("trace takes a callable loop(net, x) and a schedule of ddim_ode.schedules")
+    sigma_end, time_offset = number("sigma_end", sigma_end), number("time_offset", time_offset)
+    if not np.isfinite(time_offset):
+        raise ValueError(f"time_offset={time_offset!r} must be finite")
+    if not sigma_end >= 0:
+        raise ValueError(f"sigma_end={sigma_end!r} must be >= 0, the level that the loop ends at")
+    text_of("name", name)
+    one_of("time", time, ("t", "sigma"))
+    one_of("prediction", prediction, PREDICTIONS)
+    if time == "sigma" and time_offset:
+        raise ValueError(f"time='sigma' has no offset; drop time_offset={time_offset:g}")
+    probe = _Run(loop, torch.ones(1, 1, 1, 1, dtype=dtype), None)
+    n = len(probe.times)
+    if n == 0:
+        raise ValueError("the sampler never called net(x, t): nothing to trace")
+    basis = torch.eye(n + 1, dtype=dtype).reshape(n + 1, 1, 1, 1, n + 1).unbind(0)
+    run = _Run(loop, basis[0], basis[1:])
+    if run.times != probe.times:
+        raise ValueError(
+            f"the sampler called net {n} times, then {len(run.times)} times or at other times: it is "
+            "adaptive or random, and has no one plan"
+        )
+    if time == "sigma":
+        sigmas = schedule.check_sigma(probe.times, "the sampler's sigma")
+        times = schedule.time(sigmas)
+    else:
+        times = np.array(probe.times) - time_offset
+        sigmas = schedule.sigma(times)
+    nodes = [Node(s, t, prediction) for s, t in zip(sigmas.tolist(), times.tolist())]
+    rows = torch.stack([*run.shown, run.end]).reshape(n + 1, n + 1).double().numpy()
+    levels = _levels(sigmas, float(sigma_end))
+    if not levels:
+        raise ValueError(
+            f"sigma_end={sigma_end:g} must be below σ={sigmas.max():g}, the highest level of a call"
+        )
+    plan = Plan(
+        name,
+        _ops(rows, nodes, levels),
+        prediction,
+        "none",
+        (*sigmas[levels].tolist(), float(sigma_end)),
+        schedule.fingerprint,
+    )
+    _verify(plan, loop, dtype)
+    return plan
+
+
+class _Run:
+    """One run of the sampler: the times and states it asked about, and its end."""
+
+    def __init__(self, loop: Loop, x: Tensor, answers: Sequence[Tensor] | None) -> None:
+        self.times: list[float] = []
+        self.shown: list[Tensor] = []
+
+        def net(y: Tensor, t: Any) -> Tensor:
+            k = len(self.times)
+            time = float(torch.as_tensor(t, dtype=torch.float64).flatten()[0])
+            if math.isnan(time):
+                raise ValueError(f"the sampler passed the time NaN in its call {k}")
+            self.times.append(time)
+            self.shown.append(_like(y, x, "showed the network").clone())
+            if answers is None:
+                return torch.zeros_like(y)
+            if k == len(answers):
+                raise ValueError(
+                    "the sampler calls net more often for some states than for others: it is adaptive, and "
+                    "has no one plan"
+                )
+            return answers[k].to(y.dtype).reshape(y.shape).clone()
+
+        with torch.no_grad():
+            self.end = _like(loop(net, x.clone()), x, "returned")
+
+
+def _like(y: Any, x: Tensor, did: str) -> Tensor:
+    """y without its graph; ValueError unless it is a tensor as large as x."""
+    if not isinstance(y, Tensor) or y.numel() != x.numel():
+        got = f"a tensor {tuple(y.shape)}" if isinstance(y, Tensor) else f"a {type(y).__name__}"
+        raise ValueError(
+            f"the sampler {did} {got} for x of {tuple(x.shape)}; it must be one state in, one state out "
+            "(guidance belongs into the Denoiser)"
+        )
+    return y.detach().reshape(x.shape)
+
+
+def _levels(sigmas: Array, lowest: float) -> list[int]:
+    """The calls whose σ form the grid: each above all later ones and the end."""
+    levels: list[int] = []
+    for k in range(len(sigmas) - 1, -1, -1):
+        if sigmas[k] > lowest * (1 + 1e-6):
+            levels.append(k)
+            lowest = sigmas[k]
+    return levels[::-1]
+
+
+def _ops(rows: Array, nodes: Sequence[Node], levels: Sequence[int]) -> tuple[Op, ...]:
+    """Each row (c, W_0, W_1, ...) as scale · (the last committed row) + weights of the newest V."""
+    ops = []
+    base = np.eye(1, rows.shape[1])[0]
+    for k, (row, node) in enumerate(zip(rows, [*nodes, None])):
+        if not base[0] and row[0]:
+            raise ValueError(
+                f"the sampler comes back to its start x after call {k - 1}, whose state had lost it: "
+                "a plan keeps one state and cannot say that"
+            )
+        scale = row[0] / base[0] if base[0] else 0.0
+        rest = (row - scale * base)[k:0:-1]  # newest first; V_k and later do not exist yet
+        large = _ROUNDING * np.maximum(abs(row), abs(scale * base))[k:0:-1]
+        used = np.flatnonzero(abs(rest) > large)
+        weights = tuple(rest[: used[-1] + 1].tolist()) if used.size else ()
+        commit = node is None or (k in levels and k > levels[0])
+        ops.append(Op(float(scale), weights, node, commit, 0.0))
+        if commit:
+            base = row
+    return tuple(ops)
+
+
+def _verify(plan: Plan, loop: Loop, dtype: torch.dtype) -> None:
+    """ValueError unless plan and sampler agree on random states and answers."""
+    source = torch.Generator().manual_seed(0)
+    x, *answers = (
+        3 * torch.randn(plan.nfe + 1, 1, 1, 1, 16, generator=source, dtype=dtype)
+    ).unbind(0)
+    run = _Run(loop, x, answers)
+    shown: list[Tensor] = []
+
+    def evaluate(y: Tensor, k: int) -> Tensor:
+        shown.append(y)
+        return answers[k]
+
+    end = integrate(plan, evaluate, x).x
+    for k, (ours, theirs) in enumerate(zip([*shown, end], [*run.shown, run.end])):
+        gap = float((ours - theirs).abs().max() / theirs.abs().max().clamp_min(1.0))
+        if not gap < _LINEAR:
+            where = f"the state of call {k}" if k < plan.nfe else "the end state"
+            raise ValueError(
+                f"the sampler is not linear in (x, {plan.vector}), or not deterministic: on random numbers "
+                f"{where} differs from its table by {gap:.1e} of its size; switch off clipping, "
+                "thresholding and noise"
+            )

@@ -1,0 +1,292 @@
+"""The steps of a plan: from a chart, a grid and a method's data to ops.
+
+Steps are appended from left to right. Each writes its stages' ops and its commit, in terms of the
+network calls made so far; where a call is found in the history (newest first) follows from how
+many came after it.
+
+The error of a multistep step is estimated by the difference between it and the same step through one
+velocity more, the one at its end, which the next step needs anyway (the corrector minus the
+predictor). To first order the state x/√(ᾱ² + β̄²) carries such errors along unchanged, so their sum at the
+last positive level is one fixed combination of the stored vectors: ``error_weights``.
+
+A multistep method reads past velocities at levels that are apart (``APART``): of two that nearly coincide
+the newer one, and then those before. A slope through both would be one of rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from .._base.checks import one_of
+from ..schedules.schedule import Array, Schedule
+from .chart import SCALES, Chart, Scale, convert, ddim_step
+from .methods import Method
+from .plan import Node, Op
+from .quadrature import step_weights
+from .tableau import Tableau
+
+# The least distance of two levels that one polynomial reads, in the method's ruler, as a share of the step.
+# 1/r multiplies by r what velocities err by: rounding, and in UniPC, whose velocities are of predicted
+# states, all that the corrector moves. Its 12 steps in ln σ on the cosine schedule err by .11, with a level
+# more at r = 13 by .20, at 44 by .6, at 1,400 by 18 (a Gaussian, benchmarks aside); left out, by .13. The
+# named grids have r < 9, but those in time on ve, which have no steps where the data are.
+APART = 0.05
+_EULER = Tableau(1, (0,), ((),), (1,))
+_Levels = npt.NDArray[np.int64]
+_Known = npt.NDArray[np.bool_]
+
+
+class Steps:
+    """The ops of a plan in the making, and what its steps share.
+
+    sigmas (n+1,): the grid. vector: what the plan stores. ``ddim``, ``one_step`` and ``multistep``
+    append the steps [first, last).
+    """
+
+    def __init__(self, schedule: Schedule, chart: Chart, vector: str, sigmas: Array) -> None:
+        self.schedule, self.chart, self.vector, self.sigmas = schedule, chart, vector, sigmas
+        self.alpha, self.beta = schedule.scales(sigmas)
+        self.clock = SCALES[chart.clock]
+        # At ᾱ = 0 the pair (x, ε̂) says nothing of x̂₀: what is stored there is x̂₀ itself.
+        self._blind = bool(np.isinf(sigmas).any()) and vector in ("eps", "score", "exp")
+        self.first_vector = "x0" if self._blind and np.isinf(sigmas[0]) else vector
+        levels, times = sigmas.tolist(), schedule.time(sigmas).tolist()
+        self._nodes: list[Node | None] = [Node(s, t, vector) for s, t in zip(levels, times)]
+        self._nodes[0] = Node(levels[0], times[0], self.first_vector)
+        self._nodes[-1] = None  # nothing is evaluated where the plan ends
+        self.ops = [Op(1.0, (), self._nodes[0], False, 0.0)]
+        self._calls = 1
+        self._call_at = {0: 0}  # by level
+        self._errors = np.zeros(sigmas.size)  # by level
+
+    def interior(self, method: Method) -> tuple[int, int]:
+        """The steps [first, last) that the method can take in its chart; the others are DDIM steps."""
+        n = self.sigmas.size - 1
+        rising = self.sigmas[-1] > self.sigmas[0]
+        top = slice(n, None) if rising else slice(1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            within = (
+                not self._blind
+                and np.isfinite(self.clock.of(self.sigmas[top]))[0]
+                and self.chart.gauge(self.alpha[top], self.beta[top])[0] > 0
+                and np.isfinite(self._ruler(method)[0].of(self.sigmas[top]))[0]
+            )
+        if rising:
+            return 0, n - int(not within)
+        lands = self.sigmas[-1] == 0 and method.final != "full_order"
+        last = n - int(lands)
+        return min(int(not within), last), last
+
+    def error_weights(self) -> tuple[float, ...]:
+        """One weight per network call, for the error of x at the last positive level; () if none."""
+        if not self._errors.any():
+            return ()
+        weights = [0.0] * self._calls
+        for level, weight in enumerate(self._errors.tolist()):
+            if weight:
+                weights[self._call_at[level]] = weight
+        return tuple(weights)
+
+    # -- appending ----------------------------------------------------------------------------
+    def _op(
+        self,
+        scale: float,
+        weights: Sequence[float],
+        calls: Sequence[int],
+        node: Node | None,
+        commit: bool,
+        noise: float = 0.0,
+    ) -> None:
+        """Append an op that reads these calls, newest first."""
+        newest, oldest = self._calls - 1, min(calls)
+        row = list(weights)
+        if newest - oldest >= len(row):  # other calls were made in between
+            row = [0.0] * (newest - oldest + 1)
+            for call, weight in zip(calls, weights):
+                row[newest - call] = weight
+        self.ops.append(Op(scale, tuple(row), node, commit, noise))
+        self._calls += node is not None
+
+    def _commit(
+        self,
+        step: int,
+        scale: float,
+        weights: Sequence[float],
+        calls: Sequence[int],
+        noise: float = 0.0,
+    ) -> None:
+        self._op(scale, weights, calls, self._nodes[step + 1], True, noise)
+        self._call_at[step + 1] = self._calls - 1
+
+    # -- one-step methods -----------------------------------------------------------------------
+    def ddim(self, first: int, last: int, noise: Sequence[float] | None = None) -> None:
+        """DDIM steps. noise: the standard deviation each of them adds."""
+        if first == 0 < last and self.first_vector != self.vector:
+            self._ddim(self.first_vector, 0, 1, noise)
+            first, noise = 1, noise and noise[1:]
+        if first < last:
+            self._ddim(self.vector, first, last, noise)
+
+    def _ddim(self, vector: str, first: int, last: int, noise: Sequence[float] | None) -> None:
+        std = np.zeros(last - first) if noise is None else np.array(noise[: last - first])
+        here = self.alpha[first:last], self.beta[first:last]
+        there = self.alpha[first + 1 : last + 1], self.beta[first + 1 : last + 1]
+        scale, weight = ddim_step(vector, here, there, std)
+        rows = zip(range(first, last), scale.tolist(), weight.tolist(), std.tolist())
+        for step, s, w, z in rows:
+            self._commit(step, s, (w,), (self._call_at[step],), z)
+
+    def one_step(self, method: Method, first: int, last: int, chart: Chart | None = None) -> None:
+        """Runge–Kutta: every stage's x as a row over (x, V_0, V_1, ...), vectorised over steps."""
+        if first >= last:
+            return
+        chart = chart or self.chart
+        clock = SCALES[chart.clock]
+        start, end = self.sigmas[first:last], self.sigmas[first + 1 : last + 1]
+        levels, weights = self._stages(method, clock, start, end)
+        m = len(levels)
+        gauge_start = chart.gauge(*self.schedule.scales(start))
+
+        rows: list[Array] = []
+        velocities: list[Array] = []
+        for i, (level, row_weights) in enumerate(zip([*levels, end], weights)):
+            alpha, beta = self.schedule.scales(level)
+            row = np.zeros((len(start), 1 + m))
+            row[:, 0] = 1 / gauge_start
+            for weight, velocity in zip(row_weights, velocities):
+                row += weight[:, None] * velocity
+            row *= chart.gauge(alpha, beta)[:, None]
+            rows.append(row)
+            if i < m:  # dy/du = p·x + q·V there
+                a, b = convert(self.vector, chart.vector, alpha, beta)
+                factor = chart.factor(alpha, beta)
+                velocity = (factor * a)[:, None] * row
+                velocity[:, 1 + i] += factor * b
+                velocities.append(velocity)
+
+        times = [self.schedule.time(level).tolist() for level in levels]
+        tables = [row.tolist() for row in rows]
+        for k, step in enumerate(range(first, last)):
+            calls = [self._call_at[step]]
+            for i in range(1, m):
+                scale, *row_k = tables[i][k]
+                node = Node(float(levels[i][k]), times[i][k], self.vector)
+                self._op(scale, row_k[i - 1 :: -1], calls, node, False)
+                calls = [self._calls - 1, *calls]
+            scale, *row_k = tables[m][k]
+            self._commit(step, scale, row_k[::-1], calls)
+
+    def _stages(
+        self, method: Method, clock: Scale, start: Array, end: Array
+    ) -> tuple[list[Array], list[list[Array]]]:
+        """σ of each stage, and per stage and for the step the weights of the earlier velocities."""
+        stages = method.stages or _EULER
+        if isinstance(stages, Tableau):
+            m, u = stages.stages, clock.of(start)
+            h = clock.of(end) - u
+            levels = [
+                start if c == 0 else end if c == 1 else clock.inverse(u + c * h)
+                for c in stages.c[:m]
+            ]
+            return levels, [[h * w for w in row] for row in (*stages.a[:m], stages.b[:m])]
+        ruler, knots = self._ruler(method)
+        r, dr = ruler.of(start), ruler.of(end) - ruler.of(start)
+        levels = [start if c == 0 else ruler.inverse(r + c * dr) for c in stages.at]
+        weights = []
+        for reads, to in zip(stages.reads, [*levels, end]):
+            row = [np.zeros_like(start)] * len(levels)
+            if reads:
+                nodes = np.stack([levels[j] for j in reads], axis=1)
+                known = np.ones_like(nodes, dtype=bool)
+                table = step_weights(clock, ruler, nodes, known, start, to, knots, method.rules)
+                for j, column in zip(reads, table.T):
+                    row[j] = column
+            weights.append(row)
+        return levels, weights
+
+    # -- multistep methods ----------------------------------------------------------------------
+    def multistep(self, method: Method, oldest: int, first: int, last: int) -> None:
+        """Adams: the newest ``past`` velocities, back to level ``oldest``; fewer while fewer are known."""
+        if first >= last:
+            return
+        ruler, knots = self._ruler(method)
+        n = self.sigmas.size - 1
+        gauge = self.chart.gauge(self.alpha, self.beta)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            factor = self.chart.factor(self.alpha, self.beta)
+        steps = np.arange(first, last)
+        level = self._apart(ruler, steps, method.past, oldest)
+        known = level >= oldest
+        if method.final == "lower_order":
+            known &= np.arange(method.past) < (n - steps)[:, None]
+        counts = known.sum(axis=1).tolist()
+        level = np.maximum(level, oldest)
+        read = level.tolist()
+        start, end = self.sigmas[steps], self.sigmas[steps + 1]
+
+        def table(level: _Levels, known: _Known, estimate: bool = False) -> Array:
+            at = self.sigmas[level]
+            if estimate:  # in a ruler that is not long where σ is large
+                fraction, log_sigma = SCALES["fraction"], SCALES["log_sigma"]
+                w = step_weights(self.clock, fraction, at, known, start, end, along=log_sigma)
+            else:
+                w = step_weights(self.clock, ruler, at, known, start, end, knots, method.rules)
+            return gauge[steps + 1, None] * np.where(known, factor[level] * w, 0.0)
+
+        predicted = table(level, known)
+        # Once more through the velocity at the step's end, where there will be one.
+        level = np.column_stack([steps + 1, level])
+        known = np.column_stack([steps + 1 < n, known])
+        with np.errstate(
+            divide="ignore", invalid="ignore"
+        ):  # ln 0 in a last step that has no estimate
+            corrected = table(level, known, estimate=not method.corrector)
+        self._estimate(steps, level, corrected, predicted)
+
+        scale = (gauge[steps + 1] / gauge[steps]).tolist()
+        rows = zip(steps.tolist(), scale, read, counts, predicted.tolist(), corrected.tolist())
+        for step, s, levels, count, before, after in rows:
+            calls = [self._call_at[i] for i in levels[:count]]
+            if method.corrector and step + 1 < n:
+                self._op(s, before[:count], calls, self._nodes[step + 1], False)
+                calls = [self._calls - 1, *calls]
+                self._op(s, after[: count + 1], calls, None, True)
+                self._call_at[step + 1] = self._calls - 1
+            else:
+                self._commit(step, s, before[:count], calls)
+
+    def _apart(self, ruler: Scale, steps: _Levels, past: int, oldest: int) -> _Levels:
+        """The levels (N, past) that the steps read, newest first; what is below ``oldest`` is not there."""
+        with np.errstate(divide="ignore", invalid="ignore"):  # the last level may be 0 or inf
+            at = ruler.of(self.sigmas)
+            least = APART * np.abs(at[steps + 1] - at[steps])
+            columns = [steps]
+            for _ in range(past - 1):
+                newer, level = columns[-1], columns[-1] - 1
+                while (
+                    near := (level >= oldest)
+                    & (np.abs(at[np.maximum(level, 0)] - at[newer]) < least)
+                ).any():
+                    level = level - near
+                columns.append(level)
+        return np.stack(columns, axis=1)
+
+    def _estimate(self, steps: _Levels, level: _Levels, corrected: Array, predicted: Array) -> None:
+        """Add the errors of these steps, each carried to the last positive level."""
+        norm = np.hypot(self.alpha, self.beta)
+        n = self.sigmas.size - 1
+        difference = corrected.copy()
+        difference[:, 1:] -= predicted
+        difference *= norm[self.sigmas > 0][-1] / norm[steps + 1, None]
+        difference[steps + 1 == n] = 0.0  # nothing is evaluated at the end of the last step
+        np.add.at(self._errors, level, difference)
+
+    def _ruler(self, method: Method) -> tuple[Scale, Array | None]:
+        name = method.ruler or self.chart.clock
+        if name == "t":
+            schedule = self.schedule
+            return Scale(schedule.time, schedule.sigma, schedule.time_rate), schedule.knots
+        return SCALES[one_of("ruler", name, [*SCALES, "t"])], None
