@@ -54,7 +54,7 @@ import ddim_ode
 from ddim_ode.evaluate import metrics
 from ddim_ode.grids import make_grid
 from ddim_ode.nets.data import load_images, to_unit
-from ddim_ode.plots.comparisons import comparisons as plots
+from ddim_ode.plots import comparisons as plots
 from ddim_ode.solvers.compilation import plan as compile_plan
 from ddim_ode.solvers.methods import METHODS
 

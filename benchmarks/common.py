@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from ddim_ode.plots.comparisons.pictures import save_figure
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -38,7 +37,8 @@ import ddim_ode
 from ddim_ode._base import files
 from ddim_ode._base.files import write_csv
 from ddim_ode.nets.pretrained import PretrainedModel
-from ddim_ode.plots.comparisons import comparisons as plots
+from ddim_ode.plots import comparisons as plots
+from ddim_ode.plots.pictures import save_figure
 from ddim_ode.solve.cache import Store
 from ddim_ode.solve.near import PLAN, Near, of_plan
 

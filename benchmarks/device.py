@@ -26,7 +26,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 from torch import Tensor
 
 import ddim_ode
-from ddim_ode.plots.comparisons import comparisons as plots
+from ddim_ode.plots import comparisons as plots
 from ddim_ode.solve.cuda_graph import GraphedPlan
 
 METHOD, NFE = "dpmpp2m", 10

@@ -36,10 +36,10 @@ from unittest import mock
 
 import torch
 from common import SEED, Row, Run, arguments
-from ddim_ode.generation.generation.shards import Shards
 
 import ddim_ode
 from ddim_ode.evaluate.streaming import summarise
+from ddim_ode.generation.shards import Shards
 
 STEPS, SHARD = 2, 4
 SECONDS = 0.002  # a network call

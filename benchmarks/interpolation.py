@@ -19,14 +19,14 @@ from typing import Any
 import numpy as np
 import torch
 from common import GREY, INK, Row, Run, arguments, label, labels, legend_below, panels
-from ddim_ode.comparison.comparison.statistics import mean_interval
-from ddim_ode.plots.comparisons.pictures import sample_grid, save_figure
 from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
 import ddim_ode
+from ddim_ode.comparison.statistics import mean_interval
 from ddim_ode.nets.pretrained import load_classifier
+from ddim_ode.plots.pictures import sample_grid, save_figure
 
 WEIGHTS = np.linspace(0, 1, 9)
 METHOD, CALLS, BATCH = "dpmpp2m", 12, 90

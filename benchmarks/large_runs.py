@@ -32,11 +32,11 @@ from typing import Any
 
 import torch
 from common import SEED, Row, Run, arguments
-from ddim_ode.generation.generation.shards import Shards
 
 import ddim_ode
 from ddim_ode._base import files
 from ddim_ode.evaluate.streaming import summarise
+from ddim_ode.generation.shards import Shards
 
 NFE = 4
 BATCHES = dict(speed=64, kills=16)

@@ -40,7 +40,6 @@ from common import (
     quiet,
     rms,
 )
-from ddim_ode.comparison.comparison.jobs import DEFAULT_METHODS
 from matplotlib.figure import Figure
 from ode_peers import (
     STATES,
@@ -54,6 +53,7 @@ from ode_peers import (
 from torch import Tensor
 
 import ddim_ode
+from ddim_ode.solvers.methods import DEFAULT_METHODS
 
 Sampler = Callable[[int], Tensor | None]  # the end state within so many calls; None: no such number
 ANY_GRID = "ddim_ode, any grid"

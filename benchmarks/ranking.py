@@ -38,14 +38,14 @@ from common import (
     plain,
     read_csv,
 )
-from ddim_ode.comparison.comparison.comparison import SEARCH
-from ddim_ode.comparison.comparison.result import Comparison
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 import ddim_ode
 from ddim_ode import exact, schedules
-from ddim_ode.plots.comparisons import comparisons as plots
+from ddim_ode.comparison.comparison import SEARCH
+from ddim_ode.comparison.result import Comparison
+from ddim_ode.plots import comparisons as plots
 
 NFE = (5, 8, 10, 20)
 SHIPPED = "fashion-mnist"

@@ -45,12 +45,12 @@ from common import (
     plan_of,
     read_csv,
 )
-from ddim_ode.comparison.comparison.jobs import CALIBRATED
 from matplotlib.figure import Figure
 from torch import Tensor
 from unseen import UNSEEN
 
 import ddim_ode
+from ddim_ode.solvers.methods import CALIBRATED
 from ddim_ode.evaluate import metrics
 from ddim_ode.nets.data import load_images, to_unit
 from ddim_ode.nets.pretrained import PretrainedModel

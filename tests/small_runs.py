@@ -8,11 +8,11 @@ import time
 
 import filelock
 import torch
-from ddim_ode.generation.generation.generation import generate
-from ddim_ode.generation.generation.shards import Shards
 from problems import COSINE, mixture_2d
 
 import ddim_ode
+from ddim_ode.generation.generation import generate
+from ddim_ode.generation.shards import Shards
 
 MODEL = mixture_2d(COSINE)
 N = 50

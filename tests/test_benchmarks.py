@@ -284,7 +284,7 @@ def test_a_cell_is_decided_when_its_best_ties_with_no_other(common):
 
 
 def test_our_methods_look_the_same_everywhere_and_peers_are_grey(common):
-    from ddim_ode.plots.comparisons import comparisons as plots
+    from ddim_ode.plots import comparisons as plots
 
     assert common.look("heun") == common.look("ddim_ode heun") == plots.look("heun")
     for name in ("torchdiffeq dopri5", "torchode dopri5", "diffusers", "k-diffusion"):

@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from ddim_ode.comparison.comparison.statistics import geometric_mean, mean_interval, paired_decision
+
+from ddim_ode.comparison.statistics import geometric_mean, mean_interval, paired_decision
 
 
 def correlated(rng, n, spread=0.5):

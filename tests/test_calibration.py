@@ -12,10 +12,10 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from ddim_ode.calibration.calibration.family import Linear
-from ddim_ode.calibration.calibration.fitting import Problem, _damped, linearised
 
 import ddim_ode
+from ddim_ode.calibration.family import Linear
+from ddim_ode.calibration.fitting import Problem, _damped, linearised
 from ddim_ode.solve.reference import METHOD
 from ddim_ode.solvers.compilation import plan as compile_plan
 from ddim_ode.solvers.methods import METHODS

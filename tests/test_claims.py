@@ -6,8 +6,9 @@ import threading
 import time
 
 import pytest
-from ddim_ode.generation.generation.locks import Claims
 from small_runs import without_locks
+
+from ddim_ode.generation.locks import Claims
 
 HOLDER = """
 import os, sys, time, pathlib

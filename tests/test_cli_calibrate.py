@@ -92,7 +92,7 @@ def test_it_writes_a_plan_a_row_and_pictures_for_each_budget(tmp_path, calls, ca
 
 def test_the_pictures_are_of_seeds_that_were_not_fitted(tmp_path, calls, monkeypatch):
     """Rows: the default sampler, the incumbent, the plan; all from the same noises, of the same classes."""
-    from ddim_ode.plots.comparisons import pictures
+    from ddim_ode.plots import pictures
 
     drawn = {}
 

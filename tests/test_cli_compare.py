@@ -14,8 +14,8 @@ import ddim_ode
 from ddim_ode.cli import comparison as cli_comparison
 from ddim_ode.cli import main
 from ddim_ode.cli.models import load_model
-from ddim_ode.comparison.comparison import comparison
-from ddim_ode.comparison.comparison import jobs as candidates
+from ddim_ode.comparison import comparison
+from ddim_ode.comparison import jobs as candidates
 from ddim_ode.evaluate.features import IDENTITY
 from ddim_ode.evaluate.statistics import FeatureStatistics
 from ddim_ode.nets import weights

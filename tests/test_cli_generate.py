@@ -10,9 +10,6 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from ddim_ode.generation.generation.generation import generate
-from ddim_ode.generation.generation.indexed import IndexedSolver
-from ddim_ode.generation.generation.shards import Shards
 
 import ddim_ode
 from ddim_ode._base import bars
@@ -22,6 +19,9 @@ from ddim_ode.evaluate.features import IDENTITY, Features, content_sha256
 from ddim_ode.evaluate.metrics import measure
 from ddim_ode.evaluate.statistics import FeatureStatistics
 from ddim_ode.evaluate.streaming import Kept, Moments, summarise
+from ddim_ode.generation.generation import generate
+from ddim_ode.generation.indexed import IndexedSolver
+from ddim_ode.generation.shards import Shards
 
 SMALL = ["generate", "--model", "mixture", "--n", "40", "--shard", "8", "--nfe", "6"]
 

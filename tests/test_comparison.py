@@ -12,10 +12,10 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from ddim_ode.comparison.comparison.result import Interrupted
 from problems import COSINE, DDPM, Counting, mixture_1d, mixture_2d
 
 import ddim_ode
+from ddim_ode.comparison.result import Interrupted
 from ddim_ode.denoising.seeding import GENERATOR
 from ddim_ode.solve.solution import norm_per_sample
 

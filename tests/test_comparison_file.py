@@ -8,13 +8,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from ddim_ode.comparison.comparison.distances import measure_rows
-from ddim_ode.comparison.comparison.result import Comparison
 from problems import DDPM, mixture_2d
 
 import ddim_ode
 from ddim_ode.cli import main
-from ddim_ode.comparison.comparison import files as comparison_file
+from ddim_ode.comparison import files as comparison_file
+from ddim_ode.comparison.distances import measure_rows
+from ddim_ode.comparison.result import Comparison
 from ddim_ode.evaluate.features import IDENTITY
 
 DAMAGES = int(os.environ.get("FUZZ", "300"))

@@ -8,7 +8,7 @@ import torch
 from problems import COSINE, Counting, mixture_1d
 
 import ddim_ode
-from ddim_ode.comparison.comparison import comparison
+from ddim_ode.comparison import comparison
 from ddim_ode.denoising import cost
 from ddim_ode.solve import reference
 

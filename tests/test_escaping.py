@@ -17,9 +17,9 @@ import ddim_ode
 from ddim_ode import cli
 from ddim_ode._base.escaping import cell, label, lines, markup, plain
 from ddim_ode.cli.common import print_table
-from ddim_ode.comparison.comparison import report, tables
-from ddim_ode.plots.comparisons import comparisons as plots
-from ddim_ode.plots.comparisons import pictures
+from ddim_ode.comparison import report, tables
+from ddim_ode.plots import comparisons as plots
+from ddim_ode.plots import pictures
 
 NAMES = (
     "$x^2$",

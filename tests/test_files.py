@@ -20,11 +20,11 @@ from small_runs import make, together
 import ddim_ode
 from ddim_ode import cli
 from ddim_ode._base import files
-from ddim_ode.comparison.comparison import report
+from ddim_ode.comparison import report
 from ddim_ode.evaluate.features import IDENTITY
 from ddim_ode.evaluate.statistics import FeatureStatistics
 from ddim_ode.nets import config, data, train, weights
-from ddim_ode.plots.comparisons import pictures
+from ddim_ode.plots import pictures
 
 OLD = b"what was there before"
 

@@ -9,12 +9,12 @@ import time
 
 import pytest
 import torch
-from ddim_ode.generation.generation.locks import Claims
-from ddim_ode.generation.generation.shards import Shards
 from problems import COSINE, mixture_2d
 from small_runs import MODEL, SOLVER, N, expected, make, samples, without_locks
 
 import ddim_ode
+from ddim_ode.generation.locks import Claims
+from ddim_ode.generation.shards import Shards
 
 
 class Labelled(torch.nn.Module):

@@ -12,12 +12,12 @@ import warnings
 
 import pytest
 import torch
-from ddim_ode.generation.generation.shards import Run, Shards
 from problems import COSINE, mixture_2d
 from small_runs import N, expected, make, samples
 
 import ddim_ode
 from ddim_ode.evaluate.streaming import summarise
+from ddim_ode.generation.shards import Run, Shards
 from ddim_ode.nets import weights
 
 TWICE = json.dumps(dict(kind="samples", n=1, seed=0, shard=1, shape=[1], decides=dict(n=2)))

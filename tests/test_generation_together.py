@@ -11,11 +11,11 @@ import traceback
 
 import pytest
 import torch
-from ddim_ode.generation.generation.shards import Shards
 from problems import COSINE
 from small_runs import after, expected, make, numbered_one, samples, together
 
 import ddim_ode
+from ddim_ode.generation.shards import Shards
 
 
 def slow(x, t):

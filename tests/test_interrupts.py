@@ -10,13 +10,13 @@ import time
 import numpy as np
 import pytest
 import torch
-from ddim_ode.generation.generation.shards import Shards
 from problems import COSINE, Counting, mixture_1d
 
 import ddim_ode
 from ddim_ode._base.interrupted import Interrupted
 from ddim_ode.cli import main
-from ddim_ode.comparison.comparison import comparison
+from ddim_ode.comparison import comparison
+from ddim_ode.generation.shards import Shards
 from ddim_ode.nets import weights
 from ddim_ode.solve import reference
 
@@ -171,7 +171,7 @@ def stop_at(monkeypatch, module, name, call):
 
 
 def test_calibrate_names_the_plans_and_what_is_missing(tmp_path, monkeypatch, capsys):
-    from ddim_ode.calibration.calibration.calibration import _Run
+    from ddim_ode.calibration.calibration import _Run
 
     stop_at(monkeypatch, _Run, "plan", 2)
     call = ["calibrate", "--model", "mixture", "--nfe", "3", "4", "--n", "16", "--quiet"]

@@ -7,10 +7,10 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from ddim_ode.calibration.calibration.family import Linear
 from problems import COSINE, mixture_2d, points
 
 import ddim_ode
+from ddim_ode.calibration.family import Linear
 from ddim_ode.solvers.plan import Node, Op, Plan
 
 PLAN = ddim_ode.plan("dpmpp2m", COSINE, [50.0, 5.0, 0.5, 0.0])

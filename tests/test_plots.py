@@ -6,13 +6,13 @@ import warnings
 import matplotlib
 import numpy as np
 import pytest
-from ddim_ode.plots.comparisons.comparisons import ends_plot
-from ddim_ode.plots.comparisons.pictures import sample_grid, solver_grid
 from matplotlib.image import imread
 from problems import DDPM, mixture_2d
 
 import ddim_ode
 from ddim_ode.grids import make_grid
+from ddim_ode.plots.comparisons import ends_plot
+from ddim_ode.plots.pictures import sample_grid, solver_grid
 
 
 def compared():

@@ -9,14 +9,14 @@ from html.parser import HTMLParser
 
 import pytest
 import torch
-from ddim_ode.comparison.comparison.distances import check_metrics, measure_rows
-from ddim_ode.plots.comparisons.pictures import solver_grid
 from problems import DDPM, mixture_2d
 
 import ddim_ode
 from ddim_ode.cli.comparison import draw_samples
-from ddim_ode.comparison.comparison import report, tables
+from ddim_ode.comparison import report, tables
+from ddim_ode.comparison.distances import check_metrics, measure_rows
 from ddim_ode.evaluate.features import IDENTITY
+from ddim_ode.plots.pictures import solver_grid
 from ddim_ode.solve import reference
 
 METHODS = ["ddim", "unipc3", "rk45"]

@@ -6,13 +6,13 @@ import sys
 
 import numpy as np
 import pytest
-from ddim_ode.comparison.comparison.comparison import Cell
-from ddim_ode.comparison.comparison.jobs import Entry, Job
-from ddim_ode.comparison.comparison.result import Comparison
 from problems import DDPM, mixture_2d
 
 import ddim_ode
-from ddim_ode.plots.comparisons import comparisons as plots
+from ddim_ode.comparison.comparison import Cell
+from ddim_ode.comparison.jobs import Entry, Job
+from ddim_ode.comparison.result import Comparison
+from ddim_ode.plots import comparisons as plots
 from ddim_ode.solve import reference
 
 

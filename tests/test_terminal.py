@@ -13,7 +13,7 @@ import ddim_ode
 from ddim_ode._base import bars
 from ddim_ode.cli import main
 from ddim_ode.cli.terminal import spelt
-from ddim_ode.comparison.comparison import comparison
+from ddim_ode.comparison import comparison
 from ddim_ode.solve import reference
 
 ON = ["--model", "mixture", "--out", "OUT"]

@@ -7,7 +7,6 @@ import tempfile
 import numpy as np
 import pytest
 import torch
-from ddim_ode.generation.generation.shards import Run, Shards
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import COSINE, mixture_2d, points
@@ -16,6 +15,7 @@ from safetensors.torch import save
 import ddim_ode
 from ddim_ode import Denoiser, Guidance, grids, schedules
 from ddim_ode.cli.models import load_model
+from ddim_ode.generation.shards import Run, Shards
 from ddim_ode.nets import weights
 
 MODEL, X = mixture_2d(COSINE), points(3, 2)

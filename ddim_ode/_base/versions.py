@@ -10,7 +10,7 @@ def versions() -> dict[str, str]:
     import numpy
     import torch
 
-    from .. import __version__
+    from .version import __version__
 
     return dict(
         ddim_ode=__version__,

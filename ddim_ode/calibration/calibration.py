@@ -24,19 +24,18 @@ import torch
 from scipy.special import stdtrit
 from torch import Tensor
 
-from .. import __version__
 from .._base.bars import progress_bar
 from .._base.checks import count, flag, function, number, one_of, seed_of, shown, single
 from .._base.interrupted import Interrupted
+from .._base.version import __version__
 from .._base.warn import warn
-from ..comparison.jobs import budgets
 from ..denoising.cost import most_calls, seconds_a_call, tell_calibration
 from ..denoising.denoiser import Denoiser
 from ..denoising.inputs import Cond, check_model, conditions, device_of, sample_shape
 from ..denoising.seeding import GENERATOR, noise
 from ..schedules.schedule import Array
 from ..solve.answers import Answers, ask, levels_of
-from ..solve.levels import Levels
+from ..solve.levels import budgets, Levels
 from ..solve.model_key import model_key
 from ..solve.plan_checks import check_plan
 from ..solve.reference import METHOD, in_float64

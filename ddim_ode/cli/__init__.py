@@ -9,8 +9,8 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from .. import __version__
 from .._base.escaping import lines
+from .._base.version import __version__
 from .._base.warn import Caution
 from . import terminal
 from .calibration import add_arguments as add_calibrate_arguments

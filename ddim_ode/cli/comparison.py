@@ -191,7 +191,7 @@ def _solvers(args: argparse.Namespace, model: Denoiser) -> dict[str, Any]:
 
     A plan whose place is taken, by a method or by another plan of as many calls, goes by its file's name.
     """
-    from ..comparison.jobs import CALIBRATED, DEFAULT_METHODS
+    from ..solvers.methods import CALIBRATED, DEFAULT_METHODS
     from ..solvers.plan import Plan
 
     methods: dict[str, Any] = {name: name for name in args.methods or DEFAULT_METHODS}

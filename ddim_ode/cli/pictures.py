@@ -154,8 +154,8 @@ def _report(
     headings: Sequence[str],
     more: dict[str, Any],
 ) -> None:
-    from .. import __version__
     from .._base import files
+    from .._base.version import __version__
     from ..plots.pictures import sample_grid, save_figure
 
     picture, manifest = (args.out / f"{args.command}{suffix}" for suffix in (".png", ".json"))

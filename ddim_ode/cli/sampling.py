@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import __version__
 from .._base import files
 from .._base.checks import count, one_of, refuse
+from .._base.version import __version__
 from .._base.versions import versions
 from ..grids import NAMES
 from .common import (

@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import __version__
 from .._base.bars import progress_bar
 from .._base.checks import count, flag, number, path_of, seed_of, shown
 from .._base.digests import digest
 from .._base.interrupted import Interrupted
+from .._base.version import __version__
 from .._base.versions import versions
 from .._base.warn import warn
 from ..denoising.cost import seconds_a_call, tell_comparison
@@ -289,29 +289,6 @@ def _run(work: _Work, todo: list[list[Job]], result: Comparison, bar: Any) -> No
         result.add(job, cell, tried, evals)
     bar.total = bar.n
     bar.refresh()
-
-
-@dataclass
-class Cell:
-    """One job on some samples. errors (m,): NaN where a sample has none; samples: the kept end states."""
-
-    errors: np.ndarray[Any, np.dtype[np.float64]]
-    status: list[str]
-    nfe: float
-    net_evals: int
-    seconds: float
-    steps: int | None
-    sigma_min: float
-    samples: Tensor | None
-
-    @property
-    def error(self) -> float:
-        finite = self.errors[np.isfinite(self.errors)]
-        return float(finite.mean()) if finite.size else float("nan")
-
-    @property
-    def typical(self) -> float:
-        return geometric_mean(self.errors)
 
 
 def _merit(cell: Cell) -> tuple[int, float]:

@@ -18,16 +18,11 @@ from ..solve.levels import Levels
 from ..solve.near import of_plan
 from ..solve.plan_checks import check_plan
 from ..solve.sampling import compile_for, sample
-from ..solvers.methods import Method, get_method
+from ..solvers.methods import DEFAULT_METHODS, Method, get_method
 from ..solvers.plan import Plan
 
-# Of each family the members that do well somewhere on the shipped model (benchmarks/which_solver.py).
-DEFAULT_METHODS = (
-    *("ddim", "heun", "midpoint", "ipndm", "deis3", "dpmpp2m", "dpmpp3m", "unipc2", "unipc3"),
-)
 CUT_TIMES = (1, 2, 3, 5, 10, 20)  # of 1000; where grid="best" lets the positive levels end
 OWN, AS_GIVEN = "own steps", "plan"
-CALIBRATED = "calibrated"  # what the line of fitted plans is called, one plan per budget
 
 
 @dataclass(frozen=True)
@@ -122,14 +117,6 @@ def _entry(label: str | None, solver: Any, model: Denoiser) -> Entry:
             "against it; drop it here and compare it by a distribution metric"
         )
     return Entry(label, checked)
-
-
-def budgets(nfe: Any) -> list[int]:
-    """The budgets, rising; ValueError if there is none or one is no whole number."""
-    given = several(nfe)
-    if not given:
-        raise ValueError("nfe is empty; give budgets of network calls such as nfe=[5, 10, 20]")
-    return sorted({count("nfe", n) for n in given})
 
 
 def cuts(sigma_min: Any, model: Denoiser) -> list[float | None]:

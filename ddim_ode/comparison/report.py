@@ -19,7 +19,8 @@ from .._base.escaping import markup, plain
 from ..plots import comparisons as plots
 from ..plots.pictures import drawn as as_file
 from . import tables
-from .result import Comparison, by_mean
+from .result import Comparison
+from .rows import by_mean
 from .tables import number
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def pictures(result: Comparison, context: Context) -> dict[str, Picture]:
         if measured and any(row.get(name) is not None for row in result.rows):
             label = measured.label(name)
             axis = label.partition(" of ")[0]
-            figure = plots.metric_plot(result, name, axis, measured.converged.get(name))
+            figure = plots.metric_plot(result.rows, name, axis, measured.converged.get(name))
             out[name] = _drawn(figure, f"Line plot of the {label} against network calls.", label)
     if samples and samples.figure is not None:
         out["samples"] = _drawn(samples.figure, samples.alt, samples.caption)

@@ -5,30 +5,29 @@ from __future__ import annotations
 import importlib
 import json
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from .._base import files
 from .._base.checks import shown
-from .._base.escaping import plain
 from .._base.interrupted import Interrupted as Interrupted
 from ..schedules.schedule import Array
 from ..solve.reference import Reference
-from .statistics import Decision, geometric_mean, mean_interval, paired_decision
+from .files import FIELDS, as_json, as_numbers, read, write
+from .rows import Cell, Row, by_mean, describe, name_of, row_of
+from .statistics import Decision, paired_decision
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from .comparison import Cell
     from .jobs import Job
 
-Row = dict[str, Any]
 FLOOR = 100  # times the reference's own error: below that, a row's error is not known
 
 
@@ -88,51 +87,17 @@ class Comparison:
     def add(self, job: Job, cell: Cell | None, tried: int | None, search_evals: int) -> None:
         """Append the row of a job; cell None: it could not run."""
         n = len(self.seeds)
-        row: Row = dict(
-            row=len(self.rows),
-            method=job.entry.label,
-            budget=job.budget,
-            nfe=None,
-            grid=job.grid,
-            sigma_min=None,
-            steps=None,
-            error=None,
-            error_low=None,
-            error_high=None,
-            error_median=None,
-            error_typical=None,
-            at_floor=False,
+        facts: Row = dict(
             reference_error=self.reference_error,
-            seconds=0.0,
-            net_evals=0,
             search_net_evals=search_evals,
             grids_tried=tried,
-            n=n,
-            failed=n,
-            status={},
-            group=job.group,
             seed=self.seeds[0] if self.seeds else None,
-            note=job.refusal or "",
             model=self.fingerprints["model"],
             schedule=self.fingerprints["schedule"],
         )
-        errors = np.full(n, np.nan)
-        if cell is not None:
-            errors = cell.errors
-            finite = errors[~np.isnan(errors)]
-            row |= dict(nfe=_tidy(cell.nfe), sigma_min=cell.sigma_min, steps=cell.steps)
-            row |= dict(seconds=round(cell.seconds, 4), net_evals=cell.net_evals)
-            row |= dict(failed=n - finite.size, status=dict(sorted(Counter(cell.status).items())))
-            if finite.size:
-                low, high = mean_interval(finite, self.confidence)
-                typical = geometric_mean(finite)
-                row |= dict(error=float(finite.mean()), error_low=low, error_high=high)
-                row |= dict(error_median=float(np.median(finite)), error_typical=typical)
-                row |= dict(at_floor=typical < self.floor)
-            if row["failed"]:
-                why = ", ".join(f"{k} {s}" for s, k in row["status"].items() if s != "success")
-                row["note"] = f"{row['failed']} of {n} failed: {why}"
-        self.rows.append(row)
+        row = row_of(job, cell, n, self.confidence, self.floor, facts)
+        errors = np.full(n, np.nan) if cell is None else cell.errors
+        self.rows.append(dict(row=len(self.rows), **row))
         self.errors.append(errors)
         self.samples.append(None if cell is None else cell.samples)
 
@@ -199,7 +164,7 @@ class Comparison:
         budget = found[0]["budget"]
         floored = [row for row in found if row["at_floor"]]
         if floored:
-            who = ", ".join(f"{_name(row)} ({row['grid']})" for row in floored)
+            who = ", ".join(f"{name_of(row)} ({row['grid']})" for row in floored)
             return Answer(
                 f"nfe={budget}: at the floor, and not to be ranked: {who}. Their typical errors are below "
                 f"{self.floor:.1e}, 100 × the reference's own; reference={self.reference_error / 10:.0e} "
@@ -209,9 +174,9 @@ class Comparison:
         if not ranked:
             return Answer(f"nfe={budget}: no method has an error; the notes of the rows say why")
         first = ranked[0]
-        tied = [_name(row) for row in ranked[1:] if row["tie"]]
+        tied = [name_of(row) for row in ranked[1:] if row["tie"]]
         also = f"; not to be told apart from it: {', '.join(dict.fromkeys(tied))}" if tied else ""
-        return Answer(f"{_describe(first)}{also}{by_mean(ranked)}", self.rows[first["row"]])
+        return Answer(f"{describe(first)}{also}{by_mean(ranked)}", self.rows[first["row"]])
 
     def recommend(self, target_error: float) -> Answer:
         """The cheapest row whose error, up to its upper bound, meets the target.
@@ -230,12 +195,12 @@ class Comparison:
         meets = [row for high, row in bounds if high <= target_error]
         if meets:
             row = min(meets, key=lambda row: (row["nfe"], row["error"]))
-            return Answer(f"{_describe(row)}: meets {target_error:g}", row)
+            return Answer(f"{describe(row)}: meets {target_error:g}", row)
         text = f"none of these meets an error of {target_error:g} with {self.confidence:.0%} confidence"
         if not bounds:
             return Answer(f"{text}: no row has an interval (n={len(self.seeds)}; take n >= 2)")
         high, row = min(bounds, key=lambda pair: pair[0])
-        return Answer(f"{text}; the closest is {_describe(row)}, up to {high:.3g}: raise nfe")
+        return Answer(f"{text}; the closest is {describe(row)}, up to {high:.3g}: raise nfe")
 
     def _at(self, nfe: int | None) -> list[Row]:
         """The rows of one budget; ValueError if it is none of this comparison's."""
@@ -292,9 +257,7 @@ class Comparison:
     def to_json(self, path: str | Path) -> None:
         """Write all but the end states, for :meth:`load`: rows, errors of each sample, seeds, search, the
         reference's own error and cost, versions, device and arguments."""
-        from .files import write
-
-        write(self, path)
+        write(path, self._tree())
 
     @classmethod
     def load(cls, path: str | Path) -> Comparison:
@@ -318,14 +281,29 @@ class Comparison:
         >>> ddim_ode.Comparison.load(path) == r
         True
         """
-        from .files import read
+        tree = read(path)
+        made, rows = tree.pop("reference"), tree["rows"]
+        if made is not None:
+            gap = as_numbers(made.pop("gap"))
+            made.pop("error")
+            made = Reference(torch.empty(len(gap), 0, dtype=torch.float64), gap, **made)
+        for row in rows:
+            row["reference_error"] = as_numbers([row["reference_error"]]).item()
+        errors = [as_numbers(errors) for errors in tree.pop("errors")]
+        return cls(**tree, reference=made, errors=errors, samples=[None] * len(rows))
 
-        return read(path)
+    def _tree(self) -> dict[str, Any]:
+        """All but the end states, as JSON has it."""
+        tree = {name: getattr(self, name) for name in FIELDS}
+        if (made := self.reference) is not None:
+            facts = ("solver", "error", "nfe", "net_evals", "seconds")
+            tree["reference"] = {name: getattr(made, name) for name in facts}
+            tree["reference"]["gap"] = made.gap.tolist()
+        tree["errors"] = [errors.tolist() for errors in self.errors]
+        return as_json(tree)
 
     def __eq__(self, other: object) -> bool:
-        from .files import as_tree
-
-        return isinstance(other, Comparison) and as_tree(self) == as_tree(other)
+        return isinstance(other, Comparison) and self._tree() == other._tree()
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -367,7 +345,7 @@ class Comparison:
         """
         from ..plots.comparisons import errors_plot
 
-        return errors_plot(self, methods, figsize, ax)
+        return errors_plot(self.rows, self.floor, methods, figsize, ax)
 
     def __str__(self) -> str:
         return self.table()
@@ -378,28 +356,3 @@ class Comparison:
         from .tables import html
 
         return html(self)
-
-
-def by_mean(ranked: list[Row]) -> str:
-    """Which row has the smallest mean error, where that is not the first: a word to append."""
-    least = min(ranked, key=lambda row: row["error"])
-    if least is ranked[0]:
-        return ""
-    who = f"{_name(least)}: {least['error']:.3g}"
-    return f"; the smallest mean, which the worst noises decide, has {who}"
-
-
-def _describe(row: Row) -> str:
-    cut = f" to σ={row['sigma_min']:.3g}"
-    interval = ""
-    if row["error_low"] is not None:
-        interval = f" ({row['error_low']:.3g} to {row['error_high']:.3g})"
-    return f"{_name(row)} on {row['grid']}{cut}, nfe {row['nfe']:g}: error {row['error']:.3g}{interval}"
-
-
-def _name(row: Row) -> str:
-    return plain(row["method"])
-
-
-def _tidy(value: float) -> float | int:
-    return int(value) if value == int(value) else value

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from .._base.escaping import markup, plain
 
 if TYPE_CHECKING:
-    from .result import Comparison, Row
+    from .rows import Ranked, Row
 
 HEAD = (
     "",
@@ -54,7 +54,7 @@ class Line(NamedTuple):
         return f"{self.method}, {'best grid' if self.group == 'best' else self.group}"
 
 
-def text(result: Comparison) -> str:
+def text(result: Ranked) -> str:
     """Rows by budget, best first; what the columns are, and what they were measured against."""
     if not result.rows:
         return "no rows are finished"
@@ -69,7 +69,7 @@ def text(result: Comparison) -> str:
     return "\n".join([out[0], *body, "", *notes(result)])
 
 
-def html(result: Comparison) -> str:
+def html(result: Ranked) -> str:
     """The same as one table, for a notebook or a report."""
     groups = []
     for budget, found in _by_budget(result):
@@ -92,7 +92,7 @@ def html(result: Comparison) -> str:
     return f"<table><thead><tr>{head}</tr></thead>{''.join(groups)}</table><p>{below}</p>"
 
 
-def overview(result: Comparison, key: str = "error") -> list[Line]:
+def overview(result: Ranked, key: str = "error") -> list[Line]:
     """One line per method and grid, in the order asked for, with ``key`` at each budget.
 
     Best and tied are marked for the error alone: of the others there is no paired test. Nothing is best
@@ -110,7 +110,7 @@ def overview(result: Comparison, key: str = "error") -> list[Line]:
     return list(lines.values())
 
 
-def overview_text(result: Comparison, key: str = "error", last: list[str] | None = None) -> str:
+def overview_text(result: Ranked, key: str = "error", last: list[str] | None = None) -> str:
     """The overview, aligned, with its signs explained. last: a line to add below the others."""
     lines = overview(result, key)
     used: set[str] = set()
@@ -135,7 +135,7 @@ def overview_text(result: Comparison, key: str = "error", last: list[str] | None
 
 
 def overview_html(
-    result: Comparison, key: str = "error", caption: str = "", last: list[str] | None = None
+    result: Ranked, key: str = "error", caption: str = "", last: list[str] | None = None
 ) -> str:
     """The overview as a table; marks are words, so that nothing is said by colour alone."""
     words = dict(best="best", tie="tied", floor="at floor", failed="some failed", none="")
@@ -180,7 +180,7 @@ def swatch(method: str) -> str:
     )
 
 
-def notes(result: Comparison) -> list[str]:
+def notes(result: Ranked) -> list[str]:
     """What the numbers mean, in a few lines."""
     n, made = len(result.seeds), result.reference
     lines = [
@@ -210,7 +210,7 @@ def number(value: float | None) -> str:
     return shown.removesuffix(".")
 
 
-def _by_budget(result: Comparison) -> list[tuple[int, list[Row]]]:
+def _by_budget(result: Ranked) -> list[tuple[int, list[Row]]]:
     budgets = sorted({row["budget"] for row in result.rows})
     return [(budget, result.ranking(budget)) for budget in budgets]
 

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from .._base.checks import device_of as _device
-from ..solve.model_key import is_exact
 from .denoiser import Denoiser
 from .network import check_cond
 from .seeding import sizes
@@ -52,20 +51,6 @@ def device_of(model: Denoiser, device: str | torch.device | None) -> torch.devic
     if isinstance(model.net, torch.nn.Module):
         return next((p.device for p in model.net.parameters()), torch.device("cpu"))
     return torch.device("cpu")
-
-
-def network_dtype(model: Denoiser) -> torch.dtype | None:
-    """What the network computes in; None where that is the state's precision.
-
-    That is ``model.dtype``, a module's floating parameters', the state's for exact mixtures, and
-    float32 for any other callable.
-    """
-    if model.dtype is not None or is_exact(model):
-        return model.dtype
-    if isinstance(model.net, torch.nn.Module):
-        floating = (p.dtype for p in model.net.parameters() if p.is_floating_point())
-        return next(floating, torch.float32)
-    return torch.float32
 
 
 def conditions(cond: Cond | None, n: int, device: torch.device) -> dict[str, Tensor] | None:

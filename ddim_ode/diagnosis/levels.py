@@ -42,11 +42,9 @@ def checks(probe: Probe) -> Iterator[Finding]:
 def _levels(probe: Probe) -> tuple[Array, Array, Array]:
     """σ asked at, σ reached, and network time of each step; ValueError for a scheduler that has none."""
     model = probe.model
-    scheduler = getattr(model, "scheduler", None)
-    if scheduler is not None:
-        from ..interop.placement import placement
-
-        return placement(scheduler, model.schedule, probe.steps)
+    if (placement := getattr(model, "placement", None)) is not None:  # of a scheduler it came with
+        asked, reached, told = placement(probe.steps)
+        return asked, reached, told
     name = default_name(model.schedule, probe.steps, snap=model.snap)
     grid = make_grid(name, model.schedule, probe.steps)
     positive = model.snapped(grid[:-1])

@@ -25,11 +25,11 @@ from typing import Any
 
 import torch
 
-from .. import __version__
 from .._base.bars import progress_bar
 from .._base.checks import count, flag, named, one_of, path_of, seed_of, shown
 from .._base.digests import digest
 from .._base.notebook import card
+from .._base.version import __version__
 from ..denoising.acceleration import accelerate, rows_of
 from ..denoising.denoiser import Denoiser
 from ..denoising.inputs import Cond, check_model, device_of, sample_shape

@@ -50,7 +50,7 @@ from .network import (
     shape_of,
     takes_of,
 )
-from .placement import placement
+from .placement import Placement, placement
 from .reading import NETWORKS, local, network_folder, read_network, read_scheduler, scheduler_file
 from .reading import is_model_folder as is_model_folder
 
@@ -194,6 +194,10 @@ class DiffusersModel(Denoiser):
                 )
         self.guidance = None if guidance.is_off else guidance
 
+    def placement(self, steps: int, mu: float | None = None) -> Placement:
+        """Where the model's own scheduler steps; see :func:`ddim_ode.interop.placement.placement`."""
+        return placement(self.scheduler, self.schedule, steps, mu)
+
     def grid(self, steps: int, mu: float | None = None) -> Array:
         """σ of the levels that the model's own scheduler visits in so many steps, to hand to ``grid=``.
 
@@ -210,7 +214,7 @@ class DiffusersModel(Denoiser):
         Raises:
             ValueError: The scheduler's levels rise or stay, or are none of the model's schedule.
         """
-        placed = placement(self.scheduler, self.schedule, count("steps", steps), mu)
+        placed = self.placement(count("steps", steps), mu)
         try:
             return check_grid(np.append(placed.asked, placed.reached[-1]), self.schedule)
         except ValueError as error:
@@ -325,10 +329,16 @@ def load(
         model.to(dtype)
     if dtype is None and own is not None and own.dtype in (torch.float16, torch.bfloat16):
         dtype = own.dtype
-    scheduler = read_scheduler(given)
+    scheduler = read_scheduler(given, _our_scheduler)
     denoiser = DiffusersModel(model, scheduler, guidance, snap, dtype, clip, threshold)
     warn_of(denoiser.notes)
     return denoiser
+
+
+def _our_scheduler(config: Mapping[str, Any]) -> Any:
+    from .scheduler import DDIMODEScheduler
+
+    return DDIMODEScheduler.from_config(config)
 
 
 def _plain(cond: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -218,8 +218,11 @@ def class_of(config: Mapping[str, Any]) -> str | None:
     return max(fitting, key=lambda name: len(own_keys(name)), default=config.get("_class_name"))
 
 
-def read_scheduler(given: Any) -> Any:
-    """The scheduler's object, its class looked up in diffusers or here, its defaults filled in."""
+def read_scheduler(given: Any, ours: Callable[[Any], Any] | None = None) -> Any:
+    """The scheduler's object, its class looked up in diffusers, its defaults filled in.
+
+    ours: makes a DDIMODEScheduler of its configuration.
+    """
     import diffusers
 
     if isinstance(given, (str, Path)):
@@ -235,10 +238,8 @@ def read_scheduler(given: Any) -> Any:
                 "give the scheduler itself"
             )
         name = one_of("scheduler", given["_class_name"], (*DISCRETE, *FLOW))
-        if name == "DDIMODEScheduler":
-            from .scheduler import DDIMODEScheduler
-
-            return DDIMODEScheduler.from_config(given)
+        if name == "DDIMODEScheduler" and ours is not None:
+            return ours(given)
         try:
             return getattr(diffusers, name).from_config(given)
         except Exception as error:  # of many kinds, by which entry is wrong

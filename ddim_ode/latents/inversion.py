@@ -36,7 +36,8 @@ from ..schedules.schedule import Array
 from ..solve.directions import Task, solve
 from ..solve.gradients import check_mode
 from ..solve.loop import Progress
-from ..solve.round_trip import RoundTrip, Solve, certified, mean_square
+from ..solve.solution import RoundTrip, mean_square
+from .round_trip import Solve, certified
 from ..solve.solution import Solution
 from ..solvers.methods import Method
 from ..solvers.plan import Plan
@@ -94,7 +95,7 @@ def encode(
     ``"reversible:trig"`` says the same as ``chart="trig"``).
 
     certify: decode again, and on half the steps, and give what comes of it as ``.round_trip``, a
-    :class:`ddim_ode.solve.round_trip.RoundTrip`: the error per sample and the observed order, for 2N calls
+    :class:`ddim_ode.solve.solution.RoundTrip`: the error per sample and the observed order, for 2N calls
     more (or, adaptive, N).
 
     Under guidance a UserWarning: the guided field is not the flow of any density, so latents leave N(0, I),

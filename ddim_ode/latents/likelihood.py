@@ -30,12 +30,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ..solve.model_key import network_dtype
+
 from .._base.bars import progress_bar
 from .._base.checks import count, flag, floating, number, one_of, refuse, shown
 from .._base.notebook import ROWS, listed, note, table
 from .._base.warn import warn
 from ..denoising.denoiser import Denoiser, check_state
-from ..denoising.inputs import check_model, network_dtype
+from ..denoising.inputs import check_model
 from ..denoising.seeding import DEQUANTIZE, check_seeds, generator, prior_std
 from ..schedules.schedule import Schedule
 from ..solve.adaptive import DEFAULT_MAX_NFE, is_adaptive, tolerance

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,15 +13,13 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 
 from .._base.checks import exclusive, numbers, one_of, several
 from .._base.escaping import label as as_label
-from ..comparison.jobs import CALIBRATED, DEFAULT_METHODS
-from ..solvers.methods import METHODS
+from ..solvers.methods import CALIBRATED, DEFAULT_METHODS, METHODS
 from .style import blank_figure
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..comparison.result import Comparison, Row
-
+Row = Mapping[str, Any]
 _INK, _RULE = "#222222", "#e5e5e5"
 # Paul Tol's "muted" scheme, told apart by colour-blind readers, in an order that keeps the methods that
 # are usually shown together apart; a second and third round have other markers and dashes.
@@ -48,7 +46,8 @@ def look(method: str) -> dict[str, Any]:
 
 
 def errors_plot(
-    result: Comparison,
+    rows: Sequence[Row],
+    floor: float,
     methods: str | Sequence[str] | None = None,
     figsize: tuple[float, float] | None = None,
     ax: Any = None,
@@ -58,9 +57,9 @@ def errors_plot(
     Both axes are logarithmic; bands are the rows' intervals; below the grey line errors are not resolved
     by the reference. methods, figsize, ax, and what is refused: see :meth:`ddim_ode.Comparison.plot`.
     """
-    rows = [row for row in result.rows if row["error"] and row["nfe"]]
+    there = dict.fromkeys(row["method"] for row in rows)
+    rows = [row for row in rows if row["error"] and row["nfe"]]
     if methods is not None:
-        there = dict.fromkeys(row["method"] for row in result.rows)
         chosen = [one_of("method", name, there) for name in several(methods)]
         rows = [row for row in rows if row["method"] in chosen]
     if not rows:
@@ -68,26 +67,26 @@ def errors_plot(
     figure, panels = _panels(rows, "error", "RMS error to the converged solution", figsize, ax)
     for axis, shown in panels:
         _bands(axis, shown)
-        if result.floor > 0:
-            axis.axhline(result.floor, color="#888888", lw=0.8)
-            axis.axhspan(0, result.floor, color="#888888", alpha=0.12, lw=0)
+        if floor > 0:
+            axis.axhline(floor, color="#888888", lw=0.8)
+            axis.axhspan(0, floor, color="#888888", alpha=0.12, lw=0)
     for axis, _ in panels:  # a caller's axes need not share theirs
         _calls_axis(axis, rows)
-        _error_axis(axis, rows, result, said=axis is panels[0][0])
+        _error_axis(axis, rows, floor, said=axis is panels[0][0])
     for axis, shown in panels:
         _name_lines(figure, axis, shown, "error")
     return figure
 
 
 def metric_plot(
-    result: Comparison, metric: str, label: str = "", converged: float | None = None
+    rows: Sequence[Row], metric: str, label: str = "", converged: float | None = None
 ) -> Figure:
     """A metric of the rows against measured network calls, as :func:`errors_plot` has the error.
 
     label: of the axis. converged: what the converged solution itself scores, a dashed line; a method may
     come out better than that by its errors. ValueError if no row has that metric.
     """
-    rows = [row for row in result.rows if row.get(metric) is not None and row["nfe"]]
+    rows = [row for row in rows if row.get(metric) is not None and row["nfe"]]
     if not rows:
         raise ValueError(f"nothing to draw: no row has {metric!r}")
     figure, panels = _panels(rows, metric, label or metric)
@@ -259,7 +258,7 @@ def _calls_axis(axis: Any, rows: Sequence[Row]) -> None:
     axis.xaxis.set_minor_locator(NullLocator())
 
 
-def _error_axis(axis: Any, rows: Sequence[Row], result: Comparison, said: bool) -> None:
+def _error_axis(axis: Any, rows: Sequence[Row], floor: float, said: bool) -> None:
     """A log axis that holds all rows, with numbers to read. said: whether the floor is named, too."""
     errors = np.array([row["error"] for row in rows])
     axis.set_yscale("log")
@@ -268,13 +267,13 @@ def _error_axis(axis: Any, rows: Sequence[Row], result: Comparison, said: bool) 
     top = min(upper, 30 * float(np.median(errors)))
     bottom = min(row["error_low"] or row["error"] for row in rows)
     if (
-        result.floor > 0 and result.floor > bottom / 5
+        floor > 0 and floor > bottom / 5
     ):  # a floor far below is no part of the picture
-        bottom = min(bottom, result.floor / 1.5)
+        bottom = min(bottom, floor / 1.5)
         if said:
             axis.annotate(
                 "floor: 100 × the reference's own error",
-                (0.01, result.floor),
+                (0.01, floor),
                 xycoords=("axes fraction", "data"),
                 xytext=(0, -3),
                 textcoords="offset points",

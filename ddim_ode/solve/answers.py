@@ -18,10 +18,9 @@ from .._base.checks import number, numbers
 from .._base.digests import digest
 from .._base.structure import content
 from ..denoising.denoiser import Denoiser
-from ..denoising.inputs import network_dtype
 from ..schedules.schedule import Array
 from ..solvers.plan import Node
-from .model_key import is_exact
+from .model_key import is_exact, network_dtype
 from .near import Near, pattern, projections, rounding
 
 LEVELS = (0.1, 0.5, 2.0, 10.0)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .._base.checks import count, exclusive, one_of, refuse
+from .._base.checks import count, exclusive, one_of, refuse, several
 from ..denoising.denoiser import Denoiser
 from ..grids import FINALS, check_grid, default_spacing, from_timesteps, make_grid, upward
 from ..schedules.schedule import Array
@@ -138,3 +138,11 @@ class Levels:
                 "use snap=False"
             )
         return np.append(positive, 0.0) if sigmas[-1] == 0 else positive
+
+
+def budgets(nfe: Any) -> list[int]:
+    """The budgets, rising; ValueError if there is none or one is no whole number."""
+    given = several(nfe)
+    if not given:
+        raise ValueError("nfe is empty; give budgets of network calls such as nfe=[5, 10, 20]")
+    return sorted({count("nfe", n) for n in given})

@@ -48,3 +48,17 @@ def is_exact(model: Denoiser) -> bool:
     return isinstance(model, ExactModel) and isinstance(
         getattr(model.net, "__self__", None), ExactModel
     )
+
+
+def network_dtype(model: Denoiser) -> torch.dtype | None:
+    """What the network computes in; None where that is the state's precision.
+
+    That is ``model.dtype``, a module's floating parameters', the state's for exact mixtures, and
+    float32 for any other callable.
+    """
+    if model.dtype is not None or is_exact(model):
+        return model.dtype
+    if isinstance(model.net, torch.nn.Module):
+        floating = (p.dtype for p in model.net.parameters() if p.is_floating_point())
+        return next(floating, torch.float32)
+    return torch.float32

@@ -25,14 +25,13 @@ import torch
 from torch import Tensor
 
 from ..denoising.denoiser import Denoiser
-from ..denoising.inputs import network_dtype
 from ..grids import make_grid
 from ..schedules.schedule import Array
 from ..solvers.compilation import plan as compile_plan
 from ..solvers.methods import Method
 from ..solvers.plan import Plan
 from .cache import NOWHERE, Store
-from .model_key import is_exact
+from .model_key import is_exact, network_dtype
 from .near import NOTHING, Near
 from .sampling import sample
 from .solution import norm_per_sample

@@ -23,6 +23,11 @@ from .plan import Plan
 from .quadrature import RULES
 from .tableau import BOSH3, DOPRI5, HALF, HEUN, MIDPOINT, RK4, THIRDS, Singlestep, Tableau
 
+# Of each family the members that do well somewhere on the shipped model (benchmarks/which_solver.py).
+DEFAULT_METHODS = (
+    *("ddim", "heun", "midpoint", "ipndm", "deis3", "dpmpp2m", "dpmpp3m", "unipc2", "unipc3"),
+)
+CALIBRATED = "calibrated"  # what the line of fitted plans is called, one plan per budget
 STARTS = ("ramp", "rk")
 RK_START_FROM = 15  # steps; with fewer, the calls of the start are better spent on steps
 

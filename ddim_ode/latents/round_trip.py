@@ -9,64 +9,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .._base.notebook import card
 from ..denoising.denoiser import Denoiser
 from ..schedules.schedule import Array
-from .solution import Solution, norm_per_sample
+from ..solve.solution import RoundTrip, Solution, mean_square, norm_per_sample
 
 Solve = Callable[[Denoiser, Tensor, Tensor | None, bool, Array | None], Solution]
-
-
-@dataclass(repr=False)
-class RoundTrip:
-    """error (B,): RMS over a sample's entries of decode(encode(x)) − x, same method and grid. order: how
-    that error falls with the number of steps, log(E'/E)/log(N/N') between N steps and every other level
-    (E over all finite samples; None for an adaptive solve, for a single step, for a reversible method, and
-    where the error is rounding). On a smooth field it is the method's own, or one more where that is even:
-    then the leading errors of the two directions cancel.
-    latent_gap (B,): RMS distance of the latent to the one of half the steps, about its own error for a
-    method of first order and an upper estimate above; None where order is, but for a reversible
-    method. unguided (B,): the error without guidance, where the model has it. nfe, net_evals: what all
-    this cost beside the encode itself: N + N/2 + N/2 steps more, and 2N with guidance.
-    """
-
-    error: Tensor
-    order: float | None
-    latent_gap: Tensor | None
-    unguided: Tensor | None
-    nfe: int
-    net_evals: int
-
-    def __repr__(self) -> str:
-        said = ", ".join(f"{name} {value}" for name, value in self._facts() if value)
-        return f"RoundTrip({said})"
-
-    def _repr_html_(self) -> str:
-        return card("Round trip", self._facts())
-
-    def _facts(self) -> list[tuple[str, str]]:
-        def rms(values: Tensor | None) -> str:
-            return "" if values is None else f"{mean_square(values) ** 0.5:.1e}"
-
-        return [
-            ("error", rms(self.error)),
-            ("order", "–" if self.order is None else f"{self.order:.2f}"),
-            # coming back says nothing of where one has been
-            ("latent off by some", rms(self.latent_gap)),
-            ("unguided error", rms(self.unguided)),
-            ("nfe", str(self.nfe)),
-        ]
-
-
-def mean_square(error: Tensor) -> float:
-    """The mean square over the finite samples of RMS errors (B,); NaN if there are none."""
-    return float(error[error.isfinite()].double().square().mean())
 
 
 def certified(
