@@ -134,7 +134,7 @@ def test_pictures_are_made_limited_and_encoded_without(folder, pictures, tmp_pat
     [
         (["--clip", "wide"], "--clip 'wide': give a number, or none"),
         (["--threshold", "0.9,"], "--threshold '0.9,': give a number, or none"),
-        (["--clip", "0.9,1.5"], r"clip=(0.9, 1.5) must be a number in (0, inf)"),
+        (["--clip", "0.9,1.5"], r"clip=(0.9, 1.5) must be a number in (0, 3.40282e+38]"),
         (["--clip", "1", "--threshold", "0.9"], "both clip and threshold are given"),
         (["--threshold", "7"], "threshold=7.0 must be a number in (0, 1]"),
     ],
