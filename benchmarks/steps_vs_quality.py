@@ -50,10 +50,10 @@ from torch import Tensor
 from unseen import UNSEEN
 
 import ddim_ode
-from ddim_ode.solvers.methods import CALIBRATED
 from ddim_ode.evaluate import metrics
 from ddim_ode.nets.data import load_images, to_unit
 from ddim_ode.nets.pretrained import PretrainedModel
+from ddim_ode.solvers.methods import CALIBRATED
 
 METHODS = ("ddim", "heun", "dpmpp2m", "dpmpp3m", "unipc2", "unipc3", "ipndm", "deis3")
 # ipndm at 60 calls is within 0.004 RMS of the converged solutions, a third of the best of METHODS at 20.

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 from ._base.version import __version__ as __version__
 
 _MODULES = ("schedules", "grids", "exact")
-_PACKAGES = ("evaluate", "interop", "solvers")
+_PACKAGES = ("evaluate", "interop", "plots", "solvers")
 _NAMES = {
     "Comparison": "comparison.result",
     "Denoiser": "denoising.denoiser",
     "Guidance": "denoising.guidance",
     "Interrupted": "_base.interrupted",
-    "Known": "latents.editing",
+    "Known": "solve.inpainting",
     "LogLikelihood": "latents.likelihood",
     "Method": "solvers.methods",
     "Plan": "solvers.plan",
@@ -53,8 +53,10 @@ if TYPE_CHECKING:
     from . import exact as exact
     from . import grids as grids
     from . import interop as interop
+    from . import plots as plots
     from . import schedules as schedules
     from . import solvers as solvers
+    from ._base.interrupted import Interrupted as Interrupted
     from .calibration.calibration import calibrate as calibrate
     from .comparison.comparison import compare as compare
     from .comparison.result import Comparison as Comparison
@@ -65,7 +67,6 @@ if TYPE_CHECKING:
     from .denoising.training import eps_loss as eps_loss
     from .diagnosis import diagnose as diagnose
     from .generation.generation import generate as generate
-    from .latents.editing import Known as Known
     from .latents.editing import renoise as renoise
     from .latents.editing import transfer as transfer
     from .latents.interpolation import slerp as slerp
@@ -75,6 +76,7 @@ if TYPE_CHECKING:
     from .latents.likelihood import dequantized as dequantized
     from .latents.likelihood import log_likelihood as log_likelihood
     from .nets.pretrained import load as load
+    from .solve.inpainting import Known as Known
     from .solve.loop import Progress as Progress
     from .solve.probability_flow import ProbabilityFlow as ProbabilityFlow
     from .solve.sampling import sample as sample

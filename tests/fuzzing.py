@@ -27,7 +27,6 @@ from ddim_ode import Denoiser, Guidance, Known, Method, exact, grids, schedules
 from ddim_ode.evaluate import metrics
 from ddim_ode.nets import weights
 from ddim_ode.nets.unet import UNet
-from ddim_ode.solvers import plan_json as plan_file
 from ddim_ode.solvers.controller import STATUSES
 from ddim_ode.solvers.plan import Node, Op, Plan
 
@@ -364,7 +363,7 @@ def broken(found: object) -> str | None:
             return broken(found.plan)
     elif isinstance(found, Plan):
         found.describe()
-        if plan_file.loads(plan_file.dumps(found).encode(), "p") != found:
+        if ddim_ode.Plan.from_json(found.to_json(), "p") != found:
             return "another plan came back"
     elif isinstance(found, dict):
         return next(filter(None, map(broken, found.values())), None)

@@ -20,7 +20,7 @@ from ddim_ode.evaluate.features import IDENTITY
 from ddim_ode.evaluate.statistics import FeatureStatistics
 from ddim_ode.nets import weights
 from ddim_ode.nets.pretrained import ASSETS
-from ddim_ode.solve import reference
+from ddim_ode.solve import levels, reference
 from ddim_ode.solve.plan_checks import fitted_seeds
 
 MIXTURE = dict(
@@ -255,7 +255,7 @@ def test_a_seed_has_its_class_whatever_n_is(monkeypatch, tmp_path):
 def test_quick_makes_no_more_evaluations_than_two_cores_do_in_three_minutes():
     """230 a second at batch 64 were measured on two cores; a quarter is kept free."""
     model = ddim_ode.load("fashion-mnist")
-    budgets = candidates.budgets(cli_comparison._NFE)
+    budgets = levels.budgets(cli_comparison._NFE)
     rows = [
         candidates.jobs(entry, budgets, [None], [None], model)
         for entry in candidates.entries(None, model)

@@ -19,7 +19,7 @@ from ddim_ode._base.escaping import cell, label, lines, markup, plain
 from ddim_ode.cli.common import print_table
 from ddim_ode.comparison import report, tables
 from ddim_ode.plots import comparisons as plots
-from ddim_ode.plots import pictures
+from ddim_ode.plots import pictures, plans
 
 NAMES = (
     "$x^2$",
@@ -68,7 +68,7 @@ def test_no_picture_reads_a_formula():
         ),
         pictures.sample_grid([(f"{name}\n$\\frac$", cells[0]) for name in NAMES[:5]], ["$\\frac$"]),
         pictures.solver_grid([(name, "#222222", cells) for name in NAMES], ["$\\frac$"]),
-        odd.plot(),
+        plans.plan_plot(odd),
     ]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # fonts that lack a sign

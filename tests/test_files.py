@@ -24,7 +24,7 @@ from ddim_ode.comparison import report
 from ddim_ode.evaluate.features import IDENTITY
 from ddim_ode.evaluate.statistics import FeatureStatistics
 from ddim_ode.nets import config, data, train, weights
-from ddim_ode.plots import pictures
+from ddim_ode.plots import pictures, plan_plot
 
 OLD = b"what was there before"
 
@@ -299,8 +299,8 @@ def _compared(folder):
 def _planned(folder):
     plan = ddim_ode.plan("ddim", COSINE, [9.0, 1.0, 0.0])
     plan.save(folder / "plan.json")
-    pictures.save_figure(folder / "plan.png", plan.plot())
-    pictures.save_figure(folder / "plan.pdf", plan.plot())
+    pictures.save_figure(folder / "plan.png", plan_plot(plan))
+    pictures.save_figure(folder / "plan.pdf", plan_plot(plan))
 
 
 WRITERS = (_trained, _statistics, _sampled, _evaluated, _compared, _planned)
@@ -340,7 +340,7 @@ def test_nothing_else_writes_files():
 
 
 def test_pictures_are_those_of_a_plain_savefig(tmp_path):
-    figure = ddim_ode.plan("ddim", COSINE, [9.0, 1.0, 0.0]).plot()
+    figure = plan_plot(ddim_ode.plan("ddim", COSINE, [9.0, 1.0, 0.0]))
     figure.savefig(tmp_path / "plain.png", facecolor="white")
     pictures.save_figure(tmp_path / "ours.png", figure)
     assert (tmp_path / "ours.png").read_bytes() == (tmp_path / "plain.png").read_bytes()

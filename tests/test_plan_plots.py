@@ -11,12 +11,13 @@ from problems import COSINE, DDPM
 
 import ddim_ode
 from ddim_ode import grids, schedules
+from ddim_ode.plots import plan_plot
 
 GRID = grids.make_grid("trailing", COSINE, 5, sigma_max=50.0)
 
 
 def axes(plan, schedule=None):
-    figure = plan.plot(schedule)
+    figure = plan_plot(plan, schedule)
     assert isinstance(figure, Figure)
     levels, weights, _ = figure.axes[:3]
     return figure, levels, weights
@@ -38,7 +39,7 @@ def test_the_named_grids_of_as_many_calls_are_beside_them():
     expected = grids.make_grid("karras", COSINE, 5, sigma_max=50.0)[:-1]
     np.testing.assert_array_equal(lines["karras"], expected)
     with pytest.raises(ValueError, match=r"made for schedule .* give model\.schedule"):
-        plan.plot(DDPM)
+        plan_plot(plan, DDPM)
 
 
 def test_weights_are_shares_of_their_row():
@@ -90,7 +91,7 @@ def test_every_kind_of_plan_is_drawn(name, steps):
 def test_what_is_drawn_stays_on_the_page():
     for name, steps in (("ddim", 1), ("unipc3", 12), ("dpmpp3m", 50)):
         plan = ddim_ode.plan(name, DDPM, grids.make_grid("quadratic", DDPM, steps))
-        figure = plan.plot(DDPM)
+        figure = plan_plot(plan, DDPM)
         box = figure.get_tightbbox()
         width, height = figure.get_size_inches()
         assert 0 <= box.x0 < box.x1 <= width

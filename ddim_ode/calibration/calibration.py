@@ -35,7 +35,7 @@ from ..denoising.inputs import Cond, check_model, conditions, device_of, sample_
 from ..denoising.seeding import GENERATOR, noise
 from ..schedules.schedule import Array
 from ..solve.answers import Answers, ask, levels_of
-from ..solve.levels import budgets, Levels
+from ..solve.levels import Levels, budgets
 from ..solve.model_key import model_key
 from ..solve.plan_checks import check_plan
 from ..solve.reference import METHOD, in_float64

@@ -59,21 +59,7 @@ class Linear:
         """
         if plan.is_stochastic:
             raise ValueError(f"{plan.method} adds step noise: it is no deterministic sampler")
-        n = plan.nfe
-        states: list[Array] = []  # of the calls, then the end: coefficients of (x_T, V_0 … V_{n−1})
-        x = np.zeros(n + 1)
-        x[0] = 1.0
-        calls = 0
-        for op in plan.ops:
-            y = op.scale * x
-            for age, weight in enumerate(op.weights):
-                y[calls - age] += weight
-            if op.commit:
-                x = y
-            if op.node is not None:
-                states.append(y)
-                calls += 1
-        states.append(x)
+        _, _, vectors, states = plan.table()
         lost = [k for k, state in enumerate(states[:-1]) if state[0] == 0]
         if lost:
             raise ValueError(
@@ -81,9 +67,7 @@ class Linear:
                 "moves every state from the one before; start from another plan"
             )
         sigma = np.array([node.sigma for node in plan.nodes])
-        return cls._through(
-            np.array(states), sigma, tuple(node.vector for node in plan.nodes), plan
-        )
+        return cls._through(states, sigma, vectors, plan)
 
     @classmethod
     def _through(cls, states: Array, sigma: Array, vectors: tuple[str, ...], plan: Plan) -> Linear:

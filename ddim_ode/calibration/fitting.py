@@ -33,10 +33,9 @@ from scipy.linalg import solve_triangular
 from scipy.optimize import lsq_linear
 from torch import Tensor
 
-from ..solve.model_key import network_dtype
-
 from ..denoising.denoiser import Denoiser
 from ..schedules.schedule import Array
+from ..solve.model_key import network_dtype
 from ..solvers.plan import Node
 from .family import Linear, Parameter
 

@@ -132,11 +132,12 @@ def _draw(
 ) -> list[Path]:
     """Each plan, and what it makes of seeds that it was not fitted to, beside what others make of them."""
     from ..plots.pictures import save_figure
+    from ..plots.plans import plan_plot
 
     schedule, files = loaded.denoiser.schedule, []
     for nfe, plan in plans.items():
         files.append(args.out / f"plan-{nfe}.png")
-        save_figure(files[-1], plan.plot(schedule))
+        save_figure(files[-1], plan_plot(plan, schedule))
     pictures = len(loaded.shape) == 3 and loaded.shape[0] in (1, 3)
     if not (pictures or loaded.shape == (2,)):
         return files

@@ -142,7 +142,7 @@ def _inpainted(
     targets: Targets,
 ) -> Iterator[Made]:
     from ..denoising.seeding import noise
-    from ..latents.editing import Known
+    from ..solve.inpainting import Known
     from ..solve.sampling import sample
 
     n = len(pictures)

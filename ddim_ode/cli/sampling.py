@@ -201,13 +201,14 @@ def _of_kind(parser: argparse.ArgumentParser, name: str, value: Any) -> Any:
 
 def _load_plans(args: argparse.Namespace) -> dict[str, Plan]:
     """The plans by the names of their rows; ValueError if one is not what the manifest was made with."""
-    from ..solvers.plan_json import content, loads
+    from ..solvers.plan import Plan
+    from ..solvers.plan_json import content
 
     plans: dict[str, Plan] = {}
     hashes = []
     for path in args.plan or ():
         data = content(path)
-        plan = loads(data, path)
+        plan = Plan.from_json(data, path)
         hashes.append(hashlib.sha256(data).hexdigest())
         label = plan.method
         if label in plans or label in args.methods:

@@ -32,6 +32,7 @@ from ..denoising.inputs import Cond, check_model, conditions, device_of, sample_
 from ..denoising.seeding import GENERATOR, noise
 from ..solve.answers import Answers, ask
 from ..solve.cache import NOWHERE, Store
+from ..solve.levels import budgets
 from ..solve.model_key import model_key
 from ..solve.near import NOTHING, PLAN, Near, of_rows, of_shared
 from ..solve.plan_checks import warn_of_another_network, warn_of_own_examples
@@ -44,7 +45,8 @@ from ..solvers.plan import Plan
 from . import jobs as candidates
 from .jobs import Job
 from .result import Comparison
-from .statistics import check_confidence, geometric_mean
+from .rows import Cell
+from .statistics import check_confidence
 
 SEARCH = 32  # noises, at most, that grid="best" is decided on
 
@@ -121,7 +123,7 @@ def compare(
     flag("progress", progress)
     confidence = check_confidence(confidence)
     entries = candidates.entries(methods, model)
-    wanted = candidates.budgets(nfe)
+    wanted = budgets(nfe)
     ends = candidates.cuts(sigma_min, model)
     names = candidates.grid_names(grid, ends)
     todo = [row for entry in entries for row in candidates.jobs(entry, wanted, names, ends, model)]

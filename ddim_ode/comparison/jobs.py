@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .._base.checks import count, number, one_of, several, shown
+from .._base.checks import number, one_of, several, shown
 from ..denoising.denoiser import Denoiser
 from ..grids import NAMES
 from ..schedules.schedule import Schedule

@@ -56,9 +56,7 @@ class Cell:
         return geometric_mean(self.errors)
 
 
-def row_of(
-    job: Job, cell: Cell | None, n: int, confidence: float, floor: float, facts: Row
-) -> Row:
+def row_of(job: Job, cell: Cell | None, n: int, confidence: float, floor: float, facts: Row) -> Row:
     """The row of a job on n samples; cell None: it could not run. facts: what the comparison says of it."""
     row: Row = dict(
         method=job.entry.label,

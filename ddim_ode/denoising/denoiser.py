@@ -37,6 +37,7 @@ from .._base.notebook import card
 from .._base.warn import warn
 from ..grids import LOWERED, default_start, trusted
 from ..schedules.schedule import Array, Schedule, check_schedule
+from ..solvers.chart import PREDICTIONS as PREDICTIONS
 from ..solvers.chart import convert
 from ..solvers.fit import ode_text
 from ..solvers.plan import Node
@@ -46,8 +47,6 @@ from .seeding import sizes
 
 if TYPE_CHECKING:
     from .micro_batches import MicroBatches
-
-PREDICTIONS = ("eps", "x0", "v", "score", "flow")
 
 
 class Denoiser:

@@ -13,20 +13,62 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
 from .._base.bars import progress_bar
 from .._base.checks import count, seed_of
 from .._base.warn import warn
-from ..generation.shards import Run, Shards
 from ..solvers.controller import MAX_NFE, SUCCESS
 from .features import Features
 from .metrics import METRICS, check_names, measure_features
 from .pairs import Floats, as_rows
 from .statistics import FeatureStatistics
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Run(Protocol):
+    """What a run on disk says of itself; :class:`ddim_ode.generation.shards.Run` is one."""
+
+    @property
+    def n(self) -> int: ...
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def decides(self) -> Mapping[str, Any]: ...
+
+    @property
+    def sha256(self) -> str: ...
+
+
+class Shard(Protocol):
+    """Samples x (b, *), and of each its index and status."""
+
+    @property
+    def x(self) -> Tensor: ...
+
+    @property
+    def samples(self) -> Sequence[int]: ...
+
+    @property
+    def status(self) -> Sequence[str]: ...
+
+
+class Shards(Protocol):
+    """A run, and its shards, each verified as it is read."""
+
+    @property
+    def run(self) -> Run: ...
+
+    def __iter__(self) -> Iterator[Shard]: ...
+
+    def __len__(self) -> int: ...
 
 
 class Moments:

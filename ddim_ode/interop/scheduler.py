@@ -41,7 +41,6 @@ from ..schedules.schedule import Array
 from ..solve.levels import Levels
 from ..solve.plan_checks import check_plan, warn_of_another_ode
 from ..solve.sampling import compile_for
-from ..solvers import plan_json as plan_file
 from ..solvers.methods import get_method
 from ..solvers.plan import Plan
 from .config import (
@@ -244,7 +243,7 @@ class DDIMODEScheduler(Noising, SchedulerMixin, ConfigMixin):  # type: ignore[mi
                 raise ValueError(
                     f"plans must be Plans, got {shown(plan)}; ddim_ode.Plan.load reads a file"
                 )
-        trees = [json.loads(plan_file.dumps(plan)) for plan in plans]
+        trees = [json.loads(plan.to_json()) for plan in plans]
         calls = sorted(plan.nfe for plan in plans)
         if len(set(calls)) < len(calls):
             raise ValueError(f"plans of {calls} calls: give one plan for each number of calls")
@@ -536,4 +535,4 @@ def _plan_of(tree: Mapping[str, Any]) -> Plan:
             f"plans must be those of a configuration, got {shown(tree)}; DDIMODEScheduler.from_plans "
             "takes Plans"
         ) from None
-    return plan_file.loads(text.encode(), "plans in the scheduler's configuration")
+    return Plan.from_json(text, "plans in the scheduler's configuration")

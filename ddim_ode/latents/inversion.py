@@ -36,11 +36,10 @@ from ..schedules.schedule import Array
 from ..solve.directions import Task, solve
 from ..solve.gradients import check_mode
 from ..solve.loop import Progress
-from ..solve.solution import RoundTrip, mean_square
-from .round_trip import Solve, certified
-from ..solve.solution import Solution
+from ..solve.solution import RoundTrip, Solution, mean_square
 from ..solvers.methods import Method
 from ..solvers.plan import Plan
+from .round_trip import Solve, certified
 
 
 def encode(

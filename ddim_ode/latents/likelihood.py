@@ -30,8 +30,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..solve.model_key import network_dtype
-
 from .._base.bars import progress_bar
 from .._base.checks import count, flag, floating, number, one_of, refuse, shown
 from .._base.notebook import ROWS, listed, note, table
@@ -42,6 +40,7 @@ from ..denoising.seeding import DEQUANTIZE, check_seeds, generator, prior_std
 from ..schedules.schedule import Schedule
 from ..solve.adaptive import DEFAULT_MAX_NFE, is_adaptive, tolerance
 from ..solve.levels import Levels
+from ..solve.model_key import network_dtype
 from ..solve.reference import in_float64
 from ..solve.sampling import NOT_ADAPTIVE
 from ..solvers.controller import SUCCESS

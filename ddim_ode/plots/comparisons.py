@@ -266,9 +266,7 @@ def _error_axis(axis: Any, rows: Sequence[Row], floor: float, said: bool) -> Non
     upper = max(row["error_high"] or row["error"] for row in rows)
     top = min(upper, 30 * float(np.median(errors)))
     bottom = min(row["error_low"] or row["error"] for row in rows)
-    if (
-        floor > 0 and floor > bottom / 5
-    ):  # a floor far below is no part of the picture
+    if floor > 0 and floor > bottom / 5:  # a floor far below is no part of the picture
         bottom = min(bottom, floor / 1.5)
         if said:
             axis.annotate(

@@ -16,8 +16,8 @@ from .._base.checks import exclusive, flag, function, one_of, refuse
 from ..denoising.denoiser import Denoiser, check_state
 from ..denoising.inputs import check_model
 from ..denoising.seeding import StepNoise, check_seeds
-from ..latents.editing import Known
 from ..schedules.schedule import Array
+from ..solve.inpainting import Known
 from ..solvers.chart import convert
 from ..solvers.compilation import plan as compile_plan
 from ..solvers.embedded import adaptive_names

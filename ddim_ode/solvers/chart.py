@@ -71,6 +71,8 @@ VECTORS: dict[str, Callable[[Array, Array], Pair]] = {
     "exp": lambda a, b: (-a, a * a / b),
 }
 
+PREDICTIONS = ("eps", "x0", "v", "score", "flow")  # of these, what networks are trained to return
+
 
 @dataclass(frozen=True)
 class Chart:

@@ -21,6 +21,7 @@ from .chart import convert
 from .compilation import plan as compile_plan
 from .methods import METHODS
 from .plan import Plan
+from .table import states
 
 
 class Nearest(NamedTuple):
@@ -28,6 +29,12 @@ class Nearest(NamedTuple):
 
     name: str
     distance: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name} on the same grid, at a distance of {self.distance:.2g} (0: the same numbers, 1: "
+            "as far as zeros)"
+        )
 
 
 def nearest(plan: Plan, schedule: Schedule) -> Nearest | None:
@@ -78,38 +85,18 @@ def nearest(plan: Plan, schedule: Schedule) -> Nearest | None:
     return min(found, key=lambda f: (round(f.distance, 12), f.name != plan.method), default=None)
 
 
-def nearest_line(plan: Plan, schedule: Schedule) -> str:
-    """What ``Plan.describe`` says of it."""
-    found = nearest(plan, schedule)
-    if found is None:
-        return "  nearest    no deterministic method of the registry makes these calls"
-    return (
-        f"  nearest    {found.name} on the same grid, at a distance of {found.distance:.2g} (0: the same "
-        "numbers, 1: as far as zeros)"
-    )
-
-
 def _table(plan: Plan, schedule: Schedule) -> Array:
     """Rows (c, W_0, W_1, ...) of the states shown to calls 1, 2, ... and of the end, each over its size."""
-    calls = plan.nfe
-    unit = np.eye(1 + calls)
-    x = unit[0]
-    history: list[Array] = []
-    rows: list[Array] = []
-    start = _size(plan.nodes[0].sigma, schedule)
-    for op in plan.ops:
-        y = op.scale * x
-        for weight, vector in zip(op.weights, reversed(history)):
-            y = y + weight * vector
-        if op.commit:
-            x = y
-        if op.node is not None:
-            a, b = convert("x0", op.node.vector, *schedule.scales(np.array([op.node.sigma])))
-            history.append(a[0] * y + b[0] * unit[1 + len(history)])
-            rows.append(y / _size(op.node.sigma, schedule))
-    rows.append(x / _size(plan.grid[-1], schedule))
-    table = np.array(rows[1:])
-    table[:, 0] *= start / plan.ops[0].scale
+    unit, levels = np.eye(1 + plan.nfe), [node.sigma for node in plan.nodes]
+
+    def answer(k: int, y: Array) -> Array:
+        node = plan.nodes[k]
+        a, b = convert("x0", node.vector, *schedule.scales(np.array([node.sigma])))
+        return np.asarray(a[0] * y + b[0] * unit[k + 1])
+
+    sizes = np.array([_size(sigma, schedule) for sigma in (*levels, plan.grid[-1])])
+    table = (np.array(states(plan.ops, unit[0], answer)) / sizes[:, None])[1:]
+    table[:, 0] *= sizes[0] / plan.ops[0].scale
     return table
 
 

@@ -11,7 +11,7 @@ denoiser. Runge–Kutta stages are ops without commit; a corrector is a commit w
 weights absorb the chart: where the chart's velocity is not V itself but a·x + b·V, the x of a stage is
 expanded within its step, which is exact and costs nothing at run time.
 
-How a method becomes ops: compilation.py. On disk: plan_file.py. How near to a textbook: nearest.py.
+How a method becomes ops: compilation.py. On disk: plan_json.py. How near to a textbook: nearest.py.
 """
 
 from __future__ import annotations
@@ -24,14 +24,17 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from .._base import notebook
+from . import plan_json, tracing
+from .fit import fit_lines
 from .ops import Node as Node
 from .ops import Op as Op
 from .ops import check_numbers, check_ops, check_sigmas, check_tuple, check_vector, refuse
+from .table import Table, table_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from matplotlib.figure import Figure
     from torch import Tensor
 
     from ..schedules.schedule import Schedule
@@ -79,15 +82,12 @@ class Plan:
         return f"Plan({self.method}, {self.steps} steps, nfe {self.nfe}, chart {self.chart})"
 
     def _repr_html_(self) -> str:
-        from .._base.notebook import card, note, table
-        from .fit import fit_lines
-
         facts = [line.strip().partition("  ")[::2] for line in fit_lines(self.fit or {})]
         rows = [(i, *cells) for i, cells in enumerate(self._rows())]
         shown = rows if len(rows) <= _SHOWN else [*rows[: _SHOWN // 2], *rows[-_SHOWN // 2 :]]
         head = ("op", "call at σ", "t", "scale", "weights, newest first")
-        more = note(f"{len(shown)} of {len(rows)} ops" if len(shown) < len(rows) else "")
-        return card(self._summary(), facts, table(head, shown, left=(4,)) + more)
+        more = notebook.note(f"{len(shown)} of {len(rows)} ops" if len(shown) < len(rows) else "")
+        return notebook.card(self._summary(), facts, notebook.table(head, shown, left=(4,)) + more)
 
     def _summary(self) -> str:
         start = f", start {self.start}" if self.start else ""
@@ -121,21 +121,15 @@ class Plan:
         """Whether any step adds noise."""
         return any(op.noise > 0 for op in self.ops)
 
-    def describe(self, schedule: Schedule | None = None) -> str:
+    def describe(self) -> str:
         """A table of the ops, one a line; above it, of a calibrated plan, what it was fitted to and gained.
 
-        schedule: the plan's own (``model.schedule``) adds a line that names the nearest textbook method,
-        see :func:`ddim_ode.solvers.nearest.nearest`.
+        Which textbook method is nearest: :func:`ddim_ode.solvers.nearest.nearest`. A picture:
+        :func:`ddim_ode.plots.plans.plan_plot`.
         """
         lines = [self._summary()]
         if self.fit is not None:
-            from .fit import fit_lines
-
             lines += fit_lines(self.fit)
-        if schedule is not None:
-            from .nearest import nearest_line
-
-            lines.append(nearest_line(self, schedule))
         lines.append(f"{'op':>4} {'call at σ':>12} {'t':>10}  {'scale':>12}  weights, newest first")
         for i, (sigma, t, scale, weights) in enumerate(self._rows()):
             lines.append(f"{i:>4} {sigma:>12} {t:>10}  {scale:>12}  {weights}")
@@ -162,17 +156,9 @@ class Plan:
         last = {self.grid[0]: 0} | {node.sigma: k for k, node in enumerate(self.nodes)}
         return [last.get(sigma) for sigma in self.grid[:-1]]
 
-    def plot(self, schedule: Schedule | None = None) -> Figure:
-        """The levels of the calls, and the weights as a heat map; see :mod:`ddim_ode.plots.plans`."""
-        from ..plots.plans import plan_plot
-
-        return plan_plot(self, schedule)
-
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON, whole or not at all; ValueError for one that ``load`` would refuse."""
-        from .plan_json import write
-
-        write(self, path)
+        plan_json.write(self, path)
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
@@ -181,9 +167,28 @@ class Plan:
         FileNotFoundError without the file; ValueError that names the file and the field for anything
         else than a whole plan. Nothing in a file is run.
         """
-        from .plan_json import read
+        return cls.from_json(plan_json.content(path), str(path))
 
-        return read(path)
+    def to_json(self) -> str:
+        """The text of a file of :meth:`save`; ValueError for a plan that ``load`` would refuse."""
+        return plan_json.dumps(self)
+
+    @classmethod
+    def from_json(cls, data: str | bytes, source: str = "plan") -> Plan:
+        """The plan of such a text; ValueError that names ``source`` and the field for anything else."""
+        return plan_json.loads(data, source, cls)
+
+    def table(self) -> Table:
+        """The plan as plain numbers, without its step noise: for each call and the end, the state as a
+        combination of the start and of what was stored before.
+
+        >>> import ddim_ode
+        >>> ddim_ode.plan("ddim", ddim_ode.schedules.ve(9.0), [9.0, 1.0, 0.0]).table().weights
+        array([[ 1.,  0.,  0.],
+               [ 1., -8.,  0.],
+               [ 1., -8., -1.]])
+        """
+        return table_of(self.ops)
 
     @classmethod
     def trace(
@@ -202,7 +207,7 @@ class Plan:
                 ``net(x, t)`` the network to call, which answers like its x. A sampler that takes its model
                 and noise levels in another order goes into a function of that form, with its levels inside.
             schedule: that of the models it will run on, of ``ddim_ode.schedules``.
-            **options: of :func:`ddim_ode.solve.tracing.trace`: ``prediction="eps"``, what net answers;
+            **options: of :func:`ddim_ode.solvers.tracing.trace`: ``prediction="eps"``, what net answers;
                 ``time="t"`` (the network's, from the schedule's by ``time_offset=0.0``) or ``"sigma"``,
                 what loop passes to net; ``sigma_end=0.0``, the level it ends at;
                 ``dtype=torch.float64``; ``name="traced"``.
@@ -239,9 +244,7 @@ class Plan:
         >>> bool((ddim_ode.sample(model, x, plan=mine).x - ours.x).abs().max() < 1e-5)
         True
         """
-        from ..solve.tracing import trace
-
-        return trace(loop, schedule, **options)
+        return cls(**tracing.trace(loop, schedule, **options))
 
 
 _STARTS = (None, "rk", "ramp")

@@ -3,7 +3,7 @@
 Floats are written by repr and so come back to the last bit; σ = inf is the word "inf". A plan travels
 between people: a file holds numbers and names only, nothing of it is looked up, imported or run, and a
 checksum tells whether it still holds what was saved. The reader converts; what makes numbers a plan is
-checked by :class:`Plan` itself.
+checked by the plan itself, which this module does not know.
 """
 
 from __future__ import annotations
@@ -11,13 +11,26 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol, TypeVar
 
 from .._base import files, json_file
 from .._base.checks import path_of, shown
-from .plan import Node, Op, Plan
+from .ops import Node, Op
+
+
+class Compiled(Protocol):
+    """What the reader asks of the plan that it makes."""
+
+    @property
+    def nfe(self) -> int: ...
+
+    @property
+    def memory(self) -> int: ...
+
+
+P = TypeVar("P", bound=Compiled)
 
 FORMAT, VERSION = "ddim_ode plan", 2  # 1 had no sha256
 SIZE_LIMIT = 16 * 2**20  # bytes; a plan of 1000 steps that reads all its history is below that
@@ -27,16 +40,11 @@ _FIELDS = (
 )
 
 
-def write(plan: Plan, path: str | Path) -> None:
+def write(plan: Any, path: str | Path) -> None:
     """Write the plan atomically; ValueError for one that could not be read again."""
     text, path = dumps(plan), path_of("path", path)
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write(path, text)
-
-
-def read(path: str | Path) -> Plan:
-    """The plan of a file; FileNotFoundError, or ValueError naming the file and what is wrong with it."""
-    return loads(content(path), str(path))
 
 
 def content(path: str | Path) -> bytes:
@@ -44,7 +52,7 @@ def content(path: str | Path) -> bytes:
     return json_file.content(path, "plan", SIZE_LIMIT)
 
 
-def dumps(plan: Plan) -> str:
+def dumps(plan: Any) -> str:
     """The text of a plan's file."""
     source = f"plan {plan.method!r} cannot be saved"
     try:
@@ -54,12 +62,12 @@ def dumps(plan: Plan) -> str:
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{source}: fit must be plain JSON data ({error})") from None
     text = "{\n" + ",\n".join(lines) + "\n}\n"
-    if loads(text.encode(), source) != plan:
+    if loads(text, source, type(plan)) != plan:
         raise ValueError(f"{source}: its fields are not those of a compiled plan")
     return text
 
 
-def _values(plan: Plan) -> dict[str, Any]:
+def _values(plan: Any) -> dict[str, Any]:
     """All fields but the checksum."""
     ops = [
         dict(
@@ -93,9 +101,13 @@ def _sha256(values: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def loads(data: bytes, source: str) -> Plan:
-    """The plan in the bytes of a file; ValueError that names ``source`` and the field."""
-    return _Reader(source).plan(json_file.parsed(data, source, "plan", SIZE_LIMIT))
+def loads(data: str | bytes, source: str, make: Callable[..., P]) -> P:
+    """The plan in the content of a file; ValueError that names ``source`` and the field.
+
+    make: the plan of its fields, a ValueError for what are none.
+    """
+    data = data.encode() if isinstance(data, str) else data
+    return _Reader(source).plan(json_file.parsed(data, source, "plan", SIZE_LIMIT), make)
 
 
 class _Reader:
@@ -104,7 +116,7 @@ class _Reader:
     def __init__(self, source: str) -> None:
         self.source = source
 
-    def plan(self, data: Any) -> Plan:
+    def plan(self, data: Any, make: Callable[..., P]) -> P:
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             found = data.get("format") if isinstance(data, dict) else data
             raise ValueError(
@@ -117,6 +129,7 @@ class _Reader:
         fields = _FIELDS if version > 1 else _FIELDS[:-1]
         self.names("the plan", data, fields)
         plan = self.checked(
+            make,
             method=data["method"],
             ops=tuple(self.op(f"ops[{i}]", row) for i, row in self.rows("ops", data["ops"])),
             vector=data["vector"],
@@ -136,9 +149,9 @@ class _Reader:
             )
         return plan
 
-    def checked(self, **fields: Any) -> Plan:
+    def checked(self, make: Callable[..., P], **fields: Any) -> P:
         try:
-            return Plan(**fields)
+            return make(**fields)
         except ValueError as error:
             raise ValueError(f"{self.source}: {error}") from None
 

@@ -17,20 +17,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from .._base.checks import number, one_of, text_of
-from ..denoising.denoiser import PREDICTIONS
 from ..schedules.schedule import Array, Schedule
-from ..solvers.plan import Node, Op, Plan
-from .loop import integrate
+from .chart import PREDICTIONS
+from .ops import Node, Op
+from .table import states
 
-Network = Callable[[Tensor, Any], Tensor]
-Loop = Callable[[Network, Tensor], Tensor]
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    Network = Callable[[Tensor, Any], Tensor]
+    Loop = Callable[[Network, Tensor], Tensor]
 
 _LINEAR = 1e-4  # float32 samplers agree with their own table to about 1e-6
 _ROUNDING = 1e-6  # a weight this small beside its own column of the table comes from rounding
@@ -44,16 +46,16 @@ def trace(
     time: str = "t",
     time_offset: float = 0.0,
     sigma_end: float = 0.0,
-    dtype: torch.dtype = torch.float64,
+    dtype: torch.dtype | None = None,
     name: str = "traced",
-) -> Plan:
-    """The plan of a deterministic sampler that is linear in (x, ε).
+) -> dict[str, Any]:
+    """The fields of the plan of a deterministic sampler that is linear in (x, ε).
 
     loop: ``loop(net, x) -> x_end`` starts from x in network space, calls ``net(x, t)`` on states in network
     space and returns one, at the level sigma_end. It runs three times, on small tensors (1, 1, 1, n) of
-    ``dtype``, so it must make its own state anew (a scheduler remembers). prediction: what net answers,
-    ``"eps" | "x0" | "v" | "flow" | "score"``. time: what loop passes for t: ``"t"``, the network's time,
-    ``time_offset`` from the schedule's as in :class:`ddim_ode.Denoiser`, or ``"sigma"``.
+    ``dtype`` (None: float64), so it must make its own state anew (a scheduler remembers). prediction: what
+    net answers, ``"eps" | "x0" | "v" | "flow" | "score"``. time: what loop passes for t: ``"t"``, the
+    network's time, ``time_offset`` from the schedule's as in :class:`ddim_ode.Denoiser`, or ``"sigma"``.
 
     The plan stores that prediction and runs on any model with this schedule, under ``name``. Its grid is
     the levels of the calls; a call that no later one goes below, or at the same level as a later
@@ -72,8 +74,11 @@ def trace(
     >>> max(abs(a.weights[0] - b.weights[0]) for a, b in zip(traced.ops[1:], ours.ops[1:])) < 1e-15
     True
     """
+    import torch
+
     if not callable(loop) or not isinstance(schedule, Schedule):
         raise ValueError("trace takes a callable loop(net, x) and a schedule of ddim_ode.schedules")
+    dtype = torch.float64 if dtype is None else dtype
     sigma_end, time_offset = number("sigma_end", sigma_end), number("time_offset", time_offset)
     if not np.isfinite(time_offset):
         raise ValueError(f"time_offset={time_offset!r} must be finite")
@@ -108,16 +113,17 @@ def trace(
         raise ValueError(
             f"sigma_end={sigma_end:g} must be below σ={sigmas.max():g}, the highest level of a call"
         )
-    plan = Plan(
-        name,
-        _ops(rows, nodes, levels),
-        prediction,
-        "none",
-        (*sigmas[levels].tolist(), float(sigma_end)),
-        schedule.fingerprint,
+    ops = _ops(rows, nodes, levels)
+    _verify(ops, loop, prediction, dtype)
+    grid = (*sigmas[levels].tolist(), float(sigma_end))
+    return dict(
+        method=name,
+        ops=ops,
+        vector=prediction,
+        chart="none",
+        grid=grid,
+        schedule=schedule.fingerprint,
     )
-    _verify(plan, loop, dtype)
-    return plan
 
 
 class _Run:
@@ -126,6 +132,8 @@ class _Run:
     def __init__(self, loop: Loop, x: Tensor, answers: Sequence[Tensor] | None) -> None:
         self.times: list[float] = []
         self.shown: list[Tensor] = []
+
+        import torch
 
         def net(y: Tensor, t: Any) -> Tensor:
             k = len(self.times)
@@ -149,6 +157,8 @@ class _Run:
 
 def _like(y: Any, x: Tensor, did: str) -> Tensor:
     """y without its graph; ValueError unless it is a tensor as large as x."""
+    from torch import Tensor
+
     if not isinstance(y, Tensor) or y.numel() != x.numel():
         got = f"a tensor {tuple(y.shape)}" if isinstance(y, Tensor) else f"a {type(y).__name__}"
         raise ValueError(
@@ -190,26 +200,24 @@ def _ops(rows: Array, nodes: Sequence[Node], levels: Sequence[int]) -> tuple[Op,
     return tuple(ops)
 
 
-def _verify(plan: Plan, loop: Loop, dtype: torch.dtype) -> None:
-    """ValueError unless plan and sampler agree on random states and answers."""
+def _verify(ops: Sequence[Op], loop: Loop, vector: str, dtype: torch.dtype) -> None:
+    """ValueError unless ops and sampler agree on random states and answers."""
+    import torch
+
+    calls = sum(op.node is not None for op in ops)
     source = torch.Generator().manual_seed(0)
-    x, *answers = (
-        3 * torch.randn(plan.nfe + 1, 1, 1, 1, 16, generator=source, dtype=dtype)
-    ).unbind(0)
+    x, *answers = (3 * torch.randn(calls + 1, 1, 1, 1, 16, generator=source, dtype=dtype)).unbind(0)
     run = _Run(loop, x, answers)
-    shown: list[Tensor] = []
-
-    def evaluate(y: Tensor, k: int) -> Tensor:
-        shown.append(y)
-        return answers[k]
-
-    end = integrate(plan, evaluate, x).x
-    for k, (ours, theirs) in enumerate(zip([*shown, end], [*run.shown, run.end])):
-        gap = float((ours - theirs).abs().max() / theirs.abs().max().clamp_min(1.0))
+    told = [answer.double().numpy() for answer in answers]
+    theirs = [y.double().numpy() for y in (*run.shown, run.end)]
+    for k, (ours, y) in enumerate(
+        zip(states(ops, x.double().numpy(), lambda k, _: told[k]), theirs)
+    ):
+        gap = float(np.abs(ours - y).max() / max(np.abs(y).max(), 1.0))
         if not gap < _LINEAR:
-            where = f"the state of call {k}" if k < plan.nfe else "the end state"
+            where = f"the state of call {k}" if k < calls else "the end state"
             raise ValueError(
-                f"the sampler is not linear in (x, {plan.vector}), or not deterministic: on random numbers "
+                f"the sampler is not linear in (x, {vector}), or not deterministic: on random numbers "
                 f"{where} differs from its table by {gap:.1e} of its size; switch off clipping, "
                 "thresholding and noise"
             )
