@@ -41,6 +41,7 @@ _NAMES = {
     "methods": "solvers.methods",
     "noise": "denoising.seeding",
     "plan": "solvers.compilation",
+    "plan_for": "solve.planning",
     "renoise": "latents.editing",
     "sample": "solve.sampling",
     "slerp": "latents.interpolation",
@@ -78,6 +79,7 @@ if TYPE_CHECKING:
     from .nets.pretrained import load as load
     from .solve.inpainting import Known as Known
     from .solve.loop import Progress as Progress
+    from .solve.planning import plan_for as plan_for
     from .solve.probability_flow import ProbabilityFlow as ProbabilityFlow
     from .solve.sampling import sample as sample
     from .solve.solution import Solution as Solution

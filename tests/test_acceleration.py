@@ -1,5 +1,6 @@
 """Faster network calls make the same samples: to rounding, and to that of the network's precision."""
 
+import dataclasses
 import functools
 
 import pytest
@@ -8,9 +9,9 @@ from problems import COSINE, Counting, mixture_2d, points
 
 import ddim_ode
 from ddim_ode.denoising.micro_batches import MicroBatches
-from ddim_ode.solve import cuda_graph
+from ddim_ode.solve import cuda_graph, fixed
 from ddim_ode.solve.cuda_graph import GraphedPlan, Uploads
-from ddim_ode.solve.sampling import run_plan
+from ddim_ode.solve.request import Request
 
 LABELS = {"y": torch.arange(6)}
 
@@ -277,8 +278,11 @@ def test_a_graph_finds_what_was_uploaded_before():
 
     plan = ddim_ode.plan("dpmpp2m", COSINE, [9.0, 2.0, 0.5, 0.1, 0.0])
 
-    def solve():  # ``sample`` takes no tensor without numbers
-        return run_plan(model, x, plan, None, None, None, False, None, "none", False).x
+    # ``sample`` takes no tensor without numbers
+    request = dataclasses.replace(Request.of(model, torch.ones(3, 2), None, dict(plan=plan)), x=x)
+
+    def solve():
+        return fixed.run(request, plan).x
 
     with Uploads() as first:
         solve()

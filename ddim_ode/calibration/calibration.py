@@ -38,8 +38,9 @@ from ..solve.answers import Answers, ask, levels_of
 from ..solve.levels import Levels, budgets
 from ..solve.model_key import model_key
 from ..solve.plan_checks import check_plan
+from ..solve.planning import compile_for
 from ..solve.reference import METHOD, in_float64
-from ..solve.sampling import compile_for, sample
+from ..solve.sampling import sample
 from ..solve.solution import norm_per_sample
 from ..solvers.methods import get_method
 from ..solvers.plan import Plan

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from ..denoising.denoiser import Denoiser
 from ..solve.levels import Levels
-from ..solve.sampling import compile_for
+from ..solve.planning import compile_for
 from ..solvers.methods import METHODS
 from ..solvers.plan import Plan
 from .family import Linear

@@ -95,23 +95,6 @@ def parse_features(
         ) from None
 
 
-def chooses_steps(method: str, placed: bool, tolerant: bool = False) -> bool:
-    """Whether the method of that name chooses its own steps; ValueError for a name that is none.
-
-    placed: it is told where to step. tolerant: it is given a tolerance, and no number of calls.
-    """
-    from ..solve import external
-    from ..solvers.embedded import adaptive_by_itself, embedded_pair
-    from ..solvers.methods import get_method
-
-    if external.is_external(method):
-        return not external.is_fixed_step(method)
-    spec = get_method(method)
-    return not placed and (
-        adaptive_by_itself(spec) or (tolerant and embedded_pair(spec) is not None)
-    )
-
-
 def add_guidance(parser: argparse.ArgumentParser, further: str = "") -> None:
     """The scale of guidance, none where nobody gives one, on every command."""
     said = f"classifier-free guidance; 1 (the default) is none, others cost twice{further}"

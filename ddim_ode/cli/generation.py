@@ -11,7 +11,6 @@ from .._base.checks import one_of
 from .common import (
     add_guidance,
     add_limit_arguments,
-    chooses_steps,
     condition,
     find_device,
     limits,
@@ -118,6 +117,8 @@ def _solver(args: argparse.Namespace) -> dict[str, Any]:
     given = {name: getattr(args, name) for name in _SOLVER if getattr(args, name) is not None}
     if args.plan is not None or given.keys() & {"nfe", "steps", "rtol", "atol"}:
         return given
+    from ..solve.request import chooses_steps
+
     own = chooses_steps(args.method or "ddim", placed=args.grid is not None)
     return given if own else dict(given, nfe=_NFE)
 

@@ -19,7 +19,6 @@ from .._base.versions import versions
 from ..grids import NAMES
 from .common import (
     add_ode_arguments,
-    chooses_steps,
     find_device,
     limits,
     parse_classes,
@@ -226,6 +225,8 @@ def _load_plans(args: argparse.Namespace) -> dict[str, Plan]:
 
 def _check_methods(args: argparse.Namespace) -> None:
     """ValueError for a name that is none, and for an option that no method, or not each, has a use for."""
+    from ..solve.request import chooses_steps
+
     adaptive = [method for method in args.methods if _is_adaptive(method, args)]
     for method in args.methods:
         if args.eta is not None and method != "ddim":
@@ -308,13 +309,13 @@ def _run_solver(
 
 def _options(method: str, args: argparse.Namespace) -> dict[str, Any]:
     """What of the command line is this method's."""
-    from ..solve import external
+    from ..solve.request import is_external
 
     options: dict[str, Any] = dict(
         method=method, final=args.final, sigma_max=args.sigma_max, sigma_min=args.sigma_min
     )
     if _is_adaptive(method, args):
-        if not external.is_external(method):
+        if not is_external(method):
             options["dense"] = False
         rtol, atol = (_TOLERANCE if t is None else t for t in (args.rtol, args.atol))
         return options | dict(rtol=rtol, atol=atol, nfe=args.nfe)
@@ -325,6 +326,8 @@ def _options(method: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _is_adaptive(method: str, args: argparse.Namespace) -> bool:
+    from ..solve.request import chooses_steps
+
     placed = args.steps is not None or args.grid is not None
     return chooses_steps(
         method, placed, args.nfe is None and (args.rtol, args.atol) != (None, None)

@@ -13,11 +13,12 @@ from .._base.checks import number, one_of, several, shown
 from ..denoising.denoiser import Denoiser
 from ..grids import NAMES
 from ..schedules.schedule import Schedule
-from ..solve import external
 from ..solve.levels import Levels
 from ..solve.near import of_plan
 from ..solve.plan_checks import check_plan
-from ..solve.sampling import compile_for, sample
+from ..solve.planning import compile_for
+from ..solve.request import is_external, is_fixed_step
+from ..solve.sampling import sample
 from ..solvers.methods import DEFAULT_METHODS, Method, get_method
 from ..solvers.plan import Plan
 
@@ -105,8 +106,8 @@ def _entry(label: str | None, solver: Any, model: Denoiser) -> Entry:
         stochastic = solver.is_stochastic
         label = label or solver.method
         checked: Method | str | Plan = solver
-    elif external.is_external(solver):
-        external.is_fixed_step(solver)
+    elif is_external(solver):
+        is_fixed_step(solver)
         checked, stochastic, label = str(solver), False, label or str(solver)
     else:
         spec = get_method(solver)
@@ -163,7 +164,7 @@ def jobs(
         budget = fits[0] if fits else entry.solver.nfe
         return [[Job(entry, budget, AS_GIVEN, AS_GIVEN, entry.solver)]]
     out: list[list[Job]] = []
-    free = external.is_external(entry.solver) and not external.is_fixed_step(str(entry.solver))
+    free = is_external(entry.solver) and not is_fixed_step(str(entry.solver))
     for budget in wanted:
         for name in [None] if free and "best" not in names else names:
             if name == "best":

@@ -17,9 +17,9 @@ from .._base.digests import digest
 from ..denoising.denoiser import Denoiser
 from ..denoising.inputs import Cond, conditions
 from ..denoising.seeding import GENERATOR, noise
-from ..solve import external
 from ..solve.cuda_graph import GraphedPlan, check_graphable
 from ..solve.near import Near, of_plan, of_rows, of_shared
+from ..solve.request import is_external, is_fixed_step
 from ..solve.sampling import sample
 from ..solve.solution import Solution
 from ..solvers.controller import NON_FINITE, SUCCESS
@@ -83,7 +83,7 @@ class IndexedSolver:
             on_nan = options.get("on_nan")
             self._options = dict(plan=self.plan) | ({} if on_nan is None else dict(on_nan=on_nan))
             self._start = self.plan.grid[0]
-        elif not external.is_external(options["method"]):
+        elif not is_external(options["method"]):
             self._options = dict(options, dense=False)
         if rows > 1 and self._couples():
             raise ValueError(
@@ -98,9 +98,9 @@ class IndexedSolver:
 
     def _couples(self) -> bool:
         method = self._options.get("method")
-        if self.plan is not None or not external.is_external(method):
+        if self.plan is not None or not is_external(method):
             return self._options.get("error_norm") == "batch"
-        return not external.is_fixed_step(str(method))
+        return not is_fixed_step(str(method))
 
     def conditions(self, rows: Mapping[str, Tensor] | None) -> Near:
         """What tells these conditions, and what is shared, from others."""

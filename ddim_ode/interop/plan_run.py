@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..denoising.denoiser import Denoiser
 from ..denoising.network import check_output
-from ..solve.sampling import x0_of
+from ..solve.fixed import x0_of
 from ..solvers.plan import Plan
 
 Generators = torch.Generator | list[torch.Generator] | None

@@ -40,7 +40,7 @@ from ..grids import FINALS, NAMES
 from ..schedules.schedule import Array
 from ..solve.levels import Levels
 from ..solve.plan_checks import check_plan, warn_of_another_ode
-from ..solve.sampling import compile_for
+from ..solve.planning import compile_for
 from ..solvers.methods import get_method
 from ..solvers.plan import Plan
 from .config import (

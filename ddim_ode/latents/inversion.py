@@ -18,62 +18,45 @@ https://arxiv.org/abs/2011.13456, section 4.3.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .._base.checks import flag, number, one_of, refuse
+from .._base.checks import flag, refuse
 from .._base.warn import warn
-from ..denoising.denoiser import Denoiser, check_state
+from ..denoising.denoiser import Denoiser
 from ..denoising.inputs import check_model
-from ..grids import FINALS
 from ..schedules.schedule import Array
-from ..solve.directions import Task, solve
-from ..solve.gradients import check_mode
-from ..solve.loop import Progress
+from ..solve.request import (
+    COMPILING,
+    PLACING,
+    WATCHING,
+    Request,
+    SolveOptions,
+    check_names,
+    lists_options,
+)
+from ..solve.sampling import solve
 from ..solve.solution import RoundTrip, Solution, mean_square
 from ..solvers.methods import Method
 from ..solvers.plan import Plan
 from .round_trip import Solve, certified
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
+
+@lists_options
 def encode(
     model: Denoiser,
     x0: Tensor,
     method: str | Method | None = None,
     *,
-    steps: int | None = None,
-    nfe: int | None = None,
-    grid: str | npt.ArrayLike | None = None,
-    timesteps: npt.ArrayLike | None = None,
-    plan: Plan | None = None,
-    variant: str | None = None,
-    start: str | None = None,
-    chart: str | None = None,
-    final: str | None = None,
-    sigma_max: float | None = None,
-    sigma_min: float | None = None,
-    eta: float | None = None,
-    noise_std: npt.ArrayLike | None = None,
-    rtol: float | None = None,
-    atol: float | None = None,
-    max_nfe: int | None = None,
-    error_norm: str | None = None,
-    dense: bool | None = None,
     partner: Tensor | None = None,
-    cond: Mapping[str, Tensor] | None = None,
-    shared: Mapping[str, Any] | None = None,
-    progress: bool = False,
-    callback: Callable[[Progress], None] | None = None,
-    record: str = "none",
-    on_nan: str = "report",
-    differentiable: bool = False,
     certify: bool = False,
+    **options: Unpack[SolveOptions],
 ) -> Solution:
     """Integrate the ODE from x0 (B, *) at σ_min up to σ_max: ``.x`` is the latent, in network space.
 
@@ -108,68 +91,25 @@ def encode(
     >>> [round(z, 1) for z in sol.x[:, 0].tolist()], round(sol.round_trip.order)
     ([0.0, 1.0], 3)
     """
-    task = Task(
-        method,
-        dict(
-            steps=steps,
-            nfe=nfe,
-            grid=grid,
-            timesteps=timesteps,
-            sigma_max=sigma_max,
-            sigma_min=sigma_min,
-        ),
-        plan,
-        dict(variant=variant, start=start, chart=chart),
-        (rtol, atol),
-        dict(max_nfe=max_nfe, error_norm=error_norm, dense=dense),
-        dict(progress=progress, callback=callback, record=record, on_nan=on_nan),
-        cond,
-        shared,
-    )
-    check_model(model, limited=False)
-    _check(model, final, eta, noise_std)
-    x0 = check_state(x0)
-    with torch.set_grad_enabled(check_mode(differentiable, "encode")):
-        sol = solve(task, model, x0, partner, rising=True)
+    request = Request.of(model, x0, method, options, caller="encode", partner=partner)
+    sol = solve(request)
     if flag("certify", certify):
         with torch.no_grad():
-            sol.round_trip = certified(model, x0, sol, _again(task, sol), task.reversible)
+            reversible = request.kind == "reversible"
+            sol.round_trip = certified(model, request.x, sol, _again(request, sol), reversible)
     if model.guidance is not None:
         warn(_guided(model, sol.round_trip))
     return sol
 
 
+@lists_options
 def decode(
     model: Denoiser,
     z: Tensor | Solution,
     method: str | Method | None = None,
     *,
-    steps: int | None = None,
-    nfe: int | None = None,
-    grid: str | npt.ArrayLike | None = None,
-    timesteps: npt.ArrayLike | None = None,
-    plan: Plan | None = None,
-    variant: str | None = None,
-    start: str | None = None,
-    chart: str | None = None,
-    final: str | None = None,
-    sigma_max: float | None = None,
-    sigma_min: float | None = None,
-    eta: float | None = None,
-    noise_std: npt.ArrayLike | None = None,
-    rtol: float | None = None,
-    atol: float | None = None,
-    max_nfe: int | None = None,
-    error_norm: str | None = None,
-    dense: bool | None = None,
     partner: Tensor | None = None,
-    cond: Mapping[str, Tensor] | None = None,
-    shared: Mapping[str, Any] | None = None,
-    progress: bool = False,
-    callback: Callable[[Progress], None] | None = None,
-    record: str = "none",
-    on_nan: str = "report",
-    differentiable: bool = False,
+    **options: Unpack[SolveOptions],
 ) -> Solution:
     """Integrate the ODE from the latent z (B, *) at σ_max down to σ_min: the inverse of :func:`encode`.
 
@@ -185,59 +125,26 @@ def decode(
     >>> bool((ddim_ode.decode(model, latent).x - x0).abs().max() < 1e-12)
     True
     """
-    placing = dict(
-        steps=steps,
-        nfe=nfe,
-        grid=grid,
-        timesteps=timesteps,
-        sigma_max=sigma_max,
-        sigma_min=sigma_min,
-    )
-    fixed = dict(variant=variant, start=start, chart=chart)
+    check_names("decode", options)
     if isinstance(z, Solution):
+        told = (*PLACING, *COMPILING, "plan")
         refuse(
             "the Solution of an encode already says how to go back",
             method=method,
-            plan=plan,
             partner=partner,
-            **placing,
-            **fixed,
+            **{name: options.get(name) for name in told if name != "final"},
         )
-        method, plan, placing["grid"] = _way_back(z, model)
+        method, plan, grid = _way_back(z, model)
         partner, z = z.partner, z.x
-    task = Task(
-        method,
-        placing,
-        plan,
-        fixed,
-        (rtol, atol),
-        dict(max_nfe=max_nfe, error_norm=error_norm, dense=dense),
-        dict(progress=progress, callback=callback, record=record, on_nan=on_nan),
-        cond,
-        shared,
-    )
-    _check(model, final, eta, noise_std)
-    with torch.set_grad_enabled(check_mode(differentiable, "decode")):
-        sol = solve(task, model, check_state(z), partner, rising=False)
-    if task.reversible and partner is None:
+        options = {**options, "plan": plan, "grid": grid}
+    request = Request.of(model, z, method, options, caller="decode", partner=partner)
+    sol = solve(request)
+    if request.kind == "reversible" and partner is None:
         warn(
             f"decode by {method!r} without partner= starts from equal states, and comes back as a solver "
             "of second order does; to come back to rounding give the Solution of encode, or its .partner"
         )
     return sol
-
-
-def _check(
-    model: Denoiser, final: str | None, eta: float | None, noise_std: npt.ArrayLike | None
-) -> None:
-    check_model(model)
-    if final is not None and one_of("final", final, FINALS) != "sigma_min":
-        raise ValueError(
-            f"final={final!r}: the jump to σ=0 cannot be undone, so both directions end at a level > 0; "
-            "drop final, or use sample"
-        )
-    eta = None if eta is None else number("eta", eta) or None
-    refuse("step noise cannot be undone", eta=eta, noise_std=noise_std)
 
 
 def _way_back(sol: Solution, model: Denoiser) -> tuple[str | None, Plan | None, Array | None]:
@@ -258,23 +165,21 @@ def _way_back(sol: Solution, model: Denoiser) -> tuple[str | None, Plan | None, 
     return None, sol.plan, None
 
 
-def _again(task: Task, sol: Solution) -> Solve:
+def _again(request: Request, sol: Solution) -> Solve:
     """The same solver for a certificate: quiet, and on other levels where they are given."""
-    quiet = replace(
-        task, watching=dict(progress=False, callback=None, record="none", on_nan="report")
-    )
+    own = {name: v for name, v in request.options.items() if v is not None and name not in WATCHING}
 
     def again(
         model: Denoiser, x: Tensor, partner: Tensor | None, rising: bool, grid: Array | None
     ) -> Solution:
-        if grid is None:
-            return solve(quiet, model, x, partner, rising)
-        other = replace(quiet, placing=dict(grid=grid))
-        if sol.plan is not None:
-            method = task.method if task.plan is None else sol.plan.method
-            fixed = dict(task.fixed, start=sol.plan.start, chart=sol.plan.chart)
-            other = replace(other, method=method, plan=None, fixed=fixed)
-        return solve(other, model, x, partner, rising)
+        options, method = dict(own), request.method
+        if grid is not None:
+            options |= dict.fromkeys(PLACING) | dict(grid=grid)
+            if sol.plan is not None:
+                method = sol.plan.method if request.kind == "plan" else method
+                options |= dict(plan=None, start=sol.plan.start, chart=sol.plan.chart)
+        way = "encode" if rising else "decode"
+        return solve(Request.of(model, x, method, options, caller=way, partner=partner))
 
     return again
 

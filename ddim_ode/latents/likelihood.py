@@ -38,11 +38,11 @@ from ..denoising.denoiser import Denoiser, check_state
 from ..denoising.inputs import check_model
 from ..denoising.seeding import DEQUANTIZE, check_seeds, generator, prior_std
 from ..schedules.schedule import Schedule
-from ..solve.adaptive import DEFAULT_MAX_NFE, is_adaptive, tolerance
+from ..solve.adaptive import DEFAULT_MAX_NFE, tolerance
 from ..solve.levels import Levels
 from ..solve.model_key import network_dtype
 from ..solve.reference import in_float64
-from ..solve.sampling import NOT_ADAPTIVE
+from ..solve.request import NOT_ADAPTIVE, kind_of
 from ..solvers.controller import SUCCESS
 from ..solvers.methods import Method, get_method
 from .density import Density, End, adaptive, fixed, flat
@@ -207,7 +207,7 @@ def log_likelihood(
     final = None if given else "sigma_min"
     levels = Levels(model, steps, None, grid, None, final, sigma_max, sigma_min, rising=True)
     asked = any(value is not None for value in (rtol, atol, max_nfe))
-    by_tolerance = is_adaptive(spec, asked, levels.placed)
+    by_tolerance = kind_of(spec, placed=levels.placed, tolerant=asked) == "adaptive"
     if not by_tolerance:
         refuse(NOT_ADAPTIVE, rtol=rtol, atol=atol, max_nfe=max_nfe)
     sigmas = (

@@ -5,77 +5,42 @@ The solve itself: active_set.py (tensors), solvers/controller.py and solvers/clo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .._base.bars import progress_bar
-from .._base.checks import count, number, one_of, shown
-from ..denoising.denoiser import Denoiser
+from .._base.checks import count, flag, number, one_of, shown
 from ..solvers.clock import clock
 from ..solvers.controller import SUCCESS, Controller
-from ..solvers.embedded import adaptive_by_itself, embedded_pair, scheme_of
-from ..solvers.methods import Method
+from ..solvers.embedded import embedded_pair, scheme_of
 from .active_set import Field, Released, Solver
-from .levels import Levels
+from .request import Request
 from .solution import Solution, warn_of_scale
 
 DEFAULT_TOLERANCE, DEFAULT_MAX_NFE = 1e-3, 500
 ERROR_NORMS = ("sample", "batch")
 
 
-class Options(NamedTuple):
-    """How an adaptive solve is controlled; the arguments of :func:`ddim_ode.sample` of those names."""
+def solve(request: Request) -> Solution:
+    """A request of kind "adaptive".
 
-    rtol: float = DEFAULT_TOLERANCE
-    atol: float = DEFAULT_TOLERANCE
-    max_nfe: int | None = None
-    error_norm: str = "sample"
-    record: str = "none"
-    dense: bool = True
-
-
-def error_norm(given: Any) -> str:
-    """That norm, ``"sample"`` for None; ValueError for one that is not known."""
-    return "sample" if given is None else one_of("error_norm", given, ERROR_NORMS)
-
-
-def is_adaptive(method: Method, asked: bool, placed: bool) -> bool:
-    """Whether to solve adaptively: ``asked`` for a tolerance or budget, or steps not ``placed``.
-
-    heun only if asked. ValueError for both.
+    Raises:
+        ValueError: A tolerance, error norm or budget that is out of range.
     """
-    able = embedded_pair(method) is not None
-    if asked and placed and able:
-        raise ValueError(
-            f"{method.name} with rtol=, atol= or max_nfe= chooses its own steps: drop steps, grid and "
-            "timesteps, or drop rtol, atol and max_nfe for a fixed plan"
-        )
-    return able and (asked or (adaptive_by_itself(method) and not placed))
-
-
-def solve(
-    model: Denoiser,
-    x: Tensor,
-    method: Method,
-    levels: Levels,
-    options: Options,
-    seeds: list[int] | None,
-    cond: Mapping[str, Tensor] | None,
-    shared: Mapping[str, Any] | None,
-    progress: bool,
-) -> Solution:
-    """What :func:`ddim_ode.sample` and ``encode`` do adaptively; x (B, *) in network space at the first
-    level.
-
-    ValueError for a budget that is no whole number >= 1.
-    """
-    limit = DEFAULT_MAX_NFE if options.max_nfe is None else count("max_nfe", options.max_nfe)
+    model, x, method, levels = request.model, request.x, request.spec, request.levels
+    options, record = request.options, request.options["record"]
+    assert method is not None
+    tolerances = tolerance("rtol", options["rtol"]), tolerance("atol", options["atol"])
+    norm = "sample" if options["error_norm"] is None else options["error_norm"]
+    joint = one_of("error_norm", norm, ERROR_NORMS) == "batch"
+    dense = options["dense"] is None or flag("dense", options["dense"])
+    given = options["max_nfe"]
+    limit = DEFAULT_MAX_NFE if given is None else count("max_nfe", given)
     pair = embedded_pair(method)
-    assert pair is not None  # is_adaptive said so
+    assert pair is not None  # or it were of another kind
     scheme = scheme_of(pair)
     sigmas = levels.ends(scheme.cost)
     first, last = float(sigmas[0]), float(sigmas[1])
@@ -88,7 +53,7 @@ def solve(
         cost=scheme.cost,
         limit=limit if levels.nfe is None else levels.nfe,
         stretch=levels.nfe is not None,
-        joint=options.error_norm == "batch",
+        joint=joint,
         resolution=4 * float(np.spacing(abs(ends).max())),
     )
     z = x / float(np.hypot(*model.schedule.scales(first)))
@@ -97,21 +62,21 @@ def solve(
         z,
         scheme,
         control,
-        (options.rtol, options.atol),
-        options.dense or options.record != "none",
+        tolerances,
+        dense or record != "none",
         bool(sigmas[-1] == 0),
-        cond,
-        shared,
+        request.cond,
+        request.shared,
     )
     if not x.numel():  # nothing to ask the network
         control.status[:] = SUCCESS
     else:
-        with progress_bar(progress, unit="nfe", desc=method.name) as bar:
+        with progress_bar(options["progress"], unit="nfe", desc=method.name) as bar:
             solver.run(bar.update)
     end, error = gathered(solver.released, x)
     trajectory = None
-    if options.record != "none" and solver.path is not None:
-        trajectory = solver.path.trajectory(options.record, end, solver.sigmas)
+    if record != "none" and solver.path is not None:
+        trajectory = solver.path.trajectory(record, end, solver.sigmas)
     if not levels.rising:
         warn_of_scale(end, max(first, model.sigma_max))
     return Solution(
@@ -125,9 +90,9 @@ def solve(
         rejected=control.rejected,
         error=error,
         trajectory=trajectory,
-        seeds=seeds,
+        seeds=options["seeds"],
         outcome=control.status,
-        path=solver.path if options.dense else None,
+        path=solver.path if dense else None,
         alterations=model.alterations,
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -17,21 +17,17 @@ import torch
 from torch import Tensor
 
 from .._base.bars import progress_bar
-from .._base.checks import count, exclusive, one_of, refuse
-from ..denoising.denoiser import Denoiser
+from .._base.checks import count, one_of, refuse
 from ..schedules.schedule import Array
 from ..solvers.controller import MAX_NFE, NON_FINITE, UNDERFLOW
 from .adaptive import DEFAULT_MAX_NFE, tolerance
-from .gradients import check_mode, parameters
-from .levels import Levels
+from .gradients import parameters
 from .probability_flow import ProbabilityFlow
+from .request import OF_SCIPY, Request, is_fixed_step
 from .solution import Solution, finite_samples, per_sample, warn_of_scale
 
 if TYPE_CHECKING:
     from scipy.integrate import OdeSolver
-
-PREFIXES = ("torchdiffeq:", "scipy:")
-_SCIPY = ("RK23", "RK45", "DOP853", "Radau", "BDF", "LSODA")
 
 
 class _Stop(Exception):
@@ -47,34 +43,17 @@ class End(NamedTuple):
     rejected: int = 0
 
 
-def is_external(method: object) -> bool:
-    return isinstance(method, str) and method.startswith(PREFIXES)
-
-
-def sample(
-    model: Denoiser,
-    x: Tensor,
-    method: str,
-    levels: Levels,
-    tolerances: tuple[float | None, float | None],
-    max_nfe: int | None,
-    seeds: list[int] | None,
-    cond: Mapping[str, Tensor] | None,
-    shared: Mapping[str, Any] | None,
-    progress: bool,
-    differentiable: bool | str = False,
-) -> Solution:
-    """What :func:`ddim_ode.sample` and ``encode`` do for a method of another package; tolerances
-    (rtol, atol)."""
-    if method.startswith("scipy:") and torch.is_grad_enabled():
-        raise ValueError(f"{method} has no gradient; use a method of ours, or torchdiffeq:dopri5")
-    check_mode(differentiable, method, *["adjoint"] * method.startswith("torchdiffeq:"))
+def solve(request: Request) -> Solution:
+    """A request of kind "external", a method of another package."""
+    model, x, method, levels = request.model, request.x, str(request.method), request.levels
+    options, cond, shared = request.options, request.cond, request.shared
+    max_nfe = options["max_nfe"]
     fixed = is_fixed_step(method)
     if fixed:
         refuse(
             f"{method} steps on a grid (steps=) and has no tolerance, budget or nfe plan",
-            rtol=tolerances[0],
-            atol=tolerances[1],
+            rtol=options["rtol"],
+            atol=options["atol"],
             max_nfe=max_nfe,
             nfe=levels.nfe,
         )
@@ -86,10 +65,9 @@ def sample(
                 "max_nfe= govern it)"
             )
         sigmas = levels.ends()
-    rtol, atol = tolerance("rtol", tolerances[0]), tolerance("atol", tolerances[1])
+    rtol, atol = tolerance("rtol", options["rtol"]), tolerance("atol", options["atol"])
     if not rtol + atol > 0:
         raise ValueError("rtol=0 and atol=0 together ask for an exact solve; raise one of them")
-    exclusive(nfe=levels.nfe, max_nfe=max_nfe)
     limit = levels.nfe or count("max_nfe", DEFAULT_MAX_NFE if max_nfe is None else max_nfe)
     lands = sigmas[-1] == 0
     positive = sigmas[:-1] if lands else sigmas
@@ -103,12 +81,12 @@ def sample(
         shared=shared,
     )
     end = End(x, None)
-    with progress_bar(progress, unit="nfe", desc=method) as bar:
+    with progress_bar(options["progress"], unit="nfe", desc=method) as bar:
         if len(positive) > 1 and x.shape[0]:
             budget = sys.maxsize if fixed else limit - int(lands)
-            adjoint = differentiable == "adjoint"
+            adjoint = options["differentiable"] == "adjoint"
             wanted = parameters(model, cond, shared) if adjoint else None
-            end = solve(method, ode, x, positive, rtol, atol, budget, bar.update, wanted)
+            end = integrate(method, ode, x, positive, rtol, atol, budget, bar.update, wanted)
     out, calls, rows, accepted = end.x, ode.nfe, ode.rows, end.accepted
     if lands and end.failure is None and x.shape[0]:
         out = model(out, positive[-1], cond, shared)[0]
@@ -125,14 +103,14 @@ def sample(
         net_evals=rows * batch,
         accepted=per_sample(accepted, batch),
         rejected=per_sample(end.rejected, batch),
-        seeds=seeds,
+        seeds=options["seeds"],
         finite=finite_samples(out),
         failure=end.failure,
         alterations=model.alterations,
     )
 
 
-def solve(
+def integrate(
     method: str,
     ode: ProbabilityFlow,
     x: Tensor,
@@ -195,18 +173,6 @@ class _Watched(_Budget):
         self.rejected += 1
 
 
-def is_fixed_step(method: str) -> bool:
-    """Whether an external method steps on a grid; ValueError for an unknown one."""
-    package, name = method.split(":", 1)
-    if package == "scipy":
-        one_of("scipy solver", name, _SCIPY)
-        return False
-    from torchdiffeq._impl.odeint import SOLVERS
-    from torchdiffeq._impl.solvers import FixedGridODESolver
-
-    return issubclass(SOLVERS[one_of("torchdiffeq solver", name, SOLVERS)], FixedGridODESolver)
-
-
 def _torchdiffeq(
     name: str,
     budget: _Budget,
@@ -260,7 +226,7 @@ def _scipy(name: str, budget: _Budget, x: Tensor, sigmas: Array, rtol: float, at
     import scipy.integrate
 
     ode = budget.ode
-    solver_class: type[OdeSolver] = getattr(scipy.integrate, one_of("scipy solver", name, _SCIPY))
+    solver_class: type[OdeSolver] = getattr(scipy.integrate, one_of("scipy solver", name, OF_SCIPY))
     start, end = ode.tau(sigmas[0]), ode.tau(sigmas[-1])
     y0 = ode.to_state(x, sigmas[0]).reshape(-1).double().cpu().numpy()
     if not np.isfinite(y0).all():

@@ -41,10 +41,10 @@ from ..denoising.denoiser import Denoiser, check_state
 from ..schedules.schedule import Array
 from ..solvers.chart import SCALES, get_chart
 from ..solvers.plan import Node
-from .levels import Levels
+from .request import REVERSIBLE, Request
 from .solution import Solution, finite_samples, per_sample
 
-NAME, CHART = "reversible", "flow"
+CHART = "flow"
 
 
 class Pair(NamedTuple):
@@ -80,8 +80,8 @@ def integrate_pair(
         table = np.stack([m[1:] / m[:-1], there * factor[:-1], there * factor[1:]])
     if not np.isfinite(table).all():
         raise ValueError(
-            f"{NAME}: chart {chart!r} is infinite at σ={sigmas.max():g}; use chart='flow' or a finite "
-            "sigma_max"
+            f"{REVERSIBLE}: chart {chart!r} is infinite at σ={sigmas.max():g}; use chart='flow' or a "
+            "finite sigma_max"
         )
     nodes = [
         Node(s, t, coordinates.vector)
@@ -99,18 +99,10 @@ def integrate_pair(
     return Pair(x, partner, len(nodes))
 
 
-def solve(
-    model: Denoiser,
-    x: Tensor,
-    partner: Tensor | None,
-    method: str,
-    chart: str | None,
-    levels: Levels,
-    cond: Mapping[str, Tensor] | None,
-    shared: Mapping[str, Any] | None,
-    progress: bool,
-) -> Solution:
-    """What ``encode`` and ``decode`` do for ``"reversible"`` and ``"reversible:CHART"``."""
+def solve(request: Request) -> Solution:
+    """A request of kind "reversible", by ``"reversible"`` or ``"reversible:CHART"``."""
+    model, x, levels, method = request.model, request.x, request.levels, str(request.method)
+    partner, chart = request.partner, request.options["chart"]
     name, _, named = method.partition(":")
     exclusive(**{f"method={method!r}": named or None, "chart=": chart})
     chart = named or chart or CHART
@@ -131,8 +123,10 @@ def solve(
     sigmas = levels.passed(levels.sigmas(steps or 0))
     end = Pair(x, partner, 0)
     if x.numel():  # else nothing to ask the network
-        with progress_bar(progress, unit="nfe", desc=method) as bar:
-            end = integrate_pair(model, x, partner, sigmas, chart, cond, shared, bar.update)
+        with progress_bar(request.options["progress"], unit="nfe", desc=method) as bar:
+            end = integrate_pair(
+                model, x, partner, sigmas, chart, request.cond, request.shared, bar.update
+            )
     batch = x.shape[0]
     return Solution(
         x=end.x,

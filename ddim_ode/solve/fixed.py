@@ -1,0 +1,110 @@
+"""Fixed-step solves: a plan, run on tensors, and what is watched on the way."""
+
+from __future__ import annotations
+
+import contextlib
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .._base.bars import progress_bar
+from ..denoising.denoiser import Denoiser
+from ..denoising.seeding import StepNoise
+from ..solvers.chart import convert
+from ..solvers.plan import Node, Plan
+from . import gradients
+from .loop import Progress, integrate
+from .planning import plan_of
+from .request import Request
+from .solution import Solution, norm_per_sample, per_sample, warn_of_scale
+
+
+def solve(request: Request) -> Solution:
+    """Run the plan of a request of kind "plan" or "fixed"."""
+    return run(request, plan_of(request))
+
+
+def run(request: Request, plan: Plan) -> Solution:
+    """What comes of that plan, with the request's noise, conditions and watching."""
+    model, x, options = request.model, request.x, request.options
+    seeds, record, callback, known = (
+        options[name] for name in ("seeds", "record", "callback", "known")
+    )
+    batch = x.shape[0]
+    draw = None
+    if plan.is_stochastic:
+        if seeds is None:
+            seeds = torch.randint(2**63 - 1, (batch,)).tolist()
+        draw = StepNoise(seeds, x)
+    evaluate = model.bind(plan.nodes, x, request.cond, request.shared)
+    if options["differentiable"] == "checkpoint":
+        evaluate = gradients.checkpointed(evaluate)
+    if batch == 0:  # nothing to ask the network
+        evaluate = lambda y, k: y  # noqa: E731
+
+    alterations, project = model.alterations, None
+    if known is not None:
+        alterations, project = (
+            {**alterations, "known": True},
+            known.bind(plan.grid, model.schedule, x),
+        )
+
+    trajectory: list[Tensor] = []
+    if record == "x":
+        trajectory.append(x if project is None else project(x, 0))
+    progress = options["progress"]
+    bar = progress_bar(True, total=plan.nfe, unit="nfe", desc=plan.method) if progress else None
+
+    level_calls = set(plan.level_calls()) if record == "x0" else set()
+
+    def after_call(k: int, y: Tensor, vector: Tensor) -> None:
+        if bar is not None:
+            bar.update()
+        if k in level_calls:
+            trajectory.append(x0_of(model, plan.nodes[k], y, vector))
+
+    def after_step(step: Progress) -> None:
+        if record == "x":
+            trajectory.append(step.x)
+        if callback is not None:
+            callback(step)
+
+    with bar or contextlib.nullcontext():
+        end, finite, calls, error = integrate(
+            plan,
+            evaluate,
+            x,
+            draw=draw,
+            hold=options["on_nan"] == "hold",
+            project=project,
+            after_call=after_call if progress or record == "x0" else None,
+            after_step=after_step if record == "x" or callback is not None else None,
+        )
+    if record == "x0":
+        trajectory.append(end if plan.grid[-1] == 0 else trajectory[-1])
+    if plan.grid[0] > plan.grid[-1]:
+        warn_of_scale(end, max(plan.grid[0], model.sigma_max))
+    return Solution(
+        x=end,
+        method=plan.method,
+        sigmas=np.array(plan.grid),
+        nfe=calls if batch else 0,
+        sample_nfe=per_sample(calls, batch),
+        net_evals=batch * model.rows([node.sigma for node in plan.nodes]),
+        accepted=per_sample(plan.steps, batch),
+        rejected=per_sample(0, batch),
+        plan=plan,
+        error=None if error is None or known is not None else norm_per_sample(error),
+        trajectory=torch.stack(trajectory) if trajectory else None,
+        seeds=None if seeds is None else list(seeds),
+        finite=finite,
+        alterations=alterations,
+    )
+
+
+def x0_of(model: Denoiser, node: Node, y: Tensor, vector: Tensor) -> Tensor:
+    """x̂₀ (B, *) at y (B, *), of what a node stored there."""
+    level = model.snapped(np.array([node.sigma]))
+    a, b = convert(node.vector, "x0", *model.schedule.scales(level))
+    return y * float(a[0]) + vector * float(b[0])
