@@ -27,7 +27,7 @@ from torch import Tensor
 from . import __version__
 from ._checks import count, flag, function, number, one_of, seed_of, shown, single
 from ._warn import warn
-from .answers import Answers, ask, levels_of
+from .answers import Answers, ask, cost_of_asking
 from .bars import progress_bar
 from .candidates import budgets
 from .content import model_key
@@ -182,7 +182,9 @@ class _Run:
         """What the model answers, the reference, and which noises are fitted and which held out."""
         x = self.x
         self.answers = ask(self.model, tuple(x.shape[1:]), self.cond, self.shared, x.device)
-        self.asked = 0 if self.answers is None else self.model.rows(levels_of(self.model))
+        self.asked = (
+            0 if self.answers is None else cost_of_asking(self.model, tuple(x.shape[1:]), self.cond)
+        )
         coarser, target = self._reference()
         spent = self.bar.n
         self.problem = Problem(

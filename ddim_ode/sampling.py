@@ -16,7 +16,7 @@ from ._checks import exclusive, flag, function, one_of, refuse
 from .bars import progress_bar
 from .denoiser import Denoiser, check_state
 from .editing import Known
-from .inputs import check_model
+from .inputs import check_model, check_rank
 from .integration import Progress, integrate
 from .levels import Levels
 from .plan_checks import check_network, check_plan, warn_of_another_ode
@@ -116,6 +116,7 @@ def sample(
     """
     check_model(model)
     x = check_state(x)
+    check_rank(model, x)
     if seeds is not None:
         seeds = check_seeds(seeds, x.shape[0])
     check_watching(progress, callback, record, on_nan)
