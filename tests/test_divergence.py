@@ -155,6 +155,9 @@ CUT = {
     "classifier": classifier_guided,
     "energy": own_gradient_detached,
     "module": lambda x, t: x + 0.5 * x.detach(),
+    "at high levels": lambda x, t: torch.where(
+        column(t) > 0.5, ORIGINAL(x, t).detach(), ORIGINAL(x, t)
+    ),
 }
 
 

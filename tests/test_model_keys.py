@@ -12,9 +12,9 @@ from problems import COSINE, SCHEDULES, mixture_2d
 
 import ddim_ode
 from ddim_ode.denoising.denoiser import PREDICTIONS
-from ddim_ode.solve.answers import LEVELS, Answers, ask
+from ddim_ode.solve.answers import Answers, ask, levels_of
 from ddim_ode.solve.model_key import model_key
-from ddim_ode.solve.near import pattern, projections
+from ddim_ode.solve.near import of_rows, pattern, projections
 
 CPU = torch.device("cpu")
 X = torch.tensor([[0.5, -2.0]])
@@ -243,8 +243,9 @@ def test_answers_are_of_the_question_and_come_back_from_json():
         cond = dict(y=torch.tensor(y))
         return ask(denoiser(Labelled()), shape, cond, dict(scale=scale), CPU)
 
-    one = asked([2.0, 7.0])
+    one = asked([2.0])
     assert one == asked([2.0]) == Answers.of_dict(one.to_dict())
+    assert asked([2.0, 7.0, 3.0, 1.0, 5.0]) == asked([2.0, 7.0, 3.0, 1.0])  # a few
     questions = {
         asked([3.0]).question,
         asked([2.0], 2.0).question,
@@ -264,13 +265,50 @@ def test_exact_mixtures_are_known_by_their_parameters_alone():
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("name", ["cosine", "ve", "flow"])
-def test_the_question_is_one_of_unit_variance_at_four_levels(prediction, name):
+def test_the_question_is_one_of_unit_variance_and_more_at_a_few_levels(prediction, name):
     schedule = SCHEDULES[name]
     model = ddim_ode.Denoiser(lambda x, t: 2.0 * x, schedule, prediction)
-    alpha, beta = schedule.scales(LEVELS)
-    x = torch.from_numpy(pattern(1, 40) * 2.0 * np.hypot(alpha, beta)[:, None])
+    levels = levels_of(model)
+    assert levels[-1] == (80.0 if np.isinf(model.sigma_max) else model.sigma_max)
+    alpha, beta = schedule.scales(levels)
+    sizes = np.resize([1.0, 2.0], len(levels)) * np.hypot(alpha, beta)
+    x = torch.from_numpy(pattern(1, 40) * 2.0 * sizes[:, None])
     found = ask(model, (40,), None, None, CPU)
     assert np.allclose(pattern(40).var(), 1.0, atol=0.2)
     np.testing.assert_allclose(found.values, projections(x).reshape(-1), rtol=1e-5, atol=1e-6)
     limited = ddim_ode.Denoiser(lambda x, t: 2.0 * x, schedule, prediction, clip=0.1)
     assert found.differ(ask(limited, (40,), None, None, CPU))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (lambda x, t: x.clamp(-1.8, 1.8), lambda x, t: x.clamp(-3, 3)),
+        (lambda x, t: x * (1 + (t[:, None] > 975)), lambda x, t: x),
+        (lambda x, t: x * (1 + (t[:, None] > 900)), lambda x, t: x),
+    ],
+    ids=["tails", "the first level", "high levels"],
+)
+def test_answers_know_what_is_at_the_ends(one, other):
+    assert answers(one).differ(answers(other))
+
+
+def test_answers_know_what_is_under_other_conditions():
+    labels = {"y": torch.arange(16) % 4}
+
+    def asked(factor):
+        net = lambda x, t, y: x * (1 + factor * (y[:, None] > 0))  # noqa: E731
+        return ask(denoiser(net), (2,), labels, None, CPU)
+
+    assert not asked(1.0).differ(asked(1.0))
+    assert asked(1.0).differ(asked(3.0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_conditions_in_half_precision_and_nan_are_told_apart(dtype):
+    def near(value):
+        return of_rows({"c": torch.tensor([[1.0, value]], dtype=dtype)})
+
+    for one, other in ((7.5, 7.75), (0.0, np.nan), (np.nan, np.inf), (np.inf, -np.inf)):
+        assert near(one).agrees(near(one).values)
+        assert not near(one).agrees(near(other).values)

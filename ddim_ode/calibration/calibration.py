@@ -34,7 +34,7 @@ from ..denoising.denoiser import Denoiser
 from ..denoising.inputs import Cond, check_model, conditions, device_of, sample_shape
 from ..denoising.seeding import GENERATOR, noise
 from ..schedules.schedule import Array
-from ..solve.answers import Answers, ask, levels_of
+from ..solve.answers import Answers, ask, cost_of_asking
 from ..solve.levels import Levels, budgets
 from ..solve.model_key import model_key
 from ..solve.plan_checks import check_plan
@@ -181,7 +181,9 @@ class _Run:
         """What the model answers, the reference, and which noises are fitted and which held out."""
         x = self.x
         self.answers = ask(self.model, tuple(x.shape[1:]), self.cond, self.shared, x.device)
-        self.asked = 0 if self.answers is None else self.model.rows(levels_of(self.model))
+        self.asked = (
+            0 if self.answers is None else cost_of_asking(self.model, tuple(x.shape[1:]), self.cond)
+        )
         coarser, target = self._reference()
         spent = self.bar.n
         self.problem = Problem(

@@ -70,7 +70,7 @@ def _status(argv: Sequence[str] | None) -> int:
             return int(args.run(args))
     except BrokenPipeError:
         raise
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, ImportError) as error:
         print(lines(f"ddim-ode {args.command}: {error}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:

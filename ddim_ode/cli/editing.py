@@ -100,7 +100,10 @@ def _transferred(
 
     source = condition(labels, args.device)
     if source is None:
-        raise ValueError(f"{args.data}: has no classes to encode under; --strength does without")
+        raise ValueError(
+            f"{args.data}: has no classes to encode under; put each class into a subfolder of its "
+            "own, named as it or by its number, or give --strength, which does without"
+        )
     latents = None
     for name, target in targets.items():
         cond = condition(target, args.device) or {}

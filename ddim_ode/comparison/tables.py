@@ -127,7 +127,7 @@ def overview_text(result: Ranked, key: str = "error", last: list[str] | None = N
     meanings = dict(
         best="* best of its column by the typical error, noise by noise",
         tie="= not to be told apart from it (paired bootstrap)",
-        floor=f"~ at the floor, below {result.floor:.1e}: not ranked",
+        floor=f"~ at the floor (its typical error is below {result.floor:.1e}): not ranked",
         failed="! some samples failed and are left out",
     )
     legend = [meaning for mark, meaning in meanings.items() if mark in used]

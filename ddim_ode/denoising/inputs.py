@@ -31,6 +31,16 @@ def check_model(model: object, limited: bool = True) -> None:
         )
 
 
+def check_rank(model: Denoiser, x: Tensor) -> None:
+    """ValueError for x that has not the axes of the model's samples and one for the batch before them."""
+    shape = getattr(model, "shape", None)
+    if shape is not None and x.ndim != len(shape) + 1:
+        one = "x[None], a batch of one" if x.ndim == len(shape) else f"(B, {str(shape)[1:]}"
+        raise ValueError(
+            f"x is {tuple(x.shape)}, and one sample of the model is {tuple(shape)}; give {one}"
+        )
+
+
 def sample_shape(model: Denoiser, shape: Sequence[int] | None) -> tuple[int, ...]:
     if shape is None:
         shape = getattr(model, "shape", None)

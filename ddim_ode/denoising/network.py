@@ -72,6 +72,8 @@ def guarded(net: Net, dtype: torch.dtype | None, like: Tensor, extra: Mapping[st
             except RuntimeError:
                 _explain(error, module, x, dtype, cond)
                 raise error from None
+        except IndexError as error:
+            raise IndexError(f"{error}: {_BEYOND}") from error
         except TypeError as error:
             _explain_names(error, net if module is None else module.forward, cond)
             raise
@@ -158,15 +160,26 @@ def _explain(
     raise ValueError(f"the network{whose} fails on x of {x.dtype} ({error}); {remedy}") from error
 
 
+_BEYOND = (
+    "the network looked something up beyond its table. Times are 1..T here: one that counts them 0..T−1 "
+    "needs Denoiser(..., time_offset=-1.0); labels must be below the network's number of classes"
+)
+
+
 def _explain_names(error: TypeError, net: Net, cond: Mapping[str, Any]) -> None:
     """ValueError with the remedy, where it is the names of the conditions that do not fit."""
     try:
         inspect.signature(net).bind(None, None, **cond)
     except TypeError:
         call = ", ".join(("x", "t", *(f"{name}={name}" for name in cond)))
+        remedy = (
+            "drop the conditions that it does not take, and give those that it needs as cond={name: tensor "
+            "(B, ...)} or shared={name: value}"
+        )
+        if not cond and "positional" in str(error) and "given" in str(error):
+            remedy = "where it takes no time, wrap it: net = lambda x, t: own(x)"
         raise ValueError(
-            f"the network cannot be called as net({call}) ({error}); drop the conditions that it does not "
-            "take, and give those that it needs as cond={name: tensor (B, ...)} or shared={name: value}"
+            f"the network cannot be called as net({call}) ({error}); {remedy}"
         ) from error
     except ValueError:  # it has no signature
         pass
@@ -203,6 +216,10 @@ def check_cond(cond: Mapping[str, Tensor] | None, n: int, one: str = "sample") -
     found = by_name(cond)
     for name, value in found.items():
         if has_rows(value) and len(value) == n:
+            if value.is_meta:
+                raise ValueError(
+                    f"cond[{name!r}] is on meta, where it holds no numbers; give one that does"
+                )
             continue
         if isinstance(value, Tensor):
             got, remedy = (

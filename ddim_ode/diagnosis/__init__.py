@@ -49,7 +49,7 @@ def diagnose(
     >>> import ddim_ode
     >>> schedule = ddim_ode.schedules.ddpm()
     >>> model = ddim_ode.exact.gaussian_mixture(
-    ...     [0.5, 0.5], [[-1.0, 1.0], [1.0, 1.0]], [[0.1, 0.1]] * 2, schedule
+    ...     [0.5, 0.5], [[-1.0, 1.0] * 8, [1.0, 1.0] * 8], [[0.1] * 16] * 2, schedule
     ... )
     >>> ddim_ode.diagnose(model)
     nothing found

@@ -49,6 +49,8 @@ _RIVAL = 1.1  # ratio of prices within which two readings are not told apart
 _NARROW = 0.4  # width of samples, in units of the widest, that is that of answers with the mean
 _THIN = 0.25  # the same where they are few
 _USUAL_WIDTH = 0.3  # of data, at least, as networks are trained on
+# Samples of few numbers, and how much better they must know another reading: they are soon alike.
+_SMALL, _OF_SMALL = 16, 2.0
 _FINALISTS = 3  # readings that are looked at closely
 _STEPS = 8  # of a first look at what a reading makes
 _SIDE = 0.2  # correlation that says which sign
@@ -179,10 +181,15 @@ def _on_its_own(probe: Probe) -> Better | None:
     settled = as_it_is in first and as_it_is.misfit < CLEARLY * first[0].misfit
     finalists = [] if settled else [_look(probe, t.reading) for t in first[:_FINALISTS]]
     final = _ranked(finalists, own, kinds, _NARROW)
+    small = math.prod(probe.shape) < _SMALL
     if final and not _rivalled(final[0], [*final[1:], *first[_FINALISTS:]], own):
         best = final[0]
         bench = Bench(probe, probe.generate(probe.read(best.reading), Limit()))
-        return _clearly(best, Trial(own, bench.misfits(own)), _USABLE)
+        found = _clearly(best, Trial(own, bench.misfits(own)), _USABLE)
+        if not small or (found and found.own > _OF_SMALL * found.misfit):
+            return found
+    if small:
+        probe.skip(_NO_WITNESS, *OF_READING)
     if not as_it_is.recognises:
         probe.skip(_NO_WITNESS, *OF_READING)
     if not settled and any(t.misfit < as_it_is.misfit / CLEARLY for t in trials):

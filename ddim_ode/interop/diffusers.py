@@ -51,7 +51,15 @@ from .network import (
     takes_of,
 )
 from .placement import Placement, placement
-from .reading import NETWORKS, local, network_folder, read_network, read_scheduler, scheduler_file
+from .reading import (
+    NETWORKS,
+    check_installed,
+    local,
+    network_folder,
+    read_network,
+    read_scheduler,
+    scheduler_file,
+)
 from .reading import is_model_folder as is_model_folder
 
 if TYPE_CHECKING:
@@ -62,6 +70,7 @@ __all__ = ["DDIMODEScheduler", "DiffusersModel", "InteropWarning", "Note", "load
 
 def __getattr__(name: str) -> Any:
     if name == "DDIMODEScheduler":  # its base class is diffusers', which takes seconds to import
+        check_installed()
         from .scheduler import DDIMODEScheduler
 
         return DDIMODEScheduler
@@ -290,6 +299,7 @@ def load(
     ValueError for a class that is not diffusers' own, an unknown scheduler, or pickled weights; OSError
     where something is missing or cannot be read.
     """
+    check_installed()
     device = None if device is None else device_of(device)
     if not isinstance(source, (str, Path)):
         refuse("the model is in memory", revision=revision, variant=variant)

@@ -5,6 +5,7 @@ A class is looked up by name in diffusers itself, never imported from where a fi
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import json
 import re
@@ -195,6 +196,15 @@ def _check_index(file: Path) -> None:
             )
         if not (file.parent / name).is_file():
             raise FileNotFoundError(f"{file}: names {name}, which is not there")
+
+
+def check_installed() -> None:
+    """ImportError with the remedy, where diffusers is not there."""
+    if importlib.util.find_spec("diffusers") is None:
+        raise ImportError(
+            "models and schedulers of diffusers need that package, which is not installed: pip install "
+            "diffusers (this package's extra 'diffusers' brings it: pip install -e '.[diffusers]')"
+        )
 
 
 def own_keys(name: str) -> set[str]:

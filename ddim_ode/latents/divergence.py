@@ -62,17 +62,19 @@ class Products:
     """f(x) and vᵀ J v (k, B) for the vectors v (k, B, *), in a mode of MODES.
 
     dtype: the network's, whose rounding limits what its differences can tell. extra: calls of f beyond one
-    a product, made at the first. ValueError where the derivative is not that of f.
+    a product. ValueError where the derivative is not that of f: that is looked at where a cut is seen, at
+    the calls 1, 2, 4, 8 ..., since a network may cut at some levels alone.
     """
 
     def __init__(self, chunk: int, mode: str, dtype: torch.dtype) -> None:
         self.chunk, self.mode, self.dtype = chunk, mode, dtype
         self.extra = 0
         self._product = {"forward": self._forward, "reverse": self._reverse}[mode]
-        self._verified = False
+        self._calls = 0
 
     def __call__(self, f: Function, x: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        if self._verified:
+        self._calls += 1
+        if self._calls & (self._calls - 1):  # no power of two
             return self._product(f, x, vectors)
         cuts = _Cuts()
 
@@ -83,7 +85,6 @@ class Products:
         value, products = self._product(watched, x, vectors)
         if cuts.seen or not products.any():
             self._verify(f, x)
-        self._verified = True
         return value, products
 
     def _verify(self, f: Function, x: Tensor) -> None:

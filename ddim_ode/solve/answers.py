@@ -6,6 +6,7 @@ the answers a few projections are kept, which differ where the answers do.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -23,7 +24,8 @@ from ..solvers.plan import Node
 from .model_key import is_exact, network_dtype
 from .near import Near, pattern, projections, rounding
 
-LEVELS = (0.1, 0.5, 2.0, 10.0)
+LEVELS = (0.1, 0.5, 2.0, 10.0, 80.0)  # as far as the schedule has them, and where it starts
+_ROWS = 4  # conditions, at most, that it is asked under
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,23 @@ class Answers:
 
 def levels_of(model: Denoiser) -> Array:
     """Where a model is asked."""
-    return model.snapped(np.minimum(LEVELS, model.schedule.sigma_max))
+    top = model.sigma_max
+    levels = np.minimum(LEVELS, top)
+    return model.snapped(np.append(levels, top) if np.isfinite(top) else levels)
+
+
+def cost_of_asking(
+    model: Denoiser, shape: tuple[int, ...], cond: Mapping[str, Tensor] | None
+) -> int:
+    """Rows that the network processes for it."""
+    return _several(shape, cond) * model.rows(levels_of(model))
+
+
+def _several(shape: tuple[int, ...], cond: Mapping[str, Tensor] | None) -> int:
+    """Rows to ask with: of small samples more, so that there are some large entries among them."""
+    if cond:
+        return min([_ROWS, *(len(value) for value in cond.values())])
+    return max(1, min(16, 64 // max(math.prod(shape), 1)))
 
 
 def ask(
@@ -74,19 +92,21 @@ def ask(
 ) -> Answers | None:
     """A network's answers; None for exact mixtures, whose parameters say all.
 
-    cond: of one sample or more, of which the first is taken. It costs a network call a level.
+    cond: of one sample or more, of which the first few are taken. It costs a network call a level. What is
+    shown has unit variance, or at every other level twice the size, where limits show.
     """
     if is_exact(model):
         return None
     schedule = model.schedule
-    model, rows = model.part(slice(1), cond)
-    x = torch.from_numpy(pattern(1, *shape)).to(device, torch.float32)
+    several = _several(shape, cond)
+    model, rows = model.part(slice(several), cond)
+    x = torch.from_numpy(pattern(several, *shape)).to(device, torch.float32)
     levels = levels_of(model).tolist()
     nodes = [Node(sigma, float(schedule.time(sigma)), model.prediction) for sigma in levels]
     with torch.no_grad():
         evaluate = model.bind(nodes, x, rows, shared)
-        scales = [float(np.hypot(*schedule.scales(node.sigma))) for node in nodes]
+        scales = [float(np.hypot(*schedule.scales(s))) * (1 + k % 2) for k, s in enumerate(levels)]
         said = torch.cat([evaluate(x * scale, k) for k, scale in enumerate(scales)])
-    question = digest(content([shape, rows, shared]))
+    question = digest(content([2, shape, rows, shared]))  # 1 was of four levels and one row
     tolerance = rounding(network_dtype(model) or torch.float32, device.type)
     return Answers(question, tuple(projections(said).reshape(-1).tolist()), tolerance)

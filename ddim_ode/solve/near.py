@@ -22,6 +22,9 @@ from ..solvers.plan import Plan
 
 PLAN = 1e-6  # relative, of a plan's numbers; and 1e-12 of the largest of them, where they cancel
 _DIRECTIONS = 4
+_NAN, _INF = 1.234e5, 5.678e5  # what stands for them in a projection: nothing else is as large
+# Of conditions in half precision, which are given and not computed on the way: two units in the last place.
+_HALF = {torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 # By how much two machines may differ, relative to the size of what a network of that precision returns.
 _ROUNDING = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 
@@ -77,8 +80,8 @@ def projections(rows: Tensor) -> Array:
     """(b, 4): each row of (b, *) along fixed directions. Where rows differ, they do, by as much."""
     flat = rows.detach().cpu().double().reshape(len(rows), -1).numpy()
     size = flat.shape[1]
-    found = flat @ pattern(_DIRECTIONS, size).T / math.sqrt(max(size, 1))
-    return np.nan_to_num(found, nan=0.0, posinf=0.0, neginf=0.0)
+    flat = np.nan_to_num(flat, nan=_NAN, posinf=_INF, neginf=-_INF)
+    return np.asarray(flat @ pattern(_DIRECTIONS, size).T / math.sqrt(max(size, 1)))
 
 
 def of_rows(cond: Mapping[str, Tensor] | None) -> Near:
@@ -89,7 +92,7 @@ def of_rows(cond: Mapping[str, Tensor] | None) -> Near:
         exact = digest(name, str(value.dtype), list(value.shape), None if computed else value)
         parts.append(Near.of(int(exact[:13], 16), 0.0))  # which float64 holds
         if computed:
-            tolerance = rounding(value.dtype)
+            tolerance = _HALF.get(value.dtype, rounding(value.dtype))
             parts += [Near.of(row, tolerance) for row in projections(value)]
     return Near.joined(*parts)
 

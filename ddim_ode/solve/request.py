@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .._base.checks import exclusive, flag, function, number, one_of, refuse
 from ..denoising.denoiser import Denoiser, check_state
-from ..denoising.inputs import check_model
+from ..denoising.inputs import check_model, check_rank
 from ..denoising.seeding import check_seeds
 from ..grids import FINALS, check_grid, upward
 from ..solvers.embedded import adaptive_by_itself, adaptive_names, embedded_pair
@@ -219,6 +219,7 @@ class Request:
         check_names(caller, options)
         check_model(model, limited=caller != "encode")
         x, two_way = check_state(x), caller != "sample"
+        check_rank(model, x)
         given = {**dict.fromkeys(SolveOptions.__annotations__), **DEFAULTS, **options}
         _check_watching(given)
         plan, known = given["plan"], given["known"]
