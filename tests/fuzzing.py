@@ -185,7 +185,7 @@ TABLE = dict(
     plan_save=entry(_saved, "path"),
     plan_load=entry(lambda path=ASSET: Plan.load(path), "path"),
     plan_trace=entry(Plan.trace, "name prediction time_offset sigma_end", loop=lambda f, x: x + f(x, 5.0), schedule=COSINE),
-    plan_describe=entry(START.describe, "schedule"),
+    plan_describe=entry(START.describe),
     ProbabilityFlow=entry(_flow, "variable state shape dtype device cond shared", model=FREE),
     flow_call=entry(lambda **o: _flow(model=FREE, **o), "state", tau=0.5),
     flow_span=entry(_flow_method("span"), "sigma_max sigma_min"),

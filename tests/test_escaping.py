@@ -62,7 +62,7 @@ def test_no_picture_reads_a_formula():
     odd = dataclasses.replace(plan, method="$\\frac$")
     figures = [
         RESULT.plot(),
-        plots.metric_plot(RESULT, "error", "$\\frac$"),
+        plots.metric_plot(RESULT.rows, "error", "$\\frac$"),
         plots.ends_plot(
             [(name, [torch.zeros(4, 2)]) for name in NAMES], ["$\\frac$"], torch.ones(4, 2)
         ),

@@ -11,6 +11,7 @@ from problems import DDPM, mixture_2d
 
 import ddim_ode
 from ddim_ode.grids import make_grid
+from ddim_ode.plots import plan_plot
 from ddim_ode.plots.comparisons import ends_plot
 from ddim_ode.plots.pictures import sample_grid, solver_grid
 
@@ -25,7 +26,7 @@ def ends():
 
 
 def planned():
-    return ddim_ode.plan("heun", DDPM, make_grid("trailing", DDPM, 4)).plot(DDPM)
+    return plan_plot(ddim_ode.plan("heun", DDPM, make_grid("trailing", DDPM, 4)), DDPM)
 
 
 def pictures():

@@ -10,6 +10,13 @@ class Interrupted(KeyboardInterrupt):
 
     That is a :class:`ddim_ode.Comparison` of the finished rows from ``compare``, the finished plans {nfe:
     Plan} from ``calibrate``, the findings of the finished checks from ``diagnose``.
+
+    >>> import ddim_ode
+    >>> try:  # a call that took too long for somebody
+    ...     raise ddim_ode.Interrupted("stopped; 1 of 2 plans is finished", {5: "the plan of 5 calls"})
+    ... except ddim_ode.Interrupted as stop:
+    ...     stop.partial
+    {5: 'the plan of 5 calls'}
     """
 
     def __init__(self, message: str, partial: Any) -> None:
