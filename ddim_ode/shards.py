@@ -85,8 +85,9 @@ class Run:
         mine, theirs = self._identity(), other._identity()
         for name in dict.fromkeys([*mine, *theirs]):
             if not _same(mine.get(name), theirs.get(name)):
+                there, here = (_short(identity.get(name)) for identity in (mine, theirs))
                 note = " (other classes, or another cond=)" if name == "conditions" else ""
-                return f"{name} is {_short(mine.get(name))} there, and {_short(theirs.get(name))} here{note}"
+                return f"{name} is {there} there, and {here} here{note}"
         there, here = (Answers.of_dict(run.answers) for run in (self, other))
         if there is not None and here is not None and there.differ(here):
             return "model answers otherwise there than here, to the first conditions and what is shared"
