@@ -292,3 +292,19 @@ def test_warnings_point_at_the_caller(recwarn):
     nameless = Denoiser(lambda x, t: x, COSINE)
     ddim_ode.compare(nameless, "ddim", nfe=2, n=2, shape=(2,), cache="unused")
     assert {w.filename for w in recwarn if issubclass(w.category, UserWarning)} == {__file__}
+
+
+def test_an_index_beyond_a_table_points_to_the_time_offset():
+    table = torch.nn.Embedding(1000, 2)
+    net = lambda x, t: x + table(t.round().long())  # noqa: E731
+    model = ddim_ode.Denoiser(net, ddim_ode.schedules.ddpm(), snap=True, shape=(2,))
+    with pytest.raises(ValueError, match=r"out of range.*time_offset=-1\.0"):
+        ddim_ode.sample(model, torch.zeros(3, 2), nfe=5)
+    model = ddim_ode.Denoiser(net, ddim_ode.schedules.ddpm(), snap=True, time_offset=-1.0)
+    assert ddim_ode.sample(model, torch.zeros(3, 2), nfe=5).nfe == 5
+
+
+def test_a_network_without_a_time_is_wrapped():
+    model = ddim_ode.Denoiser(torch.nn.Identity(), ddim_ode.schedules.ddpm(), shape=(2,))
+    with pytest.raises(ValueError, match=r"takes no time, wrap it: net = lambda x, t: own\(x\)"):
+        ddim_ode.sample(model, torch.zeros(3, 2), nfe=5)

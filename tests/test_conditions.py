@@ -120,7 +120,7 @@ def test_a_networks_own_mistake_comes_through():
 
 def test_sizes_that_the_shipped_network_cannot_halve():
     for shape in ((2, 1, 30, 30), (2, 1, 28), (2, 1, 28, 28, 1)):
-        with pytest.raises(ValueError, match="H and W multiples of 4"):
+        with pytest.raises(ValueError, match=r"H and W multiples of 4|give \(B, 1, 28, 28\)"):
             ddim_ode.sample(SHIPPED, torch.zeros(shape), nfe=1)
     assert ddim_ode.sample(SHIPPED, torch.zeros(1, 1, 32, 20), nfe=1).x.shape == (1, 1, 32, 20)
 
@@ -132,3 +132,17 @@ def test_the_shipped_plans_are_asked_for_by_whole_numbers(nfe):
     if not isinstance(nfe, (list, dict)):
         with pytest.raises(ValueError, match=r"budgets=.* must be a whole number"):
             SHIPPED.calibrated_within([nfe])
+
+
+def test_x_without_a_batch_axis_is_named():
+    with pytest.raises(ValueError, match=r"x is \(1, 28, 28\).* give x\[None\], a batch of one"):
+        ddim_ode.sample(SHIPPED, torch.zeros(1, 28, 28), nfe=1)
+    model = ddim_ode.Denoiser(lambda x, t: x, COSINE, shape=(3,))
+    with pytest.raises(ValueError, match=r"x is \(2,\).* give \(B, 3\)"):
+        ddim_ode.sample(model, torch.zeros(2), nfe=1)
+
+
+def test_a_condition_on_meta_is_named():
+    model = ddim_ode.Denoiser(lambda x, t, c: x * c, COSINE, shape=(2,))
+    with pytest.raises(ValueError, match=r"cond\['c'\] is on meta"):
+        ddim_ode.compare(model, ["ddim"], nfe=2, n=4, cond={"c": torch.ones(4, 1, device="meta")})

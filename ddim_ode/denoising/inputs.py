@@ -35,7 +35,9 @@ def check_rank(model: Denoiser, x: Tensor) -> None:
     """ValueError for x that has not the axes of the model's samples and one for the batch before them."""
     shape = getattr(model, "shape", None)
     if shape is not None and x.ndim != len(shape) + 1:
-        one = "x[None], a batch of one" if x.ndim == len(shape) else f"(B, {str(shape)[1:]}"
+        one = "x[None], a batch of one"
+        if x.shape != tuple(shape):
+            one = f"({', '.join(map(str, ('B', *shape)))})"
         raise ValueError(
             f"x is {tuple(x.shape)}, and one sample of the model is {tuple(shape)}; give {one}"
         )

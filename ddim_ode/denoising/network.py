@@ -73,7 +73,7 @@ def guarded(net: Net, dtype: torch.dtype | None, like: Tensor, extra: Mapping[st
                 _explain(error, module, x, dtype, cond)
                 raise error from None
         except IndexError as error:
-            raise IndexError(f"{error}: {_BEYOND}") from error
+            raise ValueError(f"{error}: {_BEYOND}") from error
         except TypeError as error:
             _explain_names(error, net if module is None else module.forward, cond)
             raise
