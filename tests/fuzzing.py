@@ -24,6 +24,7 @@ from problems import COSINE, mixture_2d, points
 
 import ddim_ode
 from ddim_ode import Denoiser, Guidance, Known, Method, exact, grids, schedules
+from ddim_ode.comparison import statistics
 from ddim_ode.evaluate import metrics
 from ddim_ode.nets import weights
 from ddim_ode.nets.unet import UNet
@@ -241,8 +242,8 @@ TABLE = dict(
                   reference=STATISTICS, features=FEATURES),
     statistics=entry(metrics.FeatureStatistics.of, "keep seed", images=torch.from_numpy(ROWS).float(), features=FEATURES),
     Features=entry(metrics.Features, "batch", name="f", sha256="0" * 64, function=lambda x: x),
-    mean_interval=entry(ddim_ode.comparison.statistics.mean_interval, "confidence seed", values=[1.0, 2.0]),
-    geometric_mean=entry(ddim_ode.comparison.statistics.geometric_mean, "", values=[1.0, 2.0]),
+    mean_interval=entry(statistics.mean_interval, "confidence seed", values=[1.0, 2.0]),
+    geometric_mean=entry(statistics.geometric_mean, "", values=[1.0, 2.0]),
     DDIMODEScheduler=entry(_scheduler, "num_train_timesteps beta_start beta_end beta_schedule trained_betas prediction_type "
                            "rescale_betas_zero_snr clip_sample clip_sample_range thresholding variance_type method grid final eta start plans snap "
                            "time_offset schedule"),
