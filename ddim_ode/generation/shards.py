@@ -88,8 +88,8 @@ class Run:
                 there, here = (_short(identity.get(name)) for identity in (mine, theirs))
                 note = " (other classes, or another cond=)" if name == "conditions" else ""
                 return f"{name} is {there} there, and {here} here{note}"
-        there, here = (Answers.of_dict(run.answers) for run in (self, other))
-        if there is not None and here is not None and there.differ(here):
+        said, says = (Answers.of_dict(run.answers) for run in (self, other))
+        if said is not None and says is not None and said.differ(says):
             return "model answers otherwise there than here, to the first conditions and what is shared"
         return None
 
