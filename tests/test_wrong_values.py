@@ -212,7 +212,7 @@ def test_a_wrong_value_is_named_or_refused(name, argument, tmp_path, monkeypatch
             "progress=1 must be True or False",
         ),
         (
-            lambda: ddim_ode.encode(MODEL, X, steps=2, differentiable="checkpoint"),
+            lambda: ddim_ode.encode(MODEL, X, steps=2, differentiable="adjoint"),
             "differentiable=",
         ),
         (lambda: ddim_ode.decode(MODEL, X, steps=2, callback=1), "callback=1 must be callable"),
