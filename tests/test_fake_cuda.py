@@ -3,6 +3,7 @@ the device, nothing is copied to or from it, and no op mixes it with the CPU."""
 
 import inspect
 import re
+import textwrap
 from unittest import mock
 
 import pytest
@@ -13,8 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import ddim_ode
+from ddim_ode.solve import fixed
 from ddim_ode.solve import loop as integration
-from ddim_ode.solve import sampling
 from ddim_ode.solvers.chart import CHARTS
 from ddim_ode.solvers.methods import METHODS
 
@@ -71,7 +72,7 @@ def run(
             mask = torch.ones(4, 4, dtype=torch.bool)
             options["known"] = ddim_ode.Known(torch.zeros(3, 2, 4, 4), mask, seeds=[0, 1, 2])
         where = {} if "nfe" in options else {"steps": 7}
-        with mock.patch.object(sampling, "integrate", loop):
+        with mock.patch.object(fixed, "integrate", loop):
             sol = ddim_ode.sample(model, x, cond=labels, **where, **options)
         guard.armed = False
     assert sol.x.device.type == "cuda"
@@ -144,12 +145,14 @@ def test_option_leaves_the_device_alone(options):
 
 
 def mutated(line):
-    """``integrate`` with a line put in front of every commit after the first network call."""
-    source = inspect.getsource(integration.integrate)
+    """``integrate`` by a ``Run`` with a line put in front of every commit after the first network call."""
+    source = textwrap.dedent(inspect.getsource(integration.Run.advance))
     anchor = re.compile(r"^( +)if commit:\n", re.MULTILINE)
     assert len(anchor.findall(source)) == 1
     namespace = dict(vars(integration))
-    exec(anchor.sub(rf"\g<1>if calls: {line}\n\g<0>", source), namespace)
+    exec(anchor.sub(rf"\g<1>if self.calls: {line}\n\g<0>", source), namespace)
+    namespace["Run"] = type("Run", (integration.Run,), {"advance": namespace["advance"]})
+    exec(inspect.getsource(integration.integrate), namespace)
     return namespace["integrate"]
 
 

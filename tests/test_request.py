@@ -131,7 +131,7 @@ def test_a_plan_for_a_model_is_what_sample_runs():
         plan = ddim_ode.plan_for(MODEL, method, **how)
         assert plan == ddim_ode.sample(MODEL, X, method, **how, seeds=[0, 1]).plan
     assert ddim_ode.plan_for(MODEL, "rk45", steps=2).nfe == 7
-    with pytest.raises(ValueError, match="has no plan; take one of ddim_ode.methods"):
+    with pytest.raises(ValueError, match="has no plan; take one of"):
         ddim_ode.plan_for(MODEL, "scipy:RK45", steps=2)
     with pytest.raises(TypeError, match="unexpected keyword argument 'rtol'"):
         ddim_ode.plan_for(MODEL, "rk45", rtol=1e-2)

@@ -1,8 +1,8 @@
-"""The loop of :mod:`ddim_ode.solve.loop` turned inside out, for callers who ask the network themselves."""
+"""A plan in the hands of a pipeline, which asks its network itself."""
 
 from __future__ import annotations
 
-from collections import deque
+import copy
 
 import numpy as np
 import torch
@@ -12,50 +12,66 @@ from torch import Tensor
 from ..denoising.denoiser import Denoiser
 from ..denoising.network import check_output
 from ..solve.fixed import x0_of
+from ..solve.loop import Run
 from ..solvers.plan import Plan
 
 Generators = torch.Generator | list[torch.Generator] | None
 
 
 class PlanRun:
-    """A plan on its way: :func:`ddim_ode.solve.loop.integrate`, a network call at a time.
+    """A plan on its way in a pipeline: a :class:`ddim_ode.solve.loop.Run`, and what a pipeline does to it.
 
-    x: the state. shown: what the network is to be shown next, the state or a stage, of which half-precision
+    shown: what the network is to be shown next, the state or a stage, of which half-precision
     pipelines get a narrower copy. x0: x̂₀ of the last call. A step that fails changes nothing here, and may
     be tried again (a generator that was drawn from has moved on).
     """
 
     def __init__(self, plan: Plan, denoiser: Denoiser, sample: Tensor) -> None:
-        dtype = torch.promote_types(sample.dtype, torch.float32)
-        self.plan = plan
-        self.x = sample.to(dtype)
-        self.shown = self.x
-        self.committed = True
-        self.history: deque[Tensor] = deque(maxlen=plan.memory)
+        x = sample.to(torch.promote_types(sample.dtype, torch.float32))
+        self.run = Run(plan, x, draw=self._draw)
+        self.shown = self._next(None)
         self.denoiser, self.nodes = denoiser, plan.nodes
         self.prediction, self.conversions = denoiser.prediction, denoiser.conversions(plan.nodes)
         levels = denoiser.snapped(np.array([node.sigma for node in plan.nodes]))
-        self.limit, self.at = denoiser.limit, denoiser.at_each(levels, self.x)
-        # 0-d tensors as in the loop, so that a pipeline's samples are the same to the last bit.
-        scales = torch.tensor([op.scale for op in plan.ops], dtype=dtype)
-        self.scales = scales.to(sample.device).unbind(0)
-        self.op = self.call = 0
+        self.limit, self.at = denoiser.limit, denoiser.at_each(levels, x)
+        self.generator: Generators = None
+
+    @property
+    def x(self) -> Tensor:
+        """The state."""
+        return self.run.x
+
+    @property
+    def call(self) -> int:
+        """The call under way."""
+        return self.run.calls
 
     def step(self, sample: Tensor, answer: Tensor, generator: Generators) -> Tensor:
         """File the network's answer at ``sample``; on to the next call, or to the end."""
-        before = {**vars(self), "history": self.history.copy()}
+        run, self.generator = copy.copy(self.run), generator
+        run.history, run._ops = run.history.copy(), run._ops.copy()
+        before = run, self.shown
         try:
             y = self._kept(sample)
-            if self.committed:
-                self.x = y
-            self.history.appendleft(self._vector(y, answer))
-            self.x0 = x0_of(self.denoiser, self.nodes[self.call], y, self.history[0])
-            self.call += 1
-            self.shown = self._advance(generator)
+            if self.run.committed:
+                self.run.x = y
+            vector = self._vector(y, answer)
+            x0 = x0_of(self.denoiser, self.nodes[self.call], y, vector)
+            self.shown = self._next(vector)
+            self.x0 = x0
             return self.shown.to(sample.dtype)
         except BaseException:
-            vars(self).update(before)
+            self.run, self.shown = before
             raise
+
+    def _next(self, vector: Tensor | None) -> Tensor:
+        """What the next call is shown, or the end."""
+        y = self.run.advance(vector)
+        return self.run.x if y is None else y
+
+    def _draw(self) -> Tensor:
+        x = self.run.x
+        return randn_tensor(x.shape, generator=self.generator, device=x.device, dtype=x.dtype)
 
     def _vector(self, y: Tensor, answer: Tensor) -> Tensor:
         """What the call under way stores, for as long as the method looks back; a pipeline may return its
@@ -77,23 +93,3 @@ class PlanRun:
             return sample
         ours = self.shown.to(sample.dtype) == sample
         return torch.where(ours, self.shown, sample.to(self.shown.dtype))
-
-    def _advance(self, generator: Generators) -> Tensor:
-        while self.op + 1 < len(self.plan.ops):
-            self.op += 1
-            factor, weights, node, commit, noise = self.plan.ops[self.op]
-            y = self.x
-            if weights or factor != 1.0:
-                y = y * self.scales[self.op]
-                for weight, vector in zip(weights, self.history):
-                    if weight:
-                        y.add_(vector, alpha=weight)
-            if noise:
-                z = randn_tensor(y.shape, generator=generator, device=y.device, dtype=y.dtype)
-                y = torch.add(y, z, alpha=noise)
-            if commit:
-                self.x = y
-            if node is not None:
-                self.committed = commit
-                return y
-        return self.x

@@ -48,6 +48,84 @@ class Progress(NamedTuple):
     x: Tensor
 
 
+class Run:
+    """A plan on its way through tensors, from one network call to the next.
+
+    x: the state. committed: whether what is shown to the network is the state, and not a stage within a
+    step. calls, steps: made so far. error: a vector like x, see :class:`Outcome`.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        x: Tensor,
+        *,
+        draw: Callable[[], Tensor] | None = None,
+        hold: bool = False,
+        project: Callable[[Tensor, int], Tensor] | None = None,
+        after_step: Callable[[Progress], None] | None = None,
+    ) -> None:
+        """x (B, *), where the plan begins. The hooks are those of :func:`integrate`."""
+        self.plan, self.draw, self.project, self.after_step = plan, draw, project, after_step
+        self.x = x if project is None else project(x, 0)
+        self.history: deque[Tensor] = deque(maxlen=plan.memory)
+        self.committed, self.calls, self.steps = True, 0, 0
+        self.error: Tensor | None = None
+        self._alive = finite_samples(x) if hold else None
+        self._error_weights = plan.error_weights or [0.0] * plan.nfe
+        # 0-d tensors: torch wraps a Python float anew at every product, for as long as the product takes.
+        scales = torch.tensor([op.scale for op in plan.ops], dtype=x.dtype).to(x.device).unbind(0)
+        self._ops = list(zip(plan.ops, scales))[::-1]
+
+    @property
+    def finite(self) -> Tensor:
+        """(B,) Which samples are finite, or with ``hold`` were so all the way."""
+        return finite_samples(self.x) if self._alive is None else self._alive
+
+    def advance(self, vector: Tensor | None = None) -> Tensor | None:
+        """File what the call under way stores, and go on: the state to show to the next call, None at the
+        end."""
+        if vector is not None:
+            self._file(vector)
+        while self._ops:
+            (factor, weights, node, commit, noise), scale = self._ops.pop()
+            y = self.x
+            if weights or factor != 1.0:
+                y = self.x * scale
+                for weight, past in zip(weights, self.history):
+                    if weight:
+                        y.add_(past, alpha=weight)
+            if noise:
+                assert self.draw is not None, "a plan with step noise needs draw()"
+                y = torch.add(y, self.draw(), alpha=noise)
+            if commit:
+                y = self._commit(y)
+            if node is not None:
+                self.committed = commit or not self.calls
+                return y
+        return None
+
+    def _commit(self, y: Tensor) -> Tensor:
+        self.steps += 1
+        if self.project is not None:
+            y = self.project(y, self.steps)
+        if self._alive is not None:
+            self._alive = self._alive & finite_samples(y)
+            y = torch.where(self._alive.reshape(-1, *[1] * (y.ndim - 1)), y, self.x)
+        self.x = y
+        if self.after_step is not None:
+            self.after_step(Progress(self.steps, self.plan.grid[self.steps], y))
+        return y
+
+    def _file(self, vector: Tensor) -> None:
+        if weight := self._error_weights[self.calls]:
+            part = vector.detach() if vector.requires_grad else vector
+            whole = self.error
+            self.error = part * weight if whole is None else whole.add_(part, alpha=weight)
+        self.history.appendleft(vector)
+        self.calls += 1
+
+
 def integrate(
     plan: Plan,
     evaluate: Evaluate,
@@ -66,42 +144,11 @@ def integrate(
     project(x, k): what the state becomes at level k, reached after k steps (0: before the first).
     after_call(k, y, V), after_step(progress): observers, no part of the solve.
     """
-    history: deque[Tensor] = deque(maxlen=plan.memory)
-    alive = finite_samples(x) if hold else None
-    error_weights = plan.error_weights or [0.0] * plan.nfe
-    error: Tensor | None = None
-    calls = steps = 0
-    if project is not None:
-        x = project(x, 0)
-    # 0-d tensors: torch wraps a Python float anew at every product, for as long as the product takes.
-    scales = torch.tensor([op.scale for op in plan.ops], dtype=x.dtype).to(x.device).unbind(0)
-    for (factor, weights, node, commit, noise), scale in zip(plan.ops, scales):
-        y = x
-        if weights or factor != 1.0:
-            y = x * scale
-            for weight, vector in zip(weights, history):
-                if weight:
-                    y.add_(vector, alpha=weight)
-        if noise:
-            assert draw is not None, "a plan with step noise needs draw()"
-            y = torch.add(y, draw(), alpha=noise)
-        if commit:
-            if project is not None:
-                y = project(y, steps + 1)
-            if alive is not None:
-                alive = alive & finite_samples(y)
-                y = torch.where(alive.reshape(-1, *[1] * (x.ndim - 1)), y, x)
-            x = y
-            steps += 1
-            if after_step is not None:
-                after_step(Progress(steps, plan.grid[steps], x))
-        if node is not None:
-            vector = evaluate(y, calls)
-            if after_call is not None:
-                after_call(calls, y, vector)
-            if weight := error_weights[calls]:
-                part = vector.detach() if vector.requires_grad else vector
-                error = part * weight if error is None else error.add_(part, alpha=weight)
-            history.appendleft(vector)
-            calls += 1
-    return Outcome(x, finite_samples(x) if alive is None else alive, calls, error)
+    run = Run(plan, x, draw=draw, hold=hold, project=project, after_step=after_step)
+    y = run.advance()
+    while y is not None:
+        vector = evaluate(y, run.calls)
+        if after_call is not None:
+            after_call(run.calls, y, vector)
+        y = run.advance(vector)
+    return Outcome(run.x, run.finite, run.calls, run.error)
