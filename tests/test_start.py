@@ -1,5 +1,7 @@
 """Where a solve starts and stops when nobody says: by what the network can tell, and by the data."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -193,3 +195,25 @@ def test_training_times_of_ve_are_spread_over_the_orders_of_sigma():
     ddim_ode.eps_loss(net, schedule, torch.zeros(4000, 1), generator=source)
     share = np.sort(np.log(told[0].numpy() / 0.01) / np.log(1348.0 / 0.01))
     assert abs(share - (np.arange(4000) + 0.5) / 4000).max() < 0.03  # Kolmogorov–Smirnov
+
+
+def test_a_trapezoid_over_a_huge_sigma_is_warned_of():
+    schedule = ddim_ode.schedules.from_alphas_cumprod(np.linspace(0.999, 1e-9, 1000))
+    model = ddim_ode.exact.gaussian_mixture(
+        [0.5, 0.5], [[-0.6], [0.6]], [[0.01], [0.01]], schedule, "v"
+    )
+    x = ddim_ode.noise((1,), schedule, range(200))
+    with pytest.warns(UserWarning, match=r"heun steps in σ, from 3.162e\+04 .* chart='flow'"):
+        off = ddim_ode.sample(model, x, "heun", nfe=20)
+    assert float(off.x.std()) > 2  # of 0.61
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        low = ddim_ode.noise((1,), schedule, range(200), sigma=80.0)
+        for method, start, how in (
+            ("heun", x, dict(chart="flow")),
+            ("heun", low, dict(sigma_max=80.0)),
+            ("midpoint", x, {}),
+            ("rk4", x, {}),
+        ):
+            end = ddim_ode.sample(model, start, method, nfe=20, **how)
+            assert abs(float(end.x.std()) - 0.61) < 0.06

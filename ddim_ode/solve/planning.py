@@ -10,12 +10,15 @@ import numpy as np
 import numpy.typing as npt
 
 from .._base.checks import refuse
+from .._base.warn import warn
 from ..denoising.denoiser import Denoiser
 from ..denoising.inputs import check_model
+from ..grids import TRUSTED
 from ..schedules.schedule import Array
 from ..solvers.compilation import plan as compile_plan
 from ..solvers.methods import Method, get_method
 from ..solvers.plan import Plan
+from ..solvers.tableau import Tableau
 from .levels import Levels
 from .plan_checks import check_network, warn_of_another_ode
 from .request import (
@@ -30,6 +33,9 @@ from .request import (
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+
+_LEAP = 4.0  # times, of the first step: shorter ones leave Heun its order
 
 
 @lists_options
@@ -77,7 +83,9 @@ def plan_of(request: Request) -> Plan:
     if spec is not None:
         noise = None if spec.eta in (None, 0.0) or not request.two_way else spec.name
         refuse("step noise cannot be undone", method=noise)
-        return _compiled(spec, request.levels, request.options)
+        plan = _compiled(spec, request.levels, request.options)
+        _warn_of_a_leap(spec, plan)
+        return plan
     plan = request.options["plan"]
     if request.two_way:
         return directed(plan, request.model, request.rising)
@@ -89,6 +97,20 @@ def plan_of(request: Request) -> Plan:
             "ddim_ode.encode"
         )
     return plan
+
+
+def _warn_of_a_leap(spec: Method, plan: Plan) -> None:
+    """A trapezoid in σ takes the mean of two slopes, of which that at the far end is of a state that a step
+    over most of a huge σ has thrown far off: few steps never come back from there."""
+    trapezoid = (
+        isinstance(spec.stages, Tableau) and len(spec.stages.c) > 1 and spec.stages.c[-1] == 1
+    )
+    first, second = plan.grid[:2]
+    if trapezoid and plan.chart == "eps" and TRUSTED < first < np.inf and second < first / _LEAP:
+        warn(
+            f"{spec.name} steps in σ, from {first:.4g} to {second:.3g} at once, which leaves samples far "
+            "from the data; give chart='flow', a lower sigma_max (80, say), or another method"
+        )
 
 
 def _compiled(spec: Method, levels: Levels, options: Mapping[str, Any]) -> Plan:
