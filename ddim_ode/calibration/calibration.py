@@ -1,6 +1,6 @@
 """Calibration: the sampler of few network calls that fits the user's own model.
 
-Every fixed-step solver is a point of one family (solvers/family.py). ``calibrate`` finds the best textbook
+Every fixed-step solver is a point of one family (family.py). ``calibrate`` finds the best textbook
 point for a model, which is the incumbent, and goes downhill from there by Gauss–Newton (fitting.py), over
 the levels, the scales and the weights together. What it minimises is the error of the end state against
 where the ODE takes the same noise. The network is only ever called; nothing of it is changed or

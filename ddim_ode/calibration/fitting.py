@@ -1,4 +1,4 @@
-"""Gauss–Newton over the family of few-step samplers (solvers/family.py), with a black-box network.
+"""Gauss–Newton over the family of few-step samplers (family.py), with a black-box network.
 
 The residual of noise i is r_i = g(x_i) − g(x_i*), the end state against where the ODE takes that noise
 (g: the identity, or features). With e_i the root mean square of its entries, the loss is

@@ -2,7 +2,7 @@
 
 What is measured is the error of the solver alone. For noise i, eᵢ is the root mean square over the
 entries of x̂ᵢ − x̂ᵢ*, where x̂ᵢ* is where the ODE takes that very noise (reference.py). A row's ``error``
-is the mean of eᵢ over the samples, with a bootstrap interval (evaluate/bootstrap.py). Two rows are
+is the mean of eᵢ over the samples, with a bootstrap interval (statistics.py). Two rows are
 compared sample by sample, by the geometric mean of the ratios of their errors; that orders rows as their
 own geometric means do, ``error_typical``. No label, no data set and no feature network enters.
 """

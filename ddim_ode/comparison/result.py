@@ -147,7 +147,7 @@ class Comparison:
     def decide(self, a: int | Row, b: int | Row, confidence: float | None = None) -> Decision:
         """The ratio of the errors of two rows (numbers or dicts), sample by sample, and whether they tie.
 
-        It is the geometric mean of the samples' ratios (evaluate/bootstrap.py). ValueError where fewer than
+        It is the geometric mean of the samples' ratios (statistics.py). ValueError where fewer than
         two samples are finished in both.
         """
         i, j = (row if isinstance(row, int) else row["row"] for row in (a, b))

@@ -3,7 +3,7 @@
 Sample i has seed ``seed + i`` and the conditions of index i, and nothing else decides it: not the
 process, the batch, or how often the run was stopped. So samples are independent pieces of work, and a run
 is a folder of shards (shards.py) that any number of processes fill. Shard k belongs to process k mod W;
-who is done with his own takes what nobody holds a claim on (claims.py). Processes exchange nothing else,
+who is done with his own takes what nobody holds a claim on (locks.py). Processes exchange nothing else,
 so under ``torchrun`` there is no process group, no gloo and no nccl: only its environment is read.
 
 What is not on disk is missing, whatever the reason: the same call makes what is missing, and first checks

@@ -2,7 +2,7 @@
 
     DIR/manifest.json               what decides the samples, written before the first of them
     DIR/shard-00000.safetensors     samples 0 .. shard−1, shard-00001 the next, ...
-    DIR/.claims, .claims.0, ...     locks of running processes (see claims.py); mean nothing afterwards
+    DIR/.claims, .claims.0, ...     locks of running processes (see locks.py); mean nothing afterwards
 
 A shard holds x (k, *shape) float32 in network space, status (k,) uint8 (which of ``statuses`` in its
 header) and, of each condition that is one number a sample, its values ``cond.NAME`` (k,); ``conditions``

@@ -1,4 +1,4 @@
-"""What a schedule is: ᾱ(t), β̄(t), σ(t) and back, in float64 numpy. The ones there are: schedules.py.
+"""What a schedule is: ᾱ(t), β̄(t), σ(t) and back, in float64 numpy. The ones there are: __init__.py.
 
 Three families fix ᾱ and β̄ given σ:
 

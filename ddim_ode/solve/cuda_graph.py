@@ -1,6 +1,6 @@
 """A whole fixed-step solve as one CUDA graph: recorded once, then launched by one call a batch.
 
-The loop reads nothing from the device (see integration.py), so everything between the start noise and
+The loop reads nothing from the device (see loop.py), so everything between the start noise and
 the samples can be recorded. What ``sample`` uploads before its first network call, network times and
 scales, is uploaded once beforehand: a graph that had recorded those copies would read host memory that is
 gone when it is replayed.
