@@ -21,7 +21,8 @@ from scipy.special import ndtr
 from torch import Tensor
 
 from ._base.checks import count, numbers, seed_of
-from .denoising.denoiser import Denoiser, check_floating
+from ._base.tensors import check_floating
+from .denoising.denoiser import Denoiser
 from .schedules.schedule import Array, Schedule
 
 

@@ -171,16 +171,16 @@ def stop_at(monkeypatch, module, name, call):
 
 
 def test_calibrate_names_the_plans_and_what_is_missing(tmp_path, monkeypatch, capsys):
-    from ddim_ode.calibration.calibration import _Run
+    from ddim_ode.calibration.run import Run
 
-    stop_at(monkeypatch, _Run, "plan", 2)
+    stop_at(monkeypatch, Run, "plan", 2)
     call = ["calibrate", "--model", "mixture", "--nfe", "3", "4", "--n", "16", "--quiet"]
     assert main([*call, "--out", str(tmp_path)]) == 130
     said = capsys.readouterr()
     path = tmp_path / "nfe-3.json"
     assert said.err == f"ddim-ode calibrate: stopped: {path} kept; missing are --nfe 4\n"
     assert ddim_ode.Plan.load(path).nfe == 3
-    stop_at(monkeypatch, _Run, "prepare", 1)
+    stop_at(monkeypatch, Run, "prepare", 1)
     assert main([*call, "--out", str(tmp_path)]) == 130
     assert "nothing is finished; missing are --nfe 3 4" in capsys.readouterr().err
 

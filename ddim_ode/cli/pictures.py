@@ -82,7 +82,8 @@ def load_pictures(
     chosen = pixels[indices]
     if chosen.shape[1:] != model.shape:
         raise ValueError(
-            f"{args.data}: its pictures are {tuple(chosen.shape[1:])}, and the model makes {model.shape}"
+            f"{args.data}: its pictures are {tuple(chosen.shape[1:])}, and the model makes {model.shape} "
+            "(channels, height, width); give pictures of that size, grey for one channel and RGB for three"
         )
     known = None
     if labels is not None and model.num_classes:

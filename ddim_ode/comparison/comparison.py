@@ -10,8 +10,8 @@ own geometric means do, ``error_typical``. No label, no data set and no feature 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,12 @@ from .._base.warn import warn
 from ..denoising.cost import seconds_a_call, tell_comparison
 from ..denoising.denoiser import Denoiser
 from ..denoising.inputs import Cond, check_model, conditions, device_of, sample_shape
-from ..denoising.seeding import GENERATOR, noise
-from ..solve.answers import Answers, ask
+from ..denoising.seeding import noise
+from ..solve.answers import ask
 from ..solve.cache import NOWHERE, Store
 from ..solve.levels import budgets
 from ..solve.model_key import model_key
-from ..solve.near import NOTHING, PLAN, Near, of_rows, of_shared
+from ..solve.near import PLAN, Near
 from ..solve.plan_checks import warn_of_another_network, warn_of_own_examples
 from ..solve.reference import STEPS, Reference, aims, given, joined, plans, solve
 from ..solve.sampling import sample
@@ -47,6 +47,7 @@ from .jobs import Job
 from .result import Comparison
 from .rows import Cell
 from .statistics import check_confidence
+from .work import Work
 
 SEARCH = 32  # noises, at most, that grid="best" is decided on
 
@@ -135,7 +136,7 @@ def compare(
     shape = sample_shape(model, shape)
     place = device_of(model, device)
     noises = noise(shape, model.schedule, range(seed, seed + n), model.sigma_max, place)
-    work = _Work(
+    work = Work(
         model,
         range(seed, seed + n),
         noises,
@@ -214,49 +215,7 @@ def _calls(todo: list[list[Job]], n: int, searched: int) -> tuple[int, int]:
     return search, (n - searched) * sum(max(job.cost for job in row) for row in todo)
 
 
-@dataclass
-class _Work:
-    """What all solves of a comparison share. noises (n, *shape), of those seeds; cond: rows like them."""
-
-    model: Denoiser
-    seeds: range
-    noises: Tensor
-    cond: dict[str, Tensor] | None
-    shared: Mapping[str, Any] | None
-    batch: int
-    keep: int
-    goal: float | None
-    store: Store
-    key: str | None
-    answers: Answers | None = None
-    known: Reference | None = None
-
-    def parts(self, first: int, last: int) -> Iterator[slice]:
-        """Batches of the samples first..last−1."""
-        for start in range(first, last, self.batch):
-            yield slice(start, min(start + self.batch, last))
-
-    def origin(self, part: slice) -> tuple[list[Any], Near]:
-        """Which model, noises and conditions a batch is of, to the store: exact parts, and numbers."""
-        if self.store.folder is None:
-            return [], NOTHING
-        shared, computed = of_shared(self.shared)
-        exact = [
-            __version__,
-            GENERATOR,
-            self.key,
-            shared,
-            list(self.noises.shape[1:]),
-            self.seeds[part],
-        ]
-        answers = NOTHING if self.answers is None else self.answers.near
-        start = Near.of(self.model.sigma_max, PLAN)
-        return exact, Near.joined(
-            answers, start, of_rows({**self.model.part(part, self.cond)[1], **computed})
-        )
-
-
-def _run(work: _Work, todo: list[list[Job]], result: Comparison, bar: Any) -> None:
+def _run(work: Work, todo: list[list[Job]], result: Comparison, bar: Any) -> None:
     n, searched = len(work.noises), result.searched
     rate = work.model.rows_per_sample
     search, report = _calls(todo, n, searched)
@@ -298,7 +257,7 @@ def _merit(cell: Cell) -> tuple[int, float]:
     return int(np.isnan(cell.errors).sum()), np.nan_to_num(cell.typical, nan=np.inf)
 
 
-def _reference(work: _Work, searched: int, bar: Any) -> Reference:
+def _reference(work: Work, searched: int, bar: Any) -> Reference:
     found = []
     n = len(work.noises)
     for part in [*work.parts(0, searched), *work.parts(searched, n)]:
@@ -322,7 +281,7 @@ def _part(whole: Reference, part: slice) -> Reference:
     return replace(whole, x=whole.x[part], gap=whole.gap[part])
 
 
-def _solved(work: _Work, job: Job, exact: Reference, first: int, last: int, bar: Any) -> Cell:
+def _solved(work: Work, job: Job, exact: Reference, first: int, last: int, bar: Any) -> Cell:
     """A job on the samples first..last−1, a batch at a time, from the store where it is there."""
     cells = [_batch(work, job, exact, part, first, bar) for part in work.parts(first, last)]
     kept = [cell.samples for cell in cells if cell.samples is not None]
@@ -338,7 +297,7 @@ def _solved(work: _Work, job: Job, exact: Reference, first: int, last: int, bar:
     )
 
 
-def _batch(work: _Work, job: Job, exact: Reference, part: slice, first: int, bar: Any) -> Cell:
+def _batch(work: Work, job: Job, exact: Reference, part: slice, first: int, bar: Any) -> Cell:
     x, (model, cond) = work.noises[part], work.model.part(part, work.cond)
     keep = min(max(work.keep - (part.start - first), 0), len(x))
     (parts, near), (solver, numbers) = work.origin(part), job.content()

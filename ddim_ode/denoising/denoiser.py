@@ -22,18 +22,16 @@ import torch
 from torch import Tensor
 
 from .._base.checks import (
-    described,
     flag,
     floating,
     function,
-    has_digits,
     host_numbers,
-    is_dense,
     number,
     one_of,
     shown,
 )
 from .._base.notebook import card
+from .._base.tensors import check_state, column, wide
 from .._base.warn import warn
 from ..grids import LOWERED, default_start, trusted
 from ..schedules.schedule import Array, Schedule, check_schedule
@@ -154,8 +152,23 @@ class Denoiser:
         """The same denoiser, with another level to start from by default; None: as it is."""
         if sigma_max is None:
             return self
+        return self.replace(sigma_max=self.start("sigma_max", sigma_max))
+
+    def replace(self, **changes: Any) -> Denoiser:
+        """The same denoiser with other attributes, such as ``guidance=None``. The network is not copied.
+
+        Raises:
+            AttributeError: A name that it has not.
+
+        >>> import ddim_ode
+        >>> model = ddim_ode.exact.gaussian([0.0], [[1.0]], ddim_ode.schedules.cosine())
+        >>> model.replace(snap=True).snap, model.snap
+        (True, False)
+        """
         other = copy.copy(self)
-        other.sigma_max = self.start("sigma_max", sigma_max)
+        for name, value in changes.items():
+            getattr(self, name)  # which says what it has not
+            setattr(other, name, value)
         return other
 
     @property
@@ -207,7 +220,7 @@ class Denoiser:
 
     def _time_dtype(self, x: Tensor) -> torch.dtype:
         """The network's own precision, but never half: bfloat16 cannot tell t = 999 from 1000."""
-        return _wide(self.dtype or x.dtype)
+        return wide(self.dtype or x.dtype)
 
     def __repr__(self) -> str:
         altered = f", {ode_text(self.alterations)}" if self.alterations else ""
@@ -260,7 +273,7 @@ class Denoiser:
     def _convert(self, answer: Tensor, x: Tensor, vector: str, levels: Array) -> Tensor:
         if self.answers == vector:
             return answer
-        a, b = (_column(c, x) for c in self._coefficients(self.answers, vector, levels))
+        a, b = (column(c, x) for c in self._coefficients(self.answers, vector, levels))
         return a * x + b * answer
 
     def _coefficients(self, source: str, vector: str, levels: Array) -> tuple[Array, Array]:
@@ -292,7 +305,7 @@ class Denoiser:
         if self.limit:
             one = levels.size == 1
             pair = self._coefficients(self.prediction, "x0", levels)
-            a, b = (float(c[0]) if one else _column(c, like) for c in pair)
+            a, b = (float(c[0]) if one else column(c, like) for c in pair)
             level = level._replace(to_x0=(a, b))
         return level
 
@@ -377,9 +390,7 @@ class Denoiser:
         each sample follow them."""
         if self.guidance is None or not cond:
             return self
-        part = copy.copy(self)
-        part.guidance = self.guidance.part(index, n, cond)
-        return part
+        return self.replace(guidance=self.guidance.part(index, n, cond))
 
     def _network(
         self, like: Tensor, rows: dict[str, Tensor], shared: Mapping[str, Any] | None
@@ -423,24 +434,3 @@ class Denoiser:
             return out
 
         return call
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
-
-
-def _column(values: Array, like: Tensor) -> Tensor:
-    """(n,) as (n, 1, ...) beside ``like``, in its dtype and on its device."""
-    return torch.tensor(values).to(like).reshape(-1, *[1] * (like.ndim - 1))
-
-
-def check_floating(x: Any, name: str = "x") -> None:
-    """ValueError unless it is a floating tensor (B, *)."""
-    if not isinstance(x, Tensor) or not (is_dense(x) and x.ndim and has_digits(x.dtype)):
-        raise ValueError(f"{name} must be a floating tensor (B, *), got {described(x)}")
-
-
-def check_state(x: Tensor) -> Tensor:
-    """x as float32 or wider; ValueError unless it is a floating tensor (B, *)."""
-    check_floating(x)
-    return x.to(_wide(x.dtype))

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from .._base.checks import function, number
+from .._base.tensors import check_floating
 from ..schedules.schedule import Schedule, check_schedule
-from .denoiser import check_floating
 from .network import check_output
 
 

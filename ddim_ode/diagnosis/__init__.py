@@ -1,11 +1,10 @@
 """What will go wrong when a model is sampled, measured on the model itself.
 
 The checks are of two kinds. Of the network: what it returns and what happens where there is no signal
-(network.py), what it predicts, at which scale and time (interpretation.py), whether it answers alike twice, and in
-half precision (precision.py). Of the levels (levels.py): where a scheduler or a grid steps, and what its
-departures cost at the end. Both run the model on a few noised samples; a configuration only says where to
-look.
-"""
+(network.py), what it predicts, at which scale and time (interpretation.py), whether it answers alike
+twice, and in half precision (precision.py). Of the levels (levels.py): where a scheduler or a grid steps,
+and what its departures cost at the end. Both run the model on a few noised samples; a configuration only
+says where to look."""
 
 from __future__ import annotations
 

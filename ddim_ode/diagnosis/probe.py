@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 import math
 import warnings
@@ -15,8 +14,9 @@ import torch
 from torch import Tensor
 
 from .._base.checks import count, named, seed_of
+from .._base.tensors import check_floating
 from .._base.warn import Caution
-from ..denoising.denoiser import Denoiser, check_floating
+from ..denoising.denoiser import Denoiser
 from ..denoising.guidance import Limit
 from ..denoising.inputs import conditions, device_of, sample_shape
 from ..denoising.network import has_rows
@@ -216,8 +216,7 @@ class Probe:
         """
         if limit is None:
             limit = self.limit if self.limit and self.relies else Limit()
-        model = copy.copy(model)
-        model.limit = limit
+        model = model.replace(limit=limit)
         schedule = self.model.schedule
         top = min(float(schedule.sigma(0.99 * schedule.T)), self.model.sigma_max)
         x = self.noise[:rows]
@@ -271,10 +270,7 @@ class Probe:
 
     def variant(self, **changes: Any) -> Denoiser:
         """The model with some attributes replaced."""
-        other = copy.copy(self.model)
-        for name, value in changes.items():
-            setattr(other, name, value)
-        return other
+        return self.model.replace(**changes)
 
 
 def rms(x: Tensor) -> float:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from .._base.checks import numbers
-from ..denoising.denoiser import Denoiser, check_floating
+from .._base.tensors import check_floating
+from ..denoising.denoiser import Denoiser
 from ..schedules.schedule import Array
 
 

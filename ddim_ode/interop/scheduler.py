@@ -33,7 +33,8 @@ from .._base.checks import (
     several,
     shown,
 )
-from ..denoising.denoiser import Denoiser, check_floating
+from .._base.tensors import check_floating
+from ..denoising.denoiser import Denoiser
 from ..denoising.guidance import Limit
 from ..denoising.network import doubled_axis, halved
 from ..grids import FINALS, NAMES

@@ -9,7 +9,6 @@ Only the last is a solve there and back, and needs no noise.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any, NamedTuple
@@ -18,7 +17,8 @@ from torch import Tensor
 
 from .._base.checks import exclusive, shown
 from .._base.notebook import brief
-from ..denoising.denoiser import Denoiser, check_state
+from .._base.tensors import check_state
+from ..denoising.denoiser import Denoiser
 from ..denoising.guidance import Limit
 from ..denoising.inputs import check_model
 from ..denoising.seeding import check_seeds, unit_noise
@@ -131,8 +131,7 @@ def transfer(
     from .inversion import decode, encode
 
     check_model(model)
-    plain = copy.copy(model)
-    plain.guidance, plain.limit = None, Limit()
+    plain = model.replace(guidance=None, limit=Limit())
     certify = options.pop("certify", False)
     encoded = encode(plain, x0, method, cond=source, certify=certify, **options)
     decoded = decode(model, encoded.x, method, cond=target, **options)

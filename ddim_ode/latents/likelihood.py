@@ -33,8 +33,9 @@ from torch import Tensor
 from .._base.bars import progress_bar
 from .._base.checks import count, flag, floating, number, one_of, refuse, shown
 from .._base.notebook import ROWS, listed, note, table
+from .._base.tensors import check_state
 from .._base.warn import warn
-from ..denoising.denoiser import Denoiser, check_state
+from ..denoising.denoiser import Denoiser
 from ..denoising.inputs import check_model
 from ..denoising.seeding import DEQUANTIZE, check_seeds, generator, prior_std
 from ..schedules.schedule import Schedule

@@ -7,7 +7,6 @@ method do so completely).
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 
 import numpy as np
@@ -53,8 +52,7 @@ def certified(
             if min(fine, rough) ** 0.5 > _rounding(model, up):
                 order = float(0.5 * np.log(rough / fine) / np.log(steps / (steps // 2)))
     if model.guidance is not None:
-        plain = copy.copy(model)
-        plain.guidance = None
+        plain = model.replace(guidance=None)
         unguided = trip(plain, run(plain, x, None, True, None))
     nfe, rows = sum(sol.nfe for sol in spent), sum(sol.net_evals for sol in spent)
     return RoundTrip(error, order, gap, unguided, nfe, rows)

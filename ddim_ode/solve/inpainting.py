@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .._base.notebook import brief
-from ..denoising.denoiser import check_state
+from .._base.tensors import check_state
 from ..denoising.seeding import check_seeds, unit_noise
 from ..schedules.schedule import Schedule
 

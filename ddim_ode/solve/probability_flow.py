@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from .._base.checks import device_of, floating, host_number, numbers, one_of
-from ..denoising.denoiser import Denoiser, check_floating
+from .._base.tensors import check_floating
+from ..denoising.denoiser import Denoiser
 from ..denoising.inputs import check_model
 from ..denoising.seeding import sizes
 

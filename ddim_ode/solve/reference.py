@@ -13,7 +13,6 @@ cheaper than 2.
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -90,9 +89,7 @@ def joined(parts: Sequence[Reference]) -> Reference:
 
 def in_float64(model: Denoiser) -> Denoiser:
     """The same denoiser for float64 states: the network sees its own precision."""
-    wide = copy.copy(model)
-    wide.dtype = network_dtype(model)
-    return wide
+    return model.replace(dtype=network_dtype(model))
 
 
 def plans(model: Denoiser) -> list[Plan]:

@@ -16,7 +16,8 @@ import numpy.typing as npt
 from torch import Tensor
 
 from .._base.checks import exclusive, flag, function, number, one_of, refuse
-from ..denoising.denoiser import Denoiser, check_state
+from .._base.tensors import check_state
+from ..denoising.denoiser import Denoiser
 from ..denoising.inputs import check_model, check_rank
 from ..denoising.seeding import check_seeds
 from ..grids import FINALS, check_grid, upward

@@ -37,7 +37,8 @@ from torch import Tensor
 
 from .._base.bars import progress_bar
 from .._base.checks import exclusive
-from ..denoising.denoiser import Denoiser, check_state
+from .._base.tensors import check_state
+from ..denoising.denoiser import Denoiser
 from ..schedules.schedule import Array
 from ..solvers.chart import SCALES, get_chart
 from ..solvers.plan import Node

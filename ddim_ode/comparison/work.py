@@ -1,0 +1,59 @@
+"""What all solves of a comparison share, and by which each batch is known to the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from .._base.version import __version__
+from ..denoising.denoiser import Denoiser
+from ..denoising.seeding import GENERATOR
+from ..solve.answers import Answers
+from ..solve.cache import Store
+from ..solve.near import NOTHING, PLAN, Near, of_rows, of_shared
+from ..solve.reference import Reference
+
+
+@dataclass
+class Work:
+    """What all solves of a comparison share. noises (n, *shape), of those seeds; cond: rows like them."""
+
+    model: Denoiser
+    seeds: range
+    noises: Tensor
+    cond: dict[str, Tensor] | None
+    shared: Mapping[str, Any] | None
+    batch: int
+    keep: int
+    goal: float | None
+    store: Store
+    key: str | None
+    answers: Answers | None = None
+    known: Reference | None = None
+
+    def parts(self, first: int, last: int) -> Iterator[slice]:
+        """Batches of the samples first..last−1."""
+        for start in range(first, last, self.batch):
+            yield slice(start, min(start + self.batch, last))
+
+    def origin(self, part: slice) -> tuple[list[Any], Near]:
+        """Which model, noises and conditions a batch is of, to the store: exact parts, and numbers."""
+        if self.store.folder is None:
+            return [], NOTHING
+        shared, computed = of_shared(self.shared)
+        exact = [
+            __version__,
+            GENERATOR,
+            self.key,
+            shared,
+            list(self.noises.shape[1:]),
+            self.seeds[part],
+        ]
+        answers = NOTHING if self.answers is None else self.answers.near
+        start = Near.of(self.model.sigma_max, PLAN)
+        return exact, Near.joined(
+            answers, start, of_rows({**self.model.part(part, self.cond)[1], **computed})
+        )
