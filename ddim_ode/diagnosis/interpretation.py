@@ -10,23 +10,23 @@ import torch
 
 from .evidence import CLEARLY, LEAST, OF_READING, Bench, better, correlation, usable_clocks
 from .findings import Finding
-from .probe import WILD_SAMPLES, Probe, rms
+from .probe import OUT_OF_SCALE, Probe, rms
 from .readings import Reading
 
 OF_MEANING = (*OF_READING, "untrained", "terminal-snr")
 _BETTER = 1.1  # ratio of errors, with 1/√entries more, that makes a network worse than a·x + c
 _NUMBERS = 16  # in clean samples, at least, for the same
 _WORSE = 1.25  # ratio of errors on data and on samples of its own that makes the data others
-_DEAF = 1e-3  # relative change of answers to other questions
+_IGNORED = 1e-3  # relative change of answers to other questions
 _ALIKE = 0.7  # correlation of an answer with the noise that it is shown
 
 
-def misunderstood(probe: Probe) -> list[Finding]:
+def dominant_error(probe: Probe) -> list[Finding]:
     """What is to be read otherwise, by the reading that the answers bear out; where none is, answers that
     are worth nothing."""
     bench = Bench(probe, probe.clean)
-    found = _one(deaf(probe, bench)) or misread(probe, bench)
-    found = found or _one(other_data(probe, bench)) or _one(useless(probe, bench))
+    found = _one(ignores_input(probe, bench)) or misread(probe, bench)
+    found = found or _one(other_data(probe, bench)) or _one(worse_than_linear(probe, bench))
     if found:
         named = [finding.check for finding in found]
         others = [check for check in OF_MEANING if check not in named]
@@ -38,7 +38,7 @@ def _one(finding: Finding | None) -> list[Finding]:
     return [] if finding is None else [finding]
 
 
-def deaf(probe: Probe, bench: Bench) -> Finding | None:
+def ignores_input(probe: Probe, bench: Bench) -> Finding | None:
     """Answers that do not depend on what is asked, where they are not right all the same."""
     if probe.data is None:
         if probe.model.prediction == "x0":
@@ -46,16 +46,16 @@ def deaf(probe: Probe, bench: Bench) -> Finding | None:
     elif bench.loss[0] < 1 / CLEARLY:
         return None
     change = _change(probe, bench.own)
-    if change > _DEAF:
+    if change > _IGNORED:
         return None
-    if any(_change(probe, bench.own._replace(clock=c)) > _DEAF for c in usable_clocks(probe)):
+    if any(_change(probe, bench.own._replace(clock=c)) > _IGNORED for c in usable_clocks(probe)):
         return None
     return Finding(
         "untrained",
         "error",
         1.0,
         f"shown other samples, the network's answers move by {change:.1e} of their size at most, less than "
-        f"{_DEAF:g}: it does not look at x",
+        f"{_IGNORED:g}: it does not look at x",
         "load the trained weights; see that net(x, t) uses its x",
     )
 
@@ -69,7 +69,7 @@ def _change(probe: Probe, reading: Reading) -> float:
         if one is None or other is None:
             return 0.0
         change = max(change, rms(one - other) / max(rms(one), 1e-12))
-        if change > _DEAF:
+        if change > _IGNORED:
             break
     return change
 
@@ -91,10 +91,10 @@ def misread(probe: Probe, bench: Bench) -> list[Finding]:
 def other_data(probe: Probe, bench: Bench) -> Finding | None:
     """Data whose mean or width is not that of the model's own samples (if it is read rightly)."""
     data = probe.data
-    if data is None or probe.different < LEAST or probe.lifeless:
+    if data is None or probe.different < LEAST or probe.degenerate:
         return None
     error, linear = Bench(probe, probe.made).loss
-    if probe.wild(probe.made) and not error < linear:
+    if probe.out_of_scale(probe.made) and not error < linear:
         return None  # the model's own samples say nothing of their scale
     if bench.loss[0] < _WORSE * error:
         return None  # the network denoises these as well as those
@@ -114,18 +114,18 @@ def other_data(probe: Probe, bench: Bench) -> Finding | None:
     )
 
 
-def useless(probe: Probe, bench: Bench) -> Finding | None:
+def worse_than_linear(probe: Probe, bench: Bench) -> Finding | None:
     """Answers further from what was to be answered than a multiple of x is, which needs no network."""
     if "untrained" in probe.not_checked:
         return None
     numbers = probe.different * math.prod(probe.shape)
-    if probe.wild(probe.clean):
+    if probe.out_of_scale(probe.clean):
         last = len(probe.sigmas) - 1
         shown = probe.noised(torch.zeros_like(probe.eps), float(probe.sigmas[last]))
         answer = probe.answer(bench.own, shown, last)
         likeness = 0.0 if answer is None else correlation(answer, probe.eps)
         if probe.model.prediction != "eps" or likeness > _ALIKE / 2:
-            probe.skip(WILD_SAMPLES, "untrained")
+            probe.skip(OUT_OF_SCALE, "untrained")
             return None
         error = 1 - likeness
         text = "of noise alone an ε-network returns that noise, and this one's answers have correlation "

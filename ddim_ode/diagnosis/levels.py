@@ -10,7 +10,7 @@ from torch import Tensor
 from ..grids import default_name, make_grid
 from ..schedules.schedule import Array
 from .findings import Finding
-from .probe import WILD_SAMPLES, Probe, rms
+from .probe import OUT_OF_SCALE, Probe, rms
 
 _OF_PLACEMENT = ("stride", "duplicate-timesteps", "rounded-timesteps", "last-alpha")
 _APART = 1e-3  # in ln σ: more than float32 levels
@@ -20,8 +20,8 @@ _LEFT = 1e-3  # noise left at the end, in units of the data
 
 def checks(probe: Probe) -> Iterator[Finding]:
     """All findings of the levels that the model's scheduler, or our default grid, visits."""
-    if probe.lifeless:
-        probe.skip(probe.lifeless, *_OF_PLACEMENT)
+    if probe.degenerate:
+        probe.skip(probe.degenerate, *_OF_PLACEMENT)
         return
     try:
         levels = _levels(probe)
@@ -130,8 +130,8 @@ def last_alpha(probe: Probe, asked: Array, reached: Array, told: Array) -> Findi
     left = rms(x - probe.ask(model, x, end)[0]) / rms(probe.x0)
     idle = end >= float(asked[-1]) * (1 - 1e-6)
     if not (idle or left > _LEFT):
-        if probe.wild(probe.x0):
-            probe.skip(WILD_SAMPLES, "last-alpha")
+        if probe.out_of_scale(probe.x0):
+            probe.skip(OUT_OF_SCALE, "last-alpha")
         return None
     what = "the last call changes nothing, and " if idle else ""
     return Finding(

@@ -16,8 +16,8 @@ _CUT = 0.1  # what a limit may move, of the data's RMS: less is overshoot, of ne
 def checks(probe: Probe, found: Collection[str]) -> list[Finding]:
     """found: the checks that have found something already."""
     hiding = next((check for check in found if check in _HIDING), None)
-    if hiding or probe.lifeless:
-        reason = f"set {hiding!r} right first: it hides this" if hiding else probe.lifeless
+    if hiding or probe.degenerate:
+        reason = f"set {hiding!r} right first: it hides this" if hiding else probe.degenerate
         probe.skip(str(reason), "clipping")
         return []
     finding = cut(probe) if probe.limit else missing(probe)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .findings import Finding
-from .interpretation import OF_MEANING, misunderstood
+from .interpretation import OF_MEANING, dominant_error
 from .precision import half_precision, repeatable
 from .probe import Probe, rms
 
@@ -30,11 +30,11 @@ def checks(probe: Probe) -> Iterator[Finding]:
         yield broken
         probe.skip(f"set {broken.check!r} right first: it hides this", *_NEED_NUMBERS)
         return
-    if probe.lifeless and probe.data is None:
-        probe.skip(f"{probe.lifeless}; give data", *_NEED_NUMBERS)
+    if probe.degenerate and probe.data is None:
+        probe.skip(f"{probe.degenerate}; give data", *_NEED_NUMBERS)
         return
     yield from filter(None, (repeatable(probe) or half_precision(probe),))
-    yield from misunderstood(probe) or filter(None, (terminal_snr(probe),))
+    yield from dominant_error(probe) or filter(None, (terminal_snr(probe),))
 
 
 def learned_variance(probe: Probe) -> Finding | None:

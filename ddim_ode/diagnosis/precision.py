@@ -20,7 +20,7 @@ _HALF = 0.1  # relative error of a network in half precision that is more than r
 def repeatable(probe: Probe) -> Finding | None:
     """Whether one question has one answer."""
     sigma = float(probe.sigmas[len(probe.sigmas) // 2])
-    x = probe.noised(probe.noise if probe.wild(probe.x0) else probe.x0, sigma)
+    x = probe.noised(probe.noise if probe.out_of_scale(probe.x0) else probe.x0, sigma)
     first, again = (probe.ask(probe.model, x, sigma)[1] for _ in range(2))
     chance = rms(again - first) / max(rms(first), 1e-12)
     if not chance > _CHANCE:
@@ -43,7 +43,7 @@ def half_precision(probe: Probe) -> Finding | None:
         return None
     few = slice(0, 2)
     sigmas = probe.sigmas[[0, len(probe.sigmas) // 2, -1]].tolist()
-    x0 = probe.noise if probe.wild(probe.x0) else probe.x0
+    x0 = probe.noise if probe.out_of_scale(probe.x0) else probe.x0
     inputs = [probe.noised(x0, sigma)[few] for sigma in sigmas]
 
     def answers(model: Denoiser) -> Tensor:

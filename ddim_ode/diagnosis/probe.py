@@ -30,7 +30,7 @@ _ENTRIES = (
     64  # numbers, at least, that an average is taken over: small states are asked for more often
 )
 _FEW = 4  # samples, at least, that tell how far they are apart
-_WILD = 3.0  # RMS of samples, in units of the noise at the start, that no sound model makes
+_FAR_OFF = 3.0  # RMS of samples, in units of the noise at the start, that no sound model makes
 # Little networks overshoot: of those of benchmarks/doctor.py, a quarter of the entries, by half. What
 # relies on a limit makes nothing in range without.
 _SHARE = 0.5  # of entries out of range
@@ -42,7 +42,7 @@ _TRIES = 3  # to find that range
 _PER_E_FOLD = (
     2.5  # DDIM steps that leave no sample between two kinds of data, where σ spans decades
 )
-WILD_SAMPLES = "what the model makes by itself is not on the scale of its noise; give data"
+OUT_OF_SCALE = "what the model makes by itself is not on the scale of its noise; give data"
 
 
 class Probe:
@@ -175,9 +175,9 @@ class Probe:
         """The share of entries far beyond :attr:`reach`."""
         return float((~(x.abs() <= BEYOND * self.reach)).float().mean())
 
-    def wild(self, x0: Tensor) -> bool:
+    def out_of_scale(self, x0: Tensor) -> bool:
         """Whether samples that the model makes are none: larger than its noise, or not finite."""
-        return x0 is not self.data and not rms(x0) < _WILD * self.top
+        return x0 is not self.data and not rms(x0) < _FAR_OFF * self.top
 
     @functools.cached_property
     def clean(self) -> Tensor:
@@ -188,7 +188,7 @@ class Probe:
         return self.generate(alone) if self.model.alterations else self.made
 
     @functools.cached_property
-    def lifeless(self) -> str | None:
+    def degenerate(self) -> str | None:
         """Why nothing can be measured on the model's own samples, None if it can."""
         if not self.made.isfinite().all():
             return "what the model makes is NaN or inf in places"
