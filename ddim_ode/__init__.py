@@ -13,6 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from ._base.version import __version__ as __version__
 
+__path__ = [
+    *__path__,
+    f"{__path__[0]}/_moved",
+]  # where modules of 0.1 are found under their old names
+
 _MODULES = ("schedules", "grids", "exact")
 _PACKAGES = ("evaluate", "interop", "plots", "solvers")
 _NAMES = {
