@@ -7,6 +7,7 @@ A call either returns something that keeps its promises, or raises an error of o
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import random
 import re
@@ -252,6 +253,15 @@ TABLE = dict(
     add_noise=entry(_of_scheduler("add_noise"), "", original_samples=X, noise=X, timesteps=torch.tensor([1, 2, 3])),
     scale_model_input=entry(_of_scheduler("scale_model_input"), "timestep", sample=X),
 )  # fmt: skip
+if importlib.util.find_spec("diffusers") is None:  # whose classes the scheduler is one of
+    for _name in (
+        "DDIMODEScheduler",
+        "set_timesteps",
+        "scheduler_step",
+        "add_noise",
+        "scale_model_input",
+    ):
+        del TABLE[_name]
 
 
 # -- a call, and what comes of it ----------------------------------------------------------------

@@ -15,8 +15,11 @@ from tiny_pipelines import calibrated, ours, pickled, start, unet, with_plans
 import ddim_ode
 from ddim_ode import exact
 from ddim_ode.interop.config import DISCRETE
-from ddim_ode.interop.diffusers import DDIMODEScheduler, load
 from ddim_ode.solvers.methods import METHODS as REGISTRY
+
+pytest.importorskip("diffusers")
+
+from ddim_ode.interop.diffusers import DDIMODEScheduler, load  # noqa: E402
 
 SPACINGS = [
     dict(timestep_spacing=spacing, steps_offset=offset)

@@ -9,8 +9,11 @@ from tiny_pipelines import calibrated, ours, start, with_plans
 
 import ddim_ode
 from ddim_ode import exact
-from ddim_ode.interop.diffusers import DDIMODEScheduler, load
 from ddim_ode.solvers.methods import METHODS as REGISTRY
+
+pytest.importorskip("diffusers")
+
+from ddim_ode.interop.diffusers import DDIMODEScheduler, load  # noqa: E402
 
 SCHEDULE = ddim_ode.schedules.ddpm()
 MIXTURE = exact.gaussian_mixture(
