@@ -19,7 +19,7 @@ from ddim_ode.solvers.methods import METHODS as REGISTRY
 
 pytest.importorskip("diffusers")
 
-from ddim_ode.interop.diffusers import DDIMODEScheduler, load  # noqa: E402
+from ddim_ode.interop.diffusers import DDIMODEScheduler, load
 
 SPACINGS = [
     dict(timestep_spacing=spacing, steps_offset=offset)

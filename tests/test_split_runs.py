@@ -13,7 +13,7 @@ from ddim_ode.solvers.methods import METHODS as REGISTRY
 
 pytest.importorskip("diffusers")
 
-from ddim_ode.interop.diffusers import DDIMODEScheduler, load  # noqa: E402
+from ddim_ode.interop.diffusers import DDIMODEScheduler, load
 
 SCHEDULE = ddim_ode.schedules.ddpm()
 MIXTURE = exact.gaussian_mixture(
