@@ -95,7 +95,9 @@ def _checked(seeds: Sequence[int]) -> Sequence[int]:
         if not single(seeds) and len(seeds) >= 0:
             return seeds
     except OverflowError:
-        raise ValueError(f"seeds={seeds!r} are too many; take a part of them at a time") from None
+        raise ValueError(
+            f"seeds={shown(seeds)} are too many; take a part of them at a time"
+        ) from None
     except TypeError:
         pass
     raise ValueError(f"seeds={seeds!r} must be a sequence, one seed per sample")
