@@ -100,7 +100,7 @@ def _checked(seeds: Sequence[int]) -> Sequence[int]:
         ) from None
     except TypeError:
         pass
-    raise ValueError(f"seeds={seeds!r} must be a sequence, one seed per sample")
+    raise ValueError(f"seeds={shown(seeds)} must be a sequence, one seed per sample")
 
 
 class StepNoise:
