@@ -283,7 +283,8 @@ class DDIMODEScheduler(Noising, SchedulerMixin, ConfigMixin):  # type: ignore[mi
             )
         if self._plans:
             only = next(iter(self._plans)) if len(self._plans) == 1 else None
-            calls = only if num_inference_steps is None else num_inference_steps
+            asked = num_inference_steps
+            calls = only if asked is None else count("num_inference_steps", asked)
             if calls not in self._plans:
                 has = ", ".join(map(str, sorted(self._plans)))
                 raise ValueError(
