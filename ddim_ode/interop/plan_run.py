@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import numpy as np
 import torch
 from diffusers.utils.torch_utils import randn_tensor
@@ -28,7 +26,7 @@ class PlanRun:
 
     def __init__(self, plan: Plan, denoiser: Denoiser, sample: Tensor) -> None:
         x = sample.to(torch.promote_types(sample.dtype, torch.float32))
-        self.run = Run(plan, x, draw=self._draw)
+        self.run = Run(plan, x, draw=self._draw, estimate=False)
         self.shown = self._next(None)
         self.denoiser, self.nodes = denoiser, plan.nodes
         self.prediction, self.conversions = denoiser.prediction, denoiser.conversions(plan.nodes)
@@ -48,9 +46,7 @@ class PlanRun:
 
     def step(self, sample: Tensor, answer: Tensor, generator: Generators) -> Tensor:
         """File the network's answer at ``sample``; on to the next call, or to the end."""
-        run, self.generator = copy.copy(self.run), generator
-        run.history, run._ops = run.history.copy(), run._ops.copy()
-        before = run, self.shown
+        before, self.generator = (self.run.copied(), self.shown), generator
         try:
             y = self._kept(sample)
             if self.run.committed:

@@ -34,6 +34,9 @@ def build(name: str, params: dict[str, Any]) -> Schedule:
         raise ValueError(f"schedule {name!r}: {error}") from None
 
 
+Schedule.build = staticmethod(build)
+
+
 def _from_log_alphas(name: str, params: dict[str, Any], logs: Array) -> Schedule:
     """ln ᾱ at t = 1..T, interpolated linearly in t; a last ᾱ of zero is reached linearly in ᾱ."""
     knots = np.concatenate([[0.0], logs])

@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +44,8 @@ class Schedule(ABC):
     """
 
     family: str = "vp"
+    # By name and parameters; set beside the named ones, which know this class and not it them.
+    build: ClassVar[Callable[[str, dict[str, Any]], Schedule]]
 
     def __init__(self, name: str, T: float, params: dict[str, Any], discrete: bool) -> None:
         self.name = name
@@ -164,9 +166,7 @@ class Schedule(ABC):
         return fingerprint(self.name, self.family, self.T, n, self.params)
 
     def __reduce__(self) -> tuple[Callable[..., Schedule], tuple[str, dict[str, Any]]]:
-        from . import build
-
-        return build, (self.name, self.params)
+        return type(self).build, (self.name, self.params)
 
     def __repr__(self) -> str:
         args = ", ".join(f"{k}={_short(v)}" for k, v in self.params.items())

@@ -7,6 +7,7 @@ from step noise, which is drawn on the CPU.
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
@@ -64,15 +65,17 @@ class Run:
         hold: bool = False,
         project: Callable[[Tensor, int], Tensor] | None = None,
         after_step: Callable[[Progress], None] | None = None,
+        estimate: bool = True,
     ) -> None:
-        """x (B, *), where the plan begins. The hooks are those of :func:`integrate`."""
+        """x (B, *), where the plan begins. The hooks are those of :func:`integrate`. estimate: whether the
+        error is, which takes another state's memory."""
         self.plan, self.draw, self.project, self.after_step = plan, draw, project, after_step
         self.x = x if project is None else project(x, 0)
         self.history: deque[Tensor] = deque(maxlen=plan.memory)
         self.committed, self.calls, self.steps = True, 0, 0
         self.error: Tensor | None = None
         self._alive = finite_samples(x) if hold else None
-        self._error_weights = plan.error_weights or [0.0] * plan.nfe
+        self._error_weights = plan.error_weights if estimate else ()
         # 0-d tensors: torch wraps a Python float anew at every product, for as long as the product takes.
         scales = torch.tensor([op.scale for op in plan.ops], dtype=x.dtype).to(x.device).unbind(0)
         self._ops = list(zip(plan.ops, scales))[::-1]
@@ -81,6 +84,12 @@ class Run:
     def finite(self) -> Tensor:
         """(B,) Which samples are finite, or with ``hold`` were so all the way."""
         return finite_samples(self.x) if self._alive is None else self._alive
+
+    def copied(self) -> Run:
+        """The run as it is now, whatever becomes of this one."""
+        other = copy.copy(self)
+        other.history, other._ops = self.history.copy(), self._ops.copy()
+        return other
 
     def advance(self, vector: Tensor | None = None) -> Tensor | None:
         """File what the call under way stores, and go on: the state to show to the next call, None at the
@@ -118,7 +127,7 @@ class Run:
         return y
 
     def _file(self, vector: Tensor) -> None:
-        if weight := self._error_weights[self.calls]:
+        if self._error_weights and (weight := self._error_weights[self.calls]):
             part = vector.detach() if vector.requires_grad else vector
             whole = self.error
             self.error = part * weight if whole is None else whole.add_(part, alpha=weight)

@@ -93,7 +93,7 @@ TAKES: dict[str, frozenset[str]] = {
         "fixed": (*PLACING, *COMPILING, *_NOISE, "callback", "record", "on_nan", "known"),
         "adaptive": (*PLACING, "variant", *_TOLERANCE, "record", "on_nan"),
         "external": (*PLACING, "rtol", "atol", "max_nfe"),
-        "reversible": (*PLACING, "chart", "partner"),
+        "reversible": (*PLACING, "chart"),
     }.items()
 }
 REVERSIBLE = "reversible"
