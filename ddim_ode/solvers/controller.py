@@ -15,7 +15,7 @@ problems of 1,000 seeds) with share = 1 up to 13 % of the end errors were above 
 those went unreported; with 0.4 up to 0.1 % were above, with 0.2 none, all reported, for 13 % and 23 %
 more calls. And no step is longer than *longest*, about a factor e in σ: features of scale s of the data
 show where σ ≈ s, and a longer step can pass one by with a small error estimate (on eight narrow modes in
-the plane, tests/test_adaptive.py, errors went unreported with 1.2).
+the plane, tests/solve/test_adaptive.py, errors went unreported with 1.2).
 
 The *first* step is short because a trained network is rough at the largest σ, where the error estimate
 of rk45 hardly weighs the first stage; it may grow tenfold at once.

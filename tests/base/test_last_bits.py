@@ -78,9 +78,10 @@ def test_another_processor_finds_the_same_keys_and_goes_on_with_the_same_runs(tm
     here = everything(tmp_path)
     assert here["own"] == here["keys"][:2]
     assert here["samples_made"] == [6] * 5
-    code = f"import test_last_bits as t; t.elsewhere({str(tmp_path)!r})"
+    paths = [str(Path(__file__).parent), str(Path(nudged.__file__).parent)]
+    code = f"import sys; sys.path[:0] = {paths}; import test_last_bits as t; t.elsewhere({str(tmp_path)!r})"
     command = [sys.executable, "-c", code]
-    ran = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+    ran = subprocess.run(command, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     there = json.loads(ran.stdout)
     assert there["samples_made"] == [0] * 5
