@@ -29,6 +29,7 @@ _NAMES = {
     "LogLikelihood": "latents.likelihood",
     "Method": "solvers.methods",
     "Plan": "solvers.plan",
+    "Profile": "solvers.profile",
     "ProbabilityFlow": "solve.probability_flow",
     "Progress": "solve.loop",
     "Solution": "solve.solution",
@@ -47,6 +48,7 @@ _NAMES = {
     "noise": "denoising.seeding",
     "plan": "solvers.compilation",
     "plan_for": "solve.planning",
+    "profile": "profiling.profiling",
     "renoise": "latents.editing",
     "sample": "solve.sampling",
     "slerp": "latents.interpolation",
@@ -82,6 +84,7 @@ if TYPE_CHECKING:
     from .latents.likelihood import dequantized as dequantized
     from .latents.likelihood import log_likelihood as log_likelihood
     from .nets.pretrained import load as load
+    from .profiling.profiling import profile as profile
     from .solve.inpainting import Known as Known
     from .solve.loop import Progress as Progress
     from .solve.planning import plan_for as plan_for
@@ -92,6 +95,7 @@ if TYPE_CHECKING:
     from .solvers.methods import Method as Method
     from .solvers.methods import methods as methods
     from .solvers.plan import Plan as Plan
+    from .solvers.profile import Profile as Profile
 
 
 def __getattr__(name: str) -> Any:

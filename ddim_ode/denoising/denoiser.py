@@ -39,6 +39,7 @@ from ..solvers.chart import PREDICTIONS as PREDICTIONS
 from ..solvers.chart import convert
 from ..solvers.fit import ode_text
 from ..solvers.plan import Node
+from ..solvers.profile import Profile
 from .guidance import Branches, Call, Guidance, Level, Limit, taken
 from .network import Net, check_cond, check_names, check_output, guarded, halved
 from .seeding import sizes
@@ -74,6 +75,9 @@ class Denoiser:
     :func:`ddim_ode.grids.default_start`, which is σ(T) but for ε- and score-networks of schedules that
     end in next to no signal). A level that such a network says nothing of x̂₀ at warns.
 
+    profile: a :class:`ddim_ode.Profile` of this model, whose grids are then those that a solve takes where it
+    names none.
+
     ``model(x, sigma)`` gives ``(x0, eps)``. ValueError for an unknown prediction, an output of
     another shape than x, or ε- and score-networks asked for x̂₀ at ᾱ = 0.
 
@@ -100,6 +104,7 @@ class Denoiser:
         threshold: float | tuple[float, float] | None = None,
         shape: Sequence[int] | None = None,
         sigma_max: float | None = None,
+        profile: Profile | None = None,
     ) -> None:
         if not callable(net):
             raise ValueError(f"net must be callable as net(x, t, **cond), got {type(net).__name__}")
@@ -129,6 +134,16 @@ class Denoiser:
         self.sigma_max = default_start(schedule, self.prediction)
         if sigma_max is not None:
             self.sigma_max = self.start("sigma_max", sigma_max)
+        self.profile = profile
+        if profile is not None and not isinstance(profile, Profile):
+            raise ValueError(
+                f"profile={shown(profile)} must be a ddim_ode.Profile, as ddim_ode.profile makes it"
+            )
+        if profile is not None and profile.schedule.fingerprint != schedule.fingerprint:
+            raise ValueError(
+                f"the profile is of {profile.schedule!r} and the model has {schedule!r}; make one of this "
+                "model (ddim_ode.profile)"
+            )
         self.micro_batches: MicroBatches | None = None  # ddim_ode.accelerate(batch=)
         self._levels = schedule.levels if snap else None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,8 @@ from .._base.checks import count, exclusive, one_of, refuse, several
 from ..denoising.denoiser import Denoiser
 from ..grids import FINALS, check_grid, default_spacing, from_timesteps, make_grid, upward
 from ..schedules.schedule import Array
+from ..solvers.methods import Method
+from ..solvers.profile import Profile
 
 MOST = 1_000_000  # steps or calls: beyond, a slip of the pen
 
@@ -26,7 +28,7 @@ class Levels:
     model: Denoiser
     steps: int | None = None
     nfe: int | None = None
-    grid: str | npt.ArrayLike | None = None
+    grid: str | npt.ArrayLike | Profile | None = None
     timesteps: npt.ArrayLike | None = None
     final: str | None = None
     sigma_max: float | None = None
@@ -43,6 +45,8 @@ class Levels:
         exclusive(timesteps=self.timesteps, grid=self.grid)
         if self.sigma_max is not None:
             self.model.start("sigma_max", self.sigma_max)
+        if isinstance(self.grid, Profile):
+            check_profile(self.grid, self.model)
         if self.given:
             source = "timesteps" if self.timesteps is not None else "grid"
             final = None if source == "timesteps" else self.final
@@ -58,8 +62,21 @@ class Levels:
     @property
     def given(self) -> bool:
         """Whether the caller gave the levels themselves, and not how many."""
-        named = self.grid is None or isinstance(self.grid, str)
+        named = self.grid is None or isinstance(self.grid, (str, Profile))
         return self.timesteps is not None or not named
+
+    @property
+    def profile(self) -> Profile | None:
+        """What places the steps, if a profile does: the caller's, or the model's own as far as it goes."""
+        if isinstance(self.grid, Profile):
+            return self.grid
+        own = self.model.profile if self.grid is None and self.timesteps is None else None
+        return own if own is not None and self.first <= own.sigma_max * (1 + 1e-9) else None
+
+    def counting(self) -> Levels:
+        """The same without a profile, whose plans have as many calls and cost nothing to make."""
+        grid = None if isinstance(self.grid, Profile) else self.grid
+        return replace(self, grid=grid, model=self.model.replace(profile=None))
 
     @property
     def placed(self) -> bool:
@@ -71,17 +88,19 @@ class Levels:
         """Where a named grid starts: as the caller said, or as the model does by itself."""
         return self.model.sigma_max if self.sigma_max is None else self.sigma_max
 
-    def sigmas(self, steps: int, calls: int = 1) -> Array:
+    def sigmas(self, steps: int, calls: int = 1, method: Method | None = None) -> Array:
         """The grid of that many steps (or the caller's own), on trained levels if the model snaps.
 
-        calls: of the method, in each step.
+        calls: of the method, in each step. method: for which a profile places them.
         """
-        if self.grid is None or isinstance(self.grid, str):
-            if self.timesteps is None:
-                name, cut = self.grid, self.sigma_min
-                if name is None:
-                    name, cut = self.spacing(steps, calls)
-                return self._named(name, steps, cut)
+        if (profile := self.profile) is not None:
+            ends: dict[str, Any] = dict(sigma_max=self.first, sigma_min=self.sigma_min)
+            own = profile.grid(steps, method=method, final=self.final or "zero", **ends)
+            return on_trained_levels(own, self.model) if self.model.snap else own
+        if not self.given:
+            name, cut = self.spacing(steps, calls)
+            return self._named(name, steps, cut)
+        if self.timesteps is not None:
             own = from_timesteps(self.model.schedule, self.timesteps, self.final or "zero")
         else:
             own = check_grid(self.grid, self.model.schedule)
@@ -94,7 +113,11 @@ class Levels:
         return self._snapped(make_grid(name, self.model.schedule, steps, final=final, **ends))
 
     def spacing(self, steps: int, calls: int = 1) -> tuple[str, float | None]:
-        """The named grid and its last positive level, where the caller names no grid."""
+        """The name of the grid, and its last positive level where it is told."""
+        if self.profile is not None:
+            return "profile", self.sigma_min
+        if isinstance(self.grid, str):
+            return self.grid, self.sigma_min
         return default_spacing(
             self.model.schedule,
             steps,
@@ -113,18 +136,24 @@ class Levels:
         """
         cut = self.sigma_min
         if calls is not None and self.nfe is not None and self.nfe <= 2 * calls:
-            cut = self.spacing(2, calls)[1]
+            cut = self.counting().spacing(2, calls)[1]
         return self.passed(self._named("time", 1 if self.final == "sigma_min" else 2, cut))
 
     def passed(self, sigmas: Array) -> Array:
         """The levels of a (falling) grid in the order they are passed."""
         return upward(sigmas) if self.rising else sigmas
 
-    def required(self, who: str, remedy: str = "give steps=", calls: int = 1) -> Array:
+    def required(
+        self,
+        who: str,
+        remedy: str = "give steps=",
+        calls: int = 1,
+        method: Method | None = None,
+    ) -> Array:
         """The grid of ``steps`` steps, or the caller's own; ValueError if neither was given."""
         if self.steps is None and not self.given:
             raise ValueError(f"{who} needs to know where to step: {remedy}")
-        return self.sigmas(self.steps or 0, calls)
+        return self.sigmas(self.steps or 0, calls, method)
 
     def _snapped(self, sigmas: Array) -> Array:
         if not self.model.snap:
@@ -138,6 +167,33 @@ class Levels:
                 "use snap=False"
             )
         return np.append(positive, 0.0) if sigmas[-1] == 0 else positive
+
+
+def on_trained_levels(sigmas: Array, model: Denoiser) -> Array:
+    """The nearest trained level to each of a falling grid, none twice; ValueError if there are too few."""
+    trained = model.schedule.levels
+    positive = sigmas[sigmas > 0]
+    n = len(positive)
+    if n > len(trained):
+        raise ValueError(
+            f"snap=True: {n} levels need {n} trained ones, and there are {len(trained)}; take fewer steps, or "
+            "snap=False"
+        )
+    times = np.rint(model.schedule.time(positive)).astype(int)
+    rank = np.arange(n)
+    times = np.minimum.accumulate(times + rank) - rank  # strictly falling
+    times = np.maximum(times, n - rank)  # and room for those that follow
+    found = trained[times - 1]
+    return np.append(found, 0.0) if sigmas[-1] == 0 else found
+
+
+def check_profile(profile: Profile, model: Denoiser) -> None:
+    """ValueError unless it is of the model's schedule and says where samples of it begin."""
+    if profile.schedule.fingerprint != model.schedule.fingerprint:
+        raise ValueError(
+            f"the profile is of {profile.schedule!r} and the model has {model.schedule!r}; make one of this "
+            "model (ddim_ode.profile)"
+        )
 
 
 def budgets(nfe: Any) -> list[int]:

@@ -139,13 +139,17 @@ def compile_for(
         return compile_plan(spec, model.schedule, sigmas, **options)  # type: ignore[arg-type]
 
     if levels.nfe is None:
-        sigmas = levels.required(f"method {spec.name!r}", "give steps= or nfe=", spec.nfe_per_step)
+        remedy = "give steps= or nfe="
+        sigmas = levels.required(f"method {spec.name!r}", remedy, spec.nfe_per_step, spec)
         return build(sigmas, start)
-    plan = _largest(build, levels, spec, start)
+    counted = levels.counting()
+    plan = _largest(build, counted, spec, start)
     if start is None and spec.rk_steps and plan.nfe < levels.nfe:
         # The default start changes at a number of steps, and its calls may overshoot there.
-        plan = max(plan, _largest(build, levels, spec, "ramp"), key=lambda p: p.nfe)
-    return plan
+        plan = max(plan, _largest(build, counted, spec, "ramp"), key=lambda p: p.nfe)
+    if levels.profile is None:
+        return plan
+    return build(levels.sigmas(plan.steps, spec.nfe_per_step, spec), plan.start)
 
 
 def _largest(

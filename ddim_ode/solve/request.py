@@ -24,6 +24,7 @@ from ..grids import FINALS, check_grid, upward
 from ..solvers.embedded import adaptive_by_itself, adaptive_names, embedded_pair
 from ..solvers.methods import Method, get_method
 from ..solvers.plan import Plan
+from ..solvers.profile import Profile
 from . import gradients
 from .inpainting import Known
 from .levels import Levels
@@ -42,7 +43,7 @@ class SolveOptions(TypedDict, total=False):
     # where it steps
     steps: int | None
     nfe: int | None
-    grid: str | npt.ArrayLike | None
+    grid: str | npt.ArrayLike | Profile | None
     timesteps: npt.ArrayLike | None
     plan: Plan | None
     sigma_max: float | None
@@ -359,7 +360,7 @@ def _check_two_way(options: Mapping[str, Any]) -> None:
 
 def _end_of(grid: Any, model: Denoiser) -> str | None:
     """``final`` of a way between levels > 0; ValueError for a grid that does not end at one."""
-    if grid is None or isinstance(grid, str):
+    if grid is None or isinstance(grid, (str, Profile)):
         return "sigma_min"
     upward(check_grid(grid, model.schedule))
     return None

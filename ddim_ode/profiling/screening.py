@@ -1,0 +1,139 @@
+"""Screening: what a surrogate expects to do well, tried on the model itself.
+
+The candidates are, for each method, the best named grid and a grid made for it, by a surrogate that counts
+all of what a disturbance leads astray and by one that counts half. They meet few noises first, and the
+better ones more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..denoising.denoiser import Denoiser
+from ..schedules.schedule import Array
+from ..solve.levels import Levels, on_trained_levels
+from ..solve.loop import integrate
+from ..solve.planning import compile_for
+from ..solve.solution import norm_per_sample
+from ..solvers.compilation import plan as compile_plan
+from ..solvers.methods import METHODS, Method
+from ..solvers.plan import Plan
+from ..solvers.profile import TRIED, Profile, Screen, Tried, steps_within
+
+ROWS = 12  # network rows that a screen takes, for each noise and call
+_ASTRAY = (1.0, 0.5)
+_SECOND = 14  # candidates of the second round
+
+
+@dataclass
+class Problem:
+    """The noises x (n, *) whose ends (n, *) are known, and what the network is told with them."""
+
+    model: Denoiser
+    x: Tensor
+    ends: Tensor
+    cond: Mapping[str, Tensor] | None
+    shared: Mapping[str, Any] | None
+    batch: int
+    observe: Callable[[int], object]
+
+    def errors(self, plan: Plan, rows: Tensor) -> Array:
+        """RMS of the plan's ends to the known ones; inf where they are not finite."""
+        found = []
+        for part in rows.split(self.batch):
+            model, cond = self.model.part(part, self.cond)
+            with torch.no_grad(), np.errstate(invalid="ignore"):
+                evaluate = model.bind(plan.nodes, self.x[part], cond, self.shared)
+                end = integrate(plan, evaluate, self.x[part]).x.cpu().double()
+            found.append(norm_per_sample(end - self.ends[part.cpu()]).numpy())
+            self.observe(self.rows(plan, len(part)))
+        return np.nan_to_num(np.concatenate(found), nan=np.inf)
+
+    def rows(self, plan: Plan, samples: int) -> int:
+        return samples * self.model.rows([node.sigma for node in plan.nodes])
+
+
+@dataclass
+class _Candidate:
+    method: str
+    source: str
+    plan: Plan
+    expected: float
+    errors: Array
+
+    @property
+    def error(self) -> float:
+        return float(np.mean(self.errors))
+
+
+def screen(profile: Profile, problem: Problem, nfe: int) -> Screen:
+    """Try the candidates of at most ``nfe`` calls.
+
+    Raises:
+        ValueError: No method has a plan of so few calls.
+    """
+    known = torch.nonzero(torch.isfinite(problem.ends.flatten(1)).all(dim=1))[:, 0]
+    candidates = list(_candidates(profile, problem.model, nfe))
+    if not candidates:
+        raise ValueError(f"nfe={nfe}: no method of {', '.join(TRIED)} has a plan of so few calls")
+    n, evals = len(known), 0
+    first, second = max(1, n // 8), max(1, 3 * n // 8)
+
+    def judge(some: list[_Candidate], last: int) -> list[_Candidate]:
+        nonlocal evals
+        for one in some:
+            rows = known[len(one.errors) : last]
+            if len(rows):
+                one.errors = np.append(one.errors, problem.errors(one.plan, rows.to(problem.x.device)))
+                evals += problem.rows(one.plan, len(rows))
+        return sorted(some, key=lambda one: one.error)
+
+    ranked = judge(candidates, first)
+    ranked = judge(ranked[:_SECOND], second) + ranked[_SECOND:]
+    spare = ROWS * n - len(ranked) * first - min(len(ranked), _SECOND) * (second - first)
+    kept = max(1, min(spare // max(n - second, 1), _SECOND))
+    ranked = judge(ranked[:kept], n) + ranked[kept:]
+    tried = [
+        Tried(one.method, one.source, one.plan.grid, one.error, len(one.errors), one.expected)
+        for one in ranked
+        if np.isfinite(one.error)
+    ]
+    if not tried:
+        raise ValueError(f"nfe={nfe}: nothing that was tried has a finite end; diagnose the model first")
+    return Screen(nfe, evals, tuple(tried))
+
+
+def _candidates(profile: Profile, model: Denoiser, nfe: int) -> Iterator[_Candidate]:
+    """Plans of at most ``nfe`` calls, each once, those of which the surrogate expects least error first."""
+    found: dict[Plan, _Candidate] = {}
+
+    def add(method: Method, source: str, levels: Array) -> None:
+        if model.snap:
+            levels = on_trained_levels(levels, model)
+        try:
+            plan = compile_plan(method, model.schedule, levels)
+        except ValueError:
+            return
+        expected = profile.surrogate.error(plan)
+        if np.isfinite(expected):
+            found.setdefault(plan, _Candidate(method.name, source, plan, expected, np.empty(0)))
+
+    for name in TRIED:
+        method = METHODS[name]
+        if not (steps := steps_within(method, profile.schedule, nfe)):
+            continue
+        for astray in _ASTRAY:
+            for design in profile.designs(method, steps, astray=astray):
+                add(method, design.source, design.levels)
+        try:
+            own = compile_for(method, Levels(model.replace(profile=None), steps), None, None, None, None)
+        except ValueError:  # levels that snap to too few
+            continue
+        add(method, "default", np.array(own.grid))
+    yield from sorted(found.values(), key=lambda one: one.expected)

@@ -1,0 +1,448 @@
+"""A model's profile: its own grids for any solver and any number of calls, as plain numbers.
+
+:func:`ddim_ode.profile` makes one. It holds a surrogate of the model, by which grids are made without a
+network call, and the screens: for each number of calls that was asked for, how the best methods and grids
+did on the model itself. On disk it is JSON of bounded size with a checksum, and nothing in it is run.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .._base import files, json_file, notebook
+from .._base.checks import count, number, numbers, one_of, path_of, shown
+from .._base.digests import digest
+from ..grids import FINALS, check_grid
+from ..schedules.schedule import Array, Schedule
+from .compilation import plan
+from .design import Design, designed, expected, named
+from .fit import ode_text
+from .methods import METHODS, Method, get_method
+from .surrogate import Surrogate
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+FORMAT, VERSION = "ddim_ode profile", 1
+SIZE_LIMIT = 4 * 2**20  # bytes
+_MOST_LEVELS, _MOST_SCREENS, _MOST_TRIED = 200, 1000, 1000
+# The methods that are tried: one call a step, and among them the best on every model that was looked at.
+TRIED = ("unipc2", "unipc3", "dpmpp2m", "dpmpp3m", "ipndm", "deis3")
+_FIELDS = (
+    *("format", "version", "schedule", "about", "levels", "gram", "gain", "response", "screens"),
+    "sha256",
+)
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A method on a grid. source: where the grid is from. levels: σ. error: on the model, the mean over
+    ``n`` noises of the RMS to their converged ends. expected: what the surrogate said before."""
+
+    method: str
+    source: str
+    levels: tuple[float, ...]
+    error: float
+    n: int
+    expected: float
+
+    @property
+    def steps(self) -> int:
+        return len(self.levels) - 1
+
+
+@dataclass(frozen=True)
+class Screen:
+    """What was tried with so many network calls, the best first, and the network rows that it took."""
+
+    nfe: int
+    net_evals: int
+    tried: tuple[Tried, ...]
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """method, levels: what to sample with. error: what it errs by (RMS). measured: on the model, and not
+    expected by the surrogate."""
+
+    method: str
+    levels: tuple[float, ...]
+    error: float
+    measured: bool
+
+
+@dataclass(eq=False, repr=False)
+class Profile:
+    """A model's own clock: where to start, where to step and where to end.
+
+    surrogate: what one look at the model has seen. about: of which model it is and how it was made, plain
+    data. screens: by network calls. A profile that :func:`ddim_ode.profile` has just made holds the model,
+    too: grids of a number of calls that it has not screened yet are screened when they are asked for.
+
+    >>> import ddim_ode
+    >>> model = ddim_ode.exact.gaussian_mixture([0.5, 0.5], [-1, 1], [0.3, 0.3], ddim_ode.schedules.ddpm())
+    >>> prof = ddim_ode.profile(model, progress=False)
+    >>> prof.grid(5).shape, bool(prof.grid(5)[0] == model.sigma_max)
+    ((6,), True)
+    """
+
+    surrogate: Surrogate
+    about: dict[str, Any]
+    screens: dict[int, Screen] = field(default_factory=dict)
+    screener: Callable[[int], Screen] | None = None
+    _made: dict[Any, Design] = field(default_factory=dict)
+
+    @property
+    def schedule(self) -> Schedule:
+        """The model's schedule."""
+        return self.surrogate.schedule
+
+    @property
+    def sigma_max(self) -> float:
+        """The highest level that its grids start from."""
+        return float(self.surrogate.levels[0])
+
+    @property
+    def net_evals(self) -> int:
+        """Rows the network has processed for it, the screens included."""
+        return int(self.about["net_evals"]) + sum(s.net_evals for s in self.screens.values())
+
+    def screen(self, nfe: int) -> Screen | None:
+        """What was tried with so many calls; tried now, if this profile holds its model, else None."""
+        nfe = count("nfe", nfe)
+        if nfe not in self.screens and self.screener is not None:
+            self.screens[nfe] = self.screener(nfe)
+        return self.screens.get(nfe)
+
+    def recommend(self, nfe: int) -> Recommendation:
+        """The method and grid of at most ``nfe`` calls that err least on this model.
+
+        Args:
+            nfe: Network calls.
+
+        >>> import ddim_ode
+        >>> model = ddim_ode.exact.gaussian([0.0], [[0.25]], ddim_ode.schedules.cosine())
+        >>> best = ddim_ode.profile(model, progress=False).recommend(6)
+        >>> best.measured, len(best.levels) - 1
+        (True, 6)
+        """
+        if screened := self.screen(nfe):
+            best = screened.tried[0]
+            return Recommendation(best.method, best.levels, best.error, True)
+        found = []
+        for name in TRIED:
+            steps = steps_within(METHODS[name], self.schedule, nfe)
+            if steps:
+                design = self.design(METHODS[name], steps)
+                found.append(Recommendation(name, tuple(design.levels.tolist()), design.error, False))
+        return min(found, key=lambda r: r.error)
+
+    def grid(
+        self,
+        steps: int,
+        order: int = 2,
+        *,
+        method: str | Method | None = None,
+        final: str = "zero",
+        sigma_max: float | None = None,
+        sigma_min: float | None = None,
+    ) -> Array:
+        """The levels of so many steps: strictly falling σ and then 0.
+
+        Args:
+            steps: Intervals of the grid.
+            order: Of the method, where it is not named: 1 for ``ddim``, 2 (the default) and above for
+                the best of the multistep methods of at least that order.
+            method: A name of :func:`ddim_ode.methods` or a :class:`ddim_ode.Method`.
+            final: ``"zero"`` lands on x̂₀, ``"sigma_min"`` stops at the last level above 0.
+            sigma_max: Another start, below the profile's own.
+            sigma_min: The last level above 0 (default: where the method errs least, or for
+                final="sigma_min" the lowest that the profile has seen).
+
+        Raises:
+            ValueError: A start above the profile's, or no room between the ends.
+        """
+        steps, order = count("steps", steps), count("order", order, most=4)
+        one_of("final", final, FINALS)
+        top = self._top(sigma_max)
+        plain = final == "zero" and sigma_min is None and top == self.sigma_max
+        if method is None:
+            if tried := self._best(steps, order) if plain else None:
+                return np.array(tried.levels)
+            method = "ddim" if order == 1 else "dpmpp2m" if order == 2 else "unipc3"
+        spec = get_method(method)
+        if plain and (tried := self._of(spec, steps)):
+            return np.array(tried.levels)
+        return self.design(spec, steps, top, final, sigma_min).levels.copy()
+
+    def design(
+        self,
+        method: Method,
+        steps: int,
+        sigma_max: float | None = None,
+        final: str = "zero",
+        sigma_min: float | None = None,
+    ) -> Design:
+        """The grid on which the surrogate expects the method to err least; no network is called."""
+        top = self._top(sigma_max)
+        last = None
+        if final == "sigma_min" or sigma_min is not None:
+            last = self.surrogate.levels[-1] if sigma_min is None else number("sigma_min", sigma_min)
+            if not 0 < last < top:
+                raise ValueError(f"sigma_min={last:g} must lie in (0, {top:g}), below the start")
+        key = (method, steps, top, final, last)
+        if key not in self._made:
+            designs = self.designs(method, steps, top=top, lands=final == "zero", last=last)
+            self._made[key] = min(designs, key=lambda design: design.error)
+        return self._made[key]
+
+    def designs(
+        self,
+        method: Method,
+        steps: int,
+        *,
+        top: float | None = None,
+        lands: bool = True,
+        last: float | None = None,
+        astray: float = 1.0,
+    ) -> list[Design]:
+        """The best named grid, and one made from it; astray: as in :meth:`Surrogate.error`."""
+        found = [
+            Design(levels, expected(self.surrogate, method, levels, astray), source)
+            for source, levels in named(self.surrogate, steps, top, last, lands)
+        ]
+        if not found:
+            raise ValueError(f"no grid has {steps} steps between those ends; give fewer steps")
+        best = min(found, key=lambda design: design.error)
+        free = lands and last is None
+        return [best, designed(self.surrogate, method, best.levels, free=free, astray=astray)]
+
+    def _top(self, sigma_max: float | None) -> float:
+        top = self.sigma_max if sigma_max is None else self.schedule.level(sigma_max, "sigma_max")
+        if top > self.sigma_max * (1 + 1e-9):
+            raise ValueError(
+                f"sigma_max={top:g} is above σ={self.sigma_max:g}, from where the profile was made; give "
+                f"sigma_max={self.sigma_max:g}, or make another (ddim_ode.profile(model, sigma_max=))"
+            )
+        return min(top, self.sigma_max)
+
+    def _best(self, steps: int, order: int) -> Tried | None:
+        """Of the methods of that order, what did best in so many steps."""
+        screened = self.screen(steps) if order > 1 else None
+        fits = [
+            tried
+            for tried in (screened.tried if screened else ())
+            if tried.steps == steps and METHODS[tried.method].order >= order  # type: ignore[operator]
+        ]
+        return fits[0] if fits else None
+
+    def _of(self, method: Method, steps: int) -> Tried | None:
+        """What did best of a method that is tried, in so many steps."""
+        if METHODS.get(method.name) != method or method.name not in TRIED:
+            return None
+        screened = self.screen(calls_of(method, self.schedule, steps))
+        tried = screened.tried if screened else ()
+        fits = [one for one in tried if one.method == method.name and one.steps == steps]
+        return fits[0] if fits else None
+
+    # -- what is seen of it -----------------------------------------------------------------------
+    def __repr__(self) -> str:
+        screened = ", ".join(map(str, sorted(self.screens))) or "none yet"
+        return f"Profile({self.about['model']}, σ_max {self.sigma_max:.4g}, screened at {screened} calls)"
+
+    def describe(self) -> str:
+        """What it is of, what it cost, and for each number of calls what did best."""
+        about = self.about
+        altered = ode_text(about["alterations"])
+        lines = [
+            f"profile of {about['model']}" + (f", {altered}" if altered else ""),
+            f"  from σ={self.sigma_max:.4g}, {about['n']} noises from seed {about['seed']}",
+            f"  their converged ends: {about['solver']}, off by about {about['reference_error']:.2g}",
+            f"  network rows: {about['net_evals']:,} for the look, {self.net_evals:,} in all",
+        ]
+        for nfe, screened in sorted(self.screens.items()):
+            lines.append(f"  {nfe} calls")
+            seen: set[str] = set()
+            for tried in screened.tried:
+                if tried.method not in seen:
+                    seen.add(tried.method)
+                    end = [sigma for sigma in tried.levels if sigma > 0][-1]
+                    lines.append(
+                        f"    {tried.method:<8} error {tried.error:.3g} on {tried.n} noises, last level "
+                        f"σ={end:.3g} ({tried.source})"
+                    )
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (nfe, best.method, f"{best.error:.3g}", best.source)
+            for nfe, screened in sorted(self.screens.items())
+            for best in screened.tried[:1]
+        ]
+        facts = [
+            ("model", self.about["model"]),
+            ("starts at σ", f"{self.sigma_max:.4g}"),
+            ("noises", self.about["n"]),
+            ("network rows", f"{self.net_evals:,}"),
+        ]
+        head = ("calls", "method", "error", "grid")
+        return notebook.card("Profile", facts, notebook.table(head, rows, left=(1, 3)))
+
+    # -- on disk ------------------------------------------------------------------------------------
+    def to_json(self) -> str:
+        """Its text on disk."""
+        values = self._values()
+        return json.dumps(dict(values, sha256=digest(values)), ensure_ascii=False) + "\n"
+
+    def save(self, path: str | Path) -> None:
+        """Write it, whole or not at all."""
+        path = path_of("path", path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.write(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            FileNotFoundError: No such file.
+            ValueError: A file that is no profile, or was altered. It names the field.
+        """
+        return cls.from_json(json_file.content(path, "profile", SIZE_LIMIT), str(path))
+
+    @classmethod
+    def from_json(cls, data: str | bytes, source: str = "profile") -> Self:
+        """The profile of such a text; ValueError, beginning with ``source``, for any other."""
+        raw = data.encode() if isinstance(data, str) else data
+        values = json_file.parsed(raw, source, "profile", SIZE_LIMIT)
+        try:
+            if not isinstance(values, dict) or values.get("format") != FORMAT:
+                raise ValueError(f"not a profile: its format must be {FORMAT!r}, as Profile.save writes it")
+            if values.get("version") != VERSION:
+                raise ValueError(f"version={shown(values.get('version'))} must be {VERSION}; update ddim_ode")
+            if {*values} != {*_FIELDS}:
+                odd = sorted({*values} ^ {*_FIELDS})[0]
+                raise ValueError(f"the field {shown(odd)} is missing, or unknown")
+            checksum = values.pop("sha256")
+            if checksum != digest(values):
+                raise ValueError("was altered or damaged: its sha256 is not that of what it holds")
+            return cls(_surrogate(values), _about(values["about"]), _screens(values["screens"]))
+        except (ValueError, TypeError, KeyError, OverflowError) as error:
+            raise ValueError(f"{source}: {error}") from None
+
+    def _values(self) -> dict[str, Any]:
+        surrogate, schedule = self.surrogate, self.schedule
+        rows = [row[: i + 1].tolist() for i, row in enumerate(surrogate.gram)]
+        screens = [
+            dict(
+                nfe=screened.nfe,
+                net_evals=screened.net_evals,
+                tried=[dict(asdict(tried), levels=_told(tried.levels)) for tried in screened.tried],
+            )
+            for _, screened in sorted(self.screens.items())
+        ]
+        return dict(
+            format=FORMAT,
+            version=VERSION,
+            schedule=dict(name=schedule.name, params=schedule.params),
+            about=self.about,
+            levels=_told(surrogate.levels.tolist()),
+            gram=rows,
+            gain=surrogate.gain.tolist(),
+            response=surrogate.response.tolist(),
+            screens=screens,
+        )
+
+
+def calls_of(method: Method, schedule: Schedule, steps: int) -> int:
+    """Network calls of so many steps of a method."""
+    levels = np.append(np.geomspace(2.0, 1.0, steps) * schedule.least_cut, 0.0)
+    return plan(method, schedule, levels).nfe
+
+
+def steps_within(method: Method, schedule: Schedule, nfe: int) -> int:
+    """The most steps of a method within ``nfe`` calls; 0 if there are none."""
+    fits = (n for n in range(nfe, 0, -1) if calls_of(method, schedule, n) <= nfe)
+    return next(fits, 0)
+
+
+def _told(levels: Any) -> list[float | str]:
+    return ["inf" if sigma == math.inf else float(sigma) for sigma in levels]
+
+
+def _levels(name: str, values: Any) -> Array:
+    if not isinstance(values, list) or not values:
+        raise ValueError(f"{name} must be a list of σ")
+    return numbers(name, [math.inf if value == "inf" else value for value in values])
+
+
+def _surrogate(values: Mapping[str, Any]) -> Surrogate:
+    schedule_values = values["schedule"]
+    schedule = Schedule.build(schedule_values["name"], schedule_values["params"])
+    levels = _levels("levels", values["levels"])
+    size = len(levels)
+    if not 2 <= size <= _MOST_LEVELS:
+        raise ValueError(f"levels has {size} entries, and must have 2 to {_MOST_LEVELS}")
+    check_grid(levels, schedule)
+    if levels[-1] <= 0:
+        raise ValueError(f"levels[{size - 1}]={levels[-1]:g} must be above 0")
+    gram = np.zeros((size + 1, size + 1))
+    rows = values["gram"]
+    if not isinstance(rows, list) or [len(row) for row in rows] != list(range(1, size + 2)):
+        raise ValueError("gram must be the rows of a triangle, one longer than levels")
+    for i, row in enumerate(rows):
+        gram[i, : i + 1] = gram[: i + 1, i] = numbers(f"gram[{i}]", row)
+    answers = [numbers(name, values[name]) for name in ("gain", "response")]
+    if any(answer.shape != (size,) or not np.isfinite(answer).all() for answer in answers):
+        raise ValueError("gain and response must have a finite number for each of the levels")
+    if not np.isfinite(gram).all() or (np.diag(gram) < 0).any():
+        raise ValueError("gram must be finite, and not negative on its diagonal")
+    return Surrogate(schedule, levels, gram, *answers)
+
+
+_ABOUT: dict[str, type | tuple[type, ...]] = {
+    **dict(model=str, model_key=(str, type(None)), prediction=str, alterations=dict),
+    **dict(n=int, seed=int, generator=str, shape=list, snap=bool, solver=str),
+    **dict(reference_error=(float, int), net_evals=int, version=str),
+}
+
+
+def _about(values: Any) -> dict[str, Any]:
+    if not isinstance(values, dict) or {*values} != {*_ABOUT}:
+        raise ValueError(f"about must be an object with {', '.join(_ABOUT)}")
+    for name, kind in _ABOUT.items():
+        if not isinstance(values[name], kind):
+            raise ValueError(f"about.{name}={shown(values[name])} is of the wrong type")
+    return values
+
+
+def _screens(values: Any) -> dict[int, Screen]:
+    if not isinstance(values, list) or len(values) > _MOST_SCREENS:
+        raise ValueError(f"screens must be a list of at most {_MOST_SCREENS}")
+    found: dict[int, Screen] = {}
+    for i, value in enumerate(values):
+        nfe, evals = count(f"screens[{i}].nfe", value["nfe"]), count("net_evals", value["net_evals"], 0)
+        rows = value["tried"]
+        if not isinstance(rows, list) or not 0 < len(rows) <= _MOST_TRIED:
+            raise ValueError(f"screens[{i}].tried must be a list of 1 to {_MOST_TRIED}")
+        tried = tuple(_tried(f"screens[{i}].tried[{j}]", row) for j, row in enumerate(rows))
+        found[nfe] = Screen(nfe, evals, tried)
+    return found
+
+
+def _tried(name: str, row: Any) -> Tried:
+    levels = _levels(f"{name}.levels", row["levels"])
+    if len(levels) < 2 or not (np.diff(levels) < 0).all() or levels[-1] != 0:
+        raise ValueError(f"{name}.levels must fall to 0")
+    method = one_of(f"{name}.method", row["method"], METHODS)
+    error, said = (number(f"{name}.{key}", row[key]) for key in ("error", "expected"))
+    return Tried(method, str(row["source"]), tuple(levels.tolist()), error, count("n", row["n"]), said)
+
+
