@@ -5,13 +5,7 @@
 
 A network that costs a few milliseconds. Whatever happens, a call either returns with all of its samples on
 disk, distinct and verified, or stops with an error that says why; then the same call, undisturbed, makes
-the rest. No shard that was whole is ever removed or changed.
-
-threads: two on one folder. namespaces: two processes that both have the number 1, as in two containers
-(without the right to make namespaces: both are told so). pairs: two processes started within 12 ms, one of
-which fails at its first network call. unreadable: a shard that cannot be read at this moment. removed: the
-folder, its manifest, or shards, removed midway. kills: two processes at a time, one killed by SIGKILL.
-full disk: a file system of 256 kB (without the right to mount one: a disk that says it is full).
+the rest. No shard that was whole is ever removed or changed. What goes wrong is said by the functions.
 """
 
 from __future__ import annotations
@@ -85,6 +79,7 @@ def whole(folder: Path) -> dict[str, tuple[int, int]]:
 
 # -- what goes wrong ------------------------------------------------------------------------------
 def threads(folder: Path, n: int, draw: random.Random) -> str:
+    """Two on one folder."""
     made: list[int] = []
     both = [threading.Thread(target=lambda: made.append(make(folder, n).made)) for _ in range(2)]
     for thread in both:
@@ -97,6 +92,8 @@ def threads(folder: Path, n: int, draw: random.Random) -> str:
 
 
 def namespaces(folder: Path, n: int, draw: random.Random) -> str:
+    """Two processes that both have the number 1, as in two containers (without the right to make
+    namespaces: both are told so)."""
     both = [FORK.Process(target=_number_one, args=(folder, n)) for _ in range(2)]
     assert _ended(both) == [0, 0]
     return "complete"
@@ -119,6 +116,7 @@ def _as_one(folder: Path, n: int) -> None:
 
 
 def pairs(folder: Path, n: int, draw: random.Random) -> str:
+    """Two processes started within 12 ms, one of which fails at its first network call."""
     delay = draw.uniform(-TOGETHER, TOGETHER)
     bad = FORK.Process(target=_later, args=(max(0, delay), folder, n, failing))
     good = FORK.Process(target=_later, args=(max(0, -delay), folder, n, network))
@@ -145,6 +143,7 @@ def _ended(processes: list[Any]) -> list[int]:
 
 
 def unreadable(folder: Path, n: int, draw: random.Random) -> str:
+    """A shard that cannot be read at this moment."""
     make(folder, n)
     before, number = whole(folder), draw.choice(ERRORS)
     bad, plain_open = draw.choice(sorted(before)), builtins.open
@@ -162,6 +161,7 @@ def unreadable(folder: Path, n: int, draw: random.Random) -> str:
 
 
 def removed(folder: Path, n: int, draw: random.Random) -> str:
+    """The folder, its manifest, or shards, removed midway."""
     what = draw.choice(["folder", "folder at once", "manifest.json", "shards"])
     midway = draw.uniform(0.2, 0.8)
 
@@ -191,6 +191,7 @@ def removed(folder: Path, n: int, draw: random.Random) -> str:
 
 
 def full_disk(folder: Path, n: int, draw: random.Random) -> str:
+    """A file system of 256 kB (without the right to mount one: a disk that says it is full)."""
     folder.mkdir()
     with _small(folder) as free:
         assert "the disk is full" in (_said(folder, n) or "")

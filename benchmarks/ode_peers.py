@@ -7,6 +7,7 @@ from σ_max to σ_min and then takes the same last jump to x̂₀ as everybody, 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,11 +23,12 @@ class TooManyCalls(Exception):
     """A solve that went past the calls it was allowed."""
 
 
-class Clock:
+class Clock(NamedTuple):
     """The variable τ that a peer solves in: τ(σ), σ(τ) and dσ/dτ, all by arrays."""
 
-    def __init__(self, of: Callable, inverse: Callable, rate: Callable) -> None:
-        self.of, self.inverse, self.rate = of, inverse, rate
+    of: Callable[[Any], Any]
+    inverse: Callable[[Any], Any]
+    rate: Callable[[Any], Any]
 
 
 def schedule_time(schedule: Schedule) -> Clock:
