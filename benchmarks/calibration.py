@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from common import SEED, Problem, Row, Run, arguments, digits, labels, noises, pick, tell
+from common import SEED, Problem, Row, Run, arguments, digits, labels, noises, pick, told
 from drawing import GREY, INK, curve, label, log_scales, look, panels
 from matplotlib.figure import Figure
 from small_networks import networks
@@ -69,15 +69,19 @@ QUICK = Size((5,), 64, 64, (1, 1), ({1.0: (6,)}, 4), 0, 1, (5,), (4, 4))
 
 
 # -- the five parts -----------------------------------------------------------------------------
-def on_digits(size: Size) -> Iterable[Row]:
-    """A mixture of 20 Gaussians in 64 dimensions, 3 to 20 calls, both budgets."""
-    model = digits()
-    problem = solved("digits", model, (64,), size.unseen)
-    for nfe in size.nfe:
-        best = baseline(problem, nfe, size.screen)
-        for budget in BUDGETS:
-            plan = calibrated(model, nfe, n=size.n, budget=budget)
-            yield dict(what="digits", **judged(problem, plan, best))
+def on_budgets(
+    what: str, models: Iterable[tuple[str, ddim_ode.Denoiser]], budgets: Iterable[int], size: Size
+) -> Iterable[Row]:
+    """Models of 64 dimensions, both budgets of the search: digits, a mixture of 20 Gaussians, and trained,
+    small networks of every kind of prediction, trained on the spot in scalings and schedules of their own
+    (small_networks.py)."""
+    for name, model in models:
+        problem = solved(name, model, (64,), size.unseen)
+        for nfe in budgets:
+            best = baseline(problem, nfe, size.screen)
+            for budget in BUDGETS:
+                plan = calibrated(model, nfe, n=size.n, budget=budget, shape=(64,))
+                yield dict(what=what, **judged(problem, plan, best))
 
 
 def on_many(size: Size) -> Iterable[Row]:
@@ -137,18 +141,6 @@ def on_shipped(
                 row |= dict(frechet_baseline=frechet(ends(many, best.plan)))
                 row |= dict(frechet_solution=solution, images=len(x))
             yield row
-
-
-def on_trained(size: Size) -> Iterable[Row]:
-    """Small networks of every kind of prediction, trained on the spot in scalings and schedules of their
-    own (small_networks.py), both budgets."""
-    for name, model in itertools.islice(networks(), size.networks):
-        problem = solved(name, model, (64,), size.unseen)
-        for nfe in (5, 8):
-            best = baseline(problem, nfe, size.screen)
-            for budget in BUDGETS:
-                plan = calibrated(model, nfe, n=size.n, budget=budget, shape=(64,))
-                yield dict(what="trained", **judged(problem, plan, best))
 
 
 def on_transfer(size: Size) -> Iterable[Row]:
@@ -218,17 +210,16 @@ def main() -> None:
         return
     torch.set_grad_enabled(False)
     rows: list[Row] = []
+    small = itertools.islice(networks(), size.networks)
     parts = dict(
-        digits=lambda: on_digits(size),
+        digits=lambda: on_budgets("digits", [("digits", digits())], size.nfe, size),
         many=lambda: on_many(size),
         shipped=lambda: on_shipped(size, args.data, args.guidance, args.nfe),
-        trained=lambda: on_trained(size),
+        trained=lambda: on_budgets("trained", small, (5, 8), size),
         transfer=lambda: on_transfer(size),
     )
     for name in [args.only] if args.only else names:
-        for row in tqdm(parts[name](), desc=name, unit="plan"):
-            rows.append(row)
-            tell(row)
+        rows += told(tqdm(parts[name](), desc=name, unit="plan"))
     if args.only and run.path(".csv").exists():
         for row in run.rows():
             redone = args.guidance in (None, row.get("guidance"))

@@ -124,7 +124,7 @@ def in_batches(
 ) -> Tensor:
     """``solve(x, cond)`` of ``size`` rows at a time."""
     parts = []
-    for rows in tqdm(torch.arange(len(x)).split(size), leave=False):
+    for rows in tqdm(torch.arange(len(x)).split(size), leave=False, delay=5):
         parts.append(solve(x[rows], cond and {key: value[rows] for key, value in cond.items()}))
     return torch.cat(parts)
 
@@ -146,12 +146,10 @@ def end_states(
     guidance = model.guidance.scale if model.guidance else 1.0
     exact, numbers = of_plan(plan)
     store, parts = Store(cache), []
-    what = f"{plan.method}, {plan.nfe} calls"
-    for first in tqdm(range(0, len(seeds), batch), desc=what, leave=False):
+    for first in tqdm(range(0, len(seeds), batch), desc=f"{plan.method}, {plan.nfe}", leave=False):
         part = seeds[first : first + batch]
         origin = ("ends", [model.sha256, guidance, exact, part], Near.of(numbers, PLAN, PLAN))
-        kept = store.get(*origin)
-        if kept is None:
+        if (kept := store.get(*origin)) is None:
             x, cond = noises(model, part)
             kept = ({"x": ddim_ode.sample(model, x, plan=plan, cond=cond).x}, {})
             store.put(*origin, *kept)
@@ -341,6 +339,15 @@ def pick(rows: Sequence[Row], **chosen: Any) -> list[Any]:
 def tell(row: Row) -> None:
     """Print a row, its keys and what they are."""
     tqdm.write("  ".join(f"{key} {short(value)}" for key, value in row.items()))
+
+
+def told(rows: Iterable[Row]) -> list[Any]:
+    """The rows, each printed as it comes."""
+    found = []
+    for row in rows:
+        found.append(row)
+        tell(row)
+    return found
 
 
 def short(value: Any) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import Row, Run, arguments, noises, pick, race, rms, tell
+from common import Row, Run, arguments, noises, pick, race, rms, told
 from drawing import INK, label, legend_below, log_axis, look, note, panels, plain
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -149,9 +149,7 @@ def main() -> None:
     rows = []
     for batch in batches:
         torch.compiler.reset()
-        for row in measure(options, batch, rounds, device):
-            rows.append(row)
-            tell(row)
+        rows += told(measure(options, batch, rounds, device))
     scale = solver_error(20 if args.full else 4)
     print(f"\n{METHOD} with {NFE} calls is {scale:.1e} from the converged solutions")
     settings = dict(method=METHOD, nfe=NFE, rounds=rounds, solver_rms=scale)

@@ -33,12 +33,7 @@ def make(name: str, **settings: Any) -> Any:
     return getattr(diffusers, f"{name}Scheduler")(**settings)
 
 
-def most_steps(nfe: int, name: str, **settings: Any) -> tuple[Any, int]:
-    """The scheduler, ready for the most steps that take at most nfe calls (some call more than once a
-    step), and that number of steps. ValueError if there is none."""
-    for steps in range(nfe, 0, -1):
-        scheduler = make(name, **settings)
-        scheduler.set_timesteps(steps)
-        if len(scheduler.timesteps) <= nfe:
-            return scheduler, steps
-    raise ValueError("it takes more calls at any number of steps")
+def takes_at_most(nfe: int, scheduler: Any, steps: int) -> bool:
+    """Set that many steps; whether they are at most nfe calls. Some call more than once a step."""
+    scheduler.set_timesteps(steps)
+    return len(scheduler.timesteps) <= nfe

@@ -24,12 +24,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
-from common import SEED, Row, Run, arguments
+from common import SEED, Row, Run, arguments, tell
 
 import ddim_ode
 from ddim_ode.evaluate.streaming import summarise
@@ -80,13 +81,8 @@ def whole(folder: Path) -> dict[str, tuple[int, int]]:
 # -- what goes wrong ------------------------------------------------------------------------------
 def threads(folder: Path, n: int, draw: random.Random) -> str:
     """Two on one folder."""
-    made: list[int] = []
-    both = [threading.Thread(target=lambda: made.append(make(folder, n).made)) for _ in range(2)]
-    for thread in both:
-        thread.start()
-    for thread in both:
-        thread.join()
-    assert len(made) == 2
+    with ThreadPoolExecutor(2) as pool:
+        made = list(pool.map(lambda _: make(folder, n).made, range(2)))
     assert sum(made) == n
     return "complete"
 
@@ -221,23 +217,18 @@ def _small(folder: Path) -> Iterator[Callable[[], object]]:
             raise OSError(errno.ENOSPC, "No space left on device")
         plain_fsync(descriptor)
 
-    patch = mock.patch("os.fsync", full)
-    patch.start()
-    try:
-        yield patch.stop
-    finally:
-        mock.patch.stopall()
+    with mock.patch("os.fsync", full):
+        yield lambda: setattr(os, "fsync", plain_fsync)
 
 
 def _said(folder: Path, n: int) -> str | None:
     """Why the call stopped, which names the folder; None if it made all."""
+    said = None
     try:
         make(folder, n)
     except OSError as error:
         said = str(error)
-    else:
-        return None
-    assert str(folder) in said
+    assert said is None or str(folder) in said
     return said
 
 
@@ -281,21 +272,19 @@ def main() -> None:
         (full_disk, few, 4000, {}),
     ]
     rows: list[Row] = []
-    draw, scratch = random.Random(SEED), Path(tempfile.mkdtemp(prefix="faults-"))
-    try:
+    draw = random.Random(SEED)
+    with tempfile.TemporaryDirectory(prefix="faults-") as scratch:
         for fault, trials, n, options in faults:
             ends = []
             for trial in range(trials):
-                folder = scratch / f"{fault.__name__}-{trial}"
+                folder = Path(scratch) / f"{fault.__name__}-{trial}"
                 ends.append(fault(folder, n, draw, **options))
                 if fault is not full_disk:  # whose disk is gone by now
                     check(folder, n)
                 shutil.rmtree(folder)
             row = dict(what=fault.__name__.replace("_", " "), trials=trials, samples=n, **options)
-            rows.append({**row, **{end: ends.count(end) for end in ("complete", "stopped")}})
-            print("  ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
-    finally:
-        shutil.rmtree(scratch)
+            rows.append(row | {end: ends.count(end) for end in ("complete", "stopped")})
+            tell(rows[-1])
     run.save(rows, method="ddim", steps=STEPS, shard=SHARD, seconds_a_call=SECONDS)
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import Row, Run, arguments, noises, pick, race, rms, tell
+from common import Row, Run, arguments, noises, pick, race, rms, told
 from drawing import curve, label, panels
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -134,10 +134,7 @@ def main() -> None:
     run = Run("gpu", args)
     checked = check_no_synchronisation(ddim_ode.load("fashion-mnist", device="cuda"), "cuda")
     print(f"{checked} methods ran without waiting for the device between first call and return\n")
-    rows = []
-    for row in measure((1, 16, 64, 256, 1024) if args.full else (1, 64)):
-        rows.append(row)
-        tell(row)
+    rows = told(measure((1, 16, 64, 256, 1024) if args.full else (1, 64)))
     run.save(rows, draw(rows), method=METHOD, nfe=NFE, checked=checked, cuda=torch.version.cuda)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import Row, Run, arguments, pick, tell
+from common import Row, Run, arguments, pick, told
 from drawing import GREY, label, legend_below, log_axis, panels
 from matplotlib.figure import Figure
 
@@ -41,9 +41,7 @@ def main() -> None:
     seeds = 2000 if args.full else 100
     rows = []
     for method in args.methods:
-        for row in measure(method, seeds):
-            rows.append(row)
-            tell(row)
+        rows += told(measure(method, seeds))
         print(verdict(method, rows).replace("\n", " "), "\n")
     run.save(rows, draw(rows), methods=args.methods, seeds=seeds)
 

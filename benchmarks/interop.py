@@ -25,7 +25,7 @@ from common import Row, Run, arguments, converged, labels, pick, quiet, rms
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.unets.unet_2d import UNet2DOutput
-from diffusers_schedulers import SCHEDULERS, make, most_steps
+from diffusers_schedulers import SCHEDULERS, make, takes_at_most
 from drawing import bars, label, panels
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -111,14 +111,18 @@ def theirs(pipe: Any, betas: list[float], nfe: int, n: int) -> Iterator[Row]:
         for spacing in (None, *(one for one in SPACINGS if one != default)):
             config = dict(trained_betas=betas, **options)
             config |= {} if spacing is None else dict(timestep_spacing=spacing)
-            try:
-                steps = most_steps(nfe, name, **config)[1]
-                found = run(pipe, make(name, **config), steps, n)
-                if not found["end"].isfinite().all():
-                    raise ValueError("its samples are not finite")
-            except (ValueError, IndexError, KeyError, TypeError) as error:
+            found, reason = None, "it takes more calls at any number of steps"
+            for steps in range(nfe, 0, -1):
+                try:
+                    if takes_at_most(nfe, make(name, **config), steps):
+                        found = run(pipe, make(name, **config), steps, n)
+                        break
+                except (ValueError, IndexError, KeyError, TypeError) as error:
+                    reason = f"{type(error).__name__}: {error}"
+            if found is None or not found["end"].isfinite().all():
                 where = f"{name} {settings} {spacing or 'default'}, {nfe} calls"
-                print(f"left out: {where}: {type(error).__name__}: {error}", file=sys.stderr)
+                reason = reason if found is None else "its samples are not finite"
+                print(f"left out: {where}: {reason}", file=sys.stderr)
                 continue
             spacing = spacing or f"{default or 'its own'} (default)"
             about = dict(scheduler=name, settings=settings, spacing=spacing)

@@ -16,13 +16,12 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -48,11 +47,9 @@ def work(folder: Path, n: int, batch: int) -> None:
     model = ddim_ode.load("fashion-mnist")
     warm = ddim_ode.noise(model.shape, model.schedule, seeds=range(batch))
     ddim_ode.sample(model, warm, nfe=1, cond=labels(torch.arange(batch)))
-    began = time.time()
+    rank, record = os.environ.get("RANK", "0"), dict(began=time.time())
     run = ddim_ode.generate(model, n, folder, "ddim", nfe=NFE, cond=labels, batch=batch)
-    ended = time.time()
-    rank = os.environ.get("RANK", "0")
-    record = dict(began=began, ended=ended, made=run.made, threads=torch.get_num_threads())
+    record |= dict(ended=time.time(), made=run.made, threads=torch.get_num_threads())
     files.write_json(folder.with_name(f"{folder.name}-{rank}-{TIMES}"), record)
 
 
@@ -153,25 +150,22 @@ def largest_difference(a: Path, b: Path) -> float:
     return float((first - second).abs().max())
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    if (argv := sys.argv[1:] if argv is None else list(argv))[:1] == ["--work"]:
-        work(Path(argv[1]), int(argv[2]), int(argv[3]))
+def main() -> None:
+    if sys.argv[1:2] == ["--work"]:
+        folder, n, batch = sys.argv[2:]
+        work(Path(folder), int(n), int(batch))
         return
     parser = arguments(__doc__, "128 samples, 3 kills", "2,000 samples, 20 kills")
     parser.add_argument("--only", choices=["speed", "kills"], help="one of the two")
     args = parser.parse_args()
-    name = "large_runs" if args.only is None else f"large_runs_{args.only}"
-    run = Run(name, args)
+    run = Run("large_runs" if args.only is None else f"large_runs_{args.only}", args)
     n, times, repeats = (2000, 20, 3) if args.full else (128, 3, 1)
-    scratch = Path(tempfile.mkdtemp(prefix="large_runs-"))
     rows: list[Row] = []
-    try:
+    with tempfile.TemporaryDirectory(prefix="large_runs-") as scratch:
         if args.only != "kills":
-            rows += speed(scratch, n, repeats)
+            rows += speed(Path(scratch), n, repeats)
         if args.only != "speed":
-            rows += kills(scratch, n, times)
-    finally:
-        shutil.rmtree(scratch)
+            rows += kills(Path(scratch), n, times)
     run.save(rows, method="ddim", nfe=NFE, batch=BATCHES)
 
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from common import Run, arguments, tell
+from common import Run, arguments, told
 from drawing import INK, label, legend_below, log_axis, note, panels
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -75,16 +75,14 @@ def encoded(size: Size, data: Path, cache: Path) -> dict[str, Tensor]:
     alpha, beta = map(float, model.schedule.scales(model.schedule.sigma_min))
     noise = ddim_ode.noise(model.shape, model.schedule, range(len(x0)))
     kinds = {"images as they are": x0, "with the noise of σ_min": alpha * x0 + beta * noise}
-    out = {}
-    store = Store(cache)
+    out, store = {}, Store(cache)
     for name, x in kinds.items():
         parts = []
         for i in tqdm(range(0, len(x), BATCH), desc=name):
             batch, cond = x[i : i + BATCH], {"y": y[i : i + BATCH]}
             how = [model.sha256, METHOD, GRID, size.calls, name, i]
             origin = ("latents", how, of_rows(dict(batch=batch, **cond)))
-            kept = store.get(*origin)
-            if kept is None:
+            if (kept := store.get(*origin)) is None:
                 latent = ddim_ode.encode(model, batch, METHOD, nfe=size.calls, grid=GRID, cond=cond)
                 store.put(*origin, *(kept := ({"x": latent.x}, {})))
             parts.append(kept[0]["x"])
@@ -161,9 +159,7 @@ def main() -> None:
     run = Run("latents", args)
     size = FULL if args.full else QUICK
     latents = {name: z.numpy() for name, z in encoded(size, args.data, args.cache).items()}
-    rows = [row(name, z) for name, z in latents.items()]
-    for one in rows:
-        tell(one)
+    rows = told(row(name, z) for name, z in latents.items())
     run.save(rows, draw(latents), method=METHOD, grid=GRID, calls=size.calls, images=size.images)
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from common import Row, Run, arguments, end_states, tell
+from common import Row, Run, arguments, end_states, told
 from drawing import bars, label, look, panels
 from matplotlib.figure import Figure
 
@@ -54,9 +54,7 @@ def main() -> None:
         row |= dict(as_asked_first_500=float(agreement[:500].mean()))
         row |= dict(as_asked=float(agreement.mean()), frechet=frechet_distance(made, features))
         rows.append(row)
-    for row in rows:
-        tell(row)
-    run.save(rows, draw(rows), n=n, classifier_accuracy=accuracy)
+    run.save(told(rows), draw(rows), n=n, classifier_accuracy=accuracy)
 
 
 def draw(rows: Sequence[Row]) -> Figure:

@@ -83,15 +83,16 @@ class PeerField:
 
     def start(self) -> Tensor:
         """The noises as the state at σ_max."""
-        alpha = float(self.problem.model.schedule.scales(self.ends[0])[0])
-        return self.problem.x if self.state == "x" else self.problem.x / alpha
+        return self.problem.x / self._scale(self.ends[0])
 
     def landed(self, state: Tensor) -> Tensor:
         """x̂₀ from the state at σ_min."""
-        model = self.problem.model
-        alpha = float(model.schedule.scales(self.ends[1])[0])
-        x = state.reshape(self.problem.x.shape).to(self.problem.x)
-        return model(x if self.state == "x" else x * alpha, self.ends[1], self.problem.cond)[0]
+        x = state.reshape(self.problem.x.shape).to(self.problem.x) * self._scale(self.ends[1])
+        return self.problem.model(x, self.ends[1], self.problem.cond)[0]
+
+    def _scale(self, sigma: float) -> float:
+        """What x is in units of the state."""
+        return float(self.problem.model.schedule.scales(sigma)[0]) if self.state != "x" else 1.0
 
     def _column(self, values: Array) -> Tensor:
         x = self.problem.x

@@ -27,6 +27,7 @@ from torch import Tensor
 
 import ddim_ode
 from ddim_ode.solvers.compilation import clear_cache
+from ddim_ode.solvers.methods import Table
 
 SHAPE, STEPS = (4, 3, 8, 8), 100
 BATCH, NET_STEPS = 64, 10
@@ -65,8 +66,8 @@ def ours(net: Callable[..., Tensor], x: Tensor) -> Iterator[Contender]:
         def run(name: str = name) -> Tensor:
             return ddim_ode.sample(model, x, name, steps=STEPS).x
 
-        for cache in ("off", "on"):
-            yield Contender(name, plans[name].nfe, run, cache, targets)
+        yield Contender(name, plans[name].nfe, run, "off", targets)
+        yield Contender(name, plans[name].nfe, run, "on", targets)
 
 
 def torchdiffeq_euler(net: Callable[..., Tensor], x: Tensor) -> Iterator[Contender]:
@@ -216,16 +217,9 @@ def cell(value: Any) -> str:
     return text if target is None else f"{text} <= {target:g} {verdict(pair, target)}"
 
 
-def table(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> str:
-    """Columns aligned, the first to the left, the others to the right."""
-    heads = [f"/ {c}" if c in REFERENCES else c for c in columns]
-    body = [heads, *([cell(row.get(c)) for c in columns] for row in rows)]
-    first, *widths = [max(map(len, column)) for column in zip(*body)]
-    lines = [
-        "  ".join([name.ljust(first), *(v.rjust(w) for v, w in zip(rest, widths))]).rstrip()
-        for name, *rest in body
-    ]
-    return "\n".join([lines[0], "-" * (first + sum(widths) + 2 * len(widths)), *lines[1:]])
+def table(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> Table:
+    heads = {column: f"/ {column}" if column in REFERENCES else column for column in columns}
+    return Table({head: cell(row.get(key)) for key, head in heads.items()} for row in rows)
 
 
 def flat(rows: list[dict[str, Any]]) -> Iterator[Row]:

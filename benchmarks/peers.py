@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 from common import Problem, Row, Run, arguments, installed, load_problem, pick, quiet, rms
-from diffusers_schedulers import KARRAS, SCHEDULERS, most_steps
+from diffusers_schedulers import KARRAS, SCHEDULERS, make, takes_at_most
 from drawing import curve, label, legend_below, log_scales, panels
 from matplotlib.figure import Figure
 from ode_peers import (
@@ -77,13 +77,15 @@ def diffusers_samplers(problem: Problem) -> Iterator[tuple[str, Sampler]]:
 
     def run(nfe: int, name: str, options: dict[str, Any]) -> Tensor | None:
         with contextlib.suppress(ValueError, IndexError):  # some cannot take so few steps
-            scheduler, _ = most_steps(nfe, name, **betas, **options)
-            x = problem.x * scheduler.init_noise_sigma
-            for t in scheduler.timesteps:
-                state, level = scheduler.scale_model_input(x, t).to(dtype), float(t) + 1
-                out = model(state, float(model.schedule.sigma(level)), problem.cond)[1]
-                x = scheduler.step(out.to(x.dtype), t, x).prev_sample
-            return x.to(dtype)
+            for steps in range(nfe, 0, -1):
+                scheduler = make(name, **betas, **options)
+                if takes_at_most(nfe, scheduler, steps):
+                    x = problem.x * scheduler.init_noise_sigma
+                    for t in scheduler.timesteps:
+                        state, level = scheduler.scale_model_input(x, t).to(dtype), float(t) + 1
+                        out = model(state, float(model.schedule.sigma(level)), problem.cond)[1]
+                        x = scheduler.step(out.to(x.dtype), t, x).prev_sample
+                    return x.to(dtype)
         return None
 
     for name, options in SCHEDULERS:

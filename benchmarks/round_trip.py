@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from common import Row, Run, arguments, installed, noises, pick, rms, tell
+from common import Row, Run, arguments, installed, noises, pick, rms, told
 from drawing import DOTS, curve, label, legend_below, log_scales, panels
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -108,9 +108,7 @@ def measure(size: Size, data: Path | None) -> tuple[list[Row], str]:
         here = [ours(model, given, method, nfe, converged) for method in (*METHODS, "reversible")]
         here.append(ours(exact, given._replace(x=given.x.double()), "reversible", nfe, converged))
         here += [diffusers_trip(model, given, nfe)] if peer else []
-        for row in here:
-            tell(row)
-        rows += here
+        rows += told(here)
     return rows, given.source
 
 

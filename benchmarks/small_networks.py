@@ -45,8 +45,8 @@ class Perceptron(nn.Module):
     def __init__(self, case: Case, mean: float, std: float, width: int = 256) -> None:
         super().__init__()
         self.case, self.mean, self.std = case, mean, std
-        sizes = (64 + 32, width, width, width)
-        layers = [m for a, b in pairwise(sizes) for m in (nn.Linear(a, b), nn.SiLU())]
+        sizes = pairwise((64 + 32, width, width, width))
+        layers = [m for a, b in sizes for m in (nn.Linear(a, b), nn.SiLU())]
         self.body = nn.Sequential(*layers, nn.Linear(width, 64))
         self.register_buffer("frequencies", torch.exp(torch.linspace(0, 5, 16)) / 8)
 

@@ -41,9 +41,8 @@ class Net(nn.Module):
     def __init__(self, width: int = 96) -> None:
         super().__init__()
         self.inner, self.time = nn.Linear(2, width), nn.Linear(64, width)
-        self.outer = nn.Sequential(
-            nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 2)
-        )
+        layers = nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 2)
+        self.outer = nn.Sequential(*layers)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         angle = t.reshape(-1, 1) * torch.exp(-math.log(1e4) * torch.arange(32) / 32)
@@ -68,9 +67,8 @@ def trained(T: int, seconds: float) -> ddim_ode.Denoiser:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return ddim_ode.Denoiser(
-        net.eval().requires_grad_(False), schedule, "eps", time_offset=-1.0, shape=(2,)
-    )
+    net.eval().requires_grad_(False)
+    return ddim_ode.Denoiser(net, schedule, "eps", time_offset=-1.0, shape=(2,))
 
 
 def near(x: Tensor) -> float:
@@ -98,9 +96,8 @@ def in_pipeline(model: ddim_ode.Denoiser, x: Tensor, method: str, calls: int) ->
 
     from ddim_ode.interop.diffusers import DDIMODEScheduler
 
-    theirs = diffusers.DDPMScheduler(
-        int(model.schedule.T), beta_schedule="squaredcos_cap_v2", clip_sample=False
-    )
+    betas = dict(beta_schedule="squaredcos_cap_v2", clip_sample=False)
+    theirs = diffusers.DDPMScheduler(int(model.schedule.T), **betas)
     scheduler = DDIMODEScheduler.from_config(theirs.config, method=method)
     scheduler.set_timesteps(max(2, calls // scheduler.order))
     source = torch.Generator().manual_seed(0)
@@ -113,9 +110,8 @@ def in_pipeline(model: ddim_ode.Denoiser, x: Tensor, method: str, calls: int) ->
 def exploding(n: int) -> Iterator[Row]:
     for top in TOPS:
         schedule = ddim_ode.schedules.ve(top)
-        model = ddim_ode.exact.gaussian_mixture(
-            [0.5, 0.5], [[0.2], [0.8]], [[1e-4], [1e-4]], schedule
-        )
+        modes = [0.5, 0.5], [[0.2], [0.8]], [[1e-4], [1e-4]]
+        model = ddim_ode.exact.gaussian_mixture(*modes, schedule)
         x = ddim_ode.noise((1,), schedule, range(n))
         spread = float(model.flow(x, top, 0.002).std())
 
