@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from common import Run, arguments, told
-from drawing import INK, label, legend_below, log_axis, note, panels
+from drawing import INK, label, legend_below, note, panels, plain
 from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
@@ -134,8 +134,9 @@ def draw(latents: dict[str, Array]) -> Figure:
     label(norm, "Norm of a latent", "‖z‖", "density")
     label(mean, "Mean of a pixel's latents", "√n · mean, 1 is its standard error", "density")
     label(covariance, f"Covariance, {n} latents", "rank", "eigenvalue")
-    log_axis(covariance, "x")
-    log_axis(covariance, "y")
+    covariance.set(xscale="log", yscale="log")
+    for axis in (covariance.xaxis, covariance.yaxis):
+        axis.set_major_formatter(plain)
     covariance.set_ylim(bottom=0.3 * float(expected.min()))
     legend_below(figure, axes, 4)
     return figure
