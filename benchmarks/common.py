@@ -1,4 +1,4 @@
-"""What the benchmarks share: problems, command lines, records of where a figure comes from, and style.
+"""What the benchmarks share: problems, command lines, timing, and records of where a figure comes from.
 
 A benchmark writes NAME.csv (what was measured), NAME.png (the picture of it) and NAME.json (the command,
 its settings, the machine and all versions). ``--full`` writes them to benchmarks/results, ``--quick`` to
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
+import gc
 import importlib.metadata
 import importlib.util
 import io
@@ -18,6 +19,7 @@ import json
 import logging
 import os
 import platform
+import random
 import sys
 import time
 import warnings
@@ -25,11 +27,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 from torch import Tensor
 from tqdm import tqdm
 
@@ -37,7 +37,6 @@ import ddim_ode
 from ddim_ode._base import files
 from ddim_ode._base.files import write_csv
 from ddim_ode.nets.pretrained import PretrainedModel
-from ddim_ode.plots import comparisons as plots
 from ddim_ode.plots.pictures import save_figure
 from ddim_ode.solve.cache import Store
 from ddim_ode.solve.near import PLAN, Near, of_plan
@@ -47,6 +46,7 @@ QUICK_RESULTS = Path("out/benchmarks")
 SEED = 0
 
 Row = Mapping[str, Any]
+Cond = Mapping[str, Tensor] | None
 
 
 # -- problems ---------------------------------------------------------------------------------
@@ -59,36 +59,47 @@ class Problem(NamedTuple):
     cond: dict[str, Tensor] | None
     reference: Tensor
 
-    def error(self, method: str | ddim_ode.Method, **options: Any) -> float:
-        """RMS error per pixel of ``sample(model, x, method, ...)``."""
-        sol = ddim_ode.sample(self.model, self.x, method, cond=self.cond, **options)
-        return rms(sol.x - self.reference)
-
-
-def stub(eps: Tensor) -> Callable[[Tensor, Any], Tensor]:
-    """A network that costs nothing. It gives two answers in turn: one tensor returned again is refused, as
-    a buffer that is overwritten."""
-    answers = itertools.cycle((eps, eps.clone()))
-    return lambda y, t: next(answers)
-
 
 def load_problem(name: str, n: int) -> Problem:
     """n noises for ``"digits"`` or a model of that name, guidance off."""
     if name == "digits":
         model: ddim_ode.Denoiser = digits()
         x = ddim_ode.noise((64,), model.schedule, seeds=range(n), dtype=torch.float64)
-        cond, fine, coarse = None, 600, 300
+        cond, steps = None, 600
     else:
-        trained = model = ddim_ode.load(name)
-        x = ddim_ode.noise(trained.shape, model.schedule, seeds=range(n))
-        cond, fine, coarse = labels(trained, range(n)), 120, 60
-    ends = [
-        ddim_ode.sample(model, x, "rk4", steps=steps, grid="karras", cond=cond, progress=True).x
-        for steps in (fine, coarse)
-    ]
-    gap = rms(ends[0] - ends[1])
-    print(f"{name}: reference is rk4, {fine} karras steps; with {coarse} it moves by {gap:.1e}\n")
-    return Problem(name, model, x, cond, ends[0])
+        model, steps = ddim_ode.load(name), 120
+        x, cond = noises(model, range(n))
+    return Problem(name, model, x, cond, converged(name, model, x, cond, steps))
+
+
+def converged(name: str, model: ddim_ode.Denoiser, x: Tensor, cond: Cond, steps: int) -> Tensor:
+    """The ends of rk4 with so many karras steps; says by how much half as many move them."""
+    fine, coarse = (
+        ddim_ode.sample(model, x, "rk4", steps=k, grid="karras", cond=cond, progress=True).x
+        for k in (steps, steps // 2)
+    )
+    gap = rms(fine - coarse)
+    print(f"{name}: reference is rk4, {steps} karras steps; half as many move it by {gap:.1e}\n")
+    return fine
+
+
+def compared(
+    problem: Problem, methods: Any, nfe: Sequence[int], grids: Sequence[str]
+) -> Iterator[Row]:
+    """The rows of ``ddim_ode.compare`` against the problem's reference, and the ``rms`` over all noises."""
+    n, *shape = problem.x.shape
+    known = dict(n=n, shape=shape, batch=n, cond=problem.cond, reference=problem.reference)
+    result = ddim_ode.compare(problem.model, methods, nfe, grid=grids, seed=0, **known)
+    for row, errors in zip(result.rows, result.errors):
+        yield dict(row, rms=float(np.sqrt(np.mean(errors**2))))
+
+
+def noises(
+    model: PretrainedModel, seeds: Iterable[int], device: str = "cpu"
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The start noises of these seeds and their labels, on the device."""
+    x = ddim_ode.noise(model.shape, model.schedule, seeds, device=device)
+    return x, {key: value.to(device) for key, value in labels(model, seeds).items()}
 
 
 def labels(model: PretrainedModel, seeds: Iterable[int]) -> dict[str, Tensor]:
@@ -108,6 +119,16 @@ def digits() -> ddim_ode.exact.ExactModel:
     )
 
 
+def in_batches(
+    solve: Callable[[Tensor, Cond], Tensor], x: Tensor, cond: Cond = None, size: int = 64
+) -> Tensor:
+    """``solve(x, cond)`` of ``size`` rows at a time."""
+    parts = []
+    for rows in tqdm(torch.arange(len(x)).split(size), leave=False, delay=5):
+        parts.append(solve(x[rows], cond and {key: value[rows] for key, value in cond.items()}))
+    return torch.cat(parts)
+
+
 def end_states(
     model: PretrainedModel,
     method: str | ddim_ode.Plan,
@@ -121,48 +142,87 @@ def end_states(
     Finished batches are kept under ``cache`` by all that decides them (the model's weights and guidance,
     every number of the plan), so an interrupted run goes on where it was.
     """
-    plan = method if isinstance(method, ddim_ode.Plan) else plan_of(model, method, **options)
+    plan = ddim_ode.plan_for(model, method, **options) if isinstance(method, str) else method
     guidance = model.guidance.scale if model.guidance else 1.0
     exact, numbers = of_plan(plan)
     store, parts = Store(cache), []
-    what = f"{plan.method}, {plan.nfe} calls"
-    for first in tqdm(range(0, len(seeds), batch), desc=what, leave=False):
+    for first in tqdm(range(0, len(seeds), batch), desc=f"{plan.method}, {plan.nfe}", leave=False):
         part = seeds[first : first + batch]
         origin = ("ends", [model.sha256, guidance, exact, part], Near.of(numbers, PLAN, PLAN))
-        kept = store.get(*origin)
-        if kept is None:
-            x = ddim_ode.noise(model.shape, model.schedule, part)
-            x = ddim_ode.sample(model, x, plan=plan, cond=labels(model, part)).x
-            store.put(*origin, *(kept := ({"x": x}, {})))
+        if (kept := store.get(*origin)) is None:
+            x, cond = noises(model, part)
+            kept = ({"x": ddim_ode.sample(model, x, plan=plan, cond=cond).x}, {})
+            store.put(*origin, *kept)
         parts.append(kept[0]["x"])
     return torch.cat(parts)
-
-
-def plan_of(model: PretrainedModel, method: str, **options: Any) -> ddim_ode.Plan:
-    """What ``sample`` would run of a fixed-step method with these options."""
-    none = ddim_ode.noise(model.shape, model.schedule, seeds=[])
-    plan = ddim_ode.sample(model, none, method, cond=labels(model, []), **options).plan
-    assert plan is not None, f"{method} is not a fixed plan"
-    return plan
 
 
 def rms(difference: Tensor) -> float:
     return float(difference.double().square().mean().sqrt())
 
 
+# -- timing -----------------------------------------------------------------------------------
+def stub(eps: Tensor) -> Callable[[Tensor, Any], Tensor]:
+    """A network that costs nothing. It gives two answers in turn: one tensor returned again is refused, as
+    a buffer that is overwritten."""
+    answers = itertools.cycle((eps, eps.clone()))
+    return lambda y, t: next(answers)
+
+
+def race(
+    runs: Sequence[Callable[[], object]],
+    rounds: int,
+    before: Callable[[int], object] = lambda i: None,
+    warm: bool = True,
+) -> np.ndarray:
+    """Seconds (runs, rounds). The runs take turns, in a new random order each round, so that a machine
+    that slows down slows all of them.
+
+    before(i) is not timed. warm: an untimed run before each timed one, so that nobody pays for the state
+    of the caches after another.
+    """
+    seconds, draw = np.empty((len(runs), rounds)), random.Random(SEED)
+    gc.disable()  # as timeit does; garbage is collected between the rounds
+    try:
+        for r in range(rounds):
+            gc.collect()
+            for i in draw.sample(range(len(runs)), len(runs)):
+                for _ in range(2 if warm else 1):
+                    before(i)
+                    start = time.perf_counter()
+                    runs[i]()
+                    seconds[i, r] = time.perf_counter() - start
+    finally:
+        gc.enable()
+    return seconds
+
+
 # -- command lines ----------------------------------------------------------------------------
-def arguments(doc: str | None, quick: str, full: str) -> argparse.ArgumentParser:
-    """A parser with ``--quick`` (the default) or ``--full``, and ``--out``."""
+def arguments(
+    doc: str | None,
+    quick: str,
+    full: str,
+    *,
+    redraw: bool = False,
+    data: bool = False,
+    cache: str = "",
+) -> argparse.ArgumentParser:
+    """A parser with ``--quick`` (the default) or ``--full``, and ``--out``.
+
+    redraw, data: whether there are ``--redraw`` and ``--data``. cache: the default of ``--cache``.
+    """
     parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
-    size = parser.add_mutually_exclusive_group()
+    size, add = parser.add_mutually_exclusive_group(), parser.add_argument
     size.add_argument("--quick", action="store_true", help=f"{quick} (the default)")
     size.add_argument("--full", action="store_true", help=full)
-    parser.add_argument(
-        "--out",
-        type=Path,
-        help="folder for the CSV, picture and record (default: benchmarks/results for --full, "
-        f"{QUICK_RESULTS} for --quick)",
-    )
+    where = f"benchmarks/results for --full, {QUICK_RESULTS} for --quick"
+    add("--out", type=Path, help=f"folder for the CSV, picture and record (default: {where})")
+    if redraw:
+        add("--redraw", action="store_true", help="only draw, from the CSV in --out")
+    if data:
+        add("--data", type=Path, help="folder with Fashion-MNIST's IDX files")
+    if cache:
+        add("--cache", type=Path, default=Path(cache), help=f"finished batches (default: {cache})")
     return parser
 
 
@@ -223,6 +283,10 @@ class Run:
         """Write NAME.png."""
         save_figure(self.path(".png"), figure)
 
+    def rows(self) -> list[dict[str, Any]]:
+        """What NAME.csv has, for ``--redraw``."""
+        return read_csv(self.path(".csv"))
+
 
 def command(argv: Sequence[str] | None = None) -> str:
     """The command line that was given, with DIR for folders and files: where they lie says nothing."""
@@ -267,6 +331,29 @@ def read_csv(path: Path) -> list[dict[str, Any]]:
         ]
 
 
+def pick(rows: Sequence[Row], **chosen: Any) -> list[Any]:
+    """The rows that have these values."""
+    return [row for row in rows if all(row.get(key) == value for key, value in chosen.items())]
+
+
+def tell(row: Row) -> None:
+    """Print a row, its keys and what they are."""
+    tqdm.write("  ".join(f"{key} {short(value)}" for key, value in row.items()))
+
+
+def told(rows: Iterable[Row]) -> list[Any]:
+    """The rows, each printed as it comes."""
+    found = []
+    for row in rows:
+        found.append(row)
+        tell(row)
+    return found
+
+
+def short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
 def _number(text: str) -> float | str:
     for kind in (int, float):
         try:
@@ -274,114 +361,6 @@ def _number(text: str) -> float | str:
         except ValueError:
             continue
     return text
-
-
-# -- pictures ---------------------------------------------------------------------------------
-INK, GREY = "#222222", "#6b6b6b"
-# Other packages: greys and black, so that colour always means one of our methods.
-PACKAGES: dict[str, dict[str, Any]] = {
-    "ddim_ode": dict(color="#332288", marker="o", linestyle="-"),
-    "ddim_ode, any grid": dict(color="#332288", marker="^", linestyle=(0, (1.5, 1.2))),
-    "diffusers": dict(color="#000000", marker="s", linestyle=(0, (5, 1.5))),
-    "k-diffusion": dict(color="#777777", marker="D", linestyle=(0, (5, 1.5))),
-    "torchdiffeq": dict(color="#000000", marker="v", linestyle=(0, (1.5, 1.2))),
-    "torchode": dict(color="#777777", marker="x", linestyle=(0, (1.5, 1.2))),
-    "scipy": dict(color="#aaaaaa", marker="+", linestyle=(0, (3, 1, 1, 1))),
-}
-
-
-def look(name: str) -> dict[str, Any]:
-    """Colour, marker and line of a package ("torchdiffeq dopri5" too), or of one of our methods."""
-    package, _, method = name.partition(" ")
-    if package == "ddim_ode" and method:
-        return plots.look(method)
-    return PACKAGES.get(name) or PACKAGES.get(package) or plots.look(name)
-
-
-def panels(
-    columns: int, width: float = 10.0, height: float = 4.6, **options: Any
-) -> tuple[Figure, list[Axes]]:
-    """A figure and its axes side by side, sized to be read at the width of a README (850 pixels)."""
-    figure = Figure(figsize=(width, height), dpi=170, facecolor="white", layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = list(figure.subplots(1, columns, squeeze=False, **options)[0])
-    for axis in axes:
-        axis.grid(True, color="#e5e5e5", lw=0.7)
-        axis.set_axisbelow(True)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.tick_params(labelsize=10, colors=INK, which="both")
-    return figure, axes
-
-
-def label(axis: Axes, title: str, x: str, y: str) -> None:
-    axis.set_title(title, fontsize=11.5, loc="left", color=INK)
-    axis.set_xlabel(x, fontsize=10.5, color=INK)
-    axis.set_ylabel(y, fontsize=10.5, color=INK)
-
-
-def plain(value: float, _: int = 0) -> str:
-    return f"{value:g}"
-
-
-def log_scales(axis: Axes, x_ticks: Sequence[float], fine: bool = True) -> None:
-    """Log axes; x is marked at what was measured, y at 1 2 5 in plain numbers if fine, else at powers."""
-    axis.set_xscale("log")
-    axis.set_yscale("log")
-    axis.set_xticks(list(x_ticks))
-    axis.xaxis.set_minor_locator(NullLocator())
-    axis.xaxis.set_major_formatter(FuncFormatter(plain))
-    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if fine else (1,), numticks=12))
-    if fine:
-        axis.yaxis.set_major_formatter(FuncFormatter(plain))
-        axis.yaxis.set_minor_formatter(NullFormatter())
-
-
-def cap(axis: Axes, points: Sequence[tuple[str, float, float]], top: float) -> None:
-    """End the (already logarithmic) y axis at ``top``, and write down the highest that each name has
-    beyond it; points: (name, x, y)."""
-    axis.set_ylim(top=top)
-    beyond = [point for point in points if point[2] > top]
-    for name in dict.fromkeys(point[0] for point in beyond):
-        _, x, y = max((point for point in beyond if point[0] == name), key=lambda point: point[2])
-        axis.annotate(
-            f"{name}: {y:.2g} ↑" if y < 100 else f"{name}: {y:.0f} ↑",
-            (x, top),
-            xytext=(3, -13),
-            textcoords="offset points",
-            fontsize=9.5,
-            color=look(name)["color"],
-            bbox=dict(facecolor="white", alpha=0.85, lw=0, pad=1),
-        )
-
-
-def curve(
-    axis: Axes,
-    name: str,
-    x: Sequence[float],
-    y: Sequence[float],
-    band: tuple[Sequence[float], Sequence[float]] | None = None,
-    mark_every: int = 1,
-) -> None:
-    """One solver's line in its own colour and marker; band: (low, high)."""
-    style = look(name)
-    axis.plot(x, y, **style, ms=5, lw=1.6, label=name, markevery=mark_every)
-    if band is not None:
-        axis.fill_between(x, *band, color=style["color"], alpha=0.13, lw=0)
-
-
-def legend_below(figure: Figure, axes: Sequence[Axes], columns: int) -> None:
-    """One legend for all panels, under them."""
-    found = {t: h for axis in axes for h, t in zip(*axis.get_legend_handles_labels())}
-    figure.legend(
-        found.values(),
-        found.keys(),
-        loc="outside lower center",
-        ncols=columns,
-        frameon=False,
-        fontsize=10.5,
-        handlelength=2.6,
-        columnspacing=1.6,
-    )
 
 
 @contextlib.contextmanager

@@ -11,19 +11,20 @@ scale of its data. A fault is named right if a finding of its kind is there.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
-from common import Row, Run, arguments
-from small_networks import CASES, trained
+from common import Row, Run, arguments, pick
+from small_networks import CASES, digits, trained
 from torch import Tensor
 
 import ddim_ode
 
 PREDICTIONS = ("eps", "x0", "v", "flow", "score")
+SEEN = ("its own samples", "data")
 
 
 @dataclass
@@ -31,12 +32,6 @@ class Patient:
     name: str
     model: ddim_ode.Denoiser
     data: Tensor | None
-
-
-def digits(scale: float, shift: float) -> Tensor:
-    from sklearn.datasets import load_digits
-
-    return torch.tensor(load_digits().data / 8 - 1).float() * scale + shift
 
 
 def mixtures(count: int) -> Iterator[Patient]:
@@ -57,78 +52,63 @@ def mixtures(count: int) -> Iterator[Patient]:
         yield Patient(name, model, model.draw(64, seed=i).float())
 
 
-def networks() -> Iterator[Patient]:
-    for case in CASES:
-        yield Patient(case.name, trained(case), digits(case.scale, case.shift))
-
-
 def faults(patient: Patient) -> Iterator[tuple[str, str, Patient]]:
     """(what is wrong, the check that names it, the model read wrongly)."""
     model, data = patient.model, patient.data
-    top, net = model.schedule.T, model.net
+    top, net, prediction = model.schedule.T, model.net, model.prediction
     assert data is not None
+    declared = "x0" if prediction != "x0" else "eps"
 
-    def wanting(
-        name: str, check: str, answer: object, **changes: object
-    ) -> tuple[str, str, Patient]:
-        options = dict(prediction=model.prediction, shape=(64,)) | changes
-        wrong = ddim_ode.Denoiser(answer, model.schedule, **options)  # type: ignore[arg-type]
-        return name, check, replace(patient, model=wrong)
+    def at(time: Callable[[Tensor], Tensor], sign: int = 1) -> Callable[..., Tensor]:
+        return lambda x, t: sign * net(x, time(t).clamp(0, top))
 
-    yield wanting("time reversed", "network-time", lambda x, t: net(x, (top - t).clamp(0, top)))
-    yield wanting(
-        "time reversed, negated", "network-time", lambda x, t: -net(x, (top - t).clamp(0, top))
-    )
-    yield wanting(
-        "time 1000 times as large", "network-time", lambda x, t: net(x, (t / 1000).clamp(max=top))
-    )
-    yield wanting(
-        "time 1/1000 as large", "network-time", lambda x, t: net(x, (1000 * t).clamp(max=top))
-    )
-    yield wanting("sign", "sign", lambda x, t: -net(x, t))
-    declared = "x0" if model.prediction != "x0" else "eps"
-    yield wanting(f"declared {declared}", "prediction", net, prediction=declared)
+    for name, check, answer, read_as in (
+        ("time reversed", "network-time", at(lambda t: top - t), prediction),
+        ("time reversed, negated", "network-time", at(lambda t: top - t, -1), prediction),
+        ("time 1000 times as large", "network-time", at(lambda t: t / 1000), prediction),
+        ("time 1/1000 as large", "network-time", at(lambda t: 1000 * t), prediction),
+        ("sign", "sign", lambda x, t: -net(x, t), prediction),
+        (f"declared {declared}", "prediction", net, declared),
+    ):
+        wrong = ddim_ode.Denoiser(answer, model.schedule, read_as, shape=(64,))
+        yield name, check, replace(patient, model=wrong)
     yield "data × 100", "input-scale", replace(patient, data=100 * data)
 
 
-def examined(patient: Patient, seen: str, seed: int) -> Row:
+def examined(patient: Patient, fault: str, expected: str, seen: str, seed: int) -> Row:
     report = ddim_ode.diagnose(
         patient.model,
         data=patient.data if seen == "data" else None,
         shape=None if patient.data is None or seen == "data" else patient.data.shape[1:],
         seed=seed,
     )
-    found = " ".join(finding.check for finding in report)
-    return dict(model=patient.name, seen=seen, seed=seed, found=found)
+    found = [finding.check for finding in report]
+    row = dict(fault=fault, expected=expected, model=patient.name, seen=seen, seed=seed)
+    right = expected in found if expected else not found
+    return dict(row, found=" ".join(found), right=right)
 
 
 def main() -> None:
     args = arguments(__doc__, "one seed, 6 mixtures", "three seeds, 20 mixtures").parse_args()
     run = Run("doctor", args)
     seeds, count = (range(3), 20) if args.full else (range(1), 6)
-    trained_here, rows = list(networks()), []
+    networks = [Patient(c.name, trained(c), digits(c).float()) for c in CASES]
     shipped = Patient("fashion-mnist", ddim_ode.load("fashion-mnist", guidance=1.0), None)
-    for patient in [shipped, *trained_here, *mixtures(count)]:
-        for seen in ("its own samples", *(["data"] if patient.data is not None else [])):
-            for seed in seeds:
-                row = dict(fault="none", expected="") | examined(patient, seen, seed)
-                rows.append(row | dict(right=row["found"] == ""))
-    for patient in trained_here:
+    rows: list[Row] = []
+    for patient in (shipped, *networks, *mixtures(count)):
+        shown = SEEN if patient.data is not None else SEEN[:1]
+        rows += [examined(patient, "none", "", *how) for how in itertools.product(shown, seeds)]
+    for patient in networks:
         for fault, check, wrong in faults(patient):
-            for seen in ("data",) if check == "input-scale" else ("its own samples", "data"):
-                for seed in seeds:
-                    row = dict(fault=fault, expected=check) | examined(wrong, seen, seed)
-                    rows.append(row | dict(right=check in row["found"].split()))
-    for fault in dict.fromkeys(row["fault"] for row in rows):
-        for seen in ("its own samples", "data"):
-            of = [row for row in rows if (row["fault"], row["seen"]) == (fault, seen)]
-            if of:
-                print(f"{fault:26} {seen:16} {sum(row['right'] for row in of)} of {len(of)} right")
-    for row in rows:
-        if not row["right"]:
-            print(
-                f"wrong: {row['model']}, {row['fault']}, {row['seen']}: {row['found'] or 'nothing'}"
-            )
+            shown = SEEN[1:] if check == "input-scale" else SEEN
+            rows += [examined(wrong, fault, check, *how) for how in itertools.product(shown, seeds)]
+    for fault, seen in itertools.product(dict.fromkeys(row["fault"] for row in rows), SEEN):
+        if here := pick(rows, fault=fault, seen=seen):
+            right = sum(row["right"] for row in here)
+            print(f"{fault:26} {seen:16} {right} of {len(here)} right")
+    for row in pick(rows, right=False):
+        where = f"{row['model']}, {row['fault']}, {row['seen']}"
+        print(f"wrong: {where}: {row['found'] or 'nothing'}")
     run.save(rows, seeds=len(seeds), mixtures=count)
 
 

@@ -5,13 +5,7 @@
 
 A network that costs a few milliseconds. Whatever happens, a call either returns with all of its samples on
 disk, distinct and verified, or stops with an error that says why; then the same call, undisturbed, makes
-the rest. No shard that was whole is ever removed or changed.
-
-threads: two on one folder. namespaces: two processes that both have the number 1, as in two containers
-(without the right to make namespaces: both are told so). pairs: two processes started within 12 ms, one of
-which fails at its first network call. unreadable: a shard that cannot be read at this moment. removed: the
-folder, its manifest, or shards, removed midway. kills: two processes at a time, one killed by SIGKILL.
-full disk: a file system of 256 kB (without the right to mount one: a disk that says it is full).
+the rest. No shard that was whole is ever removed or changed. What goes wrong is said by the functions.
 """
 
 from __future__ import annotations
@@ -30,12 +24,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
-from common import SEED, Row, Run, arguments
+from common import SEED, Row, Run, arguments, tell
 
 import ddim_ode
 from ddim_ode.evaluate.streaming import summarise
@@ -85,18 +80,16 @@ def whole(folder: Path) -> dict[str, tuple[int, int]]:
 
 # -- what goes wrong ------------------------------------------------------------------------------
 def threads(folder: Path, n: int, draw: random.Random) -> str:
-    made: list[int] = []
-    both = [threading.Thread(target=lambda: made.append(make(folder, n).made)) for _ in range(2)]
-    for thread in both:
-        thread.start()
-    for thread in both:
-        thread.join()
-    assert len(made) == 2
+    """Two on one folder."""
+    with ThreadPoolExecutor(2) as pool:
+        made = list(pool.map(lambda _: make(folder, n).made, range(2)))
     assert sum(made) == n
     return "complete"
 
 
 def namespaces(folder: Path, n: int, draw: random.Random) -> str:
+    """Two processes that both have the number 1, as in two containers (without the right to make
+    namespaces: both are told so)."""
     both = [FORK.Process(target=_number_one, args=(folder, n)) for _ in range(2)]
     assert _ended(both) == [0, 0]
     return "complete"
@@ -119,6 +112,7 @@ def _as_one(folder: Path, n: int) -> None:
 
 
 def pairs(folder: Path, n: int, draw: random.Random) -> str:
+    """Two processes started within 12 ms, one of which fails at its first network call."""
     delay = draw.uniform(-TOGETHER, TOGETHER)
     bad = FORK.Process(target=_later, args=(max(0, delay), folder, n, failing))
     good = FORK.Process(target=_later, args=(max(0, -delay), folder, n, network))
@@ -145,6 +139,7 @@ def _ended(processes: list[Any]) -> list[int]:
 
 
 def unreadable(folder: Path, n: int, draw: random.Random) -> str:
+    """A shard that cannot be read at this moment."""
     make(folder, n)
     before, number = whole(folder), draw.choice(ERRORS)
     bad, plain_open = draw.choice(sorted(before)), builtins.open
@@ -162,6 +157,7 @@ def unreadable(folder: Path, n: int, draw: random.Random) -> str:
 
 
 def removed(folder: Path, n: int, draw: random.Random) -> str:
+    """The folder, its manifest, or shards, removed midway."""
     what = draw.choice(["folder", "folder at once", "manifest.json", "shards"])
     midway = draw.uniform(0.2, 0.8)
 
@@ -191,6 +187,7 @@ def removed(folder: Path, n: int, draw: random.Random) -> str:
 
 
 def full_disk(folder: Path, n: int, draw: random.Random) -> str:
+    """A file system of 256 kB (without the right to mount one: a disk that says it is full)."""
     folder.mkdir()
     with _small(folder) as free:
         assert "the disk is full" in (_said(folder, n) or "")
@@ -220,23 +217,18 @@ def _small(folder: Path) -> Iterator[Callable[[], object]]:
             raise OSError(errno.ENOSPC, "No space left on device")
         plain_fsync(descriptor)
 
-    patch = mock.patch("os.fsync", full)
-    patch.start()
-    try:
-        yield patch.stop
-    finally:
-        mock.patch.stopall()
+    with mock.patch("os.fsync", full):
+        yield lambda: setattr(os, "fsync", plain_fsync)
 
 
 def _said(folder: Path, n: int) -> str | None:
     """Why the call stopped, which names the folder; None if it made all."""
+    said = None
     try:
         make(folder, n)
     except OSError as error:
         said = str(error)
-    else:
-        return None
-    assert str(folder) in said
+    assert said is None or str(folder) in said
     return said
 
 
@@ -280,21 +272,19 @@ def main() -> None:
         (full_disk, few, 4000, {}),
     ]
     rows: list[Row] = []
-    draw, scratch = random.Random(SEED), Path(tempfile.mkdtemp(prefix="faults-"))
-    try:
+    draw = random.Random(SEED)
+    with tempfile.TemporaryDirectory(prefix="faults-") as scratch:
         for fault, trials, n, options in faults:
             ends = []
             for trial in range(trials):
-                folder = scratch / f"{fault.__name__}-{trial}"
+                folder = Path(scratch) / f"{fault.__name__}-{trial}"
                 ends.append(fault(folder, n, draw, **options))
                 if fault is not full_disk:  # whose disk is gone by now
                     check(folder, n)
                 shutil.rmtree(folder)
             row = dict(what=fault.__name__.replace("_", " "), trials=trials, samples=n, **options)
-            rows.append({**row, **{end: ends.count(end) for end in ("complete", "stopped")}})
-            print("  ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
-    finally:
-        shutil.rmtree(scratch)
+            rows.append(row | {end: ends.count(end) for end in ("complete", "stopped")})
+            tell(rows[-1])
     run.save(rows, method="ddim", steps=STEPS, shard=SHARD, seconds_a_call=SECONDS)
 
 

@@ -6,21 +6,21 @@
 First every deterministic method is run with ``torch.cuda.set_sync_debug_mode("error")`` from its first
 network call to its return: an operation that waits for the device ends the benchmark. Then the shipped
 model, dpmpp2m with 20 calls, in float32, in TF32 and in bfloat16 with a float32 state, each as ``sample``
-runs it (eager) and as one CUDA graph captured from ``sample`` itself: samples per second, milliseconds per
-network call, peak memory, and the RMS distance per pixel of the end points to those of float32, eager.
-Without a GPU it says so, and writes nothing.
+runs it (eager) and as one CUDA graph captured from ``sample`` itself: samples per second (the figure, by
+batch), milliseconds per call, peak memory, and the RMS distance per pixel of the end points to those of
+float32, eager. Without a GPU it says so, and writes nothing.
 """
 
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Iterator, Sequence
-from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
-from common import Row, Run, arguments, label, labels, panels, rms
+from common import Row, Run, arguments, noises, pick, race, rms, told
+from drawing import curve, label, panels
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -60,7 +60,7 @@ def no_synchronisation(model: ddim_ode.Denoiser) -> Iterator[None]:
 
 def check_no_synchronisation(model: PretrainedModel, device: str) -> int:
     """RuntimeError from torch if a deterministic method waits for the device; how many were run."""
-    x, cond = problem(model, 4, device)
+    x, cond = noises(model, range(4), device)
     names = [str(row["name"]) for row in ddim_ode.methods() if row["order"] is not None]
     for name in names:
         with no_synchronisation(model):
@@ -68,23 +68,15 @@ def check_no_synchronisation(model: PretrainedModel, device: str) -> int:
     return len(names)
 
 
-def problem(model: PretrainedModel, n: int, device: str) -> tuple[Tensor, dict[str, Tensor]]:
-    """n noises and their labels, on the device."""
-    x = ddim_ode.noise(model.shape, model.schedule, seeds=range(n), device=device)
-    return x, {key: value.to(device) for key, value in labels(model, range(n)).items()}
-
-
-def seconds(run: Solve, repeats: int) -> float:
+def seconds(run: Solve) -> float:
     """The median of whole runs, the device idle before and after each."""
     run()
-    times = []
-    for _ in range(repeats):
-        torch.cuda.synchronize()
-        start = time.perf_counter()
+
+    def whole() -> None:
         run()
         torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return median(times)
+
+    return float(np.median(race([whole], REPEATS, lambda i: torch.cuda.synchronize(), warm=False)))
 
 
 def measure(batches: Sequence[int], device: str = "cuda") -> Iterator[Row]:
@@ -94,22 +86,18 @@ def measure(batches: Sequence[int], device: str = "cuda") -> Iterator[Row]:
         for precision, (dtype, tf32) in PRECISIONS.items():
             torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
             model = ddim_ode.load("fashion-mnist", device=device, dtype=dtype)
-            x, cond = problem(model, batch, device)
-            plan = ddim_ode.sample(model, x, METHOD, nfe=NFE, cond=cond).plan
+            x, cond = noises(model, range(batch), device)
+            plan = ddim_ode.plan_for(model, METHOD, nfe=NFE)
+            given = dict(plan=plan, cond=cond)
 
-            def solve(
-                model: PretrainedModel = model,
-                x: Tensor = x,
-                cond: dict[str, Tensor] = cond,
-                plan: Any = plan,
-            ) -> Tensor:
-                return ddim_ode.sample(model, x, plan=plan, cond=cond).x
+            def solve(model: Any = model, x: Tensor = x, given: Any = given) -> Tensor:
+                return ddim_ode.sample(model, x, **given).x
 
             for way in ("eager", "graph"):
                 torch.cuda.empty_cache()
                 torch.cuda.reset_peak_memory_stats()
                 run = capture(solve).replay if way == "graph" else solve
-                wall = seconds(run, REPEATS)
+                wall = seconds(run)
                 end = run().double().cpu()
                 exact = end if exact is None else exact
                 yield dict(
@@ -124,15 +112,15 @@ def measure(batches: Sequence[int], device: str = "cuda") -> Iterator[Row]:
 
 
 def draw(rows: Sequence[Row]) -> Figure:
-    """Throughput by batch: colour the precision, full lines for graphs."""
+    """Colour the precision, full lines for graphs."""
     figure, (axis,) = panels(1, width=8.0)
-    for precision in PRECISIONS:
+    axis.set(xscale="log", yscale="log")
+    for precision, colour in COLOURS.items():
         for way, line in (("graph", "-"), ("eager", "--")):
-            mine = [row for row in rows if (row["precision"], row["way"]) == (precision, way)]
+            mine = pick(rows, precision=precision, way=way)
             x, y = [r["batch"] for r in mine], [r["samples_per_second"] for r in mine]
-            axis.loglog(
-                x, y, line, color=COLOURS[precision], marker="o", label=f"{precision}, {way}"
-            )
+            style = dict(color=colour, marker="o", linestyle=line)
+            curve(axis, f"{precision}, {way}", x, y, **style)
     label(axis, f"{METHOD}, {NFE} network calls", "batch", "samples per second")
     axis.legend(frameon=False)
     return figure
@@ -146,15 +134,7 @@ def main() -> None:
     run = Run("gpu", args)
     checked = check_no_synchronisation(ddim_ode.load("fashion-mnist", device="cuda"), "cuda")
     print(f"{checked} methods ran without waiting for the device between first call and return\n")
-    rows = []
-    print("precision         way    batch  samples/s  ms/call  peak MiB  RMS to float32")
-    for row in measure((1, 16, 64, 256, 1024) if args.full else (1, 64)):
-        rows.append(row)
-        print(
-            f"{row['precision']:16}  {row['way']:5}  {row['batch']:5}  {row['samples_per_second']:9.1f}  "
-            f"{row['ms_per_call']:7.3f}  {row['peak_mib']:8.1f}  {row['rms_to_float32']:14.2e}",
-            flush=True,
-        )
+    rows = told(measure((1, 16, 64, 256, 1024) if args.full else (1, 64)))
     run.save(rows, draw(rows), method=METHOD, nfe=NFE, checked=checked, cuda=torch.version.cuda)
 
 

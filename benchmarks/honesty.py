@@ -3,10 +3,11 @@
     python benchmarks/honesty.py --quick        # 100 seeds
     python benchmarks/honesty.py --full         # 2,000 seeds
 
-Two modes at ±2 of standard deviation 0.02 to 0.5, from σ = 80 to 10⁻³, rtol = atol = 10⁻² to 10⁻⁵. Per
-problem: how many end errors lie within 10 × tolerance, how many of the others are *silent* (status
-success, and sol.error less than a tenth of the error), the median of sol.error over the error, and the
-calls per sample. Between the modes runs a separatrix, where the flow itself amplifies by up to 10³.
+Two modes at ±2 of standard deviation 0.02 to 0.5, from σ = 80 to 10⁻³, rtol = atol = 10⁻² to 10⁻⁵; between
+the modes runs a separatrix, where the flow itself amplifies by up to 10³. Per problem: how many end errors
+lie within 10 × tolerance, how many of the others are *silent* (status success, and sol.error less than a
+tenth of the error), the median of sol.error over the error, and the calls per sample. The figure has that
+median by tolerance, a panel per method; the wider the modes, the larger the dots.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import GREY, Row, Run, arguments, label, legend_below, panels
+from common import Row, Run, arguments, pick, told
+from drawing import GREY, label, legend_below, log_axis, panels
 from matplotlib.figure import Figure
 
 import ddim_ode
@@ -38,19 +40,9 @@ def main() -> None:
     run = Run("honesty", args)
     seeds = 2000 if args.full else 100
     rows = []
-    print("method schedule     std   tolerance  within 10 tol  silent  reported/true   calls")
     for method in args.methods:
-        for row in measure(method, seeds):
-            rows.append(row)
-            print(
-                f"{method:6} {row['schedule']:11} {row['std']:4.2f}  {row['tolerance']:8.0e}  "
-                f"{row['within']:12.2%}  {row['silent']:6d}  {row['reported_over_true']:13.1f}  "
-                f"{row['calls']:6.1f}",
-                flush=True,
-            )
-        mine = [row for row in rows if row["method"] == method]
-        silent, least = sum(row["silent"] for row in mine), min(row["within"] for row in mine)
-        print(f"{method}: silent in all {silent}; least within 10 × tolerance {least:.2%}\n")
+        rows += told(measure(method, seeds))
+        print(verdict(method, rows).replace("\n", " "), "\n")
     run.save(rows, draw(rows), methods=args.methods, seeds=seeds)
 
 
@@ -65,9 +57,9 @@ def measure(method: str, seeds: int) -> Iterator[dict[str, Any]]:
             for tol in (1e-2, 1e-3, 1e-4, 1e-5):
                 sol = ddim_ode.sample(model, x, method, rtol=tol, atol=tol, max_nfe=10_000, **span)
                 error = (sol.x - truth).abs()[:, 0].numpy()
-                told = sol.error.numpy()
+                reported = sol.error.numpy()
                 within = error <= 10 * tol
-                silent = ~within & (told < 0.1 * error) & (sol.status == "success")
+                silent = ~within & (reported < 0.1 * error) & (sol.status == "success")
                 yield dict(
                     method=method,
                     schedule=name,
@@ -76,33 +68,34 @@ def measure(method: str, seeds: int) -> Iterator[dict[str, Any]]:
                     seeds=seeds,
                     within=float(within.mean()),
                     silent=int(silent.sum()),
-                    reported_over_true=float(np.median(told / np.maximum(error, 1e-15))),
+                    reported_over_true=float(np.median(reported / np.maximum(error, 1e-15))),
                     calls=float(sol.sample_nfe.mean()),
                 )
 
 
+def verdict(method: str, rows: Sequence[Row]) -> str:
+    mine = pick(rows, method=method)
+    silent, least = sum(row["silent"] for row in mine), min(row["within"] for row in mine)
+    return f"{method}: {silent} silent failures;\nat least {least:.1%} within 10 × tolerance"
+
+
 def draw(rows: Sequence[Row]) -> Figure:
-    """What a solve says of its error over what it is, a panel per method; the wider the modes, the larger
-    the dots."""
-    methods = list(dict.fromkeys(str(row["method"]) for row in rows))
+    methods = list(dict.fromkeys(row["method"] for row in rows))
     figure, axes = panels(len(methods), sharey=True)
     widths = sorted({row["std"] for row in rows})
     for axis, method in zip(axes, methods):
-        mine = [row for row in rows if row["method"] == method]
-        axis.set_xscale("log")
-        axis.set_yscale("log")
+        log_axis(axis, "x", fine=False)
+        log_axis(axis, "y", fine=False)
         axis.axhline(1, color=GREY, lw=1)
         for i, (name, colour) in enumerate(zip(SCHEDULES, ("#332288", "#CC6677", "#DDAA33"))):
-            shown = [row for row in mine if row["schedule"] == name]
+            shown = pick(rows, method=method, schedule=name)
             x = [row["tolerance"] * 1.25 ** (i - 1) for row in shown]
             sizes = [12 + 14 * widths.index(row["std"]) for row in shown]
             y = [row["reported_over_true"] for row in shown]
             axis.scatter(x, y, sizes, color=colour, alpha=0.8, label=name, marker="osD"[i])
         axis.invert_xaxis()
-        least, silent = min(row["within"] for row in mine), sum(int(row["silent"]) for row in mine)
-        title = f"{method}: {silent} silent failures;\nat least {least:.1%} within 10 × tolerance"
-        told = "reported error / true error, median" if axis is axes[0] else ""
-        label(axis, title, "tolerance", told)
+        ratio = "reported error / true error, median" if axis is axes[0] else ""
+        label(axis, verdict(method, rows), "tolerance", ratio)
     legend_below(figure, axes, len(SCHEDULES))
     return figure
 

@@ -3,13 +3,11 @@
     python benchmarks/interpolation.py --quick      # 4 pairs of noises
     python benchmarks/interpolation.py --full       # 100
 
-Pairs of noises, each pair under one class, guidance off. Both ways between them are cut in eight, and all
-points solved with dpmpp2m, 12 calls. Of the pictures: the shipped classifier's probability for the class
-that was asked for, that of whatever class it likes best, and the contrast, the standard deviation of a
-picture's pixels. A classifier alone does not see what is wrong with dull pictures: it likes them. Bands are
-95 % bootstrap intervals over the pairs; gain is the great circle's probability less the straight line's, of
-the same pairs. Writes the measurements, a chart, and the pictures of three pairs
-(interpolation_pictures.png).
+Pairs of noises, each pair under one class, guidance off; both ways between them are cut in eight, and all
+points solved with dpmpp2m, 12 calls. The figure has the shipped classifier's probability for the class that
+was asked for, and, as it likes dull pictures, their contrast, the standard deviation of the pixels. Bands
+are 95 % bootstrap intervals over the pairs; gain is the great circle's probability less the straight
+line's, of the same pairs. The pictures of three pairs are in interpolation_pictures.png.
 """
 
 from __future__ import annotations
@@ -18,10 +16,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import GREY, INK, Row, Run, arguments, label, labels, legend_below, panels
+from common import Row, Run, arguments, in_batches, labels, pick, tell
+from drawing import DASHES, GREY, INK, curve, label, legend_below, note, panels
 from matplotlib.figure import Figure
 from torch import Tensor
-from tqdm import tqdm
 
 import ddim_ode
 from ddim_ode.comparison.statistics import mean_interval
@@ -32,7 +30,7 @@ WEIGHTS = np.linspace(0, 1, 9)
 METHOD, CALLS, BATCH = "dpmpp2m", 12, 90
 LOOKS = {
     "great circle": dict(color="#332288", marker="o", linestyle="-"),
-    "straight line": dict(color="#CC6677", marker="s", linestyle=(0, (5, 1.5))),
+    "straight line": dict(color="#CC6677", marker="s", linestyle=DASHES),
 }
 
 
@@ -50,7 +48,7 @@ def main() -> None:
         "great circle": ddim_ode.slerp(a, b, WEIGHTS),
         "straight line": torch.lerp(a, b, weights),
     }
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     pictures: dict[str, Tensor] = {}
     asked: dict[str, np.ndarray] = {}
     for way, latents in ways.items():
@@ -68,11 +66,7 @@ def main() -> None:
     for k, gain in enumerate(asked["great circle"] - asked["straight line"]):
         rows[k] |= summary("gain", gain)
     for row in rows:
-        print(
-            f"{row['way']:13}  weight {row['weight']:5.3f}  RMS of the latent {row['latent_rms']:.3f}  "
-            f"p(class asked) {row['asked']:.3f}  p(best class) {row['best']:.3f}  "
-            f"contrast {row['contrast']:.3f}"
-        )
+        tell({key: value for key, value in row.items() if not key.endswith(("_low", "_high"))})
     run.out.mkdir(parents=True, exist_ok=True)
     shown = [i for i in (9, 7, 2) if i < n]
     strips = [(f"{model.classes[y[i]]}\n{way}", pictures[way][:, i]) for i in shown for way in ways]
@@ -83,12 +77,12 @@ def main() -> None:
 
 def solved(model: ddim_ode.Denoiser, latents: Tensor, y: Tensor) -> Tensor:
     """The pictures (K, n, *) of latents (K, n, *), those of a pair under its class."""
-    flat, classes = latents.flatten(0, 1), y.repeat(len(latents))
-    parts = [
-        ddim_ode.sample(model, x, METHOD, nfe=CALLS, cond={"y": c}).x
-        for x, c in tqdm(list(zip(flat.split(BATCH), classes.split(BATCH))), leave=False)
-    ]
-    return torch.cat(parts).reshape(latents.shape)
+
+    def solve(x: Tensor, cond: Any) -> Tensor:
+        return ddim_ode.sample(model, x, METHOD, nfe=CALLS, cond=cond).x
+
+    cond = {"y": y.repeat(len(latents))}
+    return in_batches(solve, latents.flatten(0, 1), cond, BATCH).reshape(latents.shape)
 
 
 @torch.no_grad()
@@ -106,31 +100,22 @@ def summary(name: str, values: np.ndarray) -> dict[str, float | None]:
 
 def drawn(rows: list[Row], n: int) -> Figure:
     figure, axes = panels(3, width=12.0, height=4.2)
-    for way, look in LOOKS.items():
-        mine = [row for row in rows if row["way"] == way]
+    for way, style in LOOKS.items():
+        mine = pick(rows, way=way)
         x = [row["weight"] for row in mine]
         for axis, name in zip(axes, ("asked", "contrast", "latent_rms")):
-            axis.plot(x, [row[name] for row in mine], **look, ms=5, lw=1.6, label=way)
+            y, band = [row[name] for row in mine], None
             if f"{name}_low" in mine[0]:
-                band = [[row[f"{name}_{end}"] for row in mine] for end in ("low", "high")]
-                axis.fill_between(x, *band, color=look["color"], alpha=0.13, lw=0)
+                band = tuple([row[f"{name}_{end}"] for row in mine] for end in ("low", "high"))
+            curve(axis, way, x, y, band, **style)
     chance, contrast, size = axes
     size.axhline(1, color=GREY, lw=0.8, zorder=1)
-    size.annotate(
-        "what the network was trained on",
-        (0.5, 1),
-        xytext=(0, -15),
-        textcoords="offset points",
-        ha="center",
-        fontsize=9.5,
-        color=INK,
-    )
+    note(size, "what the network was trained on", (0.5, 1), (0, -15), ha="center", color=INK)
     size.set_ylim(0.68, 1.04)
     chance.set_ylim(top=1.005)
     across = "weight of the second noise"
-    label(
-        chance, f"Classifier's confidence, {n} pairs", across, "probability of the class asked for"
-    )
+    asked = "probability of the class asked for"
+    label(chance, f"Classifier's confidence, {n} pairs", across, asked)
     label(contrast, "Contrast of the pictures", across, "standard deviation over the pixels")
     label(size, "Size of the latents", across, "RMS per pixel")
     legend_below(figure, axes, 2)

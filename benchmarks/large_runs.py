@@ -4,14 +4,11 @@
     python benchmarks/large_runs.py --full        # 2,000 samples, 20 kills
     python benchmarks/large_runs.py --full --only kills        # or --only speed
 
-The shipped model, ddim with 4 network calls, float32, guidance off.
-speed: one process whose torch uses all cores, and a process for every core under torchrun with one thread
-each, in turn. Samples per second from the first process's first network call to the last one's end: what
-takes its seconds once, starting Python and loading torch, is left out. The samples of the two must be the
-same to 1e-4.
-kills: one process, started again and again, and killed by SIGKILL at a random moment after its first new
-shard; the last one finishes. Then every checksum is verified, and every sample compared with the others
-and with those of a run that nobody stopped.
+The shipped model, ddim with 4 network calls, guidance off. speed: one process with all cores, and one for
+every core under torchrun with one thread each, in turn: samples per second from the first network call to
+the last one's end, which leaves out what starts once; both make the same samples to 1e-4. kills: one
+process, killed by SIGKILL at a random moment after its first new shard, again and again; the last one
+finishes, every checksum is verified, and every sample compared with those of a run that nobody stopped.
 """
 
 from __future__ import annotations
@@ -19,19 +16,18 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-from common import SEED, Row, Run, arguments
+from common import SEED, Row, Run, arguments, pick, tell
 
 import ddim_ode
 from ddim_ode._base import files
@@ -51,11 +47,9 @@ def work(folder: Path, n: int, batch: int) -> None:
     model = ddim_ode.load("fashion-mnist")
     warm = ddim_ode.noise(model.shape, model.schedule, seeds=range(batch))
     ddim_ode.sample(model, warm, nfe=1, cond=labels(torch.arange(batch)))
-    began = time.time()
+    rank, record = os.environ.get("RANK", "0"), dict(began=time.time())
     run = ddim_ode.generate(model, n, folder, "ddim", nfe=NFE, cond=labels, batch=batch)
-    ended = time.time()
-    rank = os.environ.get("RANK", "0")
-    record = dict(began=began, ended=ended, made=run.made, threads=torch.get_num_threads())
+    record |= dict(ended=time.time(), made=run.made, threads=torch.get_num_threads())
     files.write_json(folder.with_name(f"{folder.name}-{rank}-{TIMES}"), record)
 
 
@@ -85,43 +79,29 @@ def measure_speed(folder: Path, processes: int, n: int) -> dict[str, Any]:
     records: list[Mapping[str, Any]] = [json.loads(file.read_text()) for file in left]
     assert len(records) == processes
     seconds = max(r["ended"] for r in records) - min(r["began"] for r in records)
-    return dict(
-        processes=processes,
-        threads_each=records[0]["threads"],
-        n=n,
-        seconds=round(seconds, 2),
-        samples_per_second=n / seconds,
-        made=" + ".join(str(r["made"]) for r in records),
-    )
+    row = dict(processes=processes, threads_each=records[0]["threads"], n=n)
+    row |= dict(seconds=round(seconds, 2), samples_per_second=n / seconds)
+    return row | dict(made=" + ".join(str(r["made"]) for r in records))
 
 
 def speed(scratch: Path, n: int, repeats: int) -> list[Row]:
     """One and many processes in turn; the ratio of the medians, and the largest difference of samples."""
     many = os.cpu_count() or 1
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     for repeat in range(repeats):
         for processes in (1, many) if repeat % 2 == 0 else (many, 1):
             folder = scratch / f"{processes}-{repeat}"
             rows.append(dict(what="speed", **measure_speed(folder, processes, n)))
-            print(
-                "  ".join(
-                    f"{k} {v:.1f}" if isinstance(v, float) else f"{k} {v}"
-                    for k, v in rows[-1].items()
-                )
-            )
-    rates = [
-        median(r["samples_per_second"] for r in rows if r["processes"] == p) for p in (1, many)
-    ]
-    difference = largest_difference(scratch / "1-0", scratch / f"{many}-0")
-    print(
-        f"\n{many} processes give {rates[1] / rates[0]:.3f} × the samples/s of one with all cores"
+            tell(rows[-1])
+    one, all_of_them = (
+        median(row["samples_per_second"] for row in pick(rows, processes=k)) for k in (1, many)
     )
+    difference = largest_difference(scratch / "1-0", scratch / f"{many}-0")
+    print(f"\n{many} processes give {all_of_them / one:.3f} × the samples/s of one with all cores")
     print(f"largest difference between their samples {difference:.1e} (allowed {TOLERANCE:g})\n")
     assert difference <= TOLERANCE
-    return [
-        *rows,
-        dict(what="ratio", samples_per_second=rates[1] / rates[0], difference=difference),
-    ]
+    ratio = dict(samples_per_second=all_of_them / one, difference=difference)
+    return [*rows, dict(what="ratio", **ratio)]
 
 
 # -- kills ----------------------------------------------------------------------------------------
@@ -153,17 +133,11 @@ def kills(scratch: Path, n: int, times: int) -> list[Row]:
     assert index == list(range(n))
     assert not list(folder.glob(".*.partial"))
     difference = largest_difference(folder, whole)
-    print(
-        f"\n{times} kills: {len(index):,} samples, {found.distinct:,} distinct, every checksum right, "
-        f"largest difference to an undisturbed run {difference:.1e}\n"
-    )
     assert found.distinct == n
     assert difference <= TOLERANCE
-    return [
-        dict(
-            what="kills", kills=times, n=len(index), distinct=found.distinct, difference=difference
-        )
-    ]
+    row = dict(what="kills", kills=times, n=n, distinct=found.distinct, difference=difference)
+    tell(row)  # every checksum is right
+    return [row]
 
 
 def count(folder: Path) -> int:
@@ -176,25 +150,22 @@ def largest_difference(a: Path, b: Path) -> float:
     return float((first - second).abs().max())
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    if (argv := sys.argv[1:] if argv is None else list(argv))[:1] == ["--work"]:
-        work(Path(argv[1]), int(argv[2]), int(argv[3]))
+def main() -> None:
+    if sys.argv[1:2] == ["--work"]:
+        folder, n, batch = sys.argv[2:]
+        work(Path(folder), int(n), int(batch))
         return
     parser = arguments(__doc__, "128 samples, 3 kills", "2,000 samples, 20 kills")
     parser.add_argument("--only", choices=["speed", "kills"], help="one of the two")
     args = parser.parse_args()
-    name = "large_runs" if args.only is None else f"large_runs_{args.only}"
-    run = Run(name, args)
+    run = Run("large_runs" if args.only is None else f"large_runs_{args.only}", args)
     n, times, repeats = (2000, 20, 3) if args.full else (128, 3, 1)
-    scratch = Path(tempfile.mkdtemp(prefix="large_runs-"))
     rows: list[Row] = []
-    try:
+    with tempfile.TemporaryDirectory(prefix="large_runs-") as scratch:
         if args.only != "kills":
-            rows += speed(scratch, n, repeats)
+            rows += speed(Path(scratch), n, repeats)
         if args.only != "speed":
-            rows += kills(scratch, n, times)
-    finally:
-        shutil.rmtree(scratch)
+            rows += kills(Path(scratch), n, times)
     run.save(rows, method="ddim", nfe=NFE, batch=BATCHES)
 
 

@@ -3,16 +3,11 @@
     python benchmarks/latents.py --quick --data DIR      # DIR: Fashion-MNIST's IDX files
     python benchmarks/latents.py --full --data DIR
 
-Test images are encoded on the trained model that ships, their class given and guidance off. If the model's
-density at σ_min were that of the images, their latents would be N(0, I). Two ways to put an image at σ_min
-are compared: as it is, which is how inversion is used, and with the noise of that level, ᾱ x₀ + β̄ ε, which
-is where the model was trained. Beside them, as many draws of N(0, I).
-
-The spectrum of a covariance estimated from n samples in D dimensions is not flat for N(0, I): as both
-grow its eigenvalues fill (1 ± √(D/n))² by the law of Marčenko and Pastur (1967), with max(0, D − n) at
-zero. That curve, and not the line at 1, is what the eigenvalues are to be compared with.
-
-Finished batches are kept under --cache, and a run that was interrupted goes on from there.
+Test images are encoded on the shipped model, their class given and guidance off. If the model's density at
+σ_min were that of the images, their latents would be N(0, I), of which as many draws are beside them. An
+image is put at σ_min as it is, which is how inversion is used, or with the noise of that level, ᾱ x₀ + β̄ ε,
+which is where the model was trained. A covariance estimated from n samples is not flat for N(0, I): its
+eigenvalues are to be compared with the law of Marčenko and Pastur. Finished batches are kept under --cache.
 """
 
 from __future__ import annotations
@@ -23,10 +18,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from common import GREY, INK, Run, arguments, label, legend_below, panels, plain
-from matplotlib.axes import Axes
+from common import Run, arguments, told
+from drawing import INK, label, legend_below, note, panels, plain
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
 from torch import Tensor
 from tqdm import tqdm
 
@@ -37,12 +31,11 @@ from ddim_ode.solve.near import of_rows
 
 METHOD, GRID = "dpmpp2m", "log_snr"
 BATCH = 20
-COLOURS = {
-    "images as they are": "#CC6677",
-    "with the noise of σ_min": "#332288",
-    "N(0, I)": "#6b6b6b",
+LOOKS = {
+    "images as they are": dict(color="#CC6677", ls="--"),
+    "with the noise of σ_min": dict(color="#332288", ls="-"),
+    "N(0, I)": dict(color="#6b6b6b", ls=":"),
 }
-MARKS = {"images as they are": "--", "with the noise of σ_min": "-", "N(0, I)": ":"}
 Array = npt.NDArray[np.float64]
 
 
@@ -56,13 +49,12 @@ QUICK = Size(16, 4)
 
 
 def marchenko_pastur(d: int, n: int) -> Array:
-    """The d eigenvalues, falling, that n samples of N(0, I) in d dimensions are expected to show:
+    """The d eigenvalues, falling, that n samples of N(0, I) in d dimensions are expected to show (1967):
     quantiles of √((b − λ)(λ − a))/(2π c λ) on [a, b] = (1 ∓ √c)², c = d/n, with d − n of them at zero."""
     c = d / n
     low, high = (1 - np.sqrt(c)) ** 2, (1 + np.sqrt(c)) ** 2
-    angle = np.linspace(
-        0.0, np.pi, 20_001
-    )  # λ by angle: the density vanishes like a root at the ends
+    # λ by angle: the density vanishes like a root at the ends
+    angle = np.linspace(0.0, np.pi, 20_001)
     value = 0.5 * (low + high) - 0.5 * (high - low) * np.cos(angle)
     half = 0.5 * (high - low) * np.sin(angle)
     with np.errstate(invalid="ignore"):
@@ -83,16 +75,14 @@ def encoded(size: Size, data: Path, cache: Path) -> dict[str, Tensor]:
     alpha, beta = map(float, model.schedule.scales(model.schedule.sigma_min))
     noise = ddim_ode.noise(model.shape, model.schedule, range(len(x0)))
     kinds = {"images as they are": x0, "with the noise of σ_min": alpha * x0 + beta * noise}
-    out = {}
-    store = Store(cache)
+    out, store = {}, Store(cache)
     for name, x in kinds.items():
         parts = []
         for i in tqdm(range(0, len(x), BATCH), desc=name):
             batch, cond = x[i : i + BATCH], {"y": y[i : i + BATCH]}
             how = [model.sha256, METHOD, GRID, size.calls, name, i]
             origin = ("latents", how, of_rows(dict(batch=batch, **cond)))
-            kept = store.get(*origin)
-            if kept is None:
+            if (kept := store.get(*origin)) is None:
                 latent = ddim_ode.encode(model, batch, METHOD, nfe=size.calls, grid=GRID, cond=cond)
                 store.put(*origin, *(kept := ({"x": latent.x}, {})))
             parts.append(kept[0]["x"])
@@ -127,49 +117,29 @@ def row(name: str, z: Array) -> dict[str, Any]:
 
 def draw(latents: dict[str, Array]) -> Figure:
     figure, axes = panels(3, width=12.0, height=4.4)
+    norm, mean, covariance = axes
     n, d = next(iter(latents.values())).shape
-    tops: list[float] = []
     for name, z in latents.items():
-        style = dict(color=COLOURS[name], ls=MARKS[name], lw=1.8, label=name)
-        axes[0].plot(*density(np.linalg.norm(z, axis=1)), **style)
-        axes[1].plot(*density(np.sqrt(n) * z.mean(axis=0)), **style)
+        style = dict(lw=1.8, label=name, **LOOKS[name])
+        norm.plot(*density(np.linalg.norm(z, axis=1)), **style)
+        mean.plot(*density(np.sqrt(n) * z.mean(axis=0)), **style)
         values = spectrum(z)[: min(n - 1, d)]  # the others are 0
-        tops.append(values[0])
-        axes[2].plot(np.arange(1, len(values) + 1), values, **style)
-    reference = dict(color=INK, lw=0.9, zorder=1)
-    axes[0].axvline(np.sqrt(d - 0.5), **reference)
-    note(axes[0], "√D", (np.sqrt(d - 0.5), 0.97))
+        covariance.plot(np.arange(1, len(values) + 1), values, **style)
+    norm.axvline(np.sqrt(d - 0.5), color=INK, lw=0.9, zorder=1)
+    note(norm, "√D", (np.sqrt(d - 0.5), 0.97), xycoords=("data", "axes fraction"))
     expected = marchenko_pastur(d, n - 1)
-    kept = expected > 0
-    axes[2].plot(
-        np.arange(1, d + 1)[kept],
-        expected[kept],
-        label="Marčenko–Pastur, N(0, I)",
-        color=INK,
-        lw=0.9,
-    )
-    label(axes[0], "Norm of a latent", "‖z‖", "density")
-    label(axes[1], "Mean of a pixel's latents", "√n · mean, 1 is its standard error", "density")
-    label(axes[2], f"Covariance, {n} latents", "rank", "eigenvalue")
-    axes[2].set_xscale("log")
-    axes[2].set_yscale("log")
-    axes[2].set_ylim(0.3 * float(expected[kept].min()), 1.5 * max(tops))
-    for axis in (axes[2].xaxis, axes[2].yaxis):
-        axis.set_major_formatter(FuncFormatter(plain))
+    expected = expected[expected > 0]
+    style = dict(label="Marčenko–Pastur, N(0, I)", color=INK, lw=0.9)
+    covariance.plot(np.arange(1, len(expected) + 1), expected, **style)
+    label(norm, "Norm of a latent", "‖z‖", "density")
+    label(mean, "Mean of a pixel's latents", "√n · mean, 1 is its standard error", "density")
+    label(covariance, f"Covariance, {n} latents", "rank", "eigenvalue")
+    covariance.set(xscale="log", yscale="log")
+    for axis in (covariance.xaxis, covariance.yaxis):
+        axis.set_major_formatter(plain)
+    covariance.set_ylim(bottom=0.3 * float(expected.min()))
     legend_below(figure, axes, 4)
     return figure
-
-
-def note(axis: Axes, text: str, at: tuple[float, float]) -> None:
-    axis.annotate(
-        text,
-        at,
-        xycoords=("data", "axes fraction"),
-        xytext=(4, -8),
-        textcoords="offset points",
-        fontsize=9.5,
-        color=GREY,
-    )
 
 
 def density(values: Array) -> tuple[Array, Array]:
@@ -182,24 +152,15 @@ def density(values: Array) -> tuple[Array, Array]:
 
 
 def main() -> None:
-    parser = arguments(__doc__, "16 images, 4 calls", "1,000 images, 12 calls")
-    parser.add_argument("--data", type=Path, help="a folder with Fashion-MNIST's IDX files")
-    add = parser.add_argument
-    add(
-        "--cache",
-        type=Path,
-        default=Path("out/cache"),
-        help="finished batches (default: out/cache)",
-    )
+    sizes = ("16 images, 4 calls", "1,000 images, 12 calls")
+    parser = arguments(__doc__, *sizes, data=True, cache="out/cache")
     args = parser.parse_args()
     if args.data is None:
         parser.error("latents of real images need --data")
     run = Run("latents", args)
     size = FULL if args.full else QUICK
     latents = {name: z.numpy() for name, z in encoded(size, args.data, args.cache).items()}
-    rows = [row(name, z) for name, z in latents.items()]
-    for found in rows:
-        print(*(f"{v:.3g}" if isinstance(v, float) else v for v in found.values()))
+    rows = told(row(name, z) for name, z in latents.items())
     run.save(rows, draw(latents), method=METHOD, grid=GRID, calls=size.calls, images=size.images)
 
 

@@ -7,6 +7,7 @@ from σ_max to σ_min and then takes the same last jump to x̂₀ as everybody, 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,11 +23,12 @@ class TooManyCalls(Exception):
     """A solve that went past the calls it was allowed."""
 
 
-class Clock:
+class Clock(NamedTuple):
     """The variable τ that a peer solves in: τ(σ), σ(τ) and dσ/dτ, all by arrays."""
 
-    def __init__(self, of: Callable, inverse: Callable, rate: Callable) -> None:
-        self.of, self.inverse, self.rate = of, inverse, rate
+    of: Callable[[Any], Any]
+    inverse: Callable[[Any], Any]
+    rate: Callable[[Any], Any]
 
 
 def schedule_time(schedule: Schedule) -> Clock:
@@ -81,15 +83,16 @@ class PeerField:
 
     def start(self) -> Tensor:
         """The noises as the state at σ_max."""
-        alpha = float(self.problem.model.schedule.scales(self.ends[0])[0])
-        return self.problem.x if self.state == "x" else self.problem.x / alpha
+        return self.problem.x / self._scale(self.ends[0])
 
     def landed(self, state: Tensor) -> Tensor:
         """x̂₀ from the state at σ_min."""
-        model = self.problem.model
-        alpha = float(model.schedule.scales(self.ends[1])[0])
-        x = state.reshape(self.problem.x.shape).to(self.problem.x)
-        return model(x if self.state == "x" else x * alpha, self.ends[1], self.problem.cond)[0]
+        x = state.reshape(self.problem.x.shape).to(self.problem.x) * self._scale(self.ends[1])
+        return self.problem.model(x, self.ends[1], self.problem.cond)[0]
+
+    def _scale(self, sigma: float) -> float:
+        """What x is in units of the state."""
+        return float(self.problem.model.schedule.scales(sigma)[0]) if self.state != "x" else 1.0
 
     def _column(self, values: Array) -> Tensor:
         x = self.problem.x

@@ -1,16 +1,14 @@
-"""The best sampler of each package at the same number of network calls: ours, diffusers', k-diffusion's,
-torchdiffeq's and torchode's.
+"""The best sampler of each package at the same calls: ours, diffusers', k-diffusion's, and of ODE packages.
 
     python benchmarks/peers.py --quick        # the digits mixture, 64 noises, 5 and 10 calls
     python benchmarks/peers.py --full         # 256 noises, and the shipped model, 5 to 20 calls
 
-All in one process, from the same noises to σ = 0, where the RMS error to a converged solution is taken;
-calls are counted. Samplers of diffusion packages run as their own package runs them by default, on that
-package's own levels; ours are every registered fixed-step method. The ODE packages have no levels of their
-own: they get steps equal in t, ln σ or atan σ (torchdiffeq's fixed methods) or choose them (dopri5, the
-tightest of a ladder of tolerances that fits into the calls on average), for the state x and for x/ᾱ, and
-end by the jump from σ_min to x̂₀. That is a choice of levels that the others do not have, so a second line
-of ours has one too: nine methods on four grids. The table takes the best of each; the CSV has them all.
+RMS error at σ = 0 to a converged solution of the same noises, calls counted; the figure and the table take
+the best of each package, the CSV has them all. Diffusion packages run by their defaults on their own
+levels; ours are every fixed-step method. torchdiffeq and torchode have no levels of their own: they get
+steps equal in t, ln σ or atan σ, or choose them (dopri5, the tightest tolerance that fits), for the states
+x and x/ᾱ, and end by the jump from σ_min to x̂₀. As that is a choice of levels that the others do not have,
+a second line of ours has one too: nine methods on four grids.
 """
 
 from __future__ import annotations
@@ -19,27 +17,16 @@ import contextlib
 import functools
 import importlib
 import importlib.util
+import itertools
 import sys
 import types
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from common import (
-    Problem,
-    Row,
-    Run,
-    arguments,
-    curve,
-    installed,
-    label,
-    legend_below,
-    load_problem,
-    log_scales,
-    panels,
-    quiet,
-    rms,
-)
+from common import Problem, Row, Run, arguments, installed, load_problem, pick, quiet, rms
+from diffusers_schedulers import KARRAS, SCHEDULERS, make, takes_at_most
+from drawing import curve, label, legend_below, log_scales, panels
 from matplotlib.figure import Figure
 from ode_peers import (
     STATES,
@@ -59,19 +46,8 @@ Sampler = Callable[[int], Tensor | None]  # the end state within so many calls; 
 ANY_GRID = "ddim_ode, any grid"
 GRIDS = ("trailing", "quadratic", "log_snr", "karras")
 TOLERANCES = tuple(10 ** (1 - k / 4) for k in range(17))
+CLOCKS = ("t", "ln sigma", "atan sigma")
 MOST = 40  # calls of a batch, after which a tolerance is too tight for these budgets
-
-
-class Counted:
-    """The problem's network as its packages call it: ε at (x, t), t the network's own time 0..T−1."""
-
-    def __init__(self, problem: Problem) -> None:
-        self.problem, self.calls = problem, 0
-
-    def __call__(self, x: Tensor, t: Any) -> Tensor:
-        self.calls += 1
-        level = float(self.problem.model.schedule.sigma(float(torch.as_tensor(t).flatten()[0]) + 1))
-        return self.problem.model(x, level, self.problem.cond)[1]
 
 
 def ours(problem: Problem) -> Iterator[tuple[str, Sampler]]:
@@ -84,74 +60,48 @@ def ours(problem: Problem) -> Iterator[tuple[str, Sampler]]:
 
 def ours_on_grids(problem: Problem) -> Iterator[tuple[str, Sampler]]:
     """What a user who tries the named grids as well has, as the ODE packages' users try variables."""
-    for method in DEFAULT_METHODS:
-        for grid in GRIDS:
-            run = functools.partial(solved, problem, method, grid=grid)
-            yield f"{method} on {grid}", run
+    for method, grid in itertools.product(DEFAULT_METHODS, GRIDS):
+        yield f"{method} on {grid}", functools.partial(solved, problem, method, grid=grid)
 
 
 def solved(problem: Problem, method: str, nfe: int, grid: str | None = None) -> Tensor | None:
-    try:
-        return ddim_ode.sample(
-            problem.model, problem.x, method, nfe=nfe, grid=grid, cond=problem.cond
-        ).x
-    except ValueError:  # fewer calls than one step takes
-        return None
+    with contextlib.suppress(ValueError):  # fewer calls than one step takes
+        options = dict(nfe=nfe, grid=grid, cond=problem.cond)
+        return ddim_ode.sample(problem.model, problem.x, method, **options).x
+    return None
 
 
 def diffusers_samplers(problem: Problem) -> Iterator[tuple[str, Sampler]]:
-    import diffusers
-
     betas = dict(num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02, beta_schedule="linear")
-    unclipped = dict(clip_sample=False)
-    choices: list[tuple[str, dict[str, Any]]] = [
-        ("DDIMScheduler", unclipped),
-        ("EulerDiscreteScheduler", {}),
-        ("HeunDiscreteScheduler", {}),
-        ("KDPM2DiscreteScheduler", {}),
-        ("LMSDiscreteScheduler", {}),
-        ("PNDMScheduler", {}),
-        ("PNDMScheduler", dict(skip_prk_steps=True)),
-        ("DEISMultistepScheduler", {}),
-        ("DPMSolverSinglestepScheduler", {}),
-        ("DPMSolverMultistepScheduler", {}),
-        ("DPMSolverMultistepScheduler", dict(solver_order=3)),
-        ("DPMSolverMultistepScheduler", dict(use_karras_sigmas=True)),
-        ("UniPCMultistepScheduler", {}),
-        ("UniPCMultistepScheduler", dict(solver_order=3)),
-    ]
-    for name, options in choices:
-        scheduler_class = getattr(diffusers, name)
+    model, dtype = problem.model, problem.x.dtype
 
-        def run(nfe: int, cls: Any = scheduler_class, options: Any = options) -> Tensor | None:
-            for steps in range(nfe, 0, -1):  # some call more than once a step
-                scheduler = cls(**betas, **options)
-                try:
-                    scheduler.set_timesteps(steps)
-                    if len(scheduler.timesteps) > nfe:
-                        continue
-                    net, x = Counted(problem), problem.x * scheduler.init_noise_sigma
+    def run(nfe: int, name: str, options: dict[str, Any]) -> Tensor | None:
+        with contextlib.suppress(ValueError, IndexError):  # some cannot take so few steps
+            for steps in range(nfe, 0, -1):
+                scheduler = make(name, **betas, **options)
+                if takes_at_most(nfe, scheduler, steps):
+                    x = problem.x * scheduler.init_noise_sigma
                     for t in scheduler.timesteps:
-                        out = net(scheduler.scale_model_input(x, t).to(problem.x.dtype), t)
+                        state, level = scheduler.scale_model_input(x, t).to(dtype), float(t) + 1
+                        out = model(state, float(model.schedule.sigma(level)), problem.cond)[1]
                         x = scheduler.step(out.to(x.dtype), t, x).prev_sample
-                except (ValueError, IndexError):  # some cannot take so few steps
-                    return None
-                return x.to(problem.x.dtype) if net.calls <= nfe else None
-            return None
+                    return x.to(dtype)
+        return None
 
-        yield (
-            " ".join([name.removesuffix("Scheduler"), *(f"{k}={v}" for k, v in options.items())]),
-            run,
-        )
+    for name, options in SCHEDULERS:
+        if options == KARRAS and name != "DPMSolverMultistep":
+            continue
+        label = " ".join([name, *(f"{k}={v}" for k, v in options.items())])
+        yield label, functools.partial(run, name=name, options=options)
 
 
 def k_diffusion_samplers(problem: Problem) -> Iterator[tuple[str, Sampler]]:
     sampling = load_k_diffusion_sampling()
-    schedule = problem.model.schedule
+    schedule, calls = problem.model.schedule, [0]
     first, last = schedule.sigma_max, schedule.sigma_min
 
     def denoise(y: Tensor, sigma: Tensor, **extra: Any) -> Tensor:
-        denoise.calls += 1  # type: ignore[attr-defined]
+        calls[0] += 1
         level = float(sigma.flatten()[0])
         alpha, _ = schedule.scales(min(level, first))
         return problem.model(y * float(alpha), level, problem.cond)[0]
@@ -162,27 +112,23 @@ def k_diffusion_samplers(problem: Problem) -> Iterator[tuple[str, Sampler]]:
         t = torch.linspace(schedule.T, 1, n).double()  # DiscreteSchedule.get_sigmas
         return torch.tensor([*schedule.sigma(t.numpy()), 0.0])
 
-    names = ("euler", "heun", "dpm_2", "lms", "dpmpp_2s_ancestral", "dpmpp_2m", "dpmpp_3m_sde")
-    for name in names:
-        sampler = getattr(sampling, f"sample_{name}")
-        quiet = dict(eta=0.0) if name.endswith(("ancestral", "sde")) else {}
+    def run(nfe: int, name: str, kind: str) -> Tensor | None:
+        noiseless = dict(eta=0.0) if name.endswith(("ancestral", "sde")) else {}
         if name.endswith("sde"):
-            quiet["noise_sampler"] = lambda *args: 0.0
-        for kind in ("karras", "linear"):
+            noiseless["noise_sampler"] = lambda *args: 0.0
+        for steps in range(nfe, 1, -1):
+            sigmas = levels(kind, steps).to(problem.x.dtype)
+            sigmas[0] = min(float(sigmas[0]), first)
+            calls[0] = 0
+            sampler = getattr(sampling, f"sample_{name}")
+            x = sampler(denoise, problem.x * sigmas.max(), sigmas, disable=True, **noiseless)
+            if calls[0] <= nfe:
+                return x
+        return None
 
-            def run(nfe: int, sampler=sampler, quiet=quiet, kind=kind) -> Tensor | None:
-                for steps in range(nfe, 0, -1):
-                    if steps == 1:
-                        return None
-                    sigmas = levels(kind, steps).to(problem.x.dtype)
-                    sigmas[0] = min(float(sigmas[0]), first)
-                    denoise.calls = 0  # type: ignore[attr-defined]
-                    x = sampler(denoise, problem.x * sigmas.max(), sigmas, disable=True, **quiet)
-                    if denoise.calls <= nfe:  # type: ignore[attr-defined]
-                        return x
-                return None
-
-            yield f"{name} {kind}", run
+    names = ("euler", "heun", "dpm_2", "lms", "dpmpp_2s_ancestral", "dpmpp_2m", "dpmpp_3m_sde")
+    for name, kind in itertools.product(names, ("karras", "linear")):
+        yield f"{name} {kind}", functools.partial(run, name=name, kind=kind)
 
 
 @functools.cache
@@ -196,8 +142,8 @@ def load_k_diffusion_sampling() -> types.ModuleType:
         raise ImportError("k_diffusion")
     package, utils = types.ModuleType("k_diffusion"), types.ModuleType("k_diffusion.utils")
     package.__path__ = list(spec.submodule_search_locations or [])
-    utils.append_dims = lambda x, n: x[(...,) + (None,) * (n - x.ndim)]  # type: ignore[attr-defined]
-    package.utils = utils  # type: ignore[attr-defined]
+    utils.append_dims = lambda x, n: x[(...,) + (None,) * (n - x.ndim)]
+    package.utils = utils
     stand_ins = {m.__name__: m for m in (package, utils, types.ModuleType("torchsde"))}
     before = {name: sys.modules.get(name) for name in (*stand_ins, "k_diffusion.sampling")}
     sys.modules.update(stand_ins)
@@ -212,24 +158,17 @@ def load_k_diffusion_sampling() -> types.ModuleType:
 
 
 def torchdiffeq_samplers(problem: Problem) -> Iterator[tuple[str, Sampler]]:
-    for method, per_step in dict(euler=1, midpoint=2, rk4=4, explicit_adams=1).items():
-        for clock in ("t", "ln sigma", "atan sigma"):
-            for state in STATES:
+    def run(nfe: int, method: str, per_step: int, clock: str, state: str) -> Tensor | None:
+        for steps in range((nfe - 1) // per_step, 0, -1):
+            field = PeerField(problem, clock, state, nfe - 1)
+            with contextlib.suppress(TooManyCalls):  # Adams starts by Runge–Kutta
+                return torchdiffeq_fixed(field, method, steps)[0]
+        return None
 
-                def run(
-                    nfe: int,
-                    method: str = method,
-                    per_step: int = per_step,
-                    clock: str = clock,
-                    state: str = state,
-                ) -> Tensor | None:
-                    for steps in range((nfe - 1) // per_step, 0, -1):
-                        field = PeerField(problem, clock, state, nfe - 1)
-                        with contextlib.suppress(TooManyCalls):  # Adams starts by Runge–Kutta
-                            return torchdiffeq_fixed(field, method, steps)[0]
-                    return None
-
-                yield f"{method} in {clock}, {state}", run
+    methods = dict(euler=1, midpoint=2, rk4=4, explicit_adams=1)
+    for method, clock, state in itertools.product(methods, CLOCKS, STATES):
+        how = dict(method=method, per_step=methods[method], clock=clock, state=state)
+        yield f"{method} in {clock}, {state}", functools.partial(run, **how)
     yield from adaptive(problem, torchdiffeq_dopri5)
 
 
@@ -239,17 +178,17 @@ def torchode_samplers(problem: Problem) -> Iterator[tuple[str, Sampler]]:
 
 def adaptive(problem: Problem, solve: Any) -> Iterator[tuple[str, Sampler]]:
     """dopri5 at the tightest of TOLERANCES whose mean calls are within the budget."""
-    for clock in ("t", "ln sigma", "atan sigma"):
-        for state in STATES:
-            rungs = functools.cache(
-                functools.partial(ladder, problem, solve, clock, state, TOLERANCES, MOST)
-            )
 
-            def run(nfe: int, rungs: Any = rungs) -> Tensor | None:
-                within = [rung for rung in rungs() if rung[1] <= nfe]
-                return within[-1][2] if within else None
+    @functools.cache
+    def rungs(clock: str, state: str) -> list[tuple[float, float, Tensor]]:
+        return ladder(problem, solve, clock, state, TOLERANCES, MOST)
 
-            yield f"dopri5 in {clock}, {state}", run
+    def run(nfe: int, clock: str, state: str) -> Tensor | None:
+        within = [end for _, calls, end in rungs(clock, state) if calls <= nfe]
+        return within[-1] if within else None
+
+    for clock, state in itertools.product(CLOCKS, STATES):
+        yield f"dopri5 in {clock}, {state}", functools.partial(run, clock=clock, state=state)
 
 
 PEERS: dict[str, Callable[[Problem], Iterator[tuple[str, Sampler]]]] = {
@@ -300,17 +239,13 @@ def draw(rows: Sequence[Row], budgets: Sequence[int]) -> Figure:
     problems = list(dict.fromkeys(row["problem"] for row in rows))
     figure, axes = panels(len(problems), width=5.2 * len(problems))
     for axis, problem in zip(axes, problems):
-        here = [row for row in rows if row["problem"] == problem]
-        for package, best in winners(here).items():
+        for package, best in winners(pick(rows, problem=problem)).items():
             nfe = sorted(best)
             curve(axis, package, nfe, [best[n]["error"] for n in nfe])
         log_scales(axis, budgets)
-        label(
-            axis,
-            f"{problem}: the best sampler of each package",
-            "network calls per sample",
-            "RMS error to the converged end, per entry",
-        )
+        title = f"{problem}: the best sampler of each package"
+        error = "RMS error to the converged end, per entry"
+        label(axis, title, "network calls per sample", error)
     legend_below(figure, axes, 3)
     return figure
 

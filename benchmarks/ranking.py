@@ -4,15 +4,11 @@
     python benchmarks/ranking.py --full
     python benchmarks/ranking.py --full --redraw
 
-A cell is a model at a budget of 5, 8, 10 or 20 calls: four mixtures with the exact ε, on four schedules,
-and the model that ships. In each, ``ddim_ode.compare`` ranks its default selection of methods, and the
-cell is decided if the best ties with no other (paired bootstrap over the same noises, all comparisons of a
-cell together at 95 %). The mixtures take every method on its best grid, searched on 32 other noises; the
-trained model, where that costs too much, takes the default grid, and solutions by unipc3 with 120 calls.
-That still makes 260,000 evaluations; --shipped takes fewer noises. What is solved is kept under --cache.
-
+A cell is a model (four mixtures with the exact ε, on their best grids, and the shipped one, on the default
+grid) at 5, 8, 10 or 20 calls; it is decided if the best method of ``ddim_ode.compare`` ties with no other.
 Two sets agree on a cell that both decide if they name the same method, and on one that only one decides if
-the other set ties that method with its best.
+the other set ties that method with its best. The figure has how far the second is behind the best, full
+where decided. --full makes 260,000 evaluations of the shipped model; --shipped takes fewer noises.
 """
 
 from __future__ import annotations
@@ -23,32 +19,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from common import (
-    GREY,
-    INK,
-    SEED,
-    Row,
-    Run,
-    arguments,
-    digits,
-    end_states,
-    label,
-    labels,
-    panels,
-    plain,
-    read_csv,
-)
+from common import SEED, Row, Run, arguments, digits, end_states, labels, pick, tell
+from drawing import GREY, INK, label, log_axis, look, note, panels
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator
 
 import ddim_ode
 from ddim_ode import exact, schedules
 from ddim_ode.comparison.comparison import SEARCH
 from ddim_ode.comparison.result import Comparison
-from ddim_ode.plots import comparisons as plots
 
 NFE = (5, 8, 10, 20)
 SHIPPED = "fashion-mnist"
+SHOWN = ("model", "nfe", "best", "second", "ratio", "ratio_low", "ratio_high", "decided", "tied")
 SETS = (SEED, SEED + 10_000)  # the first noise of each
 GAP = 0.2  # never to be called a tie
 CONVERGED: Mapping[str, Any] = dict(method="unipc3", nfe=120, grid="karras")
@@ -73,23 +55,15 @@ def mixtures() -> dict[str, exact.ExactModel]:
     angles = np.arange(8) * np.pi / 4
     circle = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     factors = rng.standard_normal((10, 16, 16)) / 16
+    wide, narrow = np.full((8, 2), 0.1**2), factors @ factors.swapaxes(1, 2) + 0.01 * np.eye(16)
+    mixture = exact.gaussian_mixture
+    many = rng.dirichlet(np.full(10, 5.0)), rng.standard_normal((10, 16)), narrow
+    few = [0.5, 0.3, 0.2], rng.standard_normal((3, 4)), rng.uniform(0.1, 0.5, (3, 4))
     return {
         "digits, ddpm": digits(),
-        "circle, cosine": exact.gaussian_mixture(
-            np.full(8, 1 / 8), circle, np.full((8, 2), 0.1**2), schedules.cosine()
-        ),
-        "16-D, vp": exact.gaussian_mixture(
-            rng.dirichlet(np.full(10, 5.0)),
-            rng.standard_normal((10, 16)),
-            factors @ factors.swapaxes(1, 2) + 0.01 * np.eye(16),
-            schedules.vp(),
-        ),
-        "overlapping, ve": exact.gaussian_mixture(
-            [0.5, 0.3, 0.2],
-            rng.standard_normal((3, 4)),
-            rng.uniform(0.1, 0.5, (3, 4)),
-            schedules.ve(80.0),
-        ),
+        "circle, cosine": mixture(np.full(8, 1 / 8), circle, wide, schedules.cosine()),
+        "16-D, vp": mixture(*many, schedules.vp()),
+        "overlapping, ve": mixture(*few, schedules.ve(80.0)),
     }
 
 
@@ -100,23 +74,12 @@ def compared(size: Size, cache: Path) -> Iterator[tuple[str, Comparison]]:
             options = dict(n=size.n + SEARCH, seed=seed, batch=size.n + SEARCH, cache=cache)
             found = ddim_ode.compare(mixture, nfe=size.nfe, grid="best", progress=False, **options)
             yield name, found
-    if size.shipped:
-        model = ddim_ode.load(SHIPPED)
-        for seed in SETS:
-            seeds = range(seed, seed + size.shipped)
-            yield (
-                SHIPPED,
-                ddim_ode.compare(
-                    model,
-                    nfe=size.nfe,
-                    n=size.shipped,
-                    seed=seed,
-                    cond=labels(model, seeds),
-                    batch=32,
-                    reference=end_states(model, seeds=seeds, cache=cache, batch=32, **CONVERGED),
-                    cache=cache,
-                ),
-            )
+    model = ddim_ode.load(SHIPPED)
+    for seed in SETS if size.shipped else ():
+        seeds = range(seed, seed + size.shipped)
+        ends = end_states(model, seeds=seeds, cache=cache, batch=32, **CONVERGED)
+        options = dict(n=len(seeds), seed=seed, batch=32, cache=cache, cond=labels(model, seeds))
+        yield SHIPPED, ddim_ode.compare(model, nfe=size.nfe, reference=ends, **options)
 
 
 def judged(name: str, result: Comparison) -> Iterator[Row]:
@@ -149,42 +112,38 @@ def judged(name: str, result: Comparison) -> Iterator[Row]:
 
 def agree(a: Row, b: Row) -> bool:
     """Whether neither set contradicts what the other decided."""
-    if a["best"] == b["best"]:
-        return True
-    return all(
+    sides = ((a, b), (b, a))
+    return a["best"] == b["best"] or all(
         other["best"] in str(one.get("tied", "")).split()
-        for one, other in ((a, b), (b, a))
+        for one, other in sides
         if other["decided"]
     )
 
 
 def cells(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
     """The two rows of each cell."""
-    found: dict[Any, list[Row]] = {}
-    for row in rows:
-        found.setdefault((row["model"], row["nfe"]), []).append(row)
-    return [(a, b) for a, b in found.values()]
+    found = dict.fromkeys((row["model"], row["nfe"]) for row in rows)
+    return [tuple(pick(rows, model=model, nfe=nfe)) for model, nfe in found]
 
 
 def summary(rows: Sequence[Row]) -> dict[str, Any]:
     pairs = cells(rows)
+    decided = [(a, b) for a, b in pairs if a["decided"] or b["decided"]]
     return dict(
         cells=len(pairs),
         decided=[sum(int(pair[i]["decided"]) for pair in pairs) for i in range(len(SETS))],
-        decided_by_any=sum(bool(a["decided"] or b["decided"]) for a, b in pairs),
-        decided_by_any_and_agreed=sum(
-            bool(a["decided"] or b["decided"]) and agree(a, b) for a, b in pairs
-        ),
+        decided_by_any=len(decided),
+        decided_by_any_and_agreed=sum(agree(a, b) for a, b in decided),
         gaps=sum(int(row["gaps"]) for row in rows),
         gaps_called_a_tie=sum(int(row["gaps_tied"]) for row in rows),
         largest_gap_called_a_tie=round(max(float(row["largest_gap_tied"]) for row in rows), 4),
     )
 
 
-def told(found: Mapping[str, Any]) -> str:
+def report(found: Mapping[str, Any]) -> None:
     one, other = found["decided"]
-    return (
-        f"{found['cells']} cells; decided: {one} by the first noises, {other} by the others; "
+    print(
+        f"\n{found['cells']} cells; decided: {one} by the first noises, {other} by the others; "
         f"of {found['decided_by_any']} decided by either, both agree on "
         f"{found['decided_by_any_and_agreed']}\n"
         f"gaps of {GAP:.0%} or more to the best: {found['gaps']}, called a tie: "
@@ -194,57 +153,43 @@ def told(found: Mapping[str, Any]) -> str:
 
 
 def draw(rows: Sequence[Row]) -> Figure:
-    """How far the second is behind the best: a line per cell, both sets on it, full where decided."""
+    """A line per cell, both sets on it."""
     pairs = cells(rows)
     figure, (axis,) = panels(1, width=9.0, height=1.6 + 0.34 * len(pairs))
-    names, top = [], max(float(row["ratio_high"]) for row in rows)
+    names, top = [], 1.05 * max(float(row["ratio_high"]) for row in rows)
     axis.axvspan(1, 1 + GAP, color="#eeeeee", lw=0, zorder=0)
     for i, pair in enumerate(pairs):
         for row, marker, shift in zip(pair, ("o", "s"), (-0.16, 0.16)):
-            colour = plots.look(str(row["best"]))["color"]
-            low, high = float(row["ratio_low"]), float(row["ratio_high"])
-            axis.plot([low, high], [i + shift] * 2, color=colour, lw=1.6)
+            colour = look(str(row["best"]))["color"]
+            axis.plot([row["ratio_low"], row["ratio_high"]], [i + shift] * 2, color=colour, lw=1.6)
             face = colour if row["decided"] else "white"
             axis.plot(row["ratio"], i + shift, marker, color=colour, mfc=face, ms=6)
-        first = pair[0]
-        said = [f"{row['best']} before {row['second']}" for row in pair]
-        axis.annotate(
-            said[0] if said[0] == said[1] else " / ".join(said),
-            (1.01, i),
-            xycoords=("axes fraction", "data"),
-            va="center",
-            fontsize=9,
-            color=INK,
-        )
-        names.append(f"{first['model']}, {int(first['nfe'])} calls")
-        if i and first["model"] != pairs[i - 1][0]["model"]:
+        text = " / ".join(dict.fromkeys(f"{row['best']} before {row['second']}" for row in pair))
+        where = dict(xycoords=("axes fraction", "data"), va="center", fontsize=9, color=INK)
+        note(axis, text, (1.01, i), (0, 0), **where)
+        names.append(f"{pair[0]['model']}, {int(pair[0]['nfe'])} calls")
+        if i and pair[0]["model"] != pairs[i - 1][0]["model"]:
             axis.axhline(i - 0.5, color=GREY, lw=0.6)
     axis.axvline(1, color=INK, lw=1)
-    axis.set_xscale("log")
-    axis.set_xlim(min(0.95, min(float(row["ratio_low"]) for row in rows) / 1.02), top * 1.05)
-    axis.set_xticks([x for x in (1, 1.1, 1.2, 1.5, 2, 3, 5, 10) if x <= top * 1.05])
-    axis.xaxis.set_minor_locator(NullLocator())
-    axis.xaxis.set_major_formatter(FuncFormatter(plain))
+    log_axis(axis, "x", [x for x in (1, 1.1, 1.2, 1.5, 2, 3, 5, 10) if x <= top])
+    axis.set_xlim(min(0.95, min(float(row["ratio_low"]) for row in rows) / 1.02), top)
     axis.set_yticks(range(len(pairs)), names)
     axis.set_ylim(len(pairs) - 0.5, -0.5)
     title = "Error of the second-best method over the best, two disjoint sets of noises (● and ■)"
     below = f"ratio, with its interval; full: decided, hollow: tied; grey: gaps up to {GAP:.0%}"
-    label(axis, title, below, "")
+    label(axis, title, below)
     return figure
 
 
 def main() -> None:
-    parser = arguments(__doc__, "two mixtures, 64 noises", "four mixtures and the shipped model")
-    parser.add_argument(
-        "--shipped", type=int, help=f"noises per set for the shipped model ({FULL.shipped})"
-    )
-    parser.add_argument("--cache", type=Path, default=Path("out/ranking"))
-    parser.add_argument("--redraw", action="store_true", help="only draw, from the CSV in --out")
+    sizes = ("two mixtures, 64 noises", "four mixtures and the shipped model")
+    parser = arguments(__doc__, *sizes, redraw=True, cache="out/ranking")
+    text = f"noises per set for the shipped model ({FULL.shipped})"
+    parser.add_argument("--shipped", type=int, help=text)
     args = parser.parse_args()
     run = Run("ranking", args, ["scipy", "matplotlib", "scikit-learn"])
     if args.redraw:
-        rows = read_csv(run.path(".csv"))
-        print(told(summary(rows)))
+        report(summary(rows := run.rows()))
         run.draw(draw(rows))
         return
     size = FULL if args.full else QUICK
@@ -253,15 +198,10 @@ def main() -> None:
     found: list[Row] = []
     with torch.no_grad():
         for name, result in compared(size, args.cache):
-            found += judged(name, result)
-            for row in found[-len(size.nfe) :]:
-                verdict = "decided" if row["decided"] else f"tied: {row['tied']}"
-                print(
-                    f"{name:16} {row['nfe']:3} calls  {row['best']:9} before {row['second']:9} × "
-                    f"{row['ratio']:.3f} ({row['ratio_low']:.3f} to {row['ratio_high']:.3f})  {verdict}",
-                    flush=True,
-                )
-    print(f"\n{told(summary(found))}")
+            for row in judged(name, result):
+                found.append(row)
+                tell({key: row[key] for key in SHOWN})
+    report(summary(found))
     run.save(found, draw(found), **size._asdict(), **summary(found))
 
 

@@ -4,16 +4,11 @@
     python benchmarks/round_trip.py --full --data DIR
     python benchmarks/round_trip.py --full --redraw
 
-Both ends are at the schedule's σ_min and the methods are fixed, with 10, 30 and 100 network calls each way.
-A row is a method and a number of calls: ``round_trip``, the RMS of decode(encode(x)) − x over images and
-pixels, and ``latent``, that of encode(x) to the latents of ``CONVERGED``. ``reversible`` comes in float64,
-network included, and in float32.
-
-diffusers: its DDIMInverseScheduler up and its DDIMScheduler down at their "leading" timesteps, between the
-first trained level (``set_alpha_to_one=False``) and that of its last timestep. It asks the network at the
-time of a step's upper level, with the state of the lower one, and its latent is not at σ(T): there is
-nothing to compare that with. Without --data, samples of the model take the place of the images; the record
-says which.
+Both ends are at the schedule's σ_min. ``round_trip`` (left) is the RMS of decode(encode(x)) − x over images
+and pixels, ``latent`` (right) that of encode(x) to the latents of ``CONVERGED``. ``reversible`` comes in
+float64, network included, and in float32. diffusers' inversion asks the network at the time of a step's
+upper level with the state of the lower one, and its latent is not at σ(T): there is nothing to compare that
+with. Without --data, samples of the model take the place of the images; the record says which.
 """
 
 from __future__ import annotations
@@ -22,20 +17,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from common import (
-    Row,
-    Run,
-    arguments,
-    installed,
-    label,
-    labels,
-    legend_below,
-    log_scales,
-    look,
-    panels,
-    read_csv,
-    rms,
-)
+from common import Row, Run, arguments, installed, noises, pick, rms, told
+from drawing import DOTS, curve, label, legend_below, log_scales, panels
+from matplotlib.figure import Figure
 from torch import Tensor
 
 import ddim_ode
@@ -45,7 +29,7 @@ from ddim_ode.nets.pretrained import PretrainedModel
 GRID = "log_snr"
 REVERSIBLE = {
     "reversible, float32": dict(color="#117733", marker="^", linestyle="-"),
-    "reversible, float64": dict(color="#117733", marker="v", linestyle=(0, (1.5, 1.2))),
+    "reversible, float64": dict(color="#117733", marker="v", linestyle=DOTS),
 }
 METHODS = ("ddim", "heun", "rk4", "dpmpp2m", "unipc2")
 CONVERGED = "heun"
@@ -71,13 +55,12 @@ class Images(NamedTuple):
 
 def images(model: PretrainedModel, n: int, data: Path | None) -> Images:
     if data is None:
-        cond = labels(model, range(n))
-        noises = ddim_ode.noise(model.shape, model.schedule, range(n))
-        x = ddim_ode.sample(model, noises, "ipndm", steps=20, cond=cond).x
+        x, cond = noises(model, range(n))
+        x = ddim_ode.sample(model, x, "ipndm", steps=20, cond=cond).x
         return Images(x, cond, "samples of the model")
-    found = load_images(data, "test")
-    assert found.labels is not None, f"{data} has no labels"
-    return Images(to_unit(found.pixels[:n]), {"y": found.labels[:n]}, "Fashion-MNIST test images")
+    test = load_images(data, "test")
+    assert test.labels is not None, f"{data} has no labels"
+    return Images(to_unit(test.pixels[:n]), {"y": test.labels[:n]}, "Fashion-MNIST test images")
 
 
 def ours(model: PretrainedModel, given: Images, method: str, nfe: int, converged: Tensor) -> Row:
@@ -95,15 +78,13 @@ def ours(model: PretrainedModel, given: Images, method: str, nfe: int, converged
 
 
 def diffusers_trip(model: PretrainedModel, given: Images, nfe: int) -> Row:
-    """Inversion as diffusers has it; its timestep t is our t + 1."""
+    """Its DDIMInverseScheduler up and its DDIMScheduler down at their "leading" timesteps (our t − 1), from
+    the first trained level (``set_alpha_to_one=False``) and that of its last timestep."""
     from diffusers import DDIMInverseScheduler, DDIMScheduler
 
-    betas = (
-        1 - (model.schedule.alpha_bar(range(1001))[1:] / model.schedule.alpha_bar(range(1000))) ** 2
-    )
-    options: dict[str, Any] = dict(
-        num_train_timesteps=1000, trained_betas=betas, clip_sample=False, set_alpha_to_one=False
-    )
+    alpha = model.schedule.alpha_bar(range(1001))
+    options: dict[str, Any] = dict(clip_sample=False, set_alpha_to_one=False)
+    options |= dict(num_train_timesteps=1000, trained_betas=1 - (alpha[1:] / alpha[:-1]) ** 2)
     x, calls = given.x, []
     for scheduler in (DDIMInverseScheduler(**options), DDIMScheduler(**options)):
         scheduler.set_timesteps(nfe)
@@ -119,71 +100,48 @@ def measure(size: Size, data: Path | None) -> tuple[list[Row], str]:
     model = ddim_ode.load("fashion-mnist")
     exact = ddim_ode.load("fashion-mnist", dtype=torch.float64)
     given = images(model, size.images, data)
-    encoded = ddim_ode.encode(
-        model,
-        given.x,
-        CONVERGED,
-        steps=size.converged,
-        grid=GRID,
-        cond=given.cond,
-        progress=True,
-    )
+    how = dict(steps=size.converged, grid=GRID, cond=given.cond, progress=True)
+    converged = ddim_ode.encode(model, given.x, CONVERGED, **how).x
     peer = installed("diffusers")
-    rows = []
+    rows: list[Row] = []
     for nfe in size.calls:
-        for method in (*METHODS, "reversible"):
-            rows.append(ours(model, given, method, nfe, encoded.x))
-        rows.append(ours(exact, given._replace(x=given.x.double()), "reversible", nfe, encoded.x))
-        if peer:
-            rows.append(diffusers_trip(model, given, nfe))
-        for row in rows[-len(METHODS) - 3 :]:
-            print(
-                *(f"{value:.1e}" if isinstance(value, float) else value for value in row.values())
-            )
+        here = [ours(model, given, method, nfe, converged) for method in (*METHODS, "reversible")]
+        here.append(ours(exact, given._replace(x=given.x.double()), "reversible", nfe, converged))
+        here += [diffusers_trip(model, given, nfe)] if peer else []
+        rows += told(here)
     return rows, given.source
 
 
-def draw(rows: list[Row], calls: tuple[int, ...]) -> Any:
-    figure, axes = panels(2)
-    titles = (
-        ("round_trip", "There and back", "RMS of decode(encode(x)) − x"),
-        ("latent", "The latent itself", "RMS distance to the converged latents"),
-    )
-    for axis, (key, title, unit) in zip(axes, titles):
-        for name in dict.fromkeys((row["method"], row["precision"]) for row in rows):
-            shown = [row for row in rows if (row["method"], row["precision"]) == name]
-            if key == "latent" and (name[0] == "diffusers" or name[1] == "float64"):
-                continue
-            text = ", ".join(name) if name[0] == "reversible" else name[0]
-            x, y = [row["nfe"] for row in shown], [row[key] for row in shown]
-            axis.plot(x, y, **(REVERSIBLE.get(text) or look(text)), ms=5, lw=1.6, label=text)
-        label(axis, title, "network calls each way", unit)
-        log_scales(axis, calls, fine=key == "latent")
-    legend_below(figure, axes, 4)
+def draw(rows: list[Row], calls: tuple[int, ...]) -> Figure:
+    figure, (left, right) = panels(2)
+    for method, precision in dict.fromkeys((row["method"], row["precision"]) for row in rows):
+        shown = pick(rows, method=method, precision=precision)
+        name = f"{method}, {precision}" if method == "reversible" else method
+        x, style = [row["nfe"] for row in shown], REVERSIBLE.get(name, {})
+        curve(left, name, x, [row["round_trip"] for row in shown], **style)
+        if method != "diffusers" and precision != "float64":
+            curve(right, name, x, [row["latent"] for row in shown], **style)
+    each = "network calls each way"
+    label(left, "There and back", each, "RMS of decode(encode(x)) − x")
+    label(right, "The latent itself", each, "RMS distance to the converged latents")
+    log_scales(left, calls, fine=False)
+    log_scales(right, calls)
+    legend_below(figure, (left, right), 4)
     return figure
 
 
 def main() -> None:
-    parser = arguments(__doc__, "2 images, 10 calls", "8 images, 10, 30 and 100 calls")
-    parser.add_argument("--data", type=Path, help="a folder with Fashion-MNIST's IDX files")
-    parser.add_argument(
-        "--redraw", action="store_true", help="only the picture, from the CSV there is"
-    )
-    args = parser.parse_args()
+    sizes = ("2 images, 10 calls", "8 images, 10, 30 and 100 calls")
+    args = arguments(__doc__, *sizes, redraw=True, data=True).parse_args()
     run = Run("round_trip", args, ["diffusers"])
     size = FULL if args.full else QUICK
     if args.redraw:
-        run.draw(draw(read_csv(run.path(".csv")), size.calls))
+        run.draw(draw(run.rows(), size.calls))
         return
     rows, source = measure(size, args.data)
-    run.save(
-        rows,
-        draw(rows, size.calls),
-        grid=GRID,
-        images=size.images,
-        source=source,
-        converged=f"{CONVERGED}, {size.converged} steps",
-    )
+    settings = dict(grid=GRID, images=size.images, source=source)
+    settings["converged"] = f"{CONVERGED}, {size.converged} steps"
+    run.save(rows, draw(rows, size.calls), **settings)
 
 
 if __name__ == "__main__":

@@ -45,8 +45,8 @@ class Perceptron(nn.Module):
     def __init__(self, case: Case, mean: float, std: float, width: int = 256) -> None:
         super().__init__()
         self.case, self.mean, self.std = case, mean, std
-        sizes = (64 + 32, width, width, width)
-        layers = [m for a, b in pairwise(sizes) for m in (nn.Linear(a, b), nn.SiLU())]
+        sizes = pairwise((64 + 32, width, width, width))
+        layers = [m for a, b in sizes for m in (nn.Linear(a, b), nn.SiLU())]
         self.body = nn.Sequential(*layers, nn.Linear(width, 64))
         self.register_buffer("frequencies", torch.exp(torch.linspace(0, 5, 16)) / 8)
 
@@ -68,14 +68,19 @@ def coefficients(schedule: Schedule, t: Tensor, like: Tensor) -> tuple[Tensor, T
     """ᾱ and β̄ (b, 1) at times t (b,)."""
     times = t.detach().double().numpy()
     found = (schedule.alpha_bar(times), schedule.beta_bar(times))
-    return tuple(torch.as_tensor(c).to(like)[:, None] for c in found)  # type: ignore[return-value]
+    return tuple(torch.as_tensor(c).to(like)[:, None] for c in found)
+
+
+def digits(case: Case) -> Tensor:
+    """The case's data (n, 64)."""
+    from sklearn.datasets import load_digits
+
+    return torch.tensor(load_digits().data / 8 - 1).float() * case.scale + case.shift
 
 
 def trained(case: Case, steps: int = 1500, batch: int = 128) -> ddim_ode.Denoiser:
     """The case's network, trained with Adam on the mean square error of its own prediction."""
-    from sklearn.datasets import load_digits
-
-    x0 = torch.tensor(load_digits().data / 8 - 1).float() * case.scale + case.shift
+    x0 = digits(case)
     generator = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
     mean, std = float(x0.mean()), float(x0.std())

@@ -3,15 +3,16 @@
     python benchmarks/start.py --quick       # networks of 10 seconds, 200 noises
     python benchmarks/start.py --full        # networks of a minute, 1,000 noises
 
-cosine: ε-networks trained on the cosine schedule, T = 1000 and 100, for two modes in the plane. The share
-of samples that end near a mode, of every registered method at 12 and 20 calls, by the level that it starts
-from, and in the loop of a diffusers pipeline with our scheduler.
-ve: two-valued pixels, whose closed form is known. By how much the spread of the samples is off, of every
-multistep method and Heun's, by σ_max, grid and last level.
+cosine (left): ε-networks trained on the cosine schedule, T = 1000 and 100, for two modes in the plane. The
+share of samples that end near a mode, of every registered method at 12 and 20 calls, by the level that it
+starts from, and in the loop of a diffusers pipeline with our scheduler; the figure has the worst method.
+ve (right): two-valued pixels, whose closed form is known. By how much the spread of the samples is off, of
+every multistep method and Heun's, by σ_max, grid and last level; the figure has the median method.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 import warnings
@@ -19,7 +20,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from common import Row, Run, arguments, label, legend_below, panels
+from common import Row, Run, arguments, pick
+from drawing import GREY, curve, label, legend_below, panels
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
@@ -39,15 +41,13 @@ class Net(nn.Module):
     def __init__(self, width: int = 96) -> None:
         super().__init__()
         self.inner, self.time = nn.Linear(2, width), nn.Linear(64, width)
-        self.outer = nn.Sequential(
-            nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 2)
-        )
+        layers = nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 2)
+        self.outer = nn.Sequential(*layers)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         angle = t.reshape(-1, 1) * torch.exp(-math.log(1e4) * torch.arange(32) / 32)
         embedded = self.time(torch.cat([angle.sin(), angle.cos()], dim=1))
-        out: Tensor = self.outer(self.inner(x) + embedded)
-        return out
+        return self.outer(self.inner(x) + embedded)
 
 
 def data(n: int) -> Tensor:
@@ -67,9 +67,8 @@ def trained(T: int, seconds: float) -> ddim_ode.Denoiser:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return ddim_ode.Denoiser(
-        net.eval().requires_grad_(False), schedule, "eps", time_offset=-1.0, shape=(2,)
-    )
+    net.eval().requires_grad_(False)
+    return ddim_ode.Denoiser(net, schedule, "eps", time_offset=-1.0, shape=(2,))
 
 
 def near(x: Tensor) -> float:
@@ -82,19 +81,13 @@ def cosine(T: int, seconds: float, n: int) -> Iterator[Row]:
     x = ddim_ode.noise((2,), model.schedule, range(n))
     for calls in CALLS:
         for method in METHODS:
+            row = dict(part="cosine", T=T, calls=calls, method=method)
             seeds = range(n) if METHODS[method].eta else None
-            for start in STARTS:
-                top = min(start, model.schedule.sigma_max)
+            for start in (*STARTS, "default"):
+                top = None if start == "default" else min(start, model.schedule.sigma_max)
                 sol = ddim_ode.sample(model, x, method, nfe=calls, sigma_max=top, seeds=seeds)
-                yield dict(
-                    part="cosine", T=T, calls=calls, method=method, start=start, good=near(sol.x)
-                )
-            sol = ddim_ode.sample(model, x, method, nfe=calls, seeds=seeds)
-            yield dict(
-                part="cosine", T=T, calls=calls, method=method, start="default", good=near(sol.x)
-            )
-            good = near(in_pipeline(model, x, method, calls))
-            yield dict(part="cosine", T=T, calls=calls, method=method, start="pipeline", good=good)
+                yield dict(row, start=start, good=near(sol.x))
+            yield dict(row, start="pipeline", good=near(in_pipeline(model, x, method, calls)))
 
 
 def in_pipeline(model: ddim_ode.Denoiser, x: Tensor, method: str, calls: int) -> Tensor:
@@ -103,9 +96,8 @@ def in_pipeline(model: ddim_ode.Denoiser, x: Tensor, method: str, calls: int) ->
 
     from ddim_ode.interop.diffusers import DDIMODEScheduler
 
-    theirs = diffusers.DDPMScheduler(
-        int(model.schedule.T), beta_schedule="squaredcos_cap_v2", clip_sample=False
-    )
+    betas = dict(beta_schedule="squaredcos_cap_v2", clip_sample=False)
+    theirs = diffusers.DDPMScheduler(int(model.schedule.T), **betas)
     scheduler = DDIMODEScheduler.from_config(theirs.config, method=method)
     scheduler.set_timesteps(max(2, calls // scheduler.order))
     source = torch.Generator().manual_seed(0)
@@ -118,9 +110,8 @@ def in_pipeline(model: ddim_ode.Denoiser, x: Tensor, method: str, calls: int) ->
 def exploding(n: int) -> Iterator[Row]:
     for top in TOPS:
         schedule = ddim_ode.schedules.ve(top)
-        model = ddim_ode.exact.gaussian_mixture(
-            [0.5, 0.5], [[0.2], [0.8]], [[1e-4], [1e-4]], schedule
-        )
+        modes = [0.5, 0.5], [[0.2], [0.8]], [[1e-4], [1e-4]]
+        model = ddim_ode.exact.gaussian_mixture(*modes, schedule)
         x = ddim_ode.noise((1,), schedule, range(n))
         spread = float(model.flow(x, top, 0.002).std())
 
@@ -128,14 +119,13 @@ def exploding(n: int) -> Iterator[Row]:
             end = ddim_ode.sample(model, x, method, nfe=calls, **options).x  # noqa: B023
             return abs(float(end.std()) / spread - 1)  # noqa: B023
 
-        for calls in (12, 20, 40):
-            for method in [*MULTISTEP, "heun"]:
-                row = dict(part="ve", top=top, calls=calls, method=method)
-                for grid in ("karras", "log_snr"):
-                    for end in ENDS:
-                        error = off(method, calls, grid=grid, sigma_min=end)
-                        yield dict(**row, grid=grid, end=end, off=error)
-                yield dict(**row, grid="default", end="", off=off(method, calls))
+        for calls, method in itertools.product((12, 20, 40), [*MULTISTEP, "heun"]):
+            row = dict(part="ve", top=top, calls=calls, method=method)
+            for grid, end in itertools.product(("karras", "log_snr"), ENDS):
+                yield dict(
+                    row, grid=grid, end=end, off=off(method, calls, grid=grid, sigma_min=end)
+                )
+            yield dict(row, grid="default", end="", off=off(method, calls))
 
 
 def main() -> None:
@@ -146,64 +136,44 @@ def main() -> None:
         warnings.simplefilter("ignore")  # of the starts that are too high
         rows = [row for T in (1000, 100) for row in cosine(T, seconds, n)]
     rows += exploding(n)
-    for T in (1000, 100):
-        for calls in CALLS:
-            worst = min(_of(rows, part="cosine", T=T, calls=calls, start="default"), key=_good)
-            inside = min(_of(rows, part="cosine", T=T, calls=calls, start="pipeline"), key=_good)
-            print(
-                f"cosine({T}), {calls} calls: at least {_good(worst):.1%} good ({worst['method']}), in a "
-                f"pipeline {_good(inside):.1%} ({inside['method']})"
-            )
-    for top in TOPS:
-        for calls in (12, 20, 40):
-            worst = max(
-                _of(rows, part="ve", top=top, calls=calls, grid="default"), key=lambda r: r["off"]
-            )
-            print(
-                f"ve({top:g}), {calls} calls: spread off by at most {worst['off']:.2%} ({worst['method']})"
-            )
+    for T, calls in itertools.product((1000, 100), CALLS):
+        here = dict(part="cosine", T=T, calls=calls)
+        own, inside = (
+            min(pick(rows, **here, start=start), key=lambda row: row["good"])
+            for start in ("default", "pipeline")
+        )
+        print(
+            f"cosine({T}), {calls} calls: at least {own['good']:.1%} good ({own['method']}), in a "
+            f"pipeline {inside['good']:.1%} ({inside['method']})"
+        )
+    for top, calls in itertools.product(TOPS, (12, 20, 40)):
+        here = dict(part="ve", top=top, calls=calls, grid="default")
+        worst = max(pick(rows, **here), key=lambda row: row["off"])
+        off = f"spread off by at most {worst['off']:.2%} ({worst['method']})"
+        print(f"ve({top:g}), {calls} calls: {off}")
     run.save(rows, draw(rows), n=n, seconds=seconds)
 
 
-def _good(row: Row) -> float:
-    return float(row["good"])
-
-
-def _of(rows: Sequence[Row], **chosen: object) -> list[Row]:
-    return [row for row in rows if all(row.get(key) == value for key, value in chosen.items())]
-
-
 def draw(rows: Sequence[Row]) -> Figure:
-    """Left: good samples of the worst method, by its start. Right: error of the spread, by its end."""
     figure, (left, right) = panels(2, height=4.2)
     for T, style in ((1000, "-"), (100, "--")):
         for calls, colour in zip(CALLS, ("C0", "C1")):
-            worst = [
-                min(map(_good, _of(rows, part="cosine", T=T, calls=calls, start=start)))
-                for start in STARTS
-            ]
-            left.plot(
-                range(len(STARTS)),
-                worst,
-                style,
-                color=colour,
-                marker="o",
-                label=f"cosine, T = {T}, {calls} calls",
-            )
+            here = dict(part="cosine", T=T, calls=calls)
+            worst = [min(row["good"] for row in pick(rows, **here, start=s)) for s in STARTS]
+            name = f"cosine, T = {T}, {calls} calls"
+            curve(left, name, range(len(STARTS)), worst, color=colour, marker="o", ls=style)
     left.set_xticks(range(len(STARTS)), ["σ(T)", *(f"{start:g}" for start in STARTS[1:])])
-    left.axhline(0.9, color="0.6", linewidth=0.8)
+    left.axhline(0.9, color=GREY, lw=0.8)
     label(left, "ε-networks: the worst method", "starts from σ", "share of good samples")
     for top, colour in zip(TOPS, ("C2", "C3", "C4")):
         for grid, style in (("karras", "--"), ("log_snr", "-")):
+            here = dict(part="ve", top=top, calls=20, grid=grid)
             median = [
-                np.median(
-                    [r["off"] for r in _of(rows, part="ve", top=top, calls=20, grid=grid, end=end)]
-                )
-                for end in ENDS
+                np.median([row["off"] for row in pick(rows, **here, end=end)]) for end in ENDS
             ]
-            right.loglog(
-                ENDS, median, style, color=colour, marker="s", label=f"ve({top:g}), {grid}"
-            )
+            look = dict(color=colour, marker="s", ls=style)
+            curve(right, f"ve({top:g}), {grid}", ENDS, median, **look)
+    right.set(xscale="log", yscale="log")
     label(right, "ve, 20 calls: the median method", "last level σ", "error of the spread")
     legend_below(figure, [left, right], 3)
     return figure

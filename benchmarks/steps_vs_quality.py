@@ -4,20 +4,11 @@
     python benchmarks/steps_vs_quality.py --full --data DIR      # DIR: Fashion-MNIST's IDX files
     python benchmarks/steps_vs_quality.py --full --data DIR --redraw
 
-Two questions, kept apart. (a) Does the solver solve the ODE? The RMS error of its end points to the
-converged solutions of the same noises, with 95 % bootstrap intervals (``ddim_ode.compare``). (b) Are the
-images good? Distribution metrics in the shipped classifier's features (``ddim_ode.evaluate.metrics``)
-against the real test images, or without --data against converged samples from other noises; the rows say
-which. Two rows frame them: as many real training images, and a solve with many calls, which is all that
-a solver can get out of this model. The Fréchet distance is biased upwards by a finite n, the same in all
-rows, so only rows of one run compare. All rows resample the same images, and a method's band is ±1.96
-standard errors of its *difference* to the converged row; what the choice of images adds to all of them
-alike is the band of that row.
-
-Every solver runs as ``sample`` runs it by default at that budget of calls, guidance off; "calibrated" are
-the plans that ship with the model, at each budget the one of the most calls within it, on noises that none
-of them was fitted to. What is solved is kept under --cache, and a run that was interrupted goes on from
-there.
+Left: does the solver solve the ODE? ``ddim_ode.compare`` on noises that no calibrated plan was fitted to.
+Right: are the images good? Metrics in the shipped classifier's features against the real test images, or
+without --data against converged samples of other noises, framed by as many real images and by a solve with
+many calls. A finite n shifts the Fréchet distance alike in all rows, so only rows of one run compare; a
+method's band is ±1.96 standard errors of its *difference* to the converged row. Guidance is off.
 """
 
 from __future__ import annotations
@@ -28,23 +19,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from common import (
-    GREY,
-    SEED,
-    Row,
-    Run,
-    arguments,
-    cap,
-    curve,
-    end_states,
-    label,
-    labels,
-    legend_below,
-    log_scales,
-    panels,
-    plan_of,
-    read_csv,
-)
+from common import SEED, Row, Run, arguments, end_states, labels, pick
+from drawing import GREY, cap, curve, label, legend_below, log_scales, note, panels
 from matplotlib.figure import Figure
 from torch import Tensor
 from unseen import UNSEEN
@@ -63,7 +39,7 @@ RESAMPLES = 100
 
 
 class Size(NamedTuple):
-    """nfe: budgets. solved: noises of (a). made: images of (b). goal: of compare's reference."""
+    """nfe: budgets. solved: noises on the left. made: images on the right. goal: of compare's reference."""
 
     nfe: tuple[int, ...]
     solved: int
@@ -78,7 +54,7 @@ QUICK = Size((5, 10), 3, 8, 0.01)  # too few to believe: it shows that everythin
 def errors(
     model: PretrainedModel, fitted: Mapping[int, ddim_ode.Plan], size: Size, cache: Path
 ) -> tuple[list[Row], str]:
-    """(a): a row per method and budget; and how the reference was made."""
+    """Left: a row per method and budget; and how the reference was made."""
     found = ddim_ode.compare(
         model,
         {**{name: name for name in METHODS}, CALIBRATED: fitted},
@@ -104,7 +80,7 @@ def qualities(
     cache: Path,
     data: Path | None,
 ) -> list[Row]:
-    """(b): a row per method and budget, and the rows that frame them."""
+    """Right: a row per method and budget, and the rows that frame them."""
     features = metrics.classifier_features()
     seeds = range(UNSEEN, UNSEEN + size.made)
 
@@ -112,7 +88,7 @@ def qualities(
         return end_states(model, plan, seeds, cache, BATCH)
 
     method, nfe = CONVERGED
-    whole = plan_of(model, method, nfe=nfe)
+    whole = ddim_ode.plan_for(model, method, nfe=nfe)
     if data is not None:
         against = "Fashion-MNIST test images"
         target = to_unit(load_images(data, "test").pixels)
@@ -142,7 +118,7 @@ def qualities(
         real = to_unit(load_images(data, "train").pixels[: size.made])
         rows.append(row("real", real))
     rows.append(row("converged", converged, method=method, nfe=nfe))
-    plans = [(name, b, plan_of(model, name, nfe=b)) for name in METHODS for b in size.nfe]
+    plans = [(name, b, ddim_ode.plan_for(model, name, nfe=b)) for name in METHODS for b in size.nfe]
     plans += [(CALIBRATED, budget, plan) for budget, plan in fitted.items()]
     for method, budget, plan in plans:
         rows.append(row("quality", made(plan), method=method, budget=budget, nfe=plan.nfe))
@@ -162,72 +138,47 @@ def resampled_frechet(rows: np.ndarray, reference: metrics.FeatureStatistics) ->
 
 
 def draw(rows: list[Row]) -> Figure:
-    """Two panels over the same network calls: the ODE, and the images."""
     figure, (left, right) = panels(2, height=5.0)
-    budgets = sorted({int(row["budget"]) for row in rows if row["what"] == "error"})
-    for what, axis, y, low, high in (
-        ("error", left, "error", "error_low", "error_high"),
-        ("quality", right, "frechet_distance", "frechet_low", "frechet_high"),
+    quality, solved = pick(rows, what="quality"), pick(rows, what="error")
+    budgets = sorted({int(row["budget"]) for row in solved})
+    for axis, some, y, low, high in (
+        (left, solved, "error", "error_low", "error_high"),
+        (right, quality, "frechet_distance", "frechet_low", "frechet_high"),
     ):
         log_scales(axis, budgets)
-        shown = [row for row in rows if row["what"] == what and row.get(y) is not None]
+        shown = [row for row in some if row.get(y) is not None]
         for method in (*METHODS, CALIBRATED):
-            mine = [row for row in shown if row["method"] == method]
-            if not mine:
-                continue
-            bands = [[row[key] for row in mine] for key in (low, high)]
-            curve(axis, method, [r["nfe"] for r in mine], [r[y] for r in mine], tuple(bands))
+            if mine := pick(shown, method=method):
+                band = tuple([row[key] for row in mine] for key in (low, high))
+                curve(axis, method, [r["nfe"] for r in mine], [r[y] for r in mine], band)
         # a method that is lost at few calls is off the picture rather than all others in a corner of it
-        first = [row[y] for row in shown if row["budget"] == budgets[0]]
+        first = [row[y] for row in pick(shown, budget=budgets[0])]
         top = min(1.3 * max(row[y] for row in shown), 3 * float(np.median(first)))
         axis.set_ylim(bottom=min(row[y] for row in shown) / 1.4)
         cap(axis, [(row["method"], row["nfe"], row[y]) for row in shown], top)
-    quality = next(row for row in rows if row["what"] == "quality")
-    solved = next(int(row["n"]) for row in rows if row["what"] == "error")
-    calls = "network calls per image"
-    label(
-        left,
-        "Does it solve the ODE?",
-        calls,
-        f"RMS error per pixel (range −1 to 1)\nto the converged end of {solved} noises",
-    )
-    label(
-        right,
-        "Are the images good?",
-        calls,
-        f"Fréchet distance of {int(quality['n'])} images\nto {quality['against']}",
-    )
-    for what, text, dashes in (
-        ("converged", "this model, converged", (4, 2)),
-        ("real", "real images", (1, 1.5)),
-    ):
-        for row in (row for row in rows if row["what"] == what):
+    calls, n = "network calls per image", int(solved[0]["n"])
+    error = f"RMS error per pixel (range −1 to 1)\nto the converged end of {n} noises"
+    n, against = int(quality[0]["n"]), quality[0]["against"]
+    label(left, "Does it solve the ODE?", calls, error)
+    distance = f"Fréchet distance of {n} images\nto {against}"
+    label(right, "Are the images good?", calls, distance)
+    frames = (("converged", "this model, converged", (4, 2)), ("real", "real images", (1, 1.5)))
+    for what, text, dashes in frames:
+        for row in pick(rows, what=what):
             y = row["frechet_distance"]
             right.axhline(y, color=GREY, lw=1.2, ls=(0, dashes))
-            right.annotate(
-                text,
-                (0.0, y),
-                xycoords=("axes fraction", "data"),
-                xytext=(4, -3),
-                textcoords="offset points",
-                va="top",
-                fontsize=9.5,
-                color=GREY,
-                bbox=dict(facecolor="white", alpha=0.8, lw=0, pad=0.5),
-            )
+            note(right, text, (0.0, y), (4, -3), xycoords=("axes fraction", "data"), va="top")
     legend_below(figure, (left, right), 5)
     return figure
 
 
 def main() -> None:
-    parser = arguments(__doc__, "3 noises, 8 images", "64 noises, 400 images")
-    parser.add_argument("--data", type=Path, help="folder with Fashion-MNIST's IDX files")
-    parser.add_argument("--cache", type=Path, default=Path("out/steps_vs_quality"))
-    parser.add_argument("--redraw", action="store_true", help="only draw, from the CSV in --out")
-    args = parser.parse_args()
+    sizes = ("3 noises, 8 images", "64 noises, 400 images")
+    cache = "out/steps_vs_quality"
+    args = arguments(__doc__, *sizes, redraw=True, data=True, cache=cache).parse_args()
     run = Run("steps_vs_quality", args, ["scipy", "matplotlib"])
     if args.redraw:
-        run.draw(draw(read_csv(run.path(".csv"))))
+        run.draw(draw(run.rows()))
         return
     size = FULL if args.full else QUICK
     model = ddim_ode.load("fashion-mnist")

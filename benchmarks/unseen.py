@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from common import SEED, Problem, Row
+from common import SEED, Problem, Row, in_batches
 from scipy.stats import t as student
 from torch import Tensor
 
 import ddim_ode
 from ddim_ode.solve.reference import METHOD, in_float64
+from ddim_ode.solve.solution import norm_per_sample
 from ddim_ode.solvers.compilation import plan as compile_plan
 from ddim_ode.solvers.methods import METHODS, VARIANTS
 
@@ -24,18 +24,15 @@ UNSEEN = 100_000  # the first seed of an evaluation
 
 
 def ends(problem: Problem, plan: ddim_ode.Plan, n: int | None = None) -> Tensor:
-    x = problem.x[:n]
-    cond = None if problem.cond is None else {k: v[:n] for k, v in problem.cond.items()}
-    parts = []
-    for rows in torch.arange(len(x)).split(64):
-        some = None if cond is None else {k: v[rows] for k, v in cond.items()}
-        parts.append(ddim_ode.sample(problem.model, x[rows], plan=plan, cond=some).x)
-    return torch.cat(parts)
+    def solve(x: Tensor, cond: Any) -> Tensor:
+        return ddim_ode.sample(problem.model, x, plan=plan, cond=cond).x
+
+    cond = problem.cond and {key: value[:n] for key, value in problem.cond.items()}
+    return in_batches(solve, problem.x[:n], cond)
 
 
 def errors(problem: Problem, plan: ddim_ode.Plan, n: int | None = None) -> np.ndarray:
-    difference = (ends(problem, plan, n) - problem.reference[:n]).double().flatten(1)
-    return np.asarray(difference.square().mean(1).sqrt())
+    return norm_per_sample(ends(problem, plan, n).double() - problem.reference[:n]).numpy()
 
 
 def solved(
@@ -45,25 +42,14 @@ def solved(
     x = ddim_ode.noise(shape, model.schedule, seeds=range(UNSEEN, UNSEEN + n))
     steady = np.isfinite(model.schedule.sigma_max)
     grid, method = ("log_snr", "unipc2") if steady else ("time", METHOD)
-    ends = [
-        torch.cat(
-            [
-                ddim_ode.sample(
-                    in_float64(model),
-                    x[rows].double(),
-                    method,
-                    steps=steps,
-                    grid=grid,
-                    cond=None if cond is None else {k: v[rows] for k, v in cond.items()},
-                ).x
-                for rows in torch.arange(n).split(64)
-            ]
-        )
+    wide = Problem(name, in_float64(model), x.double(), cond, x)
+    coarse, fine = (
+        ends(wide, ddim_ode.plan_for(wide.model, method, steps=steps, grid=grid))
         for steps in (100, 200)
-    ]
-    gap = float((ends[1] - ends[0]).flatten(1).square().mean(1).sqrt().mean())
+    )
+    gap = float(norm_per_sample(fine - coarse).mean())
     print(f"{name}: {n} unseen noises, reference off by {gap:.1e} at most")
-    return Problem(name, model, x, cond, ends[1])
+    return Problem(name, model, x, cond, fine)
 
 
 class Baseline(NamedTuple):
@@ -78,17 +64,15 @@ def baseline(problem: Problem, nfe: int, screen: tuple[int, int]) -> Baseline:
     screen: noises that all run on, and how many of them go on to all noises.
     """
     few, keep = screen
-    x, cond = problem.x[:0], problem.cond and {k: v[:0] for k, v in problem.cond.items()}
     found = []
     names = [name for name in METHODS if name != "ddpm"]
     names += [f"{name}:{variant}" for variant, v in VARIANTS.items() for name in v.of]
     for name, grid, cut in itertools.product(names, GRIDS, CUTS):
-        options = dict(nfe=nfe, grid=grid, sigma_min=cut * problem.model.schedule.sigma_min)
+        low = cut * problem.model.schedule.sigma_min
         try:
-            plan = ddim_ode.sample(problem.model, x, name, cond=cond, **options).plan
+            plan = ddim_ode.plan_for(problem.model, name, nfe=nfe, grid=grid, sigma_min=low)
         except ValueError:  # the method needs more calls, or cannot start at this level
             continue
-        assert plan is not None
         first = errors(problem, plan, few)
         if np.all(np.isfinite(first)):
             found.append(Baseline(f"{name}, {grid}, {cut} σ(1)", plan, first))
@@ -125,26 +109,13 @@ def judged(problem: Problem, plan: ddim_ode.Plan, best: Baseline | None) -> Row:
     assert plan.fit is not None
     ours = errors(problem, plan)
     before = errors(problem, incumbent(plan, problem.model))
-    row = dict(
-        model=problem.name,
-        nfe=plan.nfe,
-        budget=plan.fit["budget"],
-        n=plan.fit["n"],
-        seed=plan.fit["seed"],
-        unseen=len(ours),
-        calibrated=plan.fit["calibrated"],
-        incumbent=plan.fit["incumbent"],
-        error=float(ours.mean()),
-        error_incumbent=float(before.mean()),
-        **log_ratio(ours, before),
-        net_evals_per_noise=plan.fit["net_evals"] / plan.fit["n"],
-    )
+    fit = {key: plan.fit[key] for key in ("budget", "n", "seed", "calibrated", "incumbent")}
+    row = dict(model=problem.name, nfe=plan.nfe, **fit, unseen=len(ours))
+    row |= dict(error=float(ours.mean()), error_incumbent=float(before.mean()))
+    row |= dict(log_ratio(ours, before), net_evals_per_noise=plan.fit["net_evals"] / plan.fit["n"])
     if best is not None:
-        row |= dict(
-            baseline=best.name,
-            error_baseline=float(best.errors.mean()),
-            **ratio(ours, best.errors),
-        )
+        row |= dict(baseline=best.name, error_baseline=float(best.errors.mean()))
+        row |= ratio(ours, best.errors)
     return row
 
 

@@ -4,6 +4,7 @@
     python benchmarks/which_solver.py --full        # 20 noises
 
 RMS error per pixel of the end point against a converged solution of the same noises. Guidance is off.
+The figure has a panel per grid and a line per method; what is lost leaves at the top.
 """
 
 from __future__ import annotations
@@ -11,17 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from common import (
-    Row,
-    Run,
-    arguments,
-    curve,
-    label,
-    legend_below,
-    load_problem,
-    log_scales,
-    panels,
-)
+from common import Row, Run, arguments, compared, load_problem
+from drawing import curve, label, legend_below, log_scales, panels
 from matplotlib.figure import Figure
 
 METHODS = (
@@ -36,34 +28,28 @@ def main() -> None:
     args = arguments(__doc__, "2 noises", "20 noises").parse_args()
     run = Run("which_solver", args)
     n = 20 if args.full else 2
-    problem = load_problem("fashion-mnist", n)
-    heads = [f"{grid} {nfe}" for grid in GRIDS for nfe in NFE]
-    rows = []
-    print("| method | " + " | ".join(heads) + " |\n|---|" + "---:|" * len(heads))
-    for method in METHODS:
-        row: dict[str, object] = dict(method=method)
-        for grid in GRIDS:
-            for nfe in NFE:
-                row[f"{grid} {nfe}"] = f"{problem.error(method, nfe=nfe, grid=grid):.4f}"
-        rows.append(row)
-        print("| " + " | ".join(str(value) for value in row.values()) + " |", flush=True)
+    errors = {
+        (row["method"], row["group"], row["budget"]): row["rms"]
+        for row in compared(load_problem("fashion-mnist", n), METHODS, NFE, GRIDS)
+    }
+    heads = {f"{grid} {nfe}": (grid, nfe) for grid in GRIDS for nfe in NFE}
+    rows = [
+        {"method": m} | {head: f"{errors[(m, *key)]:.4f}" for head, key in heads.items()}
+        for m in METHODS
+    ]
+    for line in (("method", *heads), ("---", *["---:"] * len(heads)), *(r.values() for r in rows)):
+        print(f"| {' | '.join(line)} |")
     run.save(rows, draw(rows), n=n)
 
 
 def draw(rows: Sequence[Row]) -> Figure:
-    """A panel per grid: error against network calls, a line per method; what is lost leaves at the top."""
     figure, axes = panels(len(GRIDS), height=5.0, sharey=True)
-    errors = {
-        (str(row["method"]), grid): [float(row[f"{grid} {nfe}"]) for nfe in NFE]
-        for row in rows
-        for grid in GRIDS
-    }
-    values = np.array(list(errors.values()))
+    values = [float(row[f"{grid} {nfe}"]) for row in rows for grid in GRIDS for nfe in NFE]
     for axis, grid in zip(axes, GRIDS):
         log_scales(axis, NFE)
-        for method in METHODS:
-            curve(axis, method, NFE, errors[method, grid])
-        axis.set_ylim(values.min() / 1.3, 5 * float(np.median(values)))
+        for row in rows:
+            curve(axis, row["method"], NFE, [float(row[f"{grid} {nfe}"]) for nfe in NFE])
+        axis.set_ylim(min(values) / 1.3, 5 * float(np.median(values)))
         label(axis, f"grid {grid}", "network calls", "RMS error per pixel" * (axis is axes[0]))
     legend_below(figure, axes, 6)
     return figure

@@ -18,7 +18,7 @@ from peers import load as peer
 import ddim_ode
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-HELPERS = ("common", "ode_peers", "small_networks", "unseen")
+HELPERS = ("common", "diffusers_schedulers", "drawing", "ode_peers", "small_networks", "unseen")
 SCRIPTS = sorted(p.stem for p in BENCHMARKS.glob("*.py") if p.stem not in HELPERS)
 
 
@@ -85,7 +85,7 @@ def test_the_networks_of_nothing_are_networks():
     peer("diffusers")
     rows = load("overhead").stub_rows(rounds=1)
     assert {"ddim", "heun", "rk4"} <= {row["sampler"] for row in rows}
-    name, options = load("tracing").SCHEDULERS[0]
+    name, options = load("tracing").TRACED[0]
     assert load("tracing").measure(name, options, rounds=1)["scheduler"].startswith(name)
 
 
@@ -131,7 +131,7 @@ def test_a_run_records_command_settings_machine_and_versions(
     data = tmp_path / "some" / "data"
     monkeypatch.setattr(sys, "argv", ["/x/benchmarks/some.py", "--quick", "--data", str(data)])
     run = common.Run("some", args, ["scipy", "no-such-package"])
-    figure, _ = common.panels(1)
+    figure, _ = load("drawing").panels(1)
     run.save([dict(a=1.5, b="x"), dict(a=2.0, c=3)], figure, "as text", n=7)
     assert sorted(p.name for p in run.out.iterdir()) == [
         f"some.{suffix}" for suffix in ("csv", "json", "png", "txt")
@@ -271,7 +271,7 @@ def test_a_cell_is_decided_when_its_best_ties_with_no_other(common):
     ranking = load("ranking")
     model = _problem(common).model
     options = dict(nfe=[5, 8], n=40, progress=False)
-    plan = ddim_ode.sample(model, torch.zeros(0, 1), "ddim", nfe=5).plan
+    plan = ddim_ode.plan_for(model, "ddim", nfe=5)
     result = ddim_ode.compare(model, {"x": "ddim", "y": "unipc3", "z": plan}, **options)
     for row in ranking.judged("m", result):
         first, *others = result.ranking(row["nfe"])
@@ -283,10 +283,11 @@ def test_a_cell_is_decided_when_its_best_ties_with_no_other(common):
         assert row["ratio"] == others[0]["ratio"] >= 1
 
 
-def test_our_methods_look_the_same_everywhere_and_peers_are_grey(common):
+def test_our_methods_look_the_same_everywhere_and_peers_are_grey():
     from ddim_ode.plots import comparisons as plots
 
-    assert common.look("heun") == common.look("ddim_ode heun") == plots.look("heun")
+    look = load("drawing").look
+    assert look("heun") == look("ddim_ode heun") == plots.look("heun")
     for name in ("torchdiffeq dopri5", "torchode dopri5", "diffusers", "k-diffusion"):
-        colour = common.look(name)["color"]
+        colour = look(name)["color"]
         assert colour[1:3] == colour[3:5] == colour[5:7]
