@@ -105,14 +105,14 @@ def look(
         grams += [_gram(seen.basis(model.schedule, row)) for row in good]
         if good:
             blank = _blank(model, fine_plan, np.eye(len(seen.x0) + 1))
-            secants.append(sum(_secants(blank, before, seen, row) for row in good))
+            secants += [_secants(blank, before, seen, row) for row in good]
     if 2 * len(grams) < len(x):
         raise ValueError(
             f"{len(x) - len(grams)} of {len(x)} noises have no finite end: the network returns NaN or inf "
             "there; ask ddim_ode.diagnose(model) first"
         )
     surrogate = _blank(model, fine_plan, np.mean(grams, axis=0))
-    gain, response = _response(surrogate, np.array(coarse_plan.grid[:-1]), sum(secants))
+    gain, response = _response(surrogate, np.array(coarse_plan.grid[:-1]), np.sum(secants, axis=0))
     surrogate = replace(surrogate, gain=gain, response=response)
     said = f"{fine_plan.method}, {fine_plan.nfe} calls"
     error = float(np.nanmean(np.concatenate(errors)))
@@ -210,14 +210,21 @@ def _secants(surrogate: Surrogate, before: _Seen, seen: _Seen, row: int) -> Arra
     alpha, beta = schedule.scales(levels)
     x0, state = surrogate.path(levels)
     basis = seen.basis(schedule, row)
-    on_path = [torch.from_numpy(table).to(basis) @ basis for table in (x0, state * np.hypot(alpha, beta)[:, None])]
+    on_path = [
+        torch.from_numpy(table).to(basis) @ basis
+        for table in (x0, state * np.hypot(alpha, beta)[:, None])
+    ]
     found = np.zeros((3, len(levels)))
     for k in range(1, len(levels)):
         # below the last level of the fine solve there is no path
         if levels[k] >= surrogate.levels[-1] * (1 - 1e-9):
             moved = (before.states[k][row].reshape(-1) - on_path[1][k]) / float(alpha[k])
             answered = before.x0[k][row].reshape(-1) - on_path[0][k]
-            found[:, k] = [float(moved @ moved), float(moved @ answered), float(answered @ answered)]
+            found[:, k] = [
+                float(moved @ moved),
+                float(moved @ answered),
+                float(answered @ answered),
+            ]
     return found
 
 

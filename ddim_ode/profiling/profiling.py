@@ -88,7 +88,9 @@ def profile(
             model=f"{type(model).__name__}({model.prediction}-network)",
             model_key=model_key(model),
             prediction=model.prediction,
-            alterations={k: float(v) if torch.is_tensor(v) else v for k, v in model.alterations.items()},
+            alterations={
+                k: float(v) if torch.is_tensor(v) else v for k, v in model.alterations.items()
+            },
             n=n,
             seed=seed,
             generator=GENERATOR,

@@ -90,7 +90,9 @@ def screen(profile: Profile, problem: Problem, nfe: int) -> Screen:
         for one in some:
             rows = known[len(one.errors) : last]
             if len(rows):
-                one.errors = np.append(one.errors, problem.errors(one.plan, rows.to(problem.x.device)))
+                one.errors = np.append(
+                    one.errors, problem.errors(one.plan, rows.to(problem.x.device))
+                )
                 evals += problem.rows(one.plan, len(rows))
         return sorted(some, key=lambda one: one.error)
 
@@ -105,7 +107,9 @@ def screen(profile: Profile, problem: Problem, nfe: int) -> Screen:
         if np.isfinite(one.error)
     ]
     if not tried:
-        raise ValueError(f"nfe={nfe}: nothing that was tried has a finite end; diagnose the model first")
+        raise ValueError(
+            f"nfe={nfe}: nothing that was tried has a finite end; diagnose the model first"
+        )
     return Screen(nfe, evals, tuple(tried))
 
 
@@ -132,7 +136,9 @@ def _candidates(profile: Profile, model: Denoiser, nfe: int) -> Iterator[_Candid
             for design in profile.designs(method, steps, astray=astray):
                 add(method, design.source, design.levels)
         try:
-            own = compile_for(method, Levels(model.replace(profile=None), steps), None, None, None, None)
+            own = compile_for(
+                method, Levels(model.replace(profile=None), steps), None, None, None, None
+            )
         except ValueError:  # levels that snap to too few
             continue
         add(method, "default", np.array(own.grid))

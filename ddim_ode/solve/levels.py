@@ -191,8 +191,8 @@ def check_profile(profile: Profile, model: Denoiser) -> None:
     """ValueError unless it is of the model's schedule and says where samples of it begin."""
     if profile.schedule.fingerprint != model.schedule.fingerprint:
         raise ValueError(
-            f"the profile is of {profile.schedule!r} and the model has {model.schedule!r}; make one of this "
-            "model (ddim_ode.profile)"
+            f"the profile is of {profile.schedule!r} and the model has {model.schedule!r}; make one of "
+            "this model (ddim_ode.profile)"
         )
 
 

@@ -22,9 +22,21 @@ from .compilation import plan
 from .methods import Method
 from .surrogate import Surrogate
 
-CUTS = (5, 20, 1, 40, 2, 10, 3, 80)  # last levels of named grids, in units of the schedule's least_cut
+CUTS = (
+    5,
+    20,
+    1,
+    40,
+    2,
+    10,
+    3,
+    80,
+)  # last levels of named grids, in units of the schedule's least_cut
 _KNOTS = 5
-_MOVE, _MOVE_END = 0.5, 0.7  # of the first simplex: of a knot's log share, and of the last level in r
+_MOVE, _MOVE_END = (
+    0.5,
+    0.7,
+)  # of the first simplex: of a knot's log share, and of the last level in r
 _STEEPEST = 6.0  # between two shares, as a logarithm
 _SHORTEST = 0.5  # of the whole, in r
 
@@ -97,7 +109,9 @@ def designed(
     if n < 3 - free:
         return unchanged
     r = ruler.of(positive)
-    shares = np.diff(np.interp(np.linspace(0, 1, _KNOTS + 1), np.linspace(0, 1, n), r)) / (r[-1] - r[0])
+    shares = np.diff(np.interp(np.linspace(0, 1, _KNOTS + 1), np.linspace(0, 1, n), r)) / (
+        r[-1] - r[0]
+    )
     first = np.log(np.maximum(shares, 1e-3))
     if free:
         first = np.append(first, r[-1])

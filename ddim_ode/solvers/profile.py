@@ -141,7 +141,9 @@ class Profile:
             steps = steps_within(METHODS[name], self.schedule, nfe)
             if steps:
                 design = self.design(METHODS[name], steps)
-                found.append(Recommendation(name, tuple(design.levels.tolist()), design.error, False))
+                found.append(
+                    Recommendation(name, tuple(design.levels.tolist()), design.error, False)
+                )
         return min(found, key=lambda r: r.error)
 
     def grid(
@@ -194,7 +196,9 @@ class Profile:
         top = self._top(sigma_max)
         last = None
         if final == "sigma_min" or sigma_min is not None:
-            last = self.surrogate.levels[-1] if sigma_min is None else number("sigma_min", sigma_min)
+            last = (
+                self.surrogate.levels[-1] if sigma_min is None else number("sigma_min", sigma_min)
+            )
             if not 0 < last < top:
                 raise ValueError(f"sigma_min={last:g} must lie in (0, {top:g}), below the start")
         key = (method, steps, top, final, last)
@@ -324,9 +328,13 @@ class Profile:
         values = json_file.parsed(raw, source, "profile", SIZE_LIMIT)
         try:
             if not isinstance(values, dict) or values.get("format") != FORMAT:
-                raise ValueError(f"not a profile: its format must be {FORMAT!r}, as Profile.save writes it")
+                raise ValueError(
+                    f"not a profile: its format must be {FORMAT!r}, as Profile.save writes it"
+                )
             if values.get("version") != VERSION:
-                raise ValueError(f"version={shown(values.get('version'))} must be {VERSION}; update ddim_ode")
+                raise ValueError(
+                    f"version={shown(values.get('version'))} must be {VERSION}; update ddim_ode"
+                )
             if {*values} != {*_FIELDS}:
                 odd = sorted({*values} ^ {*_FIELDS})[0]
                 raise ValueError(f"the field {shown(odd)} is missing, or unknown")
@@ -428,7 +436,10 @@ def _screens(values: Any) -> dict[int, Screen]:
         raise ValueError(f"screens must be a list of at most {_MOST_SCREENS}")
     found: dict[int, Screen] = {}
     for i, value in enumerate(values):
-        nfe, evals = count(f"screens[{i}].nfe", value["nfe"]), count("net_evals", value["net_evals"], 0)
+        nfe, evals = (
+            count(f"screens[{i}].nfe", value["nfe"]),
+            count("net_evals", value["net_evals"], 0),
+        )
         rows = value["tried"]
         if not isinstance(rows, list) or not 0 < len(rows) <= _MOST_TRIED:
             raise ValueError(f"screens[{i}].tried must be a list of 1 to {_MOST_TRIED}")
@@ -443,6 +454,6 @@ def _tried(name: str, row: Any) -> Tried:
         raise ValueError(f"{name}.levels must fall to 0")
     method = one_of(f"{name}.method", row["method"], METHODS)
     error, said = (number(f"{name}.{key}", row[key]) for key in ("error", "expected"))
-    return Tried(method, str(row["source"]), tuple(levels.tolist()), error, count("n", row["n"]), said)
-
-
+    return Tried(
+        method, str(row["source"]), tuple(levels.tolist()), error, count("n", row["n"]), said
+    )

@@ -125,7 +125,9 @@ class Surrogate:
         across = astray * np.sqrt(np.maximum(response**2 - gain**2, 0.0)) * unit
 
         def length(a: Array) -> float:
-            return math.sqrt(max(float(a[:own] @ self.gram @ a[:own]), 0.0) + float(a[own:] @ a[own:]))
+            return math.sqrt(
+                max(float(a[:own] @ self.gram @ a[:own]), 0.0) + float(a[own:] @ a[own:])
+            )
 
         def answer(k: int, y: Array) -> Array:
             off = y / size[k] - state[k]
