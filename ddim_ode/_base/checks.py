@@ -140,6 +140,13 @@ def number(name: str, value: Any) -> float:
     return _one(name, value, numbers(name, value))
 
 
+def finite(name: str, value: Any) -> float:
+    """``value`` as one float, neither NaN nor infinite; else a ValueError."""
+    if not np.isfinite(found := number(name, value)):
+        raise ValueError(f"{name}={found!r} must be finite")
+    return found
+
+
 def host_number(name: str, value: Any) -> float:
     """As :func:`number`, also of a tensor with a gradient, in any precision or on another device."""
     return _one(name, value, host_numbers(name, value))

@@ -55,24 +55,23 @@ def accelerate(
     True
     """
     check_model(model)
-    fast, net = copy.copy(model), model.net
+    net, changes = model.net, dict[str, Any]()
     if flag("channels_last", channels_last) and not isinstance(net, torch.nn.Module):
         raise ValueError(
             f"channels_last=True lays out the weights of a torch.nn.Module, and the network is a "
             f"{type(net).__name__}; drop it"
         )
     if dtype is not None:
-        fast.dtype = floating(dtype)
+        changes["dtype"] = floating(dtype)
     if isinstance(net, torch.nn.Module) and (channels_last or dtype is not None):
         net = copy.deepcopy(net).to(dtype=dtype)
         if channels_last:
             net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if compile is not False:
         net = torch.compile(net, **_compile_options(compile))
-    fast.net = net
     if batch is not None:
-        fast.micro_batches = MicroBatches(rows_of(batch))
-    return fast
+        changes["micro_batches"] = MicroBatches(rows_of(batch))
+    return model.replace(net=net, **changes)
 
 
 def rows_of(batch: int | str) -> int | None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from .denoiser import Denoiser
+from .problem import Problem
 
 _ENOUGH, _TRIES = 0.2, 3  # seconds of calls, and calls at most: the first may compile or allocate
 # From how many seconds on a unit is taken, and how many it has.
@@ -21,19 +20,15 @@ _UNITS = (
 )
 
 
-def seconds_a_call(
-    model: Denoiser,
-    x: Tensor,
-    cond: Mapping[str, Tensor] | None,
-    shared: Mapping[str, Any] | None,
-) -> float:
-    """Wall time that a call of the model takes for each sample of a batch x (b, *), half-way up."""
-    sigma = float(model.schedule.sigma(model.schedule.T / 2))
+def seconds_a_call(problem: Problem, x: Tensor) -> float:
+    """Wall time that a network call takes for each sample of a batch x (b, *), half-way up."""
+    schedule = problem.model.schedule
+    sigma = float(schedule.sigma(schedule.T / 2))
     found: list[float] = []
     while sum(found) < _ENOUGH and len(found) < _TRIES:
         started = time.perf_counter()
         with torch.no_grad():
-            model(x, sigma, cond, shared)[0].cpu()  # waits for the device
+            problem(x, sigma)[0].cpu()  # waits for the device
         found.append(time.perf_counter() - started)
     return min(found) / len(x)
 

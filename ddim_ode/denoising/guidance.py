@@ -130,6 +130,13 @@ class Guidance:
         low, high = self.interval
         return (low < sigma) & (sigma <= high)
 
+    def guided(self, levels: Array, device: torch.device) -> bool | Tensor:
+        """Which samples, at their levels (B,), are guided: all, none, or those rows."""
+        mask = self.covers(levels)
+        if mask.all() or not mask.any():
+            return bool(mask.all())
+        return torch.as_tensor(np.flatnonzero(mask), device=device)
+
     def to_dict(self) -> dict[str, Any]:
         """The scale (a tensor stays one), and interval and rescale where they are used."""
         scale = self.scale

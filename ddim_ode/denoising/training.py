@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._base.checks import function, number
+from .._base.checks import finite, function
 from .._base.tensors import check_floating
 from ..schedules.schedule import Schedule, check_schedule
 from .network import check_output
@@ -46,7 +46,7 @@ def eps_loss(
     function("net", net)
     check_schedule(schedule)
     check_floating(x0, "x0")
-    time_offset = number("time_offset", time_offset)
+    time_offset = finite("time_offset", time_offset)
     if generator is not None and not isinstance(generator, torch.Generator):
         raise ValueError(f"generator must be a torch.Generator, got {type(generator).__name__}")
     source = generator.device if generator is not None else x0.device

@@ -5,16 +5,15 @@ A flat state (n, D + k) is z = x/m and ∫ ∇·f ds for each of k probes, or on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..denoising.denoiser import Denoiser
+from ..denoising.problem import Problem
 from ..schedules.schedule import Array
 from ..solve.active_set import Field, Solver, column, combined
 from ..solve.adaptive import gathered
@@ -44,30 +43,28 @@ class Density(Field):
 
     def __init__(
         self,
-        model: Denoiser,
+        problem: Problem,
         ends: tuple[float, float],
         x: Tensor,
         vectors: Tensor,
         exact: bool,
         products: Products,
     ) -> None:
-        super().__init__(model, ends)
+        super().__init__(problem, ends)
         self.shape, self.size = x.shape[1:], x[:1].numel()
         self.exact, self.products = exact, products
         self.vectors = vectors
         self.entries = 1 if exact else len(vectors)
 
-    def bind(
-        self, like: Tensor, cond: Mapping[str, Tensor] | None, shared: Mapping[str, Any] | None
-    ) -> None:
-        super().bind(like.new_empty((len(like), *self.shape)), cond, shared)
+    def bind(self, like: Tensor) -> None:
+        super().bind(like.new_empty((len(like), *self.shape)))
 
     def keep(self, rows: Tensor) -> None:
         """Go on with these samples; unit vectors are a view, the same for all."""
         self.vectors = self.vectors[:, : len(rows)] if self.exact else self.vectors[:, rows]
 
     def __call__(self, z: Tensor, columns: Tensor, seen: Array) -> Tensor:
-        time = columns[0].to(self.model._time_dtype(z))
+        time = columns[0].to(self.model.time_dtype(z))
         m, of_z, of_prediction = (column(c, z) for c in columns[1:].to(z.dtype))
         x = (m * z[:, : self.size]).reshape(-1, *self.shape)
         at = self.model.at(seen, x)
@@ -116,8 +113,6 @@ def adaptive(
     method: Method,
     tolerances: tuple[float, float],
     limit: int,
-    cond: Mapping[str, Tensor] | None,
-    shared: Mapping[str, Any] | None,
     observe: Callable[[int], object],
 ) -> End:
     assert isinstance(method.stages, Tableau)
@@ -132,7 +127,7 @@ def adaptive(
         resolution=4 * float(np.spacing(abs(ends).max())),
     )
     z, _ = _start(field, x)
-    solver = _Solver(field, z, scheme, control, tolerances, False, False, cond, shared)
+    solver = _Solver(field, z, scheme, control, tolerances, False, False)
     if x.numel():
         solver.run(observe)
     else:
@@ -147,8 +142,6 @@ def fixed(
     x: Tensor,
     method: Method,
     sigmas: Array,
-    cond: Mapping[str, Tensor] | None,
-    shared: Mapping[str, Any] | None,
     observe: Callable[[int], object],
 ) -> End:
     """Runge–Kutta steps in the clock u, the same for all samples."""
@@ -160,8 +153,8 @@ def fixed(
         )
     (z, _), u, batch = _start(field, x), clock(sigmas), len(x)
     stages, calls, rows = tableau.stages, 0, 0
-    wide = torch.promote_types(z.dtype, field.model._time_dtype(z))
-    field.bind(z, cond, shared)
+    wide = torch.promote_types(z.dtype, field.model.time_dtype(z))
+    field.bind(z)
     for start, h in zip(u[:-1].tolist(), np.diff(u).tolist()) if x.numel() else ():
         velocities: list[Tensor] = []
         for c, row in zip(tableau.c[:stages], tableau.a):

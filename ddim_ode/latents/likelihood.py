@@ -37,6 +37,7 @@ from .._base.tensors import check_state
 from .._base.warn import warn
 from ..denoising.denoiser import Denoiser
 from ..denoising.inputs import check_model
+from ..denoising.problem import Problem
 from ..denoising.seeding import DEQUANTIZE, check_seeds, generator, prior_std
 from ..schedules.schedule import Schedule
 from ..solve.adaptive import DEFAULT_MAX_NFE, tolerance
@@ -215,7 +216,7 @@ def log_likelihood(
         levels.ends() if by_tolerance else levels.passed(levels.required(f"method {spec.name!r}"))
     )
     field = Density(
-        model,
+        Problem(model, cond, shared),
         (float(sigmas[0]), float(sigmas[-1])),
         x,
         vectors,
@@ -228,9 +229,9 @@ def log_likelihood(
         if by_tolerance:
             limit = count("max_nfe", DEFAULT_MAX_NFE if max_nfe is None else max_nfe)
             tolerances = tolerance("rtol", rtol), tolerance("atol", atol)
-            end = adaptive(field, x, spec, tolerances, limit, cond, shared, bar.update)
+            end = adaptive(field, x, spec, tolerances, limit, bar.update)
         else:
-            end = fixed(field, x, spec, sigmas, cond, shared, bar.update)
+            end = fixed(field, x, spec, sigmas, bar.update)
         return _result(field, x, end, prior, cell)
 
 

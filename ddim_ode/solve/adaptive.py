@@ -58,15 +58,13 @@ def solve(request: Request) -> Solution:
     )
     z = x / float(np.hypot(*model.schedule.scales(first)))
     solver = Solver(
-        Field(model, (first, last)),
+        Field(request.problem, (first, last)),
         z,
         scheme,
         control,
         tolerances,
         dense or record != "none",
         bool(sigmas[-1] == 0),
-        request.cond,
-        request.shared,
     )
     if not x.numel():  # nothing to ask the network
         control.status[:] = SUCCESS

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..denoising.denoiser import Denoiser
 from ..denoising.network import check_cond
+from ..denoising.problem import Problem
 from ..solvers.plan import Plan
 from .sampling import sample
 from .solution import Solution
@@ -92,11 +93,12 @@ class GraphedPlan:
     ) -> None:
         check_graphable(plan, x.device)
         self._x = x.clone()
-        rows = check_cond(cond, len(x))
-        self._model, self._cond = model.part(torch.arange(len(x)), rows)  # copies
+        problem = Problem(model, check_cond(cond, len(x)), shared)
+        self._problem = problem.rows(torch.arange(len(x)))  # copies
 
         def solve() -> tuple[Tensor, Tensor]:
-            sol = sample(self._model, self._x, plan=plan, cond=self._cond, shared=shared)
+            own = self._problem
+            sol = sample(own.model, self._x, plan=plan, **own.conditions)
             return sol.x, _finite(sol)
 
         self._captured = capture(solve)
@@ -111,18 +113,19 @@ class GraphedPlan:
         cond: Mapping[str, Tensor] | None = None,
         model: Denoiser | None = None,
     ) -> tuple[Tensor, Tensor]:
-        given = check_cond(cond, len(x))
-        if not self.fits(x) or given.keys() != self._cond.keys():
+        rows, kept = check_cond(cond, len(x)), self._problem.cond or {}
+        if not self.fits(x) or rows.keys() != kept.keys():
             raise ValueError(
                 f"the graph was recorded for x {tuple(self._x.shape)} and conditions "
-                f"{sorted(self._cond)}, got {tuple(x.shape)} and {sorted(given)}: record another"
+                f"{sorted(kept)}, got {tuple(x.shape)} and {sorted(rows)}: record another"
             )
         self._x.copy_(x)
-        for name, value in self._cond.items():
-            value.copy_(given[name])
-        if model is not None and model.guidance and self._model.guidance:
-            null = model.guidance.rows(given)
-            for name, value in self._model.guidance.rows(self._cond).items():
+        for name, value in kept.items():
+            value.copy_(rows[name])
+        guidance = self._problem.model.guidance
+        if model is not None and model.guidance and guidance:
+            null = model.guidance.rows(rows)
+            for name, value in guidance.rows(kept).items():
                 value.copy_(null[name])
         end, finite = self._captured.replay()
         return end.clone(), finite.clone()

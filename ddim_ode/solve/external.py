@@ -46,7 +46,7 @@ class End(NamedTuple):
 def solve(request: Request) -> Solution:
     """A request of kind "external", a method of another package."""
     model, x, method, levels = request.model, request.x, str(request.method), request.levels
-    options, cond, shared = request.options, request.cond, request.shared
+    options = request.options
     max_nfe = options["max_nfe"]
     fixed = is_fixed_step(method)
     if fixed:
@@ -77,19 +77,18 @@ def solve(request: Request) -> Solution:
         shape=x.shape[1:],
         dtype=x.dtype,
         device=x.device,
-        cond=cond,
-        shared=shared,
+        **request.problem.conditions,
     )
     end = End(x, None)
     with progress_bar(options["progress"], unit="nfe", desc=method) as bar:
         if len(positive) > 1 and x.shape[0]:
             budget = sys.maxsize if fixed else limit - int(lands)
             adjoint = options["differentiable"] == "adjoint"
-            wanted = parameters(model, cond, shared) if adjoint else None
+            wanted = parameters(request.problem) if adjoint else None
             end = integrate(method, ode, x, positive, rtol, atol, budget, bar.update, wanted)
     out, calls, rows, accepted = end.x, ode.nfe, ode.rows, end.accepted
     if lands and end.failure is None and x.shape[0]:
-        out = model(out, positive[-1], cond, shared)[0]
+        out = request.problem(out, positive[-1])[0]
         calls, rows, accepted = calls + 1, rows + model.rows(positive[-1]), accepted + 1
     batch = x.shape[0]
     if not levels.rising:

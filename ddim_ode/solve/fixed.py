@@ -37,7 +37,7 @@ def run(request: Request, plan: Plan) -> Solution:
         if seeds is None:
             seeds = torch.randint(2**63 - 1, (batch,)).tolist()
         draw = StepNoise(seeds, x)
-    evaluate = model.bind(plan.nodes, x, request.cond, request.shared)
+    evaluate = request.problem.bind(plan.nodes, x)
     if options["differentiable"] == "checkpoint":
         evaluate = gradients.checkpointed(evaluate)
     if batch == 0:  # nothing to ask the network

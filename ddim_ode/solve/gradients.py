@@ -13,7 +13,6 @@ network's parameters and s the guidance scale, by
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -21,8 +20,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from .._base.checks import flag, one_of
-from ..denoising.denoiser import Denoiser
 from ..denoising.network import by_name
+from ..denoising.problem import Problem
 from .loop import Evaluate
 
 WHERE = {
@@ -60,18 +59,17 @@ def checkpointed(evaluate: Evaluate) -> Evaluate:
     return evaluate_again
 
 
-def parameters(
-    model: Denoiser, cond: Mapping[str, Tensor] | None, shared: Mapping[str, Any] | None
-) -> tuple[Tensor, ...]:
-    """The tensors besides x that a denoiser's answer depends on and that require a gradient.
+def parameters(problem: Problem) -> tuple[Tensor, ...]:
+    """The tensors besides x that a network's answer depends on and that require a gradient.
 
     Those of a network that is a ``torch.nn.Module`` or a method of one, of its guidance, and the
     conditions. What another callable closes over cannot be seen from outside.
     """
+    model = problem.model
     net = getattr(model.net, "__self__", model.net)
     found: list[Any] = list(net.parameters()) if isinstance(net, torch.nn.Module) else []
     if model.guidance is not None:
         found += [model.guidance.scale, *model.guidance.null.values()]
-    found += by_name(cond, shared).values()
+    found += by_name(**problem.conditions).values()
     wanted = {id(p): p for p in found if isinstance(p, Tensor) and p.requires_grad}
     return tuple(wanted.values())

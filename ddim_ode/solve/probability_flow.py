@@ -23,6 +23,7 @@ from .._base.checks import device_of, floating, host_number, numbers, one_of
 from .._base.tensors import check_floating
 from ..denoising.denoiser import Denoiser
 from ..denoising.inputs import check_model
+from ..denoising.problem import Problem
 from ..denoising.seeding import sizes
 
 VARIABLES = ("s", "t", "sigma", "log_sigma")
@@ -67,13 +68,17 @@ class ProbabilityFlow:
         shared: Mapping[str, Any] | None = None,
     ) -> None:
         check_model(model)
-        self.model = model
         self.variable = one_of("variable", variable, VARIABLES)
         self.state = one_of("state", state, STATES)
         self.shape = None if shape is None else sizes(shape)
         self.dtype, self.device = floating(dtype), device_of(device)
-        self.cond, self.shared = cond, shared
+        self.problem = Problem(model, cond, shared)
         self.nfe = self.rows = 0
+
+    @property
+    def model(self) -> Denoiser:
+        """The denoiser."""
+        return self.problem.model
 
     def __repr__(self) -> str:
         return f"ProbabilityFlow({self.model!r}, {self.state} over {self.variable}, nfe {self.nfe})"
@@ -86,7 +91,7 @@ class ProbabilityFlow:
         tau = self._within(tau)
         sigma = self._sigma(tau)
         x = self._scaled(state, sigma, inverse=False)
-        x0, eps = self.model(x, sigma, self.cond, self.shared)
+        x0, eps = self.problem(x, sigma)
         self.nfe, self.rows = self.nfe + 1, self.rows + self.model.rows(sigma)
         d_alpha, d_beta = self._rates(tau, sigma)
         if self.state == "x":

@@ -14,8 +14,8 @@ cheaper than 2.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from ..denoising.denoiser import Denoiser
+from ..denoising.problem import Problem
 from ..grids import make_grid
 from ..schedules.schedule import Array
 from ..solvers.compilation import plan as compile_plan
@@ -108,10 +109,8 @@ def plans(model: Denoiser) -> list[Plan]:
 
 
 def solve(
-    model: Denoiser,
+    problem: Problem,
     x: Tensor,
-    cond: Mapping[str, Tensor] | None = None,
-    shared: Mapping[str, Any] | None = None,
     *,
     goal: float | None = None,
     store: Store = NOWHERE,
@@ -126,17 +125,17 @@ def solve(
     of each solve.
     """
     parts, near = origin
-    share = EXACT_GOAL if is_exact(model) else GOAL
-    model, x = in_float64(model), x.double()
+    share = EXACT_GOAL if is_exact(problem.model) else GOAL
+    problem, x = replace(problem, model=in_float64(problem.model)), x.double()
     before: Tensor | None = None
     gap: npt.NDArray[np.float64] = np.full(x.shape[0], np.nan)
     calls, rows, seconds, counts = 0, 0, 0.0, []
-    for plan in plans(model):
+    for plan in plans(problem.model):
         exact = [*parts, METHOD, plan.steps]
         if kept := store.get("solution", exact, near):
             end, cost = kept[0]["x"], kept[1]
         else:
-            end, cost = _solution(model, x, plan, cond, shared)
+            end, cost = _solution(problem, x, plan)
             store.put("solution", exact, near, {"x": end}, cost)
             observe(cost["net_evals"])
         calls, rows = calls + cost["nfe"], rows + cost["net_evals"]
@@ -161,17 +160,11 @@ def aims(goal: float | None) -> list[Any]:
     return [METHOD, STEPS, GOAL, EXACT_GOAL, goal]
 
 
-def _solution(
-    model: Denoiser,
-    x: Tensor,
-    plan: Plan,
-    cond: Mapping[str, Tensor] | None,
-    shared: Mapping[str, Any] | None,
-) -> tuple[Tensor, dict[str, Any]]:
+def _solution(problem: Problem, x: Tensor, plan: Plan) -> tuple[Tensor, dict[str, Any]]:
     """The end of one solve, on the CPU, and what it cost."""
     started = time.perf_counter()
     with np.errstate(invalid="ignore"):  # inf − inf, in a check of grids that start at σ = inf
-        sol = sample(model, x, plan=plan, cond=cond, shared=shared)
+        sol = sample(problem.model, x, plan=plan, **problem.conditions)
     end = sol.x.detach().cpu()
     seconds = time.perf_counter() - started
     return end, dict(nfe=sol.nfe, net_evals=sol.net_evals, seconds=seconds)

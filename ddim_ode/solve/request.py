@@ -19,6 +19,7 @@ from .._base.checks import exclusive, flag, function, number, one_of, refuse
 from .._base.tensors import check_state
 from ..denoising.denoiser import Denoiser
 from ..denoising.inputs import check_model, check_rank
+from ..denoising.problem import Problem
 from ..denoising.seeding import check_seeds
 from ..grids import FINALS, check_grid, upward
 from ..solvers.embedded import adaptive_by_itself, adaptive_names, embedded_pair
@@ -174,14 +175,14 @@ def chooses_steps(method: str, placed: bool, tolerant: bool = False) -> bool:
 
 @dataclass(frozen=True)
 class Request:
-    """One solve: a model, a state, and what to do with it, checked.
+    """One solve: a model under conditions, a state, and what to do with it, checked.
 
     kind: a key of :data:`TAKES`. spec: the method, of kinds "fixed" and "adaptive". options: all of
     :class:`SolveOptions`, None (or the default) where they were not given. two_way: between levels > 0,
     as ``encode`` and ``decode`` go.
     """
 
-    model: Denoiser
+    problem: Problem
     x: Tensor
     kind: str
     method: Method | str | None
@@ -247,7 +248,8 @@ class Request:
         spec = None
         if kind in ("fixed", "adaptive") or (kind == "reversible" and not two_way):
             spec = get_method("ddim" if method is None else method, given["variant"])
-        request = cls(model, x, kind, method, spec, levels, given, two_way, partner)
+        problem = Problem(model, given["cond"], given["shared"])
+        request = cls(problem, x, kind, method, spec, levels, given, two_way, partner)
         request._check(caller)
         return request
 
@@ -286,16 +288,9 @@ class Request:
         return self.spec.name if self.kind == "adaptive" else f"the fixed plan of {self.spec.name}"
 
     @property
-    def cond(self) -> Mapping[str, Tensor] | None:
-        """Conditions, a row for each sample."""
-        found: Mapping[str, Tensor] | None = self.options["cond"]
-        return found
-
-    @property
-    def shared(self) -> Mapping[str, Any] | None:
-        """What the network is given for all samples."""
-        found: Mapping[str, Any] | None = self.options["shared"]
-        return found
+    def model(self) -> Denoiser:
+        """What is solved, without its conditions."""
+        return self.problem.model
 
     @property
     def rising(self) -> bool:

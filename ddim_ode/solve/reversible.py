@@ -28,8 +28,8 @@ one-step schemes it was measured against: McCallum & Foster 2024, https://arxiv.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ from torch import Tensor
 from .._base.bars import progress_bar
 from .._base.checks import exclusive
 from .._base.tensors import check_state
-from ..denoising.denoiser import Denoiser
+from ..denoising.problem import Problem
 from ..schedules.schedule import Array
 from ..solvers.chart import SCALES, get_chart
 from ..solvers.plan import Node
@@ -57,20 +57,18 @@ class Pair(NamedTuple):
 
 
 def integrate_pair(
-    model: Denoiser,
+    problem: Problem,
     x: Tensor,
     partner: Tensor,
     sigmas: Array,
     chart: str,
-    cond: Mapping[str, Tensor] | None,
-    shared: Mapping[str, Any] | None,
     observe: Callable[[], object],
 ) -> Pair:
     """Take (x, partner) through the levels ``sigmas`` in their order, in len(sigmas) calls.
 
     observe() is called after each. ValueError where the chart is infinite at a level.
     """
-    schedule = model.schedule
+    schedule = problem.model.schedule
     coordinates = get_chart(chart, schedule)
     alpha, beta = schedule.scales(sigmas)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -88,7 +86,7 @@ def integrate_pair(
         Node(s, t, coordinates.vector)
         for s, t in zip(sigmas.tolist(), schedule.time(sigmas).tolist())
     ]
-    evaluate = model.bind(nodes, x, cond, shared)
+    evaluate = problem.bind(nodes, x)
     vector = evaluate(partner, 0)
     observe()
     for k, (r, before, after) in enumerate(table.T.tolist(), start=1):
@@ -125,9 +123,7 @@ def solve(request: Request) -> Solution:
     end = Pair(x, partner, 0)
     if x.numel():  # else nothing to ask the network
         with progress_bar(request.options["progress"], unit="nfe", desc=method) as bar:
-            end = integrate_pair(
-                model, x, partner, sigmas, chart, request.cond, request.shared, bar.update
-            )
+            end = integrate_pair(request.problem, x, partner, sigmas, chart, bar.update)
     batch = x.shape[0]
     return Solution(
         x=end.x,

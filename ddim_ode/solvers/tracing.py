@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .._base.checks import number, one_of, text_of
+from .._base.checks import finite, number, one_of, text_of
 from ..schedules.schedule import Array, Schedule
 from .chart import PREDICTIONS
 from .ops import Node, Op
@@ -79,9 +79,7 @@ def trace(
     if not callable(loop) or not isinstance(schedule, Schedule):
         raise ValueError("trace takes a callable loop(net, x) and a schedule of ddim_ode.schedules")
     dtype = torch.float64 if dtype is None else dtype
-    sigma_end, time_offset = number("sigma_end", sigma_end), number("time_offset", time_offset)
-    if not np.isfinite(time_offset):
-        raise ValueError(f"time_offset={time_offset!r} must be finite")
+    sigma_end, time_offset = number("sigma_end", sigma_end), finite("time_offset", time_offset)
     if not sigma_end >= 0:
         raise ValueError(f"sigma_end={sigma_end!r} must be >= 0, the level that the loop ends at")
     text_of("name", name)
