@@ -17,7 +17,7 @@ from ..denoising.problem import Problem
 from ..schedules.schedule import Array
 from ..solve.active_set import Field, Solver, column, combined
 from ..solve.adaptive import gathered
-from ..solve.solution import finite_samples, per_sample
+from ..solve.solution import finite_samples
 from ..solvers.clock import clock
 from ..solvers.controller import NON_FINITE, SUCCESS, Controller
 from ..solvers.embedded import scheme_of
@@ -169,4 +169,4 @@ def fixed(
     m = float(np.hypot(*field.model.schedule.scales(field.ends[1])))
     state = torch.cat([m * z[:, : field.size], z[:, field.size :]], dim=1)
     status = np.where(finite_samples(state).cpu().numpy(), SUCCESS, NON_FINITE)
-    return End(state, None, status, calls, per_sample(calls, batch), rows)
+    return End(state, None, status, calls, np.full(batch, calls), rows)

@@ -77,11 +77,11 @@ def solve(request: Request) -> Solution:
         trajectory = solver.path.trajectory(record, end, solver.sigmas)
     if not levels.rising:
         warn_of_scale(end, max(first, model.sigma_max))
-    return Solution(
-        x=end,
+    return Solution.of(
+        end,
+        solver.nfe,
         method=method.name,
         sigmas=[np.array(passed) for passed in solver.sigmas],
-        nfe=solver.nfe,
         sample_nfe=control.calls,
         net_evals=solver.rows,
         accepted=control.accepted,

@@ -19,12 +19,12 @@ from torch import Tensor
 from .._base.bars import progress_bar
 from .._base.checks import count, one_of, refuse
 from ..schedules.schedule import Array
-from ..solvers.controller import MAX_NFE, NON_FINITE, UNDERFLOW
+from ..solvers.controller import MAX_NFE, NON_FINITE, SUCCESS, UNDERFLOW
 from .adaptive import DEFAULT_MAX_NFE, tolerance
 from .gradients import parameters
 from .probability_flow import ProbabilityFlow
 from .request import OF_SCIPY, Request, is_fixed_step
-from .solution import Solution, finite_samples, per_sample, warn_of_scale
+from .solution import Solution, finite_samples, warn_of_scale
 
 if TYPE_CHECKING:
     from scipy.integrate import OdeSolver
@@ -90,21 +90,19 @@ def solve(request: Request) -> Solution:
     if lands and end.failure is None and x.shape[0]:
         out = request.problem(out, positive[-1])[0]
         calls, rows, accepted = calls + 1, rows + model.rows(positive[-1]), accepted + 1
-    batch = x.shape[0]
     if not levels.rising:
         warn_of_scale(out, max(float(positive[0]), model.sigma_max))
-    return Solution(
-        x=out,
+    return Solution.of(
+        out,
+        calls,
         method=method,
         sigmas=sigmas,
-        nfe=calls,
-        sample_nfe=per_sample(calls, batch),
-        net_evals=rows * batch,
-        accepted=per_sample(accepted, batch),
-        rejected=per_sample(end.rejected, batch),
+        net_evals=rows * len(x),
+        accepted=accepted,
+        rejected=end.rejected,
         seeds=options["seeds"],
+        outcome=end.failure or SUCCESS,
         finite=finite_samples(out),
-        failure=end.failure,
         alterations=model.alterations,
     )
 

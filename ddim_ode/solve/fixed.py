@@ -17,7 +17,7 @@ from . import gradients
 from .loop import Progress, integrate
 from .planning import plan_of
 from .request import Request
-from .solution import Solution, norm_per_sample, per_sample, warn_of_scale
+from .solution import Solution, norm_per_sample, warn_of_scale
 
 
 def solve(request: Request) -> Solution:
@@ -85,15 +85,13 @@ def run(request: Request, plan: Plan) -> Solution:
         trajectory.append(end if plan.grid[-1] == 0 else trajectory[-1])
     if plan.grid[0] > plan.grid[-1]:
         warn_of_scale(end, max(plan.grid[0], model.sigma_max))
-    return Solution(
-        x=end,
+    return Solution.of(
+        end,
+        calls,
         method=plan.method,
         sigmas=np.array(plan.grid),
-        nfe=calls if batch else 0,
-        sample_nfe=per_sample(calls, batch),
         net_evals=batch * model.rows([node.sigma for node in plan.nodes]),
-        accepted=per_sample(plan.steps, batch),
-        rejected=per_sample(0, batch),
+        accepted=plan.steps,
         plan=plan,
         error=None if error is None or known is not None else norm_per_sample(error),
         trajectory=torch.stack(trajectory) if trajectory else None,

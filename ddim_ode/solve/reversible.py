@@ -43,7 +43,7 @@ from ..schedules.schedule import Array
 from ..solvers.chart import SCALES, get_chart
 from ..solvers.plan import Node
 from .request import REVERSIBLE, Request
-from .solution import Solution, finite_samples, per_sample
+from .solution import Solution, finite_samples
 
 CHART = "flow"
 
@@ -124,16 +124,13 @@ def solve(request: Request) -> Solution:
     if x.numel():  # else nothing to ask the network
         with progress_bar(request.options["progress"], unit="nfe", desc=method) as bar:
             end = integrate_pair(request.problem, x, partner, sigmas, chart, bar.update)
-    batch = x.shape[0]
-    return Solution(
-        x=end.x,
+    return Solution.of(
+        end.x,
+        end.calls,
         method=name if chart == CHART else f"{name}:{chart}",
         sigmas=sigmas,
-        nfe=end.calls,
-        sample_nfe=per_sample(end.calls, batch),
-        net_evals=batch * model.rows(sigmas) if end.calls else 0,
-        accepted=per_sample(len(sigmas) - 1, batch),
-        rejected=per_sample(0, batch),
+        net_evals=len(x) * model.rows(sigmas) if end.calls else 0,
+        accepted=len(sigmas) - 1,
         finite=finite_samples(end.x) & finite_samples(end.partner),
         partner=end.partner,
         schedule=model.schedule.fingerprint,
