@@ -100,6 +100,14 @@ TAKES: dict[str, frozenset[str]] = {
 REVERSIBLE = "reversible"
 OF_SCIPY = ("RK23", "RK45", "DOP853", "Radau", "BDF", "LSODA")
 _ONE_WAY = ("seeds", "known")  # options that only sample has
+_RISING = ("encode", "log_likelihood")  # from data to latents
+_ONLY = {  # callers that have a few of the options
+    "plan_for": (*PLACING, *COMPILING, *_NOISE),
+    "log_likelihood": (
+        *("steps", "grid", "sigma_max", "sigma_min", "rtol", "atol", "max_nfe"),
+        *("seeds", "cond", "shared", "progress"),
+    ),
+}
 
 NOT_ADAPTIVE = (
     "a fixed plan has no tolerance or budget of calls (adaptive are "
@@ -210,8 +218,8 @@ class Request:
             x: (B, *) in network space, at the first level.
             method: None is ``"ddim"``.
             options: Of :class:`SolveOptions`.
-            caller: ``"sample"`` lands on data; ``"encode"`` goes up, and ``"decode"`` down, between
-                levels > 0.
+            caller: ``"sample"`` lands on data; ``"encode"`` and ``"log_likelihood"`` go up, and
+                ``"decode"`` down, between levels > 0.
             partner: The second state of the method ``"reversible"``.
 
         Raises:
@@ -219,7 +227,7 @@ class Request:
             ValueError: One that is out of range, or that this kind of solve has no use for.
         """
         check_names(caller, options)
-        check_model(model, limited=caller != "encode")
+        check_model(model, limited=caller not in _RISING)
         x, two_way = check_state(x), caller != "sample"
         check_rank(model, x)
         given = {**dict.fromkeys(SolveOptions.__annotations__), **DEFAULTS, **options}
@@ -237,7 +245,7 @@ class Request:
         if two_way:
             _check_two_way(given)
             placing["final"] = _end_of(given["grid"], model)
-        levels = Levels(model, **placing, rising=caller == "encode")
+        levels = Levels(model, **placing, rising=caller in _RISING)
         kind = kind_of(
             method,
             plan,
@@ -299,10 +307,11 @@ class Request:
 
 
 def names_of(caller: str) -> list[str]:
-    """The options that ``sample``, ``encode``, ``decode`` or ``plan_for`` has."""
-    if caller == "plan_for":
-        return [n for n in SolveOptions.__annotations__ if n in (*PLACING, *COMPILING, *_NOISE)]
-    return [n for n in SolveOptions.__annotations__ if caller == "sample" or n not in _ONE_WAY]
+    """The options of ``sample``, ``encode``, ``decode``, ``plan_for`` or ``log_likelihood``."""
+    names = list(SolveOptions.__annotations__)
+    if caller in _ONLY:
+        return [name for name in names if name in _ONLY[caller]]
+    return [name for name in names if caller == "sample" or name not in _ONE_WAY]
 
 
 def check_names(caller: str, options: Mapping[str, Any]) -> None:
