@@ -93,7 +93,8 @@ class ExactModel(Denoiser):
     def flow(self, x: Tensor, sigma_from: float, sigma_to: float) -> Tensor:
         """Where the ODE takes x (B, *) from one level to another, exactly (float64 inside).
 
-        ValueError for a mixture in more than one dimension, whose flow has no closed form.
+        Raises:
+            ValueError: A mixture in more than one dimension, whose flow has no closed form.
         """
         k, d = self.means.shape
         sigma_from = self.schedule.level(sigma_from, "sigma_from")
@@ -217,10 +218,16 @@ def gaussian_mixture(
 ) -> ExactModel:
     """The exact denoiser of the mixture Σ_k w_k N(μ_k, Σ_k).
 
-    weights (K,), summing to 1. means (K, D). covs (K, D, D), or variances (K, D). prediction: what its
-    "network" returns, and options: as in :class:`Denoiser` (``snap=``, ``dtype=``). In one dimension
-    means and variances may both be (K,). It takes x (B, *) with D entries a sample; it has
-    ``log_prob(x, sigma)``, ``draw(n, seed)`` and, in 1-D, the exact ``flow(x, from, to)``.
+    It takes x (B, *) with D entries a sample, and has ``log_prob(x, sigma)``, ``draw(n, seed)`` and, in
+    1-D, the exact ``flow(x, from, to)``.
+
+    Args:
+        weights: (K,), summing to 1.
+        means: (K, D); in one dimension also (K,).
+        covs: (K, D, D), or variances (K, D); in one dimension also (K,).
+        schedule: Of the levels.
+        prediction: What its "network" returns.
+        **options: As in :class:`Denoiser` (``snap=``, ``dtype=``).
 
     >>> import ddim_ode, torch
     >>> schedule = ddim_ode.schedules.cosine()

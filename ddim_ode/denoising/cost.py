@@ -1,4 +1,4 @@
-"""What a long run will cost, said before it starts, from a network call that is timed."""
+"""What a long run will cost, printed before it starts, from a network call that is timed."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def seconds_a_call(problem: Problem, x: Tensor) -> float:
 def tell_comparison(
     seconds: float, n: int, solves: Sequence[int], calls: int, rows: int, folder: Path | None
 ) -> None:
-    """What n noises will cost: so many calls for all rows, and those of the reference's solves for each.
+    """Print what n noises will cost: ``calls`` for all rows, and those of the reference's solves for each.
 
-    seconds: of a call. solves: the first two are made, the others where they are needed. folder: of what is
-    kept from before.
+    seconds: Of a call. solves: The calls of each; the first two are made, the others where they are needed.
+    folder: Of what is kept from before.
     """
     least, most = sum(solves[:2]), sum(solves)
     what = f"{n:,} noises × {least:,} to {most:,} calls for the reference, " if solves else ""
@@ -52,7 +52,7 @@ def tell_comparison(
 
 
 def tell_calibration(seconds: float, n: int, budget: str, nfe: Sequence[int]) -> None:
-    """What fits of those budgets of calls, on n noises, will cost."""
+    """Print what fits of those budgets of calls, on n noises, will cost."""
     each = sum(most_calls(budget, k) for k in nfe)
     what = f"calibrate: {n:,} noises × {'at most' if budget == 'fast' else 'some'} {each:,} network calls"
     _tell(what, seconds, duration(seconds * n * each), "fewer noises cost less")
@@ -69,7 +69,7 @@ def _tell(what: str, seconds: float, whole: str, remedy: str) -> None:
 
 
 def duration(seconds: float) -> str:
-    """In the unit that a person would take.
+    """A time in the unit that a person would choose.
 
     >>> duration(0.00423), duration(95), duration(400), duration(1e5)
     ('4.2 ms', '95 s', '6.7 min', '28 h')

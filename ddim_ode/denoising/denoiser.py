@@ -368,8 +368,8 @@ class Denoiser:
     ) -> Call:
         """``call(x, t, at)`` for states like ``like`` (b, *): what the network answers, in x's dtype.
 
-        The answer is the prediction, guided and checked; with a limit on x̂₀ it is the limited x̂₀. The rows
-        of ``cond`` are those of ``like``. at: of the levels, by :meth:`at`.
+        The answer is the prediction, guided and checked; with a limit on x̂₀ it is the limited x̂₀. The
+        rows of ``cond`` are those of ``like``. at: of the levels, by :meth:`at`.
         """
         rows = check_cond(cond, len(like))
         if self.micro_batches is None:

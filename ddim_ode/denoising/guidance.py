@@ -41,15 +41,17 @@ Call = Callable[..., Tensor]  # (x, t, at: Level | None = None) -> the predictio
 class Guidance:
     """Classifier-free guidance: null + scale·(conditional − null), in one batched call.
 
-    scale: a number, or a 0-d tensor, whose gradient ``sample(..., differentiable=True)`` keeps. Scale 1 is
-    the conditional network alone and costs no second branch. null: for each condition to be dropped, its
-    value for the null branch: a number, a tensor of one sample's shape, or a row for each sample, as the
-    condition has. Conditions not named there are the same in both branches.
-
-    interval: (low, high): guided only where low < σ ≤ high, and elsewhere the conditional network alone, at
-    the cost of one row a sample. The field jumps at its ends, which adaptive solvers find by rejected
-    steps. rescale: φ in [0, 1]; 1 gives each sample's prediction (of two entries or more) the standard
-    deviation that the conditional one has; a constant prediction, which has none to scale, stays.
+    Args:
+        scale: A number, or a 0-d tensor, whose gradient ``sample(..., differentiable=True)`` keeps. Scale 1
+            is the conditional network alone and costs no second branch.
+        null: For each condition to be dropped, its value in the null branch: a number, a tensor of one
+            sample's shape, or a row for each sample, as the condition has. Other conditions are the same in
+            both branches.
+        interval: (low, high): guide only where low < σ ≤ high. Elsewhere the conditional network is called
+            alone, at the cost of one row a sample. The field jumps at the ends, which adaptive solvers find
+            by rejected steps.
+        rescale: Rescale the guided prediction to the conditional one's standard deviation: 0 (off) to 1. It
+            needs samples of two entries or more; a constant prediction stays as it is.
 
     References: Ho & Salimans 2022, https://arxiv.org/abs/2207.12598; interval: Kynkäänniemi et al. 2024,
     https://arxiv.org/abs/2404.07724; rescale: Lin et al. 2024, https://arxiv.org/abs/2305.08891.
@@ -110,7 +112,8 @@ class Guidance:
     def part(self, index: slice | Tensor, n: int, cond: Mapping[str, Tensor]) -> Guidance:
         """The guidance of some of n samples, whose conditions are like ``cond``.
 
-        ValueError for null values of another number of rows than n, or one for all.
+        Raises:
+            ValueError: Null values of another number of rows than n, or one for all.
         """
         rows = {k: null for k, null in self.rows(cond).items() if len(null) != 1 or n == 1}
         for name, null in rows.items():
@@ -153,7 +156,9 @@ class Guidance:
 class Level(NamedTuple):
     """What one call needs to know of its noise levels.
 
-    guided: all samples, none, or the rows that are. to_x0: (a, b) with x̂₀ = a·x + b·P.
+    Attributes:
+        guided: Whether all samples are, or none; or the rows that are.
+        to_x0: (a, b) with x̂₀ = a·x + b·P.
     """
 
     guided: bool | Tensor = True
@@ -220,12 +225,17 @@ _MOST = torch.finfo(torch.float32).max  # of a bound: what x̂₀ can be
 
 
 class Limit:
-    """Keeps x̂₀ in range: ``clip`` to [−clip, clip], or dynamic thresholding of data in [−1, 1].
+    """Keeps x̂₀ in range, which changes the ODE.
 
-    threshold: p in (0, 1], or (p, most). s is the p-quantile of a sample's |x̂₀|, at least 1 and at most
-    ``most`` (default: no bound), and x̂₀ becomes clamp(x̂₀, −s, s)/s (Saharia et al. 2022, section 2.3,
-    https://arxiv.org/abs/2205.11487; a bound of 1, which is diffusers' default ``sample_max_value``, makes
-    it a clip to [−1, 1]). Either one changes the ODE. ValueError for both, and for values out of range.
+    Args:
+        clip: Keep x̂₀ in [−clip, clip].
+        threshold: Dynamic thresholding of data in [−1, 1] instead (Saharia et al. 2022, section 2.3,
+            https://arxiv.org/abs/2205.11487): p in (0, 1], or (p, most). With s the p-quantile of a
+            sample's |x̂₀|, at least 1 and at most ``most`` (default: no bound), x̂₀ becomes clamp(x̂₀, −s,
+            s)/s. A bound of 1, diffusers' default ``sample_max_value``, makes it a clip to [−1, 1].
+
+    Raises:
+        ValueError: Both are given, or a value is out of range.
 
     >>> str(Limit(clip=1.0)), Limit(threshold=(0.995, 1.5)).to_dict()
     ('clip 1', {'threshold': [0.995, 1.5]})

@@ -1,5 +1,5 @@
-"""What a solve, a comparison or a calibration is given: the model, the shape of a sample, the device,
-the conditions."""
+"""The inputs of a solve, a comparison or a calibration, checked: model, shape of a sample, device,
+conditions."""
 
 from __future__ import annotations
 

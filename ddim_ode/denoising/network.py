@@ -1,8 +1,8 @@
-"""One network call: what goes in and what comes out is what the rest of the package counts on.
+"""One network call, checked on both sides.
 
 A network that changes its inputs in place spoils the state, or the conditions of the next call; one that
-returns the same tensor at each call spoils what methods keep of the last; one in training mode answers a
-question in many ways. All of these look like bad samples, and are told here instead.
+returns the same tensor at each call spoils what methods keep of the last; one in training mode answers one
+question in many ways. All of these look like bad samples, and are refused or warned about here instead.
 """
 
 from __future__ import annotations
@@ -36,14 +36,18 @@ _AGAIN = (
 
 
 def guarded(net: Net, dtype: torch.dtype | None, like: Tensor, extra: Mapping[str, Any]) -> Net:
-    """The network, whose calls end in a ValueError where an input is changed in place, an answer is not a
-    new tensor, or the precision is wrong.
+    """The network with checks: a ValueError where it changes an input in place, returns the tensor of its
+    last call again, or fails for want of the right precision.
 
     A half-precision network that makes its time embedding in the precision of t, which is float32, runs
-    under ``torch.autocast``: t keeps its digits, and layers take what they can.
+    under ``torch.autocast``: t keeps its digits, and layers take what they can. Changes are counted by
+    torch, which counts none under ``torch.inference_mode``, through ``.data`` or from numpy.
 
-    dtype: what its x is cast to, if anything. like, extra: a state and all else that it is given. Changes
-    are counted by torch, which counts none under ``torch.inference_mode``, through ``.data`` or from numpy.
+    Args:
+        net: The network.
+        dtype: What its x is cast to, if anything.
+        like: A state.
+        extra: All else that it is given.
     """
     module = getattr(net, "__self__", net)  # a bound method's
     module = module if isinstance(module, nn.Module) else None

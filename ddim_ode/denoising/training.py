@@ -28,10 +28,16 @@ def eps_loss(
 ) -> Tensor:
     """Mean squared error of the predicted noise, a scalar to call ``backward`` on.
 
-    x0: clean data (B, *). Times are drawn uniformly, from {1..T} for a discrete schedule and from (0, T]
-    otherwise, one per sample; of ``ve``, where t is σ, log-uniformly from σ_min to σ_max. The network is
-    called as ``net(x_t, t + time_offset, **cond)``, so a network on indices 0..T−1 takes ``-1.0``.
-    generator: the source of t and ε (its device must be that of x0, or the CPU).
+    Times are drawn uniformly, one per sample: from {1..T} for a discrete schedule, from (0, T] otherwise;
+    for ``ve``, where t is σ, log-uniformly from σ_min to σ_max.
+
+    Args:
+        net: Called as ``net(x_t, t + time_offset, **cond)``; a network on indices 0..T−1 takes ``-1.0``.
+        schedule: The one to train on.
+        x0: Clean data (B, *).
+        generator: The source of t and ε; its device must be that of x0, or the CPU.
+        time_offset: Added to t.
+        **cond: Passed to the network.
 
     Reference: Ho, Jain, Abbeel 2020, https://arxiv.org/abs/2006.11239.
 

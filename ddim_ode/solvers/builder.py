@@ -1,16 +1,12 @@
 """The steps of a plan: from a chart, a grid and a method's data to ops.
 
-Steps are appended from left to right. Each writes its stages' ops and its commit, in terms of the
-network calls made so far; where a call is found in the history (newest first) follows from how
-many came after it.
+Steps are appended from left to right. Each writes its stages' ops and its commit in terms of the network
+calls made so far; where a call is found in the history (newest first) follows from how many came after it.
 
 The error of a multistep step is estimated by the difference between it and the same step through one
-velocity more, the one at its end, which the next step needs anyway (the corrector minus the
-predictor). To first order the state x/√(ᾱ² + β̄²) carries such errors along unchanged, so their sum at the
-last positive level is one fixed combination of the stored vectors: ``error_weights``.
-
-A multistep method reads past velocities at levels that are apart (``APART``): of two that nearly coincide
-the newer one, and then those before. A slope through both would be one of rounding.
+velocity more, the one at its end, which the next step needs anyway (corrector minus predictor). To first
+order the state x/√(ᾱ² + β̄²) carries such errors along unchanged, so their sum at the last positive level
+is one fixed combination of the stored vectors: ``error_weights``.
 """
 
 from __future__ import annotations
@@ -28,11 +24,11 @@ from .plan import Node, Op
 from .quadrature import step_weights
 from .tableau import Tableau
 
-# The least distance of two levels that one polynomial reads, in the method's ruler, as a share of the step.
-# 1/r multiplies by r what velocities err by: rounding, and in UniPC, whose velocities are of predicted
-# states, all that the corrector moves. Its 12 steps in ln σ on the cosine schedule err by .11, with a level
-# more at r = 13 by .20, at 44 by .6, at 1,400 by 18 (a Gaussian, benchmarks aside); left out, by .13. The
-# named grids have r < 9, but those in time on ve, which have no steps where the data are.
+# The least distance of two levels that one polynomial reads, in the method's ruler, as a share of the step:
+# of two that nearly coincide the newer one is read, and then those before. A distance of 1/r multiplies the
+# errors of velocities by r: rounding, and in UniPC, whose velocities are of predicted states, all that the
+# corrector moves (on a Gaussian an error of .11 becomes .20 at r = 13, and 18 at r = 1,400). The named
+# grids have r < 9, but those in time on ve, which have no steps where the data are.
 APART = 0.05
 _EULER = Tableau(1, (0,), ((),), (1,))
 _Levels = npt.NDArray[np.int64]

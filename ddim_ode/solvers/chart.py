@@ -78,7 +78,7 @@ PREDICTIONS = ("eps", "x0", "v", "score", "flow")  # of these, what networks are
 class Chart:
     """A gauge, a clock (a key of SCALES), the vector W it moves along, and the factor q.
 
-    straight: whether Euler is DDIM, that is, W constant means x̂₀ and ε̂ constant are followed
+    straight: whether Euler is DDIM: a constant W then means constant x̂₀ and ε̂, which are followed
     exactly.
     """
 

@@ -1,7 +1,6 @@
 """What a calibrated plan says of its fit, in a few lines.
 
-A fit is plain data that may come from a file of another hand or version: whatever of it is missing, or is
-not what it should be, is left out.
+A fit is plain data that may come from another person or version: what is missing or malformed is left out.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The lines of a plan, and the rules that they keep, whoever wrote them.
+"""The lines of a plan, and the rules that they keep.
 
-The numbers fit into float32, the narrowest precision that a state has, and each op reads no more than the
-calls before it made. ValueErrors name the field as a plan's file has it.
+Numbers fit into float32, the narrowest precision of a state, and an op reads only calls made before it.
+ValueErrors name the field as a plan's file has it.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Floats are written by repr and so come back to the last bit; σ = inf is the word "inf". A plan travels
 between people: a file holds numbers and names only, nothing of it is looked up, imported or run, and a
-checksum tells whether it still holds what was saved. The reader converts; what makes numbers a plan is
-checked by the plan itself, which this module does not know.
+checksum shows whether it still holds what was saved. The reader only converts; the plan, which this module
+does not know, checks itself.
 """
 
 from __future__ import annotations

@@ -62,10 +62,15 @@ def step_weights(
 ) -> Array:
     """w_j (N, k) of ∫ g du over each step start → end (N,), from g at nodes (N, k), all in σ.
 
-    known (N, k): False for a node that is not there yet; its weight is 0 and the others do without.
-    knots: ruler values at which the ruler is not smooth; the quadrature is split there. rules: of
-    RULES, each for the steps that read as many nodes as it is meant for; the rest is exact. along: the
-    variable of integration (the ruler); another helps where the ruler is flat and the clock steep.
+    Args:
+        clock, ruler: What is integrated over, and what is interpolated in.
+        nodes: σ (N, k).
+        known: (N, k), False for a node that is not there yet; its weight is 0 and the others do without.
+        start, end: σ (N,).
+        knots: Ruler values at which the ruler is not smooth; the quadrature is split there.
+        rules: Of RULES, each for the steps that read as many nodes as it is meant for; the rest is exact.
+        along: The variable of integration (default: the ruler); another helps where the ruler is flat and
+            the clock steep.
     """
     if "adams" in rules:
         return _adams(known, clock.of(end) - clock.of(start))

@@ -1,16 +1,11 @@
 """Somebody else's sampler as a plan.
 
-A deterministic sampler that is linear in its start x_T and in the network's answers V_0, V_1, ... is one
-fixed table of numbers: every state it shows the network, and the one it returns, is
-
-    y_k = c_k x_T + Σ_{j<k} W_kj V_j.
-
-So it is run once, elementwise as samplers are, on a state whose entries are the coordinates of that
-space: x_T = e_0, and the network answers its call k with e_{k+1}. What the network is shown, and what
-comes back, are then the rows of the table. Each row is rewritten as a multiple of the last row that is a
-level and as many of the newest V as it takes (all of them where the sampler combines another vector than
-it is asked for), which is a plan. A last run on random numbers tells a sampler that is not linear
-(clipping, thresholding) or not deterministic.
+A deterministic sampler that is linear in its start x_T and in the network's answers V_0, V_1, ... is a
+table (table.py): y_k = c_k x_T + Σ_{j<k} W_kj V_j. So it is run once, elementwise as samplers are, on a
+state whose entries are the coordinates of that space: x_T = e_0, and call k is answered with e_{k+1}. What
+the network is shown, and what comes back, are the rows. Each is rewritten as a multiple of the last row
+that is a level and as many of the newest V as it takes, which is a plan. A last run on random numbers finds
+samplers that are not linear (clipping, thresholding) or not deterministic.
 """
 
 from __future__ import annotations
@@ -51,16 +46,23 @@ def trace(
 ) -> dict[str, Any]:
     """The fields of the plan of a deterministic sampler that is linear in (x, ε).
 
-    loop: ``loop(net, x) -> x_end`` starts from x in network space, calls ``net(x, t)`` on states in network
-    space and returns one, at the level sigma_end. It runs three times, on small tensors (1, 1, 1, n) of
-    ``dtype`` (None: float64), so it must make its own state anew (a scheduler remembers). prediction: what
-    net answers, ``"eps" | "x0" | "v" | "flow" | "score"``. time: what loop passes for t: ``"t"``, the
-    network's time, ``time_offset`` from the schedule's as in :class:`ddim_ode.Denoiser`, or ``"sigma"``.
+    The plan runs on any model with this schedule. Its grid is the levels of the calls; a call that no later
+    one goes below, or that is at the level of a later one, is a stage.
 
-    The plan stores that prediction and runs on any model with this schedule, under ``name``. Its grid is
-    the levels of the calls; a call that no later one goes below, or at the same level as a later
-    one, is a stage. ValueError for a sampler that never calls the network, is not linear or not
-    deterministic.
+    Args:
+        loop: ``loop(net, x) -> x_end``: it starts from x in network space, calls ``net(x, t)`` on states in
+            network space and returns one, at the level sigma_end. It runs three times, so it must make its
+            own state anew (a scheduler remembers).
+        schedule: Of the models it will run on.
+        prediction: What net answers, and the plan stores: ``"eps" | "x0" | "v" | "flow" | "score"``.
+        time: What loop passes for t: ``"t"``, the network's time, or ``"sigma"``.
+        time_offset: Of the network's time from the schedule's, as in :class:`ddim_ode.Denoiser`.
+        sigma_end: The level that loop ends at.
+        dtype: Of the tensors (1, 1, 1, n) that it runs on (default float64).
+        name: The plan's method.
+
+    Raises:
+        ValueError: The sampler never calls the network, is not linear or not deterministic.
 
     >>> import ddim_ode
     >>> schedule = ddim_ode.schedules.cosine()
