@@ -51,8 +51,7 @@ TRUSTED, LOWERED = 160.0, 80.0
 
 
 def trusted(schedule: Schedule, prediction: str) -> float:
-    """The highest level σ at which the x̂₀ of such a network is worth a step: 160 for ε and score, else
-    inf.
+    """The highest level σ where x̂₀ of such a network is worth a step: 160 for ε and score, else inf.
 
     An ε- or score-network has x̂₀ = (x − β̄ε̂)/ᾱ, whose error is σ times that of ε̂. On a schedule that
     ends in almost no signal (cosine: σ(1000) = 20,291) that is noise of thousands, which few steps never
@@ -63,8 +62,7 @@ def trusted(schedule: Schedule, prediction: str) -> float:
 
 
 def default_start(schedule: Schedule, prediction: str) -> float:
-    """The level σ that sampling starts from by default: σ(T), or 80 where that is finite and not
-    :func:`trusted`.
+    """The level σ that sampling starts from by default: σ(T), or 80 if that is finite but not trusted.
 
     To start from noise alone there leaves out 1/80 of the data. (At σ(T) = inf an ε-network cannot start,
     and the solve says so.)

@@ -24,13 +24,13 @@ def seconds_a_call(problem: Problem, x: Tensor) -> float:
     """Wall time that a network call takes for each sample of a batch x (b, *), half-way up."""
     schedule = problem.model.schedule
     sigma = float(schedule.sigma(schedule.T / 2))
-    found: list[float] = []
-    while sum(found) < _ENOUGH and len(found) < _TRIES:
+    times: list[float] = []
+    while sum(times) < _ENOUGH and len(times) < _TRIES:
         started = time.perf_counter()
         with torch.no_grad():
             problem(x, sigma)[0].cpu()  # waits for the device
-        found.append(time.perf_counter() - started)
-    return min(found) / len(x)
+        times.append(time.perf_counter() - started)
+    return min(times) / len(x)
 
 
 def tell_comparison(
@@ -75,5 +75,5 @@ def duration(seconds: float) -> str:
     ('4.2 ms', '95 s', '6.7 min', '28 h')
     """
     size, unit = next((size, unit) for least, size, unit in _UNITS if seconds >= least)
-    found = seconds / size
-    return f"{found:.0f} {unit}" if found >= 9.95 else f"{found:.2g} {unit}"
+    number = seconds / size
+    return f"{number:.0f} {unit}" if number >= 9.95 else f"{number:.2g} {unit}"

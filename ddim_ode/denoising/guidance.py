@@ -145,12 +145,12 @@ class Guidance:
         scale = self.scale
         if isinstance(scale, Tensor):  # as it is now, and without waiting for the device
             scale = scale.detach().clone()
-        found: dict[str, Any] = dict(guidance=scale)
+        entries: dict[str, Any] = dict(guidance=scale)
         if self.interval is not None:
-            found["guidance_interval"] = [e if math.isfinite(e) else "inf" for e in self.interval]
+            entries["guidance_interval"] = [e if math.isfinite(e) else "inf" for e in self.interval]
         if self.rescale:
-            found["guidance_rescale"] = self.rescale
-        return found
+            entries["guidance_rescale"] = self.rescale
+        return entries
 
 
 class Level(NamedTuple):
@@ -338,15 +338,15 @@ def _tensor(name: str, null: Any) -> Tensor:
 
 def _null(name: str, null: Any, value: Tensor) -> Tensor:
     """The null value of one condition, a row for each of ``value``'s."""
-    given = _tensor(name, null)
+    tensor = _tensor(name, null)
     try:
-        rows = given.to(value).expand_as(value)
+        rows = tensor.to(value).expand_as(value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"null[{name!r}]={shown(null)} is no value of cond[{name!r}], whose samples have shape "
             f"{tuple(value.shape[1:])}; give one of that shape, or a row for each of {len(value)}"
         ) from error
-    if given.is_floating_point() and not value.is_floating_point():
+    if tensor.is_floating_point() and not value.is_floating_point():
         raise ValueError(
             f"null[{name!r}]={shown(null)} is a fraction, but cond[{name!r}] is {value.dtype}"
         )

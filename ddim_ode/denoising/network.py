@@ -95,11 +95,11 @@ def guarded(net: Net, dtype: torch.dtype | None, like: Tensor, extra: Mapping[st
 
 def _versions(x: Tensor, t: Tensor, cond: Mapping[str, Any]) -> dict[str, int]:
     """How often each of the tensors was changed."""
-    found = {"x": x._version, "t": t._version}
+    versions = {"x": x._version, "t": t._version}
     for name, value in cond.items():
         if type(value) is Tensor:
-            found[name] = value._version
-    return found
+            versions[name] = value._version
+    return versions
 
 
 def _warn_of_training(net: nn.Module | None) -> None:
@@ -217,8 +217,8 @@ def has_rows(value: Any) -> bool:
 
 def check_cond(cond: Mapping[str, Tensor] | None, n: int, one: str = "sample") -> dict[str, Tensor]:
     """A copy of the conditions; ValueError unless each is a tensor with a row for each of n."""
-    found = by_name(cond)
-    for name, value in found.items():
+    rows = by_name(cond)
+    for name, value in rows.items():
         if has_rows(value) and len(value) == n:
             if value.is_meta:
                 raise ValueError(
@@ -241,7 +241,7 @@ def check_cond(cond: Mapping[str, Tensor] | None, n: int, one: str = "sample") -
         raise ValueError(
             f"cond[{name!r}] must be a tensor with one row per {one} ({n}), got {got}; {remedy}"
         )
-    return found
+    return rows
 
 
 def check_labels(labels: Any, n: int, shared: bool = False) -> None:

@@ -63,9 +63,9 @@ def noise(
     check_schedule(schedule)
     level = schedule.sigma_max if sigma is None else schedule.level(sigma)
     scale = prior_std(schedule, level)
-    given, place = _checked(seeds), device_of(device)
-    sources = (generator(seed, _START) for seed in given)
-    return _draw(sources, (len(given), *sizes(shape)), floating(dtype), scale).to(place)
+    chosen, place = _checked(seeds), device_of(device)
+    sources = (generator(seed, _START) for seed in chosen)
+    return _draw(sources, (len(chosen), *sizes(shape)), floating(dtype), scale).to(place)
 
 
 def sizes(shape: Sequence[int]) -> tuple[int, ...]:
@@ -88,9 +88,9 @@ def prior_std(schedule: Schedule, sigma: float) -> float:
 
 def check_seeds(seeds: Sequence[int], batch: int) -> list[int]:
     """The seeds as a list of ints, one per sample; ValueError otherwise."""
-    if len(given := _checked(seeds)) != batch:
+    if len(several := _checked(seeds)) != batch:
         raise ValueError(f"seeds={shown(seeds)} for a batch of {batch}; give one seed per sample")
-    return [seed_of(seed) for seed in given]
+    return [seed_of(seed) for seed in several]
 
 
 def _checked(seeds: Sequence[int]) -> Sequence[int]:

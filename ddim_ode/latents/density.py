@@ -1,6 +1,7 @@
 """The state and the integral of its divergence, solved together (see likelihood.py).
 
-A flat state (n, D + k) is z = x/m and ∫ ∇·f ds for each of k probes, or once where the divergence is exact.
+A flat state (n, D + k) is z = x/m and ∫ ∇·f ds, one for each of k probes, or one where the divergence is
+exact.
 """
 
 from __future__ import annotations
@@ -32,7 +33,13 @@ from .divergence import Products
 
 @dataclass
 class End:
-    """States with their integrals (B, D + k) at σ_max, in x but for the latter; and what it cost."""
+    """Where a solve ended.
+
+    Attributes:
+        state: (B, D + k) x at σ_max, and the integrals.
+        error: (B,) of the integral, or None.
+        status, nfe, sample_nfe, rows: As of a :class:`ddim_ode.Solution`.
+    """
 
     state: Tensor
     error: Tensor | None

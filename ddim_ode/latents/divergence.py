@@ -49,9 +49,15 @@ def unit_vectors(like: Tensor) -> Tensor:
 class Products:
     """f(x) and vᵀ J v (k, B) for the vectors v (k, B, *).
 
-    dtype: the network's, whose rounding limits what its differences can tell. extra: calls of f beyond one
-    a product. ValueError where the derivative is not that of f: that is looked at where a cut is seen, at
-    the calls 1, 2, 4, 8 ..., since a network may cut at some levels alone.
+    The derivative is compared with differences of f where a cut is seen, at the calls 1, 2, 4, 8 ..., since
+    a network may cut at some levels only. ``extra`` counts the calls of f beyond one a product.
+
+    Args:
+        chunk: Vectors taken at a time.
+        dtype: The network's, whose rounding limits what its differences can tell.
+
+    Raises:
+        ValueError: In a call: the derivative is not that of f, or there is none.
     """
 
     def __init__(self, chunk: int, dtype: torch.dtype) -> None:

@@ -7,15 +7,9 @@ from a point x of p at σ_min up to its latent x_T at σ_max,
     ln p(x; σ_min) = ln p(x_T; σ_max) + D ln(m_max/m_min) + ∫ ∇·f ds,
 
 the middle term being the change of gauge (0 on variance-preserving schedules). With the network's P,
-f = A z + (B/m) P(m z), and ∇·f = A D + B ∇·P.
-
-The integral is solved together with the state, as further entries of it, one for each probe (or one for
-the exact divergence): every sample has its own steps, and no step is accepted whose error in the mean of
-those entries is above tolerance. A sample keeps its probes along its way: they see a smooth problem.
-
-ln p(x_T; σ_max) is the prior's. The usual N(0, I) is not what a model's ODE starts from where ᾱ(T) > 0:
-on the DDPM schedule (ᾱ(T) = .0064), and a 64-D mixture fitted to digits, whose own density at σ(T) is
-known, it is off by .033 nats in the root mean square, and by at most .13 at 4,000 points.
+f = A z + (B/m) P(m z), and ∇·f = A D + B ∇·P. The integral is solved together with the state (density.py),
+and a sample keeps its probes along its way, so that they see a smooth problem. The usual prior N(0, I) is
+not what a model's ODE starts from where ᾱ(T) > 0; on the DDPM schedule it is off by some .03 nats.
 """
 
 from __future__ import annotations
@@ -215,7 +209,12 @@ def log_likelihood(
 
 
 def dequantized(x: Tensor, seeds: Sequence[int], cell: float = CELL) -> Tensor:
-    """x (B, *) plus uniform noise in ±cell/2, one seed a sample: a density's view of quantised data.
+    """x (B, *) plus uniform noise in ±cell/2: a density's view of quantised data.
+
+    Args:
+        x: The data.
+        seeds: One per sample.
+        cell: The width of a cell (default: of 8-bit pixels in [-1, 1]).
 
     >>> import ddim_ode, torch
     >>> pixels = torch.zeros(2, 1, 4, 4)

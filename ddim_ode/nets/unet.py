@@ -81,10 +81,13 @@ class Attention(nn.Module):
 class UNet(nn.Module):
     """ε_θ(x, t, y=None) for images.
 
-    channels: features per resolution level, finest first; each level halves the resolution.
-    blocks: residual blocks per level on the way down (one more on the way up).
-    attention: whether the coarsest level attends.
-    num_classes: 0 for an unconditional network, which then takes no y.
+    Args:
+        in_channels: C of x.
+        channels: Features per resolution level, finest first; each level halves the resolution.
+        blocks: Residual blocks per level on the way down (one more on the way up).
+        num_classes: 0 for an unconditional network, which then takes no y.
+        attention: Whether the coarsest level attends.
+        dropout: In residual blocks.
     """
 
     def __init__(

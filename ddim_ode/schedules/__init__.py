@@ -26,8 +26,8 @@ def build(name: str, params: dict[str, Any]) -> Schedule:
     makers = (ddpm, exponential, cosine, from_alphas_cumprod, vp, ve, flow)
     by_name = {maker.__name__: maker for maker in makers}
     maker = by_name[one_of("schedule", name, by_name)]
-    for given in named("params", params):
-        one_of(f"parameter of {name!r}", given, inspect.signature(maker).parameters)
+    for parameter in named("params", params):
+        one_of(f"parameter of {name!r}", parameter, inspect.signature(maker).parameters)
     try:
         return maker(**params)
     except TypeError as error:  # one is missing
@@ -330,7 +330,7 @@ def _check_T(T: int) -> int:
 
 
 def _positive(name: str, value: float) -> float:
-    found = number(name, value)
-    if not (np.isfinite(found) and found > 0):
+    real = number(name, value)
+    if not (np.isfinite(real) and real > 0):
         raise ValueError(f"{name}={shown(value)} must be positive and finite")
-    return found
+    return real

@@ -31,8 +31,13 @@ _ROWS = 4  # conditions, at most, that it is asked under
 
 @dataclass(frozen=True)
 class Answers:
-    """question: a hash of the shape and conditions asked with. tolerance: relative, what rounding may
-    explain on another machine."""
+    """A network's answers to the question.
+
+    Attributes:
+        question: A hash of the shape and conditions asked with.
+        values: Projections of the answers.
+        tolerance: Relative, what rounding may explain on another machine.
+    """
 
     question: str
     values: tuple[float, ...]
@@ -99,9 +104,9 @@ def ask(problem: Problem, shape: tuple[int, ...], device: torch.device) -> Answe
     with torch.no_grad():
         evaluate = problem.bind(nodes, x)
         scales = [float(np.hypot(*schedule.scales(s))) * (1 + k % 2) for k, s in enumerate(levels)]
-        said = torch.cat([evaluate(x * scale, k) for k, scale in enumerate(scales)])
+        answers = torch.cat([evaluate(x * scale, k) for k, scale in enumerate(scales)])
     question = digest(
         content([2, shape, problem.cond, problem.shared])
     )  # 1 was of four levels and one row
     tolerance = rounding(network_dtype(model) or torch.float32, device.type)
-    return Answers(question, tuple(projections(said).reshape(-1).tolist()), tolerance)
+    return Answers(question, tuple(projections(answers).reshape(-1).tolist()), tolerance)

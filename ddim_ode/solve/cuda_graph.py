@@ -75,12 +75,21 @@ def capture(solve: Callable[[], Any]) -> Captured:
 
 
 class GraphedPlan:
-    """A deterministic plan for batches like x (B, *) with conditions like ``cond``, as one CUDA graph.
+    """A deterministic plan for batches like x with conditions like ``cond``, as one CUDA graph.
 
-    Calling it with another x and cond of the same shapes copies them in, replays the graph and returns
-    new tensors: the samples (B, *) and which of them are finite (B,); with a model, its guidance's null
-    values are copied in, too, if they have a row for each sample. ValueError off CUDA, for a plan with step
-    noise (drawn on the host), and for other shapes than those recorded.
+    Calling it with another x and cond of the same shapes copies them in, replays the graph and returns new
+    tensors: the samples (B, *), and which of them are finite (B,). With a model, the null values of its
+    guidance are copied in too, if they have a row for each sample.
+
+    Args:
+        model: The denoiser.
+        plan: What runs.
+        x: (B, *) on a CUDA device.
+        cond, shared: As in :func:`ddim_ode.sample`.
+
+    Raises:
+        ValueError: Off CUDA, for a plan with step noise (drawn on the host), and for other shapes than
+            those recorded.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
 """Solvers of other packages through the same front door: ``torchdiffeq:NAME`` and ``scipy:NAME``.
 
 They see one :class:`ProbabilityFlow` for the whole batch, so its samples share step sizes, errors and
-fate. They run from σ_max to σ_min, or back, in ln σ where σ_max is finite and in t otherwise; the last jump
-to x̂₀ is the same as everywhere.
+status. They run from σ_max to σ_min, or back, in ln σ where σ_max is finite and in t otherwise; the last
+jump to x̂₀ is the same as everywhere.
 """
 
 from __future__ import annotations
@@ -120,8 +120,8 @@ def integrate(
 ) -> End:
     """Solve from sigmas[0] to sigmas[-1], both > 0; a fixed-step torchdiffeq method steps on all of them.
 
-    ode: counts its calls; observe() is called after each. adjoint: the tensors besides x whose gradient
-    torchdiffeq's adjoint gives; None: no adjoint. ValueError for an unknown solver.
+    ode counts its calls, and observe() is called after each. adjoint: the tensors besides x whose gradient
+    torchdiffeq's adjoint gives; None for no adjoint. An unknown solver is a ValueError.
     """
     package, name = method.split(":", 1)
     budget = _Budget(ode, max_nfe, observe)

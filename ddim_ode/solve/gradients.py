@@ -67,9 +67,9 @@ def parameters(problem: Problem) -> tuple[Tensor, ...]:
     """
     model = problem.model
     net = getattr(model.net, "__self__", model.net)
-    found: list[Any] = list(net.parameters()) if isinstance(net, torch.nn.Module) else []
+    tensors: list[Any] = list(net.parameters()) if isinstance(net, torch.nn.Module) else []
     if model.guidance is not None:
-        found += [model.guidance.scale, *model.guidance.null.values()]
-    found += by_name(**problem.conditions).values()
-    wanted = {id(p): p for p in found if isinstance(p, Tensor) and p.requires_grad}
+        tensors += [model.guidance.scale, *model.guidance.null.values()]
+    tensors += by_name(**problem.conditions).values()
+    wanted = {id(p): p for p in tensors if isinstance(p, Tensor) and p.requires_grad}
     return tuple(wanted.values())

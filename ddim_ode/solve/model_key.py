@@ -20,7 +20,11 @@ def model_key(model: Denoiser, key: str | None = None) -> str | None:
     """A hash of all that decides a denoiser's answers; None where the network is opaque code.
 
     Known are exact mixtures, by their parameters, and a ``torch.nn.Module``, by all that it holds but its
-    code (_base/structure.py). key: stands for the network, and for nothing else of the denoiser.
+    code (_base/structure.py).
+
+    Args:
+        model: The denoiser.
+        key: Stands for the network, and for nothing else of the denoiser.
     """
     net, schedule = getattr(model.net, "_orig_mod", model.net), model.schedule  # not compiled
     if key is not None:

@@ -37,13 +37,13 @@ def check_plan(plan: Plan, model: Denoiser) -> None:
             f"({schedule!r}); {again} for this one"
         )
     model.start(f"the first level of {plan.method}", max(plan.grid[0], plan.grid[-1]))
-    told = np.array([(node.sigma, node.t) for node in plan.nodes]).reshape(-1, 2)
-    times = schedule.time(told[:, 0])
-    wrong = np.flatnonzero(~(np.abs(told[:, 1] - times) <= 1e-6 * times))
+    calls = np.array([(node.sigma, node.t) for node in plan.nodes]).reshape(-1, 2)
+    times = schedule.time(calls[:, 0])
+    wrong = np.flatnonzero(~(np.abs(calls[:, 1] - times) <= 1e-6 * times))
     if wrong.size:
         k = wrong[0]
         raise ValueError(
-            f"the plan's call {k + 1} is told t={told[k, 1]:g}, but its σ={told[k, 0]:g} is at t="
+            f"the plan's call {k + 1} is told t={calls[k, 1]:g}, but its σ={calls[k, 0]:g} is at t="
             f"{times[k]:g} in {schedule!r}: the plan was altered; compile or calibrate it again"
         )
     levels = np.array([sigma for sigma in plan.grid if 0 < sigma < np.inf])
@@ -117,8 +117,8 @@ def check_network(plan: Plan, model: Denoiser) -> None:
 
 def _fitted_key(plan: Plan) -> str | None:
     """Of the model that a calibrated plan is fitted to, where it says so."""
-    found = (plan.fit or {}).get("model_key")
-    return found if isinstance(found, str) else None
+    key = (plan.fit or {}).get("model_key")
+    return key if isinstance(key, str) else None
 
 
 def warn_of_another_ode(plan: Plan, model: Denoiser, piped: bool = False) -> None:

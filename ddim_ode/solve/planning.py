@@ -1,4 +1,4 @@
-"""From a request to the plan that runs: compiled for it, or given, and then checked."""
+"""From a request to the plan that runs: compiled for it, or given and checked."""
 
 from __future__ import annotations
 

@@ -1,11 +1,8 @@
 """The sampling ODE as a callable, for anybody's solver.
 
 With s = (t/T)², the DDIM form of the ODE is  d(x/ᾱ)/ds = ε̂ · d(β̄/ᾱ)/ds, and in x itself
-dx/dτ = x̂₀ dᾱ/dτ + ε̂ dβ̄/dτ, which for ᾱ(s) = e^{−5s} is
-
-    dx/ds = 5 (ε_θ(x, T√s) / √(1 − e^{−10s}) − x).
-
-One exact trajectory solves it in every variable τ ∈ {s, t, σ, ln σ} and in both states.
+dx/dτ = x̂₀ dᾱ/dτ + ε̂ dβ̄/dτ. One exact trajectory solves it in every variable τ ∈ {s, t, σ, ln σ} and in
+both states.
 """
 
 from __future__ import annotations
@@ -33,17 +30,24 @@ STATES = ("x", "x/alpha_bar")
 class ProbabilityFlow:
     """``ode(τ, state) -> dstate/dτ``: torchdiffeq's and scipy's calling order.
 
-    model: a :class:`Denoiser`. variable: what τ is, ``"s" | "t" | "sigma" | "log_sigma"``, s = (t/T)².
-    state: ``"x"`` or ``"x/alpha_bar"``. shape: of ONE sample, needed for scipy's flat states. dtype,
-    device: of the tensors made from numpy states (a float32 network wants ``dtype=torch.float32``, here
-    or in its Denoiser). cond, shared: passed to the network.
+    A tensor state (B, *) gives a tensor and is differentiable (see ``norm``). A flat numpy state of
+    B·prod(shape) numbers gives a flat numpy array, without a gradient. ``nfe`` counts the calls, ``rows``
+    what the network processes in them for one sample (under guidance, two a call). Past the ends of the
+    schedule, where adaptive solvers take trial steps, the field keeps the value it has at σ_min or σ(T).
 
-    A tensor state (B, *) gives a tensor and is differentiable (see ``norm``); a flat numpy state of
-    B·prod(shape) numbers gives a flat numpy array, without a gradient. ``nfe`` counts the calls,
-    ``rows`` what the network processes in them for one sample (under guidance, two a call).
-    ValueError at σ = 0, where the ODE ends (``span`` ends at σ_min, where ``ddim_ode.sample`` by default
-    goes on to x̂₀); past the ends of the schedule, where adaptive solvers take
-    trial steps, the field keeps the value it has at σ_min or σ(T).
+    Args:
+        model: A :class:`Denoiser`.
+        variable: What τ is, ``"s" | "t" | "sigma" | "log_sigma"``, s = (t/T)².
+        state: ``"x"`` or ``"x/alpha_bar"``.
+        shape: Of ONE sample, needed for flat states.
+        dtype, device: Of the tensors made from numpy states. (A float32 network wants ``torch.float32``,
+            here or in its Denoiser.)
+        cond: {name: tensor (B, ...)}.
+        shared: {name: value}, passed to the network as it is.
+
+    Raises:
+        ValueError: In a call at σ = 0, where the ODE ends: ``span`` ends at σ_min, where
+            ``ddim_ode.sample`` by default jumps to x̂₀.
 
     >>> import ddim_ode, torch
     >>> from torchdiffeq import odeint

@@ -45,10 +45,16 @@ GOAL, EXACT_GOAL = 1.5e-4, 1e-6  # of the solution's RMS; for exact mixtures, wh
 
 @dataclass(repr=False)
 class Reference:
-    """x: (n, *shape) float64 on the CPU, NaN where a sample has none. gap (n,): RMS over a sample's
-    entries of what the last refinement moved it by. solver: how, in words. nfe: sequential network
-    calls, all refinements together, the mean over batches. net_evals: rows the network processed.
-    seconds: wall time, when it was made."""
+    """Converged solutions, and how far they are from converged.
+
+    Attributes:
+        x: (n, *shape) float64 on the CPU, NaN where a sample has none.
+        gap: (n,) RMS over a sample's entries of what the last refinement moved it by.
+        solver: How, in words.
+        nfe: Sequential network calls, all refinements together, the mean over batches.
+        net_evals: Rows the network processed.
+        seconds: Wall time, when it was made.
+    """
 
     x: Tensor
     gap: Array
@@ -68,7 +74,11 @@ class Reference:
 
 
 def given(x: Tensor, n: int, shape: Sequence[int]) -> Reference:
-    """A solution the caller knows, (n, *shape), taken as free of error; ValueError for another shape."""
+    """A solution the caller knows, (n, *shape), taken as free of error.
+
+    Raises:
+        ValueError: It has another shape.
+    """
     if tuple(x.shape) != (n, *shape):
         raise ValueError(f"reference has shape {tuple(x.shape)}; give (n, *shape) = {(n, *shape)}")
     x = x.detach().cpu().double()
@@ -117,12 +127,16 @@ def solve(
     origin: tuple[list[Any], Near] = ([], NOTHING),
     observe: Callable[[int], object] = lambda rows: None,
 ) -> Reference:
-    """The reference of one batch of noises x (B, *); its solves are kept in ``store`` by their ``origin``.
+    """The reference of one batch of noises.
 
-    goal: the RMS difference of two solutions to stop at (default: 1.5e-4 of the solution's own RMS, and
-    1e-6 for exact mixtures); if the finest does not reach it, ``error`` says so. origin: which model,
-    noises and conditions these are, in exact parts and in numbers. observe(rows) is told the network rows
-    of each solve.
+    Args:
+        problem: The model and its conditions.
+        x: The noises (B, *).
+        goal: The RMS difference of two solutions to stop at (default: 1.5e-4 of the solution's own RMS, and
+            1e-6 for exact mixtures). If the finest does not reach it, ``error`` says so.
+        store: Keeps each solve.
+        origin: Which model, noises and conditions these are, in exact parts and in numbers.
+        observe: observe(rows) is told the network rows of each solve.
     """
     parts, near = origin
     share = EXACT_GOAL if is_exact(problem.model) else GOAL
@@ -143,14 +157,14 @@ def solve(
         counts.append(plan.steps)
         if before is not None:
             gap = norm_per_sample(end - before).numpy()
-            there = np.isfinite(gap)
-            size = float(norm_per_sample(end)[there].mean()) if there.any() else 0.0
-            if not there.any() or gap[there].mean() <= (share * size if goal is None else goal):
+            finite = np.isfinite(gap)
+            size = float(norm_per_sample(end)[finite].mean()) if finite.any() else 0.0
+            if not finite.any() or gap[finite].mean() <= (share * size if goal is None else goal):
                 break
         before = end
-    there = np.isfinite(gap)
+    finite = np.isfinite(gap)
     x0 = end.clone()
-    x0[torch.from_numpy(~there)] = torch.nan
+    x0[torch.from_numpy(~finite)] = torch.nan
     solver = f"{METHOD.name}, {counts[-1]} against {counts[-2]} steps"
     return Reference(x0, gap, solver, calls, rows, seconds)
 

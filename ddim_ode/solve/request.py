@@ -230,34 +230,34 @@ class Request:
         check_model(model, limited=caller not in _RISING)
         x, two_way = check_state(x), caller != "sample"
         check_rank(model, x)
-        given = {**dict.fromkeys(SolveOptions.__annotations__), **DEFAULTS, **options}
-        _check_watching(given)
-        plan, known = given["plan"], given["known"]
-        if given["seeds"] is not None:
-            given["seeds"] = check_seeds(given["seeds"], x.shape[0])
+        values = {**dict.fromkeys(SolveOptions.__annotations__), **DEFAULTS, **options}
+        _check_watching(values)
+        plan, known = values["plan"], values["known"]
+        if values["seeds"] is not None:
+            values["seeds"] = check_seeds(values["seeds"], x.shape[0])
         if known is not None and not isinstance(known, Known):
             raise ValueError(f"known must be a ddim_ode.Known, got {type(known).__name__}")
         exclusive(plan=plan, method=method)
         if plan is not None:
             check_plan(plan, model)
-        exclusive(nfe=given["nfe"], noise_std=given["noise_std"])
-        placing = {name: given[name] for name in PLACING if plan is None}
+        exclusive(nfe=values["nfe"], noise_std=values["noise_std"])
+        placing = {name: values[name] for name in PLACING if plan is None}
         if two_way:
-            _check_two_way(given)
-            placing["final"] = _end_of(given["grid"], model)
+            _check_two_way(values)
+            placing["final"] = _end_of(values["grid"], model)
         levels = Levels(model, **placing, rising=caller in _RISING)
         kind = kind_of(
             method,
             plan,
             placed=levels.placed,
-            tolerant=any(given[name] is not None for name in ("rtol", "atol", "max_nfe")),
-            variant=given["variant"],
+            tolerant=any(values[name] is not None for name in ("rtol", "atol", "max_nfe")),
+            variant=values["variant"],
         )
         spec = None
         if kind in ("fixed", "adaptive") or (kind == "reversible" and not two_way):
-            spec = get_method("ddim" if method is None else method, given["variant"])
-        problem = Problem(model, given["cond"], given["shared"])
-        request = cls(problem, x, kind, method, spec, levels, given, two_way, partner)
+            spec = get_method("ddim" if method is None else method, values["variant"])
+        problem = Problem(model, values["cond"], values["shared"])
+        request = cls(problem, x, kind, method, spec, levels, values, two_way, partner)
         request._check(caller)
         return request
 

@@ -51,8 +51,8 @@ class RoundTrip:
     net_evals: int
 
     def __repr__(self) -> str:
-        said = ", ".join(f"{name} {value}" for name, value in self._facts() if value)
-        return f"RoundTrip({said})"
+        facts = ", ".join(f"{name} {value}" for name, value in self._facts() if value)
+        return f"RoundTrip({facts})"
 
     def _repr_html_(self) -> str:
         return notebook.card("Round trip", self._facts())

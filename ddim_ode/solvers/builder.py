@@ -128,9 +128,9 @@ class Steps:
 
     def _ddim(self, vector: str, first: int, last: int, noise: Sequence[float] | None) -> None:
         std = np.zeros(last - first) if noise is None else np.array(noise[: last - first])
-        here = self.alpha[first:last], self.beta[first:last]
-        there = self.alpha[first + 1 : last + 1], self.beta[first + 1 : last + 1]
-        scale, weight = ddim_step(vector, here, there, std)
+        before = self.alpha[first:last], self.beta[first:last]
+        after = self.alpha[first + 1 : last + 1], self.beta[first + 1 : last + 1]
+        scale, weight = ddim_step(vector, before, after, std)
         rows = zip(range(first, last), scale.tolist(), weight.tolist(), std.tolist())
         for step, s, w, z in rows:
             self._commit(step, s, (w,), (self._call_at[step],), z)

@@ -114,9 +114,9 @@ def _step_noise(
     if eta is None and noise_std is None:
         eta = method.eta or 0.0
     elif method.eta != 0.0:
-        given = "eta" if eta is not None else "noise_std"
+        name = "eta" if eta is not None else "noise_std"
         raise ValueError(
-            f"method {method.name!r} takes no {given}: free step noise belongs to method='ddim'"
+            f"method {method.name!r} takes no {name}: free step noise belongs to method='ddim'"
         )
     if eta is not None:
         if not (np.isfinite(eta) and eta >= 0):

@@ -69,7 +69,7 @@ def nearest(plan: Plan, schedule: Schedule) -> Nearest | None:
     levels = np.array([node.sigma for node in plan.nodes])
     ours = _table(plan, schedule)
     grid = (plan.nodes[0].sigma, *plan.grid[1:])
-    found = []
+    candidates = []
     for method in METHODS.values():
         for start in ("ramp", "rk") if method.rk_steps else (None,):
             if method.order is None:
@@ -85,9 +85,11 @@ def nearest(plan: Plan, schedule: Schedule) -> Nearest | None:
                 continue
             table = _table(other, schedule)
             distance = float(np.linalg.norm(ours - table) / np.linalg.norm(table))
-            found.append(Nearest(method.name, distance))
+            candidates.append(Nearest(method.name, distance))
     # With one or two steps several methods are the same numbers: then the plan's own name.
-    return min(found, key=lambda f: (round(f.distance, 12), f.name != plan.method), default=None)
+    return min(
+        candidates, key=lambda f: (round(f.distance, 12), f.name != plan.method), default=None
+    )
 
 
 def _table(plan: Plan, schedule: Schedule) -> Array:

@@ -138,5 +138,5 @@ def _fit(values: Sequence[Any], least: float) -> bool:
         return False
     if int in kinds and any(abs(value) > _WHOLE for value in values if type(value) is int):
         return False
-    found = numbers("values", values)
-    return bool(((found >= least) & (found <= _MOST)).all())
+    array = numbers("values", values)
+    return bool(((array >= least) & (array <= _MOST)).all())

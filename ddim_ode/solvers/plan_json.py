@@ -118,9 +118,9 @@ class _Reader:
 
     def plan(self, data: Any, make: Callable[..., P]) -> P:
         if not isinstance(data, dict) or data.get("format") != FORMAT:
-            found = data.get("format") if isinstance(data, dict) else data
+            own = data.get("format") if isinstance(data, dict) else data
             raise ValueError(
-                f"{self.source}: not a plan: format={shown(found, 60)} must be {FORMAT!r}, as Plan.save "
+                f"{self.source}: not a plan: format={shown(own, 60)} must be {FORMAT!r}, as Plan.save "
                 "writes it"
             )
         version = data.get("version")

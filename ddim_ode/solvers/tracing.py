@@ -208,10 +208,10 @@ def _verify(ops: Sequence[Op], loop: Loop, vector: str, dtype: torch.dtype) -> N
     source = torch.Generator().manual_seed(0)
     x, *answers = (3 * torch.randn(calls + 1, 1, 1, 1, 16, generator=source, dtype=dtype)).unbind(0)
     run = _Run(loop, x, answers)
-    told = [answer.double().numpy() for answer in answers]
+    stored = [answer.double().numpy() for answer in answers]
     theirs = [y.double().numpy() for y in (*run.shown, run.end)]
     for k, (ours, y) in enumerate(
-        zip(states(ops, x.double().numpy(), lambda k, _: told[k]), theirs)
+        zip(states(ops, x.double().numpy(), lambda k, _: stored[k]), theirs)
     ):
         gap = float(np.abs(ours - y).max() / max(np.abs(y).max(), 1.0))
         if not gap < _LINEAR:
