@@ -149,11 +149,21 @@ def make_grid(
     sigma_max: float | None = None,
     sigma_min: float | None = None,
 ) -> Array:
-    """The named grid with ``steps`` intervals on this schedule.
+    """The named grid with ``steps`` intervals.
 
-    sigma_max defaults to σ(T), sigma_min to σ(1) for discrete schedules and σ(10⁻³T) otherwise.
-    ValueError for an unknown name, a range outside the schedule's, or σ_max = inf in a grid
-    that is spaced in σ.
+    Args:
+        name: One of ``NAMES``.
+        schedule: Of the model.
+        steps: Intervals.
+        final: ``"zero"`` ends at σ = 0, ``"sigma_min"`` at σ_min.
+        sigma_max: Where it starts (default σ(T)).
+        sigma_min: Its last positive level (default σ(1) for discrete schedules, σ(10⁻³T) otherwise).
+
+    Returns:
+        σ (steps+1,), strictly decreasing.
+
+    Raises:
+        ValueError: An unknown name, a range outside the schedule's, or σ_max = inf in a grid spaced in σ.
 
     >>> from ddim_ode import grids, schedules
     >>> grids.make_grid("karras", schedules.ve(80.0), 4).round(2).tolist()

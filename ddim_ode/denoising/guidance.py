@@ -1,17 +1,14 @@
-"""Guidance, and limits on x̂₀: what makes a denoiser's ODE another than its network's own.
+"""Guidance, and limits on x̂₀: what makes a denoiser's ODE differ from its network's own.
 
-With P what the network predicts, conditionally P_c and without the condition P_∅, the guided prediction is
+With P_c what the network predicts, and P_∅ without the condition, the guided prediction is
 
     P_s = P_∅ + s (P_c − P_∅)                                       Ho & Salimans 2022, eq. 6 (s = 1 + w)
     P   = P_s (φ std P_c / std P_s + 1 − φ)                         Lin et al. 2024, eqs. 15 and 16
 
-where the standard deviation runs over the entries of one sample. All predictions are affine in each other
-at a given x, so the first formula is the same whatever the network predicts. The second is not: it
-acts on the network's own prediction, as in the paper (whose network predicts v). For σ outside an interval
-P = P_c, and the null branch is not evaluated (Kynkäänniemi et al. 2024).
-
-A limit acts last, on the x̂₀ that follows from P, and ε̂ is then the one that keeps x = ᾱ x̂₀ + β̄ ε̂: a
-limited network is one that predicts that x̂₀.
+where the standard deviation runs over the entries of one sample. The first formula is the same whatever the
+network predicts; the second acts on the network's own prediction, as in the paper (whose network predicts
+v). For σ outside an interval P = P_c, and the null branch is not evaluated (Kynkäänniemi et al. 2024). A
+limit acts last, on the x̂₀ that follows from P, and ε̂ is then the one that keeps x = ᾱ x̂₀ + β̄ ε̂.
 """
 
 from __future__ import annotations

@@ -1,17 +1,12 @@
-"""The divergence ∇·f of a network, exact or estimated.
+"""The divergence ∇·f of a network, exact, Σ_i e_iᵀ J e_i, or estimated by vᵀ J v with probes v, E v vᵀ = I.
 
-    exact        Σ_i e_iᵀ J e_i                    over the D unit vectors
-    hutchinson   vᵀ J v for each probe v,          E v vᵀ = I
-
-(Hutchinson 1989; Grathwohl et al. 2019, https://arxiv.org/abs/1810.01367). Both need products of the
-Jacobian J with many vectors at one x. They are taken ``chunk`` at a time by ``torch.func.vmap`` of a vjp:
-one forward pass with its graph, and chunk × (one backward pass). What torch.func cannot transform (autograd
-or numpy inside, autograd functions of the old kind) is differentiated by plain autograd, one product at a
-time.
-
-Of a network that cuts its own graph (``detach``, ``no_grad``, ``autograd.grad`` without ``create_graph``)
-torch gives, without a word, the derivative of another function. Where such a cut is seen, or the derivative
-is 0, it is compared with the network's differences.
+(Hutchinson 1989; Grathwohl et al. 2019, https://arxiv.org/abs/1810.01367.) Products of the Jacobian J with
+many vectors at one x are taken ``chunk`` at a time by ``torch.func.vmap`` of a vjp: one forward pass with
+its graph, and chunk backward passes. What torch.func cannot transform (autograd or numpy inside, autograd
+functions of the old kind) is differentiated by plain autograd, one product at a time. Of a network that
+cuts its own graph (``detach``, ``no_grad``, ``autograd.grad`` without ``create_graph``) torch gives,
+without a word, the derivative of another function: where a cut is seen, or the derivative is 0, it is
+compared with the network's differences.
 """
 
 from __future__ import annotations

@@ -1,14 +1,12 @@
 """Gradients through a solve, at three prices.
 
-With L a loss of the end state, ``sample(..., differentiable=)`` takes dL/dx_T, dL/dθ and dL/ds, θ the
-network's parameters and s the guidance scale, by
-
-    True          backpropagation through the steps. Keeps all activations of all network calls.
-    "checkpoint"  the same numbers. Keeps the state that each call was given, and calls the network once
-                  more on the way back (Chen et al. 2016, https://arxiv.org/abs/1604.06174).
-    "adjoint"     a second ODE, solved from σ_min back to σ_max (Chen et al. 2018,
-                  https://arxiv.org/abs/1806.07366). Keeps the end state alone; the gradient has an error
-                  of its own, of the order of the tolerance.
+``sample(..., differentiable=)`` takes the gradient of a loss of the end state with respect to x_T, the
+network's parameters and the guidance scale. ``True`` backpropagates through the steps, and keeps all
+activations of all network calls. ``"checkpoint"`` gives the same numbers, keeps the state that each call
+was given, and calls the network once more on the way back (Chen et al. 2016,
+https://arxiv.org/abs/1604.06174). ``"adjoint"`` solves a second ODE from σ_min back to σ_max (Chen et al.
+2018, https://arxiv.org/abs/1806.07366) and keeps the end state alone; its gradient has an error of its own,
+of the order of the tolerance.
 """
 
 from __future__ import annotations

@@ -1,14 +1,11 @@
 """Where the ODE takes given noises: converged solutions, with an error estimate of their own.
 
-The path is that of :func:`ddim_ode.sample`'s limit of many steps: by the ODE to the schedule's default
-σ_min, σ(1) or σ(10⁻³T), and from there by the last jump to x̂₀, whatever cut a method under test uses. The
-state is float64; the network is called in its own precision.
-
-The number of steps is raised, for a batch at a time, until two solutions in a row differ by no more than
-the goal. What they differ by is the error of the coarser one, and an upper estimate of that of the finer
-one, which is the reference. A trained network is rough in σ (the shipped one converges at first order up to
-some 400 steps, with any method), so there is no gain in extrapolating, and √2 between step counts is
-cheaper than 2.
+The path is the limit of many steps of :func:`ddim_ode.sample`: by the ODE to the schedule's default σ_min,
+and from there by the last jump to x̂₀, whatever cut a method under test uses. The state is float64; the
+network is called in its own precision. The number of steps is raised until two solutions in a row differ by
+no more than the goal. Their difference is the error of the coarser one, and an upper estimate of that of
+the finer one, which is the reference. A trained network is rough in σ, where it converges at first order
+with any method: so nothing is extrapolated, and √2 between step counts is cheaper than 2.
 """
 
 from __future__ import annotations

@@ -2,13 +2,11 @@
 
 A one-step method is a chart and its stages: a tableau, or nodes of the quadrature primitive. A multistep
 method is a chart, a ruler and the number of past velocities it interpolates (quadrature.py), with or
-without a corrector. The registry below is the whole list; VARIANTS are the departures from it
-that are found in published code.
+without a corrector. The registry is the whole list; VARIANTS are the departures from it in published code.
 
-Order counts global error: a method of order p errs by O(hᵖ) over a fixed interval. Multistep methods
-start from fewer velocities than they want. With rising order ("ramp") step j has a local error of
-O(h^{j+1}), one order more with a corrector: order 2 (3) globally. A Runge–Kutta start ("rk") takes the
-first steps until that is enough for the order on the label.
+Order counts global error: a method of order p errs by O(hᵖ) over a fixed interval. With rising order
+("ramp") step j of a multistep method has a local error of O(h^{j+1}), one order more with a corrector:
+order 2 (3) globally. A Runge–Kutta start ("rk") takes the first steps until that is enough for the label.
 """
 
 from __future__ import annotations

@@ -32,7 +32,12 @@ class Node(NamedTuple):
 
 
 class Op(NamedTuple):
-    """One line of a plan; see :mod:`ddim_ode.solvers.plan`."""
+    """One line of a plan, over the state x and the history of stored vectors V, newest first.
+
+    y = scale·x + Σ_j weights[j]·V_j  (+ noise·z)
+    if commit:  x = y
+    if node:    push V(y, σ)
+    """
 
     scale: float
     weights: tuple[float, ...]

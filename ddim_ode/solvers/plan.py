@@ -1,15 +1,9 @@
 """Plans: a method compiled on a grid, everything known before the first network call.
 
-A plan is a flat list of ops over one state x and a history of stored vectors V, newest first:
-
-    y = scale·x + Σ_j weights[j]·V_j  (+ noise·z)
-    if commit:  x = y
-    if node:    push V(y, σ)
-
-V is the plan's ``vector`` (ε̂, x̂₀ or v̂ ...), the network's output up to the conversion done once in the
-denoiser. Runge–Kutta stages are ops without commit; a corrector is a commit without node. The
-weights absorb the chart: where the chart's velocity is not V itself but a·x + b·V, the x of a stage is
-expanded within its step, which is exact and costs nothing at run time.
+A plan is a flat list of ops (ops.py) over one state x and a history of stored vectors V, the network's
+output up to a conversion. Runge–Kutta stages are ops without commit; a corrector is a commit without node.
+The weights absorb the chart: where its velocity is not V itself but a·x + b·V, the x of a stage is expanded
+within its step, which is exact and costs nothing at run time.
 
 How a method becomes ops: compilation.py. On disk: plan_json.py. How near to a textbook: nearest.py.
 """
