@@ -11,6 +11,11 @@ from . import files
 from .checks import path_of
 
 
+def plain_level(sigma: float) -> float | str:
+    """A level as JSON has it: infinity is the word "inf"."""
+    return float(sigma) if sigma < math.inf else "inf"
+
+
 def content(path: str | Path, what: str, limit: int) -> bytes:
     """The bytes of a file, no more than tell that it is too large; FileNotFoundError without it."""
     try:

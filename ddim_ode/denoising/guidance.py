@@ -27,6 +27,7 @@ from torch import Tensor
 
 from .._base.checks import is_dense, named, number, shown
 from .._base.notebook import brief
+from .._base.tensors import beside
 from ..schedules.schedule import Array
 
 Mask = npt.NDArray[np.bool_]
@@ -172,9 +173,12 @@ class Level(NamedTuple):
 
 
 class Branches:
-    """The conditions of a batch, and their null values: asks for both in one call, and combines them.
+    """The conditions of a batch and their null values: asks for both in one call, and combines the answers.
 
-    rows: the batch's conditions, one row a sample. like: a tensor of the state's dtype and device.
+    Args:
+        guidance: How.
+        rows: The batch's conditions, one row a sample.
+        like: A tensor of the state's dtype and device.
     """
 
     def __init__(self, guidance: Guidance, rows: dict[str, Tensor], like: Tensor) -> None:
@@ -215,7 +219,7 @@ class Branches:
         spread = guided.flatten(1).std(dim=1)
         ratio = conditional.flatten(1).std(dim=1) / spread
         ratio = torch.where(spread == 0, torch.ones_like(ratio), ratio)
-        return guided * (1 + self.rescale * (ratio - 1)).reshape(-1, *[1] * (guided.ndim - 1))
+        return guided * beside(1 + self.rescale * (ratio - 1), guided)
 
 
 _MOST = torch.finfo(torch.float32).max  # of a bound: what x̂₀ can be
@@ -291,8 +295,7 @@ class Limit:
             return x0
         assert self.threshold is not None
         entries = x0.abs().reshape(len(x0), math.prod(x0.shape[1:]))
-        s = _quantile(entries, self.threshold).clamp(1.0, self.most)
-        s = s.reshape(-1, *[1] * (x0.ndim - 1))
+        s = beside(_quantile(entries, self.threshold).clamp(1.0, self.most), x0)
         return torch.maximum(torch.minimum(x0, s), -s) / s
 
 

@@ -245,8 +245,9 @@ def check_cond(cond: Mapping[str, Tensor] | None, n: int, one: str = "sample") -
 
 
 def check_labels(labels: Any, n: int, shared: bool = False) -> None:
-    """ValueError for what no embedding of n classes takes, (B,), or one number where it is shared; values
-    are looked at where that waits for no device."""
+    """ValueError for labels that no embedding of n classes takes: they are (B,), or one number if shared.
+    Values are looked at on the CPU only, so as not to wait for a device.
+    """
     if not isinstance(labels, Tensor):
         raise ValueError(
             f"class labels must be a tensor of whole numbers (B,), got {shown(labels)}"
@@ -271,8 +272,8 @@ def check_labels(labels: Any, n: int, shared: bool = False) -> None:
 def check_channels(x: Tensor, channels: int, axes: str | None = "C") -> None:
     """ValueError unless x has that many channels.
 
-    axes: those of one sample, as far as they are known, such as ``"FCHW"``; None where nobody knows which
-    of them are the channels.
+    axes: Those of one sample as far as they are known, such as ``"FCHW"``; None where nobody knows which of
+    them are the channels.
     """
     shape = tuple(x.shape)
     if axes is None:
@@ -293,7 +294,7 @@ def check_channels(x: Tensor, channels: int, axes: str | None = "C") -> None:
 
 
 def doubled_axis(out: Tensor, x: Tensor) -> int | None:
-    """The axis on which an answer is twice as long as x, and on no other is it longer; None for another."""
+    """The one axis on which an answer is twice as long as x, if it differs on no other; else None."""
     if out.ndim != x.ndim:
         return None
     differ = [axis for axis in range(x.ndim) if out.shape[axis] != x.shape[axis]]
@@ -302,8 +303,7 @@ def doubled_axis(out: Tensor, x: Tensor) -> int | None:
 
 
 def halved(out: Any, x: Tensor, prediction: str) -> Tensor:
-    """The prediction of an answer (B, 2C, *) with a variance behind it, on whatever axis; ValueError for
-    another."""
+    """The prediction of an answer (B, 2C, *) with a variance behind it, on any axis; else a ValueError."""
     if x.ndim < 2:
         raise ValueError(
             "learned_variance='split' halves the channels of an answer (B, 2C, *), and x is "

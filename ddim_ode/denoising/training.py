@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .._base.checks import finite, function
-from .._base.tensors import check_floating
+from .._base.tensors import beside, check_floating
 from ..schedules.schedule import Schedule, check_schedule
 from .network import check_output
 
@@ -63,7 +63,7 @@ def eps_loss(
     t = schedule.training_time(u.cpu().numpy())
     wide = torch.promote_types(x0.dtype, torch.float32)  # half precision has no room for t = 999
     alpha, beta = (
-        torch.as_tensor(scale(t)).to(x0.device, wide).reshape(b, *[1] * (x0.ndim - 1))
+        beside(torch.as_tensor(scale(t)).to(x0.device, wide), x0)
         for scale in (schedule.alpha_bar, schedule.beta_bar)
     )
     noisy = (alpha * x0 + beta * eps).to(x0.dtype)

@@ -1,4 +1,5 @@
-"""What a model says to a fixed question: how one is known whose code or hidden state no hash sees.
+"""What a model answers to a fixed question: how a network is recognised whose code or hidden state no hash
+sees.
 
 The question is the same everywhere: one sample of the caller's shape and conditions, at a few levels. Of
 the answers a few projections are kept, which differ where the answers do.

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .._base.tensors import beside
 from ..solvers.plan import Plan
 from .solution import finite_samples
 
@@ -129,7 +130,7 @@ class Run:
             y = self.project(y, self.steps)
         if self._alive is not None:
             self._alive = self._alive & finite_samples(y)
-            y = torch.where(self._alive.reshape(-1, *[1] * (y.ndim - 1)), y, self.x)
+            y = torch.where(beside(self._alive, y), y, self.x)
         self.x = y
         if self.after_step is not None:
             self.after_step(Progress(self.steps, self.plan.grid[self.steps], y))

@@ -1,4 +1,4 @@
-"""What a model is, as a short hash: by it results are found again, and runs go on.
+"""What a model is, as a short hash, by which results are found again and runs go on.
 
 A key is of what a model is made of, never of what it computes, since that differs between processors in its
 last bits: what a model answers is compared beside it (answers.py).

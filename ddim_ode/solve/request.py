@@ -185,9 +185,16 @@ def chooses_steps(method: str, placed: bool, tolerant: bool = False) -> bool:
 class Request:
     """One solve: a model under conditions, a state, and what to do with it, checked.
 
-    kind: a key of :data:`TAKES`. spec: the method, of kinds "fixed" and "adaptive". options: all of
-    :class:`SolveOptions`, None (or the default) where they were not given. two_way: between levels > 0,
-    as ``encode`` and ``decode`` go.
+    Attributes:
+        problem: The model and its conditions.
+        x: The state (B, *) at the first level.
+        kind: A key of :data:`TAKES`.
+        method: As the caller gave it.
+        spec: The method, of kinds "fixed" and "adaptive".
+        levels: Where it steps.
+        options: All of :class:`SolveOptions`, None (or the default) where they were not given.
+        two_way: Between levels > 0, as ``encode`` and ``decode`` go.
+        partner: The second state of the method ``"reversible"``.
     """
 
     problem: Problem

@@ -53,9 +53,11 @@ def integrate_pair(
     chart: str,
     observe: Callable[[], object],
 ) -> Pair:
-    """Take (x, partner) through the levels ``sigmas`` in their order, in len(sigmas) calls.
+    """Take (x, partner) through the levels ``sigmas`` in their order, in len(sigmas) calls; observe()
+    follows each.
 
-    observe() is called after each. ValueError where the chart is infinite at a level.
+    Raises:
+        ValueError: The chart is infinite at a level.
     """
     schedule = problem.model.schedule
     coordinates = get_chart(chart, schedule)

@@ -38,8 +38,12 @@ _Known = npt.NDArray[np.bool_]
 class Steps:
     """The ops of a plan in the making, and what its steps share.
 
-    sigmas (n+1,): the grid. vector: what the plan stores. ``ddim``, ``one_step`` and ``multistep``
-    append the steps [first, last).
+    ``ddim``, ``one_step`` and ``multistep`` append the steps [first, last).
+
+    Args:
+        schedule, chart: Of the plan.
+        vector: What the plan stores.
+        sigmas: (n+1,), the grid.
     """
 
     def __init__(self, schedule: Schedule, chart: Chart, vector: str, sigmas: Array) -> None:

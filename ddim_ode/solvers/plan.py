@@ -10,7 +10,6 @@ How a method becomes ops: compilation.py. On disk: plan_json.py. How near to a t
 
 from __future__ import annotations
 
-import math
 import operator
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +18,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from .._base import notebook
+from .._base.json_file import plain_level
 from . import plan_json, tracing
 from .fit import fit_lines
 from .ops import Node as Node
@@ -145,7 +145,7 @@ class Plan:
             method=self.method,
             vector=self.vector,
             chart=self.chart,
-            grid=[s if math.isfinite(s) else "inf" for s in self.grid],
+            grid=list(map(plain_level, self.grid)),
             start=self.start,
             nfe=self.nfe,
             schedule=self.schedule,
