@@ -88,7 +88,7 @@ def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def _replace(target: Path, data: bytes, mode: int | None) -> None:
     if mode is not None:
-        os.close(os.open(target, os.O_WRONLY))  # a rename asks nobody whether the file is read-only
+        os.close(os.open(target, os.O_WRONLY))  # a rename would replace a read-only file
     beside = target.with_name(f".{target.name[:50]}.{uuid.uuid4().hex}{PARTIAL}")
     try:
         with open(beside, "xb") as file:

@@ -1,4 +1,4 @@
-"""JSON from another hand: read up to a limit, and taken strictly; nothing in it is looked up or run."""
+"""JSON files of other people: read up to a limit, and strictly; nothing in them is looked up or run."""
 
 from __future__ import annotations
 

@@ -272,8 +272,8 @@ def check_labels(labels: Any, n: int, shared: bool = False) -> None:
 def check_channels(x: Tensor, channels: int, axes: str | None = "C") -> None:
     """ValueError unless x has that many channels.
 
-    axes: Those of one sample as far as they are known, such as ``"FCHW"``; None where nobody knows which of
-    them are the channels.
+    axes: Those of one sample as far as they are known, such as ``"FCHW"``; None where it is not known
+    which of them are the channels.
     """
     shape = tuple(x.shape)
     if axes is None:

@@ -246,7 +246,7 @@ def _locate(name_or_path: str | Path, suffix: str, elsewhere: str = "") -> Path:
 
 @contextlib.contextmanager
 def _configured(path: Path) -> Iterator[None]:
-    """What goes wrong inside is the fault of the file's configuration, and told so."""
+    """Errors inside become a ValueError that blames the configuration of the file."""
     try:
         yield
     except (KeyError, TypeError, ValueError, RuntimeError) as error:

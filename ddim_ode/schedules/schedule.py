@@ -142,7 +142,7 @@ class Schedule(ABC):
 
     @functools.cached_property
     def sigma_min(self) -> float:
-        """The default last positive level: σ(1) of a discrete schedule, else σ(10⁻³ T); ``ve`` is told."""
+        """The default last positive level: σ(1) of a discrete schedule, else σ(10⁻³ T)."""
         return float(self._sigma(np.array(1.0 if self.discrete else 1e-3 * self.T)))
 
     @property

@@ -1,4 +1,4 @@
-"""Whether a plan, perhaps from a file of another day, is one for this model."""
+"""Checks that a plan, perhaps from a file, fits this model, and warnings where it was fitted to another."""
 
 from __future__ import annotations
 

@@ -133,7 +133,7 @@ def solve(
             1e-6 for exact mixtures). If the finest does not reach it, ``error`` says so.
         store: Keeps each solve.
         origin: Which model, noises and conditions these are, in exact parts and in numbers.
-        observe: observe(rows) is told the network rows of each solve.
+        observe: observe(rows) is called with the network rows of each solve.
     """
     parts, near = origin
     share = EXACT_GOAL if is_exact(problem.model) else GOAL

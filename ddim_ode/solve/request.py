@@ -74,7 +74,7 @@ class SolveOptions(TypedDict, total=False):
     differentiable: bool | str
 
 
-# What an option is where nobody gives it; None for the others.
+# The defaults that are not None.
 DEFAULTS: dict[str, Any] = dict(
     progress=False, record="none", on_nan="report", differentiable=False
 )
@@ -139,7 +139,7 @@ def kind_of(
         variant: Of the method.
 
     Raises:
-        ValueError: An unknown method, or one that is both told where to step and given a tolerance.
+        ValueError: An unknown method, or both a tolerance and levels to step on.
     """
     if plan is not None:
         return "plan"

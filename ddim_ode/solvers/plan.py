@@ -210,7 +210,7 @@ class Plan:
         schedule: Schedule,
         **options: Any,
     ) -> Plan:
-        """The plan of a sampler of your own, or of somebody else's, run anywhere a plan goes.
+        """The plan of any sampler that is linear in x and ε, to run anywhere a plan goes.
 
         It must be deterministic, and linear in its start and in what the network answers, as all solvers of
         the ODE with fixed steps are. It is run three times on small tensors, and never changed.

@@ -63,18 +63,6 @@ def trace(
 
     Raises:
         ValueError: The sampler never calls the network, is not linear or not deterministic.
-
-    >>> import ddim_ode
-    >>> schedule = ddim_ode.schedules.cosine()
-    >>> def loop(net, x):  # two steps of DDIM by hand
-    ...     for sigma, lower in ((10.0, 0.5), (0.5, 0.0)):
-    ...         (a, b), (a_next, b_next) = schedule.scales(sigma), schedule.scales(lower)
-    ...         x = a_next / a * x + (b_next - a_next * b / a) * net(x, sigma)
-    ...     return x
-    >>> traced = ddim_ode.Plan.trace(loop, schedule, time="sigma")
-    >>> ours = ddim_ode.plan("ddim", schedule, [10.0, 0.5, 0.0])
-    >>> max(abs(a.weights[0] - b.weights[0]) for a, b in zip(traced.ops[1:], ours.ops[1:])) < 1e-15
-    True
     """
     import torch
 
