@@ -84,9 +84,8 @@ class ExactModel(Denoiser):
     def draw(self, n: int, seed: int = 0) -> Tensor:
         """n samples (n, D) of the data distribution, float64."""
         rng = np.random.default_rng(seed_of(seed))
-        k = rng.choice(
-            len(self.weights), size=count("n", n, 0), p=self.weights / self.weights.sum()
-        )
+        p = self.weights / self.weights.sum()
+        k = rng.choice(len(p), size=count("n", n, 0), p=p)
         z = rng.standard_normal((n, self.means.shape[1])) * np.sqrt(self.eigenvalues[k])
         return torch.from_numpy(self.means[k] + np.einsum("nij,nj->ni", self.eigenvectors[k], z))
 

@@ -102,9 +102,7 @@ def single(value: Any) -> bool:
 def several(value: Any) -> list[Any]:
     """What there is one or several of, as a list."""
     if not single(value):
-        with contextlib.suppress(
-            Exception
-        ):  # an object's own; it is none of those that are looked for
+        with contextlib.suppress(Exception):  # an object's own
             return list(value)
     return [value]
 

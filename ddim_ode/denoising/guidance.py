@@ -102,10 +102,8 @@ class Guidance:
 
     def rows(self, cond: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The null values that have a row for each sample, as ``cond`` has, on its device."""
-        found = {
-            k: _tensor(k, null).to(cond[k].device) for k, null in self.null.items() if k in cond
-        }
-        return {k: null for k, null in found.items() if null.ndim == cond[k].ndim}
+        own = {k: _tensor(k, v).to(cond[k].device) for k, v in self.null.items() if k in cond}
+        return {k: null for k, null in own.items() if null.ndim == cond[k].ndim}
 
     def part(self, index: slice | Tensor, n: int, cond: Mapping[str, Tensor]) -> Guidance:
         """The guidance of some of n samples, whose conditions are like ``cond``.

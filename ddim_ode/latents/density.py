@@ -97,9 +97,8 @@ class _Solver(Solver):
         error = (step * combined(tableau.b_error, velocities))[:, size:].mean(dim=1).abs()
         before, after = (states[k][:, size:].mean(dim=1).abs() for k in (0, -1))
         rtol, atol = self.tolerances
-        scale = (atol + rtol * torch.maximum(before, after)).clamp_min(
-            torch.finfo(error.dtype).tiny
-        )
+        tiny = torch.finfo(error.dtype).tiny
+        scale = (atol + rtol * torch.maximum(before, after)).clamp_min(tiny)
         ratio = torch.maximum(ratio, (error / scale).clamp(max=1e15))
         return torch.stack([ratio, error, torch.zeros_like(error), finite])
 

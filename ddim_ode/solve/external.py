@@ -241,9 +241,8 @@ def _scipy(name: str, budget: _Budget, x: Tensor, sigmas: Array, rtol: float, at
 
     tau, state = start, y0
     try:
-        solver = solver_class(
-            rate, start, y0, end, rtol=max(rtol, 100 * np.finfo(float).eps), atol=atol
-        )
+        least = 100 * np.finfo(float).eps
+        solver = solver_class(rate, start, y0, end, rtol=max(rtol, least), atol=atol)
         while solver.status == "running":
             solver.step()
             if solver.status == "failed":

@@ -28,9 +28,7 @@ def solve(request: Request) -> Solution:
 def run(request: Request, plan: Plan) -> Solution:
     """What comes of that plan, with the request's noise, conditions and watching."""
     model, x, options = request.model, request.x, request.options
-    seeds, record, callback, known = (
-        options[name] for name in ("seeds", "record", "callback", "known")
-    )
+    seeds, record, callback = options["seeds"], options["record"], options["callback"]
     batch = x.shape[0]
     draw = None
     if plan.is_stochastic:
@@ -43,12 +41,10 @@ def run(request: Request, plan: Plan) -> Solution:
     if batch == 0:  # nothing to ask the network
         evaluate = lambda y, k: y  # noqa: E731
 
-    alterations, project = model.alterations, None
+    alterations, project, known = model.alterations, None, options["known"]
     if known is not None:
-        alterations, project = (
-            {**alterations, "known": True},
-            known.bind(plan.grid, model.schedule, x),
-        )
+        alterations = {**alterations, "known": True}
+        project = known.bind(plan.grid, model.schedule, x)
 
     trajectory: list[Tensor] = []
     if record == "x":

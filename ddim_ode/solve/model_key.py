@@ -49,9 +49,8 @@ def model_key(model: Denoiser, key: str | None = None) -> str | None:
 
 def is_exact(model: Denoiser) -> bool:
     """Whether it is an exact mixture whose network nobody has replaced."""
-    return isinstance(model, ExactModel) and isinstance(
-        getattr(model.net, "__self__", None), ExactModel
-    )
+    owner = getattr(model.net, "__self__", None)
+    return isinstance(model, ExactModel) and isinstance(owner, ExactModel)
 
 
 def network_dtype(model: Denoiser) -> torch.dtype | None:

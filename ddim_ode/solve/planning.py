@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
+_Build = Callable[[Array, str | None], Plan]
 _HOW = ("start", "chart", "eta", "noise_std")
 _LEAP = 4.0  # times, of the first step: shorter ones leave Heun its order
 
@@ -104,9 +105,8 @@ def _warn_of_a_leap(spec: Method, plan: Plan) -> None:
     """Warn if a trapezoid in σ steps over most of a huge σ: the slope at the far end is then of a state
     thrown far off, from which few steps never come back.
     """
-    trapezoid = (
-        isinstance(spec.stages, Tableau) and len(spec.stages.c) > 1 and spec.stages.c[-1] == 1
-    )
+    stages = spec.stages
+    trapezoid = isinstance(stages, Tableau) and len(stages.c) > 1 and stages.c[-1] == 1
     first, second = plan.grid[:2]
     if trapezoid and plan.chart == "eps" and TRUSTED < first < np.inf and second < first / _LEAP:
         warn(
@@ -145,9 +145,7 @@ def compile_for(
     return plan
 
 
-def _largest(
-    build: Callable[[Array, str | None], Plan], levels: Levels, spec: Method, start: str | None
-) -> Plan:
+def _largest(build: _Build, levels: Levels, spec: Method, start: str | None) -> Plan:
     """The plan of most steps with at most ``levels.nfe`` calls; ValueError if one step costs more."""
     assert levels.nfe is not None
     refusal = ValueError()
@@ -170,9 +168,7 @@ def _largest(
     raise refusal
 
 
-def _most(
-    build: Callable[[Array, str | None], Plan], levels: Levels, start: str | None, refused: int
-) -> int:
+def _most(build: _Build, levels: Levels, start: str | None, refused: int) -> int:
     """A number of steps below ``refused`` above which there is no plan, by few attempts.
 
     Where two neighbours of a grid are one level, so are two of the same grid in 2n steps or more: at least

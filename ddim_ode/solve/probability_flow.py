@@ -126,9 +126,7 @@ class ProbabilityFlow:
     ) -> tuple[float, float]:
         """(τ at sigma_max, τ at sigma_min): the interval of sampling; defaults as in ``sample``."""
         schedule = self.model.schedule
-        top = (
-            self.model.sigma_max if sigma_max is None else self.model.start("sigma_max", sigma_max)
-        )
+        top = self.model.starting_at(sigma_max).sigma_max
         cut = schedule.sigma_min if sigma_min is None else schedule.level(sigma_min, "sigma_min")
         return self.tau(top), self.tau(cut)
 
@@ -156,9 +154,8 @@ class ProbabilityFlow:
 
     def to_x(self, state: Tensor | npt.NDArray[np.float64], tau: float | Tensor) -> Tensor:
         """The ODE's state at τ back as x (B, *)."""
-        return self._scaled(
-            self._tensor(state), self._sigma(host_number("tau", tau)), inverse=False
-        )
+        sigma = self._sigma(host_number("tau", tau))
+        return self._scaled(self._tensor(state), sigma, inverse=False)
 
     def _within(self, tau: float) -> float:
         """τ where the field is defined; ValueError at σ = 0."""

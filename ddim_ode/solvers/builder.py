@@ -240,9 +240,7 @@ class Steps:
         # Once more through the velocity at the step's end, where there will be one.
         level = np.column_stack([steps + 1, level])
         known = np.column_stack([steps + 1 < n, known])
-        with np.errstate(
-            divide="ignore", invalid="ignore"
-        ):  # ln 0 in a last step that has no estimate
+        with np.errstate(divide="ignore", invalid="ignore"):  # ln 0 in a last step to 0
             corrected = table(level, known, estimate=not method.corrector)
         self._estimate(steps, level, corrected, predicted)
 
