@@ -20,7 +20,7 @@ MOST = 1_000_000  # steps or calls: beyond, a slip of the pen
 class Levels:
     """The arguments of :func:`ddim_ode.sample` that place its steps, checked against each other.
 
-    rising: the levels are passed upwards (:func:`ddim_ode.encode`); ``sigmas`` falls all the same.
+    rising: the levels are passed upwards, as :func:`ddim_ode.encode` does; ``sigmas`` falls all the same.
     """
 
     model: Denoiser
@@ -106,10 +106,10 @@ class Levels:
         )
 
     def ends(self, calls: int | None = None) -> Array:
-        """Where a solver that steps by itself begins and stops: σ_max, σ_min, and 0 if it lands there;
-        rising, σ_min and σ_max.
+        """Where a solver that chooses its own steps begins and stops: σ_max, σ_min, and 0 if it lands
+        there; rising, σ_min and σ_max.
 
-        calls: of its steps. A budget of one step and the landing ends where a plan of these would.
+        calls: Of one of its steps. A budget of one step and the landing ends where a plan of these would.
         """
         cut = self.sigma_min
         if calls is not None and self.nfe is not None and self.nfe <= 2 * calls:
@@ -142,7 +142,7 @@ class Levels:
 
 def budgets(nfe: Any) -> list[int]:
     """The budgets, rising; ValueError if there is none or one is no whole number."""
-    given = several(nfe)
-    if not given:
+    wanted = several(nfe)
+    if not wanted:
         raise ValueError("nfe is empty; give budgets of network calls such as nfe=[5, 10, 20]")
-    return sorted({count("nfe", n) for n in given})
+    return sorted({count("nfe", n) for n in wanted})
