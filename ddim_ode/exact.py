@@ -84,16 +84,16 @@ class ExactModel(Denoiser):
     def draw(self, n: int, seed: int = 0) -> Tensor:
         """n samples (n, D) of the data distribution, float64."""
         rng = np.random.default_rng(seed_of(seed))
-        k = rng.choice(
-            len(self.weights), size=count("n", n, 0), p=self.weights / self.weights.sum()
-        )
+        p = self.weights / self.weights.sum()
+        k = rng.choice(len(p), size=count("n", n, 0), p=p)
         z = rng.standard_normal((n, self.means.shape[1])) * np.sqrt(self.eigenvalues[k])
         return torch.from_numpy(self.means[k] + np.einsum("nij,nj->ni", self.eigenvectors[k], z))
 
     def flow(self, x: Tensor, sigma_from: float, sigma_to: float) -> Tensor:
         """Where the ODE takes x (B, *) from one level to another, exactly (float64 inside).
 
-        ValueError for a mixture in more than one dimension, whose flow has no closed form.
+        Raises:
+            ValueError: A mixture in more than one dimension, whose flow has no closed form.
         """
         k, d = self.means.shape
         sigma_from = self.schedule.level(sigma_from, "sigma_from")
@@ -217,10 +217,16 @@ def gaussian_mixture(
 ) -> ExactModel:
     """The exact denoiser of the mixture Σ_k w_k N(μ_k, Σ_k).
 
-    weights (K,), summing to 1. means (K, D). covs (K, D, D), or variances (K, D). prediction: what its
-    "network" returns, and options: as in :class:`Denoiser` (``snap=``, ``dtype=``). In one dimension
-    means and variances may both be (K,). It takes x (B, *) with D entries a sample; it has
-    ``log_prob(x, sigma)``, ``draw(n, seed)`` and, in 1-D, the exact ``flow(x, from, to)``.
+    It takes x (B, *) with D entries a sample, and has ``log_prob(x, sigma)``, ``draw(n, seed)`` and, in
+    1-D, the exact ``flow(x, from, to)``.
+
+    Args:
+        weights: (K,), summing to 1.
+        means: (K, D); in one dimension also (K,).
+        covs: (K, D, D), or variances (K, D); in one dimension also (K,).
+        schedule: Of the levels.
+        prediction: What its "network" returns.
+        **options: As in :class:`Denoiser` (``snap=``, ``dtype=``).
 
     >>> import ddim_ode, torch
     >>> schedule = ddim_ode.schedules.cosine()

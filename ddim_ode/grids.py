@@ -51,10 +51,10 @@ TRUSTED, LOWERED = 160.0, 80.0
 
 
 def trusted(schedule: Schedule, prediction: str) -> float:
-    """The highest level σ at which such a network's x̂₀ is worth a step: 160 for ε and score, else inf.
+    """The highest level σ where x̂₀ of such a network is worth a step: 160 for ε and score, else inf.
 
     An ε- or score-network has x̂₀ = (x − β̄ε̂)/ᾱ, whose error is σ times that of ε̂. On a schedule that
-    ends in next to no signal (cosine: σ(1000) = 20,291) that is noise of thousands, which few steps never
+    ends in almost no signal (cosine: σ(1000) = 20,291) that is noise of thousands, which few steps never
     take back. Networks of ``ve`` are trained for their σ_max, however large.
     """
     blind = prediction in ("eps", "score") and schedule.family != "ve"
@@ -62,10 +62,10 @@ def trusted(schedule: Schedule, prediction: str) -> float:
 
 
 def default_start(schedule: Schedule, prediction: str) -> float:
-    """The level σ that sampling starts from where none is asked for.
+    """The level σ that sampling starts from by default: σ(T), or 80 if that is finite but not trusted.
 
-    It is σ(T), or 80 where that is finite and above what is :func:`trusted`. To start from noise alone
-    there leaves out 1/80 of the data. (At σ(T) = inf an ε-network cannot start, and the solve says so.)
+    To start from noise alone there leaves out 1/80 of the data. (At σ(T) = inf an ε-network cannot start,
+    and the solve says so.)
 
     Args:
         schedule: Of the network.
@@ -86,12 +86,12 @@ def default_name(
     sigma_min: float | None = None,
     snap: bool = False,
 ) -> str:
-    """The named grid that ``sample`` takes where none is asked for.
+    """The named grid that ``sample`` takes by default.
 
-    ``"log_snr"`` where t is σ itself (``schedules.ve``). Otherwise ``"trailing"`` below 15 steps, as far as
-    it goes (to σ = 0, no sigma_min given), and ``"quadratic"`` from there: with few steps, what pays most
-    is a last level far from 0 (figures: benchmarks/peers.py). For a model with snap, ``"time"`` from
-    there, whose levels stay apart.
+    ``"log_snr"`` where t is σ itself (``schedules.ve``). Otherwise ``"trailing"`` below 15 steps, where it
+    can be had (to σ = 0, no sigma_min given), and ``"quadratic"`` from there: with few steps a last level
+    far from 0 pays most (``python benchmarks/peers.py``). For a model with snap, ``"time"`` from there,
+    whose levels stay apart.
 
     >>> from ddim_ode import grids, schedules
     >>> [grids.default_name(schedules.ddpm(), steps) for steps in (8, 30)]
@@ -119,7 +119,7 @@ def default_spacing(
 ) -> tuple[str, float | None]:
     """:func:`default_name`, and the ``sigma_min`` that goes with it, for a method of ``calls`` a step.
 
-    A few calls never pay down to the smallest level (all figures: benchmarks/start.py):
+    A few calls never pay down to the smallest level (``python benchmarks/start.py``):
 
     - on ``ve``, below 30 calls, the last level is 15 σ_min, 0.03 by default;
     - steps of three calls and more reach further down than ``"trailing"`` would let them: they are spaced
@@ -149,11 +149,21 @@ def make_grid(
     sigma_max: float | None = None,
     sigma_min: float | None = None,
 ) -> Array:
-    """The named grid with ``steps`` intervals on this schedule.
+    """The named grid with ``steps`` intervals.
 
-    sigma_max defaults to σ(T), sigma_min to σ(1) for discrete schedules and σ(10⁻³T) otherwise.
-    ValueError for an unknown name, a range outside the schedule's, or σ_max = inf in a grid
-    that is spaced in σ.
+    Args:
+        name: One of ``NAMES``.
+        schedule: Of the model.
+        steps: Intervals.
+        final: ``"zero"`` ends at σ = 0, ``"sigma_min"`` at σ_min.
+        sigma_max: Where it starts (default σ(T)).
+        sigma_min: Its last positive level (default σ(1) for discrete schedules, σ(10⁻³T) otherwise).
+
+    Returns:
+        σ (steps+1,), strictly decreasing.
+
+    Raises:
+        ValueError: An unknown name, a range outside the schedule's, or σ_max = inf in a grid spaced in σ.
 
     >>> from ddim_ode import grids, schedules
     >>> grids.make_grid("karras", schedules.ve(80.0), 4).round(2).tolist()
@@ -200,10 +210,16 @@ def make_grid(
 
 
 def from_timesteps(schedule: Schedule, timesteps: npt.ArrayLike, final: str = "zero") -> Array:
-    """The grid of a sub-sequence τ of schedule times in (0, T], given in either direction.
+    """The grid of a sub-sequence τ of schedule times.
 
-    The network is called at each τ; ``final="zero"`` then lands on σ = 0, ``"sigma_min"`` stops
-    at the last. (A network trained on indices 0..T−1 still has its times counted 1..T here.)
+    Args:
+        schedule: Of the model.
+        timesteps: τ in (0, T], rising or falling. (A network trained on indices 0..T−1 still has its times
+            counted 1..T here.)
+        final: ``"zero"`` calls the network at each τ and lands on σ = 0; ``"sigma_min"`` stops at the last.
+
+    Returns:
+        σ, strictly decreasing.
 
     >>> from ddim_ode import grids, schedules
     >>> grids.from_timesteps(schedules.ddpm(), [1000, 500, 100]).round(3).tolist()

@@ -1,4 +1,4 @@
-"""Progress bars: for those who watch, on a terminal or in a notebook."""
+"""Progress bars, on a terminal or in a notebook only."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from tqdm import tqdm
 
 
 def progress_bar(shown: bool, **options: Any) -> Any:
-    """``tqdm(**options)``, which goes when it is done, so that many leave no column of them.
+    """``tqdm(**options)`` that disappears when it is done.
 
-    Silent unless ``shown``, where nobody watches, and where TQDM_DISABLE is set.
+    It is silent unless ``shown``, in a file, pipe or log, and where TQDM_DISABLE is set.
     """
     options = {"leave": False, **options}
     if not (shown and _watched()):

@@ -55,9 +55,9 @@ def one_of(name: str, value: Any, allowed: Iterable[str]) -> str:
     if not names:
         raise ValueError(f"unknown {name} {shown(value)}: there is none here")
     plain = {name.lower(): name for name in names}
-    asked = value.lower() if isinstance(value, str) else ""
-    near = difflib.get_close_matches(asked, plain, n=len(plain), cutoff=0.0)
-    near.sort(key=lambda word: plain[word] != _ALSO_CALLED.get(asked))
+    wanted = value.lower() if isinstance(value, str) else ""
+    near = difflib.get_close_matches(wanted, plain, n=len(plain), cutoff=0.0)
+    near.sort(key=lambda word: plain[word] != _ALSO_CALLED.get(wanted))
     raise ValueError(
         f"unknown {name} {shown(value)}; valid, nearest first: {', '.join(plain[n] for n in near)}"
     )
@@ -78,14 +78,14 @@ def flag(name: str, value: Any) -> bool:
 def count(name: str, value: Any, least: int = 1, most: float = sys.maxsize) -> int:
     """``value`` as an int in [least, most]; else a ValueError (bools and fractions refused)."""
     try:
-        found = None if is_flag(value) else operator.index(value)
+        whole = None if is_flag(value) else operator.index(value)
     except Exception:  # arrays of many, and whatever an object's own conversion raises
-        found = None
-    if found is None or not least <= found <= most:
-        limited = most < sys.maxsize or (found or 0) > most
+        whole = None
+    if whole is None or not least <= whole <= most:
+        limited = most < sys.maxsize or (whole or 0) > most
         bound = f">= {least}" + (f" and <= {most}" if limited else "")
         raise ValueError(f"{name}={shown(value)} must be a whole number {bound}")
-    return found
+    return whole
 
 
 def seed_of(value: Any, n: int = 1) -> int:
@@ -102,9 +102,7 @@ def single(value: Any) -> bool:
 def several(value: Any) -> list[Any]:
     """What there is one or several of, as a list."""
     if not single(value):
-        with contextlib.suppress(
-            Exception
-        ):  # an object's own; it is none of those that are looked for
+        with contextlib.suppress(Exception):  # an object's own
             return list(value)
     return [value]
 
@@ -112,11 +110,11 @@ def several(value: Any) -> list[Any]:
 def numbers(name: str, value: Any) -> Array:
     """``value`` as a new float64 array; ValueError for what does not hold real numbers alone."""
     with contextlib.suppress(Exception):  # whatever an object's own conversion raises
-        found = np.asarray(value)
-        if found.dtype == object and all(map(_is_real, found.flat)):
-            found = found.astype(np.float64)
-        if found.dtype.kind in "fiu":
-            return np.array(found, dtype=np.float64)
+        array = np.asarray(value)
+        if array.dtype == object and all(map(_is_real, array.flat)):
+            array = array.astype(np.float64)
+        if array.dtype.kind in "fiu":
+            return np.array(array, dtype=np.float64)
     raise ValueError(
         f"{name}={shown(value)} must be real numbers that float64 holds, or an array of them (of a tensor: "
         "on the CPU, without a gradient and of a type that numpy has, tensor.detach().cpu().double())"
@@ -140,15 +138,22 @@ def number(name: str, value: Any) -> float:
     return _one(name, value, numbers(name, value))
 
 
+def finite(name: str, value: Any) -> float:
+    """``value`` as one float, neither NaN nor infinite; else a ValueError."""
+    if not np.isfinite(real := number(name, value)):
+        raise ValueError(f"{name}={real!r} must be finite")
+    return real
+
+
 def host_number(name: str, value: Any) -> float:
     """As :func:`number`, also of a tensor with a gradient, in any precision or on another device."""
     return _one(name, value, host_numbers(name, value))
 
 
-def _one(name: str, value: Any, found: Array) -> float:
-    if found.ndim:
+def _one(name: str, value: Any, array: Array) -> float:
+    if array.ndim:
         raise ValueError(f"{name}={shown(value)} must be one number")
-    return float(found)
+    return float(array)
 
 
 def named(name: str, value: Any) -> Mapping[str, Any]:
@@ -238,10 +243,10 @@ def device_of(value: Any) -> torch.device:
     import torch
 
     try:
-        found = torch.empty(0, device=value).device if value is not None else torch.device("cpu")
-        if found.type == "meta":
+        device = torch.empty(0, device=value).device if value is not None else torch.device("cpu")
+        if device.type == "meta":
             raise RuntimeError("it holds no numbers")
-        return found
+        return device
     except Exception as error:
         reason = str(error).strip().split("\n")[0]
         raise ValueError(
@@ -251,9 +256,9 @@ def device_of(value: Any) -> torch.device:
 
 def exclusive(**values: object) -> None:
     """ValueError naming the argument to drop, if more than one is given."""
-    given = [name for name, value in values.items() if value is not None]
-    if len(given) > 1:
-        raise ValueError(f"both {given[0]} and {given[1]} are given; drop {given[1]}")
+    names = [name for name, value in values.items() if value is not None]
+    if len(names) > 1:
+        raise ValueError(f"both {names[0]} and {names[1]} are given; drop {names[1]}")
 
 
 def refuse(reason: str, **values: object) -> None:

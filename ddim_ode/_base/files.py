@@ -1,8 +1,8 @@
-"""Files that are there whole or not at all: what every writer of results goes through.
+"""Files that are written whole or not at all: what every writer of results goes through.
 
 The bytes go to a temporary file beside the target, under a random name (a process number would be shared by
 threads, and by containers on one disk), are flushed to the disk, and get the target's name by one rename.
-So neither a kill nor a full disk leaves half a file, and two writers of one file leave one of the two.
+So neither a kill nor a full disk leaves half a file, and of two writers one wins.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def _replace(target: Path, data: bytes, mode: int | None) -> None:
     if mode is not None:
-        os.close(os.open(target, os.O_WRONLY))  # a rename asks nobody whether the file is read-only
+        os.close(os.open(target, os.O_WRONLY))  # a rename would replace a read-only file
     beside = target.with_name(f".{target.name[:50]}.{uuid.uuid4().hex}{PARTIAL}")
     try:
         with open(beside, "xb") as file:

@@ -9,7 +9,7 @@ class Interrupted(KeyboardInterrupt):
     """Ctrl-C during a long run; the message says what is kept where, ``partial`` holds what was finished.
 
     That is a :class:`ddim_ode.Comparison` of the finished rows from ``compare``, the finished plans {nfe:
-    Plan} from ``calibrate``, the findings of the finished checks from ``diagnose``.
+    Plan} from ``calibrate``, and the findings of the finished checks from ``diagnose``.
 
     >>> import ddim_ode
     >>> try:  # a call that took too long for somebody

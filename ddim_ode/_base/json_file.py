@@ -1,4 +1,4 @@
-"""JSON from another hand: read up to a limit, and taken strictly; nothing in it is looked up or run."""
+"""JSON files of other people: read up to a limit, and strictly; nothing in them is looked up or run."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ from typing import Any
 
 from . import files
 from .checks import path_of
+
+
+def plain_level(sigma: float) -> float | str:
+    """A level as JSON has it: infinity is the word "inf"."""
+    return float(sigma) if sigma < math.inf else "inf"
 
 
 def content(path: str | Path, what: str, limit: int) -> bytes:

@@ -44,10 +44,10 @@ def listed(values: Sequence[Any], shown: int = 4) -> str:
 
 def span(values: Iterable[float]) -> str:
     """The one value that all have, or the least and the most."""
-    found = sorted(set(values))
-    return (
-        "–".join(f"{value:g}" for value in dict.fromkeys((found[0], found[-1]))) if found else "–"
-    )
+    ends = sorted(set(values))
+    if not ends:
+        return "–"
+    return "–".join(f"{value:g}" for value in dict.fromkeys((ends[0], ends[-1])))
 
 
 def card(title: str, facts: Iterable[tuple[str, Any]], below: str = "") -> str:

@@ -1,4 +1,4 @@
-"""What an object holds, as plain data: the same in every process, and other where its content is.
+"""What an object holds, as plain data: the same in every process, and different where its content is.
 
 Functions count by name, bytecode, defaults, closure and the data that they name; objects by class and
 state. A ``torch.nn.Module`` counts by class, structure, state, hooks, public attributes and configuration,
@@ -147,8 +147,8 @@ def _reads(kind: Any, entry: str) -> frozenset[str]:
 
 def _class_data(kind: type, entry: str) -> dict[str, Any]:
     """The class attributes, of those that a method reads, that are data."""
-    found = {name: inspect.getattr_static(kind, name, None) for name in _reads(kind, entry)}
-    return {name: value for name, value in found.items() if value is not None and _is_data(value)}
+    held = {name: inspect.getattr_static(kind, name, None) for name in _reads(kind, entry)}
+    return {name: value for name, value in held.items() if value is not None and _is_data(value)}
 
 
 def _codes_of(member: Any) -> Iterator[types.CodeType]:

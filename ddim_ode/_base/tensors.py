@@ -17,9 +17,14 @@ def wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
+def beside(values: Tensor, like: Tensor) -> Tensor:
+    """(n,) as (n, 1, ...), to be multiplied with ``like`` (n, *)."""
+    return values.reshape(-1, *[1] * (like.ndim - 1))
+
+
 def column(values: npt.NDArray[np.float64], like: Tensor) -> Tensor:
-    """(n,) as (n, 1, ...) beside ``like``, in its dtype and on its device."""
-    return torch.tensor(values).to(like).reshape(-1, *[1] * (like.ndim - 1))
+    """Numbers (n,) as (n, 1, ...) beside ``like``, in its dtype and on its device."""
+    return beside(torch.tensor(values).to(like), like)
 
 
 def check_floating(x: Any, name: str = "x") -> None:

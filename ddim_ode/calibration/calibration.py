@@ -27,6 +27,7 @@ from .._base.interrupted import Interrupted
 from ..denoising.cost import seconds_a_call, tell_calibration
 from ..denoising.denoiser import Denoiser
 from ..denoising.inputs import Cond, check_model, conditions, device_of, sample_shape
+from ..denoising.problem import Problem
 from ..denoising.seeding import noise
 from ..solve.levels import budgets
 from ..solve.plan_checks import check_plan
@@ -109,16 +110,15 @@ def calibrate(
     model, place = model.starting_at(sigma_max), device_of(model, device)
     shape = sample_shape(model, shape)
     x = noise(shape, model.schedule, range(seed, seed + n), model.sigma_max, place)
-    rows = conditions(cond, n, place)
+    problem = Problem(model, conditions(cond, n, place), shared)
     if progress:
         few = slice(0, batch)
-        asked, some = model.part(few, rows)
-        tell_calibration(seconds_a_call(asked, x[few], some, shared), n, budget, wanted)
+        tell_calibration(seconds_a_call(problem.rows(few), x[few]), n, budget, wanted)
     began = time.perf_counter()
     plans: dict[int, Plan] = {}
     try:
         with torch.no_grad(), progress_bar(progress, unit="eval", unit_scale=True) as bar:
-            run = Run(model, x, rows, shared, features, batch, seed, budget, effort, bar)
+            run = Run(problem, x, features, batch, seed, budget, effort, bar)
             run.prepare()
             for k in wanted:
                 plans[k] = run.plan(k, start)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from .._base.version import __version__
 from .._base.warn import warn
 from ..denoising.cost import most_calls
 from ..denoising.denoiser import Denoiser
+from ..denoising.problem import Problem as Conditioned
 from ..denoising.seeding import GENERATOR
 from ..schedules.schedule import Array
 from ..solve.answers import Answers, ask, cost_of_asking
@@ -41,10 +42,8 @@ _RESIDUALS = 3  # for each parameter, at least
 class Run:
     """A calibration: its noises, and the network rows it has spent."""
 
-    model: Denoiser
+    conditioned: Conditioned
     x: Tensor
-    cond: dict[str, Tensor] | None
-    shared: Mapping[str, Any] | None
     features: Features | None
     batch: int
     seed: int
@@ -60,17 +59,19 @@ class Run:
     asked: int = 0  # network rows, for those answers
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def model(self) -> Denoiser:
+        return self.conditioned.model
+
     def prepare(self) -> None:
         """What the model answers, the reference, and which noises are fitted and which held out."""
-        x = self.x
-        self.answers = ask(self.model, tuple(x.shape[1:]), self.cond, self.shared, x.device)
-        self.asked = (
-            0 if self.answers is None else cost_of_asking(self.model, tuple(x.shape[1:]), self.cond)
-        )
+        x, given = self.x, self.conditioned
+        shape = tuple(x.shape[1:])
+        self.answers = ask(given, shape, x.device)
+        self.asked = 0 if self.answers is None else cost_of_asking(given, shape)
         coarser, target = self._reference()
-        spent = self.bar.n
         self.problem = Problem(
-            self.model, self.x, target, self.cond, self.shared, self.features, self.batch, spent
+            given.model, x, target, given.cond, given.shared, self.features, self.batch, self.bar.n
         )
         n = len(self.x)
         # of a second-order method, with half the steps or fewer before: a third of the last move
@@ -89,6 +90,7 @@ class Run:
     def _reference(self) -> tuple[Tensor, Tensor]:
         """Where the ODE takes the noises, before the last refinement and after it."""
         model = in_float64(self.model)
+        problem = replace(self.conditioned, model=model)
         # What is steady at a few dozen calls, on trained networks too: of our methods and grids these err
         # least there, of the order of 1e-3 of the data, where others need a hundred calls and more.
         method, name, start = get_method("unipc2"), "log_snr", None
@@ -104,9 +106,9 @@ class Run:
             plan = compile_for(method, levels, start, None, None, None)
             parts = []
             for part in torch.arange(len(x)).split(self.batch):
-                own, cond = model.part(part, self.cond)
+                own = problem.rows(part)
                 with np.errstate(invalid="ignore"):
-                    sol = sample(own, x[part].double(), plan=plan, cond=cond, shared=self.shared)
+                    sol = sample(own.model, x[part].double(), plan=plan, **own.conditions)
                 parts.append(sol.x.to(x.dtype))
                 self.bar.update(sol.net_evals)
             ends.append(torch.cat(parts))

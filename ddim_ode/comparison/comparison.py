@@ -29,6 +29,7 @@ from .._base.warn import warn
 from ..denoising.cost import seconds_a_call, tell_comparison
 from ..denoising.denoiser import Denoiser
 from ..denoising.inputs import Cond, check_model, conditions, device_of, sample_shape
+from ..denoising.problem import Problem
 from ..denoising.seeding import noise
 from ..solve.answers import ask
 from ..solve.cache import NOWHERE, Store
@@ -136,12 +137,11 @@ def compare(
     shape = sample_shape(model, shape)
     place = device_of(model, device)
     noises = noise(shape, model.schedule, range(seed, seed + n), model.sigma_max, place)
+    problem = Problem(model, conditions(cond, n, place), shared)
     work = Work(
-        model,
+        problem,
         range(seed, seed + n),
         noises,
-        conditions(cond, n, place),
-        shared,
         batch,
         keep,
         _goal(reference),
@@ -149,7 +149,7 @@ def compare(
     )
     fitted = [entry.solver for entry in entries if isinstance(entry.solver, Plan)]
     if key is None and (work.store.takes or any((p.fit or {}).get("answers") for p in fitted)):
-        work.answers = ask(model, shape, work.cond, shared, place)
+        work.answers = ask(problem, shape, place)
     for plan in fitted:
         warn_of_own_examples(plan, range(seed, seed + n), work.key)
         warn_of_another_network(plan, model, None if key else work.key, work.answers)
@@ -189,8 +189,7 @@ def compare(
     )
     if progress:
         few = slice(0, batch)
-        asked, rows = model.part(few, work.cond)
-        seconds = seconds_a_call(asked, noises[few], rows, shared)
+        seconds = seconds_a_call(problem.rows(few), noises[few])
         solves = [] if work.known else [plan.nfe for plan in plans(model)]
         calls = sum(_calls(todo, n, searched))
         tell_comparison(seconds, n, solves, calls, len(todo), work.store.folder)
@@ -217,7 +216,7 @@ def _calls(todo: list[list[Job]], n: int, searched: int) -> tuple[int, int]:
 
 def _run(work: Work, todo: list[list[Job]], result: Comparison, bar: Any) -> None:
     n, searched = len(work.noises), result.searched
-    rate = work.model.rows_per_sample
+    rate = work.problem.model.rows_per_sample
     search, report = _calls(todo, n, searched)
     bar.total = rate * (search + report)
     if work.known is None:
@@ -226,7 +225,7 @@ def _run(work: Work, todo: list[list[Job]], result: Comparison, bar: Any) -> Non
     exact = work.known or _reference(work, searched, bar)
     bar.total = bar.n + rate * (search + report)  # how often it was refined is known now
     result.reference = _part(exact, slice(searched, n))
-    warn_of_scale(exact.x, work.model.sigma_max)
+    warn_of_scale(exact.x, work.problem.model.sigma_max)
     for row in todo:
         first = row[0].entry.label
         bar.set_description(f"{first} at {row[0].budget}")
@@ -261,13 +260,10 @@ def _reference(work: Work, searched: int, bar: Any) -> Reference:
     found = []
     n = len(work.noises)
     for part in [*work.parts(0, searched), *work.parts(searched, n)]:
-        model, cond = work.model.part(part, work.cond)
         found.append(
             solve(
-                model,
+                work.problem.rows(part),
                 work.noises[part],
-                cond,
-                work.shared,
                 goal=work.goal,
                 store=work.store,
                 origin=work.origin(part),
@@ -298,7 +294,7 @@ def _solved(work: Work, job: Job, exact: Reference, first: int, last: int, bar: 
 
 
 def _batch(work: Work, job: Job, exact: Reference, part: slice, first: int, bar: Any) -> Cell:
-    x, (model, cond) = work.noises[part], work.model.part(part, work.cond)
+    x, problem = work.noises[part], work.problem.rows(part)
     keep = min(max(work.keep - (part.start - first), 0), len(x))
     (parts, near), (solver, numbers) = work.origin(part), job.content()
     aim = aims(work.goal) if work.known is None else [exact.x[part]]
@@ -311,10 +307,11 @@ def _batch(work: Work, job: Job, exact: Reference, part: slice, first: int, bar:
     started = time.perf_counter()
     with torch.no_grad(), np.errstate(invalid="ignore"):
         if job.plan is not None:
-            sol = sample(model, x, plan=job.plan, cond=cond, shared=work.shared)
+            sol = sample(problem.model, x, plan=job.plan, **problem.conditions)
         else:
             method = str(job.entry.solver)
-            sol = sample(model, x, method, cond=cond, shared=work.shared, **dict(job.options))
+            options = {**problem.conditions, **job.options}
+            sol = sample(problem.model, x, method, **options)
         end = sol.x.cpu()  # waits for the device
     seconds = time.perf_counter() - started
     errors = norm_per_sample(end.double() - exact.x[part]).numpy()

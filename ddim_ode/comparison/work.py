@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from .._base.version import __version__
-from ..denoising.denoiser import Denoiser
+from ..denoising.problem import Problem
 from ..denoising.seeding import GENERATOR
 from ..solve.answers import Answers
 from ..solve.cache import Store
@@ -19,13 +19,14 @@ from ..solve.reference import Reference
 
 @dataclass
 class Work:
-    """What all solves of a comparison share. noises (n, *shape), of those seeds; cond: rows like them."""
+    """What all solves of a comparison share.
 
-    model: Denoiser
+    noises (n, *shape), of those seeds; the conditions of the problem have a row for each.
+    """
+
+    problem: Problem
     seeds: range
     noises: Tensor
-    cond: dict[str, Tensor] | None
-    shared: Mapping[str, Any] | None
     batch: int
     keep: int
     goal: float | None
@@ -43,7 +44,7 @@ class Work:
         """Which model, noises and conditions a batch is of, to the store: exact parts, and numbers."""
         if self.store.folder is None:
             return [], NOTHING
-        shared, computed = of_shared(self.shared)
+        shared, computed = of_shared(self.problem.shared)
         exact = [
             __version__,
             GENERATOR,
@@ -53,7 +54,6 @@ class Work:
             self.seeds[part],
         ]
         answers = NOTHING if self.answers is None else self.answers.near
-        start = Near.of(self.model.sigma_max, PLAN)
-        return exact, Near.joined(
-            answers, start, of_rows({**self.model.part(part, self.cond)[1], **computed})
-        )
+        start = Near.of(self.problem.model.sigma_max, PLAN)
+        rows = of_rows({**(self.problem.rows(part).cond or {}), **computed})
+        return exact, Near.joined(answers, start, rows)

@@ -1,13 +1,9 @@
 """Faster network calls: the same denoiser, its network compiled, laid out or rounded otherwise.
 
-None of these touches the solve: the state, the plan's numbers and the network's time stay as they are,
-float32 or wider. What each changes in the samples:
-
-    compile, channels_last, batch      the order of float32 sums: rounding
-    dtype                              the network's rounding, 2⁻⁹ relative in bfloat16, 2⁻¹² in float16
-
-None is on unless asked for. Which of them helps depends on network and machine; ``python
-benchmarks/device.py`` measures it.
+None of these touches the solve: the state, the plan's numbers and the network's time stay float32 or wider.
+``compile``, ``channels_last`` and ``batch`` change the order of float32 sums; ``dtype`` changes the
+network's rounding to 2⁻⁹ relative in bfloat16, 2⁻¹² in float16. Which of them helps depends on network and
+machine: ``python benchmarks/device.py`` measures it.
 """
 
 from __future__ import annotations
@@ -37,14 +33,19 @@ def accelerate(
 ) -> Model:
     """A copy of the denoiser with a faster network; the given one stays as it is.
 
-    compile: True, or the options of ``torch.compile`` as a mapping; the first call of each batch shape
-    compiles, for seconds to minutes. channels_last: the weights of convolutions as (C_out, H, W, C_in).
-    dtype: of a copy of the weights and of what goes in, such as ``torch.bfloat16``; a processor without
-    instructions for it is slower, not faster. batch: rows of a network call, whatever the batch of the
-    solve; ``"auto"`` takes all, and halves when memory runs out.
+    Args:
+        model: The denoiser.
+        compile: True, or the options of ``torch.compile`` as a mapping. The first call of each batch shape
+            compiles, for seconds to minutes.
+        channels_last: Lay out the weights of convolutions as (C_out, H, W, C_in).
+        dtype: Of a copy of the weights and of what goes in, such as ``torch.bfloat16``. A processor without
+            instructions for it is slower, not faster.
+        batch: Rows of a network call, whatever the batch of the solve; ``"auto"`` takes all, and halves
+            when memory runs out.
 
-    ValueError for channels_last with a network that is no ``torch.nn.Module``, and for options of
-    torch.compile that record CUDA graphs: those overwrite their last output, which multistep methods keep.
+    Raises:
+        ValueError: channels_last for a network that is no ``torch.nn.Module``, or options of torch.compile
+            that record CUDA graphs: those overwrite their last output, which multistep methods keep.
 
     >>> import ddim_ode
     >>> model = ddim_ode.load("fashion-mnist")
@@ -55,24 +56,23 @@ def accelerate(
     True
     """
     check_model(model)
-    fast, net = copy.copy(model), model.net
+    net, changes = model.net, dict[str, Any]()
     if flag("channels_last", channels_last) and not isinstance(net, torch.nn.Module):
         raise ValueError(
             f"channels_last=True lays out the weights of a torch.nn.Module, and the network is a "
             f"{type(net).__name__}; drop it"
         )
     if dtype is not None:
-        fast.dtype = floating(dtype)
+        changes["dtype"] = floating(dtype)
     if isinstance(net, torch.nn.Module) and (channels_last or dtype is not None):
         net = copy.deepcopy(net).to(dtype=dtype)
         if channels_last:
             net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if compile is not False:
         net = torch.compile(net, **_compile_options(compile))
-    fast.net = net
     if batch is not None:
-        fast.micro_batches = MicroBatches(rows_of(batch))
-    return fast
+        changes["micro_batches"] = MicroBatches(rows_of(batch))
+    return model.replace(net=net, **changes)
 
 
 def rows_of(batch: int | str) -> int | None:

@@ -1,17 +1,16 @@
-"""What a long run will cost, said before it starts, from a network call that is timed."""
+"""What a long run will cost, printed before it starts, from a network call that is timed."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from .denoiser import Denoiser
+from .problem import Problem
 
 _ENOUGH, _TRIES = 0.2, 3  # seconds of calls, and calls at most: the first may compile or allocate
 # From how many seconds on a unit is taken, and how many it has.
@@ -21,30 +20,26 @@ _UNITS = (
 )
 
 
-def seconds_a_call(
-    model: Denoiser,
-    x: Tensor,
-    cond: Mapping[str, Tensor] | None,
-    shared: Mapping[str, Any] | None,
-) -> float:
-    """Wall time that a call of the model takes for each sample of a batch x (b, *), half-way up."""
-    sigma = float(model.schedule.sigma(model.schedule.T / 2))
-    found: list[float] = []
-    while sum(found) < _ENOUGH and len(found) < _TRIES:
+def seconds_a_call(problem: Problem, x: Tensor) -> float:
+    """Wall time that a network call takes for each sample of a batch x (b, *), half-way up."""
+    schedule = problem.model.schedule
+    sigma = float(schedule.sigma(schedule.T / 2))
+    times: list[float] = []
+    while sum(times) < _ENOUGH and len(times) < _TRIES:
         started = time.perf_counter()
         with torch.no_grad():
-            model(x, sigma, cond, shared)[0].cpu()  # waits for the device
-        found.append(time.perf_counter() - started)
-    return min(found) / len(x)
+            problem(x, sigma)[0].cpu()  # waits for the device
+        times.append(time.perf_counter() - started)
+    return min(times) / len(x)
 
 
 def tell_comparison(
     seconds: float, n: int, solves: Sequence[int], calls: int, rows: int, folder: Path | None
 ) -> None:
-    """What n noises will cost: so many calls for all rows, and those of the reference's solves for each.
+    """Print what n noises will cost: ``calls`` for all rows, and those of the reference's solves for each.
 
-    seconds: of a call. solves: the first two are made, the others where they are needed. folder: of what is
-    kept from before.
+    seconds: Of a call. solves: The calls of each; the first two are made, the others where they are needed.
+    folder: Of what is kept from before.
     """
     least, most = sum(solves[:2]), sum(solves)
     what = f"{n:,} noises × {least:,} to {most:,} calls for the reference, " if solves else ""
@@ -57,7 +52,7 @@ def tell_comparison(
 
 
 def tell_calibration(seconds: float, n: int, budget: str, nfe: Sequence[int]) -> None:
-    """What fits of those budgets of calls, on n noises, will cost."""
+    """Print what fits of those budgets of calls, on n noises, will cost."""
     each = sum(most_calls(budget, k) for k in nfe)
     what = f"calibrate: {n:,} noises × {'at most' if budget == 'fast' else 'some'} {each:,} network calls"
     _tell(what, seconds, duration(seconds * n * each), "fewer noises cost less")
@@ -74,11 +69,11 @@ def _tell(what: str, seconds: float, whole: str, remedy: str) -> None:
 
 
 def duration(seconds: float) -> str:
-    """In the unit that a person would take.
+    """A time in the unit that a person would choose.
 
     >>> duration(0.00423), duration(95), duration(400), duration(1e5)
     ('4.2 ms', '95 s', '6.7 min', '28 h')
     """
     size, unit = next((size, unit) for least, size, unit in _UNITS if seconds >= least)
-    found = seconds / size
-    return f"{found:.0f} {unit}" if found >= 9.95 else f"{found:.2g} {unit}"
+    number = seconds / size
+    return f"{number:.0f} {unit}" if number >= 9.95 else f"{number:.2g} {unit}"

@@ -1,4 +1,4 @@
-"""The border: a user's network becomes a denoiser once, and nothing behind it cares which kind it was.
+"""The border: a user's network becomes a denoiser once, and no code behind it asks which kind it was.
 
 A denoiser answers at (x, σ) with the pair (x̂₀, ε̂), x = ᾱ x̂₀ + β̄ ε̂, whatever the network predicts:
 
@@ -12,6 +12,7 @@ predicts that vector is called and nothing else.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -21,15 +22,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .._base.checks import (
-    flag,
-    floating,
-    function,
-    host_numbers,
-    number,
-    one_of,
-    shown,
-)
+from .._base.checks import finite, flag, floating, function, host_numbers, one_of, shown
 from .._base.notebook import card
 from .._base.tensors import check_state, column, wide
 from .._base.warn import warn
@@ -40,46 +33,53 @@ from ..solvers.chart import convert
 from ..solvers.fit import ode_text
 from ..solvers.plan import Node
 from ..solvers.profile import Profile
-from .guidance import Branches, Call, Guidance, Level, Limit, taken
-from .network import Net, check_cond, check_names, check_output, guarded, halved
+from .calls import network_call
+from .guidance import Call, Guidance, Level, Limit, taken
+from .network import Net, check_cond
 from .seeding import sizes
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from .micro_batches import MicroBatches
 
 
 class Denoiser:
     """A network with all that is needed to call it: schedule, prediction, network time, guidance.
 
-    net: any callable ``net(x (b, *), t (b,), **cond) -> (b, *)``; b may be smaller than the batch. It
-    must leave its inputs as they are (noticed, but under ``torch.inference_mode``), and return a new tensor
-    at each call (multistep methods keep it). A module in training mode whose answers that changes (dropout,
-    batch norm) gets a warning.
-    t arrives as float32 (or wider) and need not be whole: a network that knows only integer times wants
-    ``snap=True`` and its own ``t.round().long()``.
-    prediction: what it returns, ``"eps" | "x0" | "v" | "score" | "flow"``.
-    time_offset: added to the schedule time t before the call: −1 for a network trained on 0..T−1.
-    time: ``callable(t, sigma) -> network time`` (numpy arrays) for anything else.
-    snap: move σ and t together to the nearest trained level, an integer t in 1..T. Grids are snapped
-    before a method is compiled on them; the inner stages of a Runge–Kutta method are evaluated at the
-    nearest level too, which limits midpoint, rk4 and rk45 to an error of a few 1e-4 of x at T = 1000.
-    guidance: a :class:`Guidance`. learned_variance: ``"split"`` for a network that returns 2C channels, on
-    whichever axis, the prediction first. dtype: what x is cast to for the network (the state stays as it
-    is, float32 or wider, and t is never narrower than float32).
-    clip: keep x̂₀ in [−clip, clip]; threshold: dynamic thresholding at that quantile of |x̂₀|, or
-    (quantile, most) (see :class:`ddim_ode.denoising.guidance.Limit`). ε̂ follows the limited x̂₀, after
-    guidance. Either makes the ODE another one, as guidance does; a solution's ``alterations`` say so.
-    shape: of ONE sample, for the calls that make noises themselves (``compare``, ``calibrate``,
-    ``generate``) and would otherwise have to be told.
-    sigma_max: the level that sampling starts from where a call does not say (default:
-    :func:`ddim_ode.grids.default_start`, which is σ(T) but for ε- and score-networks of schedules that
-    end in next to no signal). A level that such a network says nothing of x̂₀ at warns.
+    ``model(x, sigma)`` gives ``(x0, eps)``.
 
-    profile: a :class:`ddim_ode.Profile` of this model, whose grids are then those that a solve takes where it
-    names none.
+    Args:
+        net: Any callable ``net(x (b, *), t (b,), **cond) -> (b, *)``; b may be smaller than the batch. It
+            must not change its inputs (checked, except under ``torch.inference_mode``), and must return a
+            new tensor at each call (multistep methods keep it). t arrives as float32 (or wider) and need
+            not be whole: a network that knows only integer times takes ``snap=True`` and rounds,
+            ``t.round().long()``. Warns if the network is in training mode and contains dropout or batch
+            norm.
+        schedule: One of :mod:`ddim_ode.schedules`.
+        prediction: What the network returns, ``"eps" | "x0" | "v" | "score" | "flow"``.
+        time_offset: Added to the schedule time t before the call: −1 for a network trained on 0..T−1.
+        time: ``callable(t, sigma) -> network time`` (numpy arrays), for any other network time.
+        snap: Move σ and t together to the nearest trained level, an integer t in 1..T: those of a grid
+            before a method is compiled on it, and those of inner Runge–Kutta stages when they are
+            evaluated, which limits midpoint, rk4 and rk45 to an error of some 1e-4 of x at T = 1000.
+        guidance: A :class:`Guidance`.
+        learned_variance: ``"split"`` for 2C channels, on any axis, of which the prediction is the first C.
+        dtype: What x is cast to for the network. The state and t stay float32 or wider.
+        clip: Keep x̂₀ in [−clip, clip]. ε̂ follows the limited x̂₀, after guidance. As guidance does, this
+            changes the ODE, and ``alterations`` of a solution say so.
+        threshold: Limit x̂₀ by dynamic thresholding instead: a quantile of |x̂₀|, or (quantile, most); see
+            :class:`ddim_ode.denoising.guidance.Limit`.
+        shape: Of ONE sample, for calls that draw noise themselves (``compare``, ``calibrate``,
+            ``generate``).
+        sigma_max: The level that sampling starts from by default (default:
+            :func:`ddim_ode.grids.default_start`: σ(T), or 80 for ε- and score-networks of schedules that
+            end in almost no signal). Warns if x̂₀ of such a network is lost at that level.
+        profile: A :class:`ddim_ode.Profile` of this model: solves that name no grid step on its grids.
 
-    ``model(x, sigma)`` gives ``(x0, eps)``. ValueError for an unknown prediction, an output of
-    another shape than x, or ε- and score-networks asked for x̂₀ at ᾱ = 0.
+    Raises:
+        ValueError: An argument out of range; in a call, an output of another shape than x, or an ε- or
+            score-network that is asked for x̂₀ at ᾱ = 0.
 
     >>> import torch, ddim_ode
     >>> net = lambda x, t: torch.zeros_like(x)  # a network of no noise, on times 0..999
@@ -115,42 +115,37 @@ class Denoiser:
             raise ValueError(
                 f"guidance={shown(guidance)}: give ddim_ode.Guidance(scale, null={{name: value}})"
             )
-        time_offset = number("time_offset", time_offset)
-        if not np.isfinite(time_offset):
-            raise ValueError(f"time_offset={time_offset!r} must be finite")
+        time_offset = finite("time_offset", time_offset)
         if time is not None:
             function("time", time)
-        if time is not None and time_offset:
-            raise ValueError("both time and time_offset are given; let time() add the offset")
-        self.net = net
-        self.schedule = schedule
+            if time_offset:
+                raise ValueError("both time and time_offset are given; let time() add the offset")
+        self.net, self.schedule = net, schedule
         self.prediction = one_of("prediction", prediction, PREDICTIONS)
         self.time_offset, self.time, self.snap = time_offset, time, flag("snap", snap)
         self.guidance = None if guidance is None or guidance.is_off else guidance
-        self.limit = Limit(clip, threshold)
-        self.learned_variance = learned_variance
+        self.limit, self.learned_variance = Limit(clip, threshold), learned_variance
         self.shape: Any = None if shape is None else sizes(shape)
         self.dtype = None if dtype is None else floating(dtype)
         self.sigma_max = default_start(schedule, self.prediction)
         if sigma_max is not None:
             self.sigma_max = self.start("sigma_max", sigma_max)
-        self.profile = profile
         if profile is not None and not isinstance(profile, Profile):
-            raise ValueError(
-                f"profile={shown(profile)} must be a ddim_ode.Profile, as ddim_ode.profile makes it"
-            )
-        if profile is not None and profile.schedule.fingerprint != schedule.fingerprint:
-            raise ValueError(
-                f"the profile is of {profile.schedule!r} and the model has {schedule!r}; make one of this "
-                "model (ddim_ode.profile)"
-            )
+            raise ValueError(f"profile must be a ddim_ode.Profile, got {shown(profile)}")
+        if profile is not None:
+            profile.check(schedule)
+        self.profile = profile
         self.micro_batches: MicroBatches | None = None  # ddim_ode.accelerate(batch=)
-        self._levels = schedule.levels if snap else None
+        if self.snap:
+            _ = schedule.levels  # a ValueError where T is no whole number
 
     def start(self, name: str, sigma: float) -> float:
-        """``sigma`` as a level to start from; a warning where the prediction says nothing of x̂₀ there.
+        """``sigma`` as a level to start from. Warns if x̂₀ of this prediction is lost there.
 
-        ValueError for σ outside the schedule's range, or 0. name: whose value it is.
+        name: The argument that holds it, for messages.
+
+        Raises:
+            ValueError: σ is 0, or outside the schedule's range.
         """
         level = self.schedule.level(sigma, name)
         if level == 0:
@@ -163,17 +158,17 @@ class Denoiser:
             )
         return level
 
-    def starting_at(self, sigma_max: float | None) -> Denoiser:
-        """The same denoiser, with another level to start from by default; None: as it is."""
+    def starting_at(self, sigma_max: float | None) -> Self:
+        """The same denoiser with another default level to start from; None leaves it as it is."""
         if sigma_max is None:
             return self
         return self.replace(sigma_max=self.start("sigma_max", sigma_max))
 
-    def replace(self, **changes: Any) -> Denoiser:
-        """The same denoiser with other attributes, such as ``guidance=None``. The network is not copied.
+    def replace(self, **changes: Any) -> Self:
+        """The same denoiser with other attributes, such as ``guidance=None``. It shares the network.
 
         Raises:
-            AttributeError: A name that it has not.
+            AttributeError: It has no attribute of that name.
 
         >>> import ddim_ode
         >>> model = ddim_ode.exact.gaussian([0.0], [[1.0]], ddim_ode.schedules.cosine())
@@ -182,7 +177,7 @@ class Denoiser:
         """
         other = copy.copy(self)
         for name, value in changes.items():
-            getattr(self, name)  # which says what it has not
+            getattr(self, name)  # an AttributeError for a name that is none
             setattr(other, name, value)
         return other
 
@@ -199,42 +194,40 @@ class Denoiser:
 
     @property
     def alterations(self) -> dict[str, Any]:
-        """What makes its ODE another than the network's own: guidance, clip, threshold; {} if nothing."""
+        """What makes its ODE differ from the network's own: guidance, clip, threshold; {} for nothing."""
         return {**(self.guidance.to_dict() if self.guidance else {}), **self.limit.to_dict()}
 
     @property
     def answers(self) -> str:
-        """The vector that a call is answered with: what the network predicts, or x̂₀ if that is limited."""
+        """The vector that a call returns: what the network predicts, or x̂₀ if that is limited."""
         return "x0" if self.limit else self.prediction
 
     def snapped(self, sigma: Array) -> Array:
         """σ as the network will see it: the nearest trained level (in t) if ``snap``, else itself."""
-        if self._levels is None:
+        if not self.snap:
             return sigma
-        index = np.rint(self.schedule.time(sigma)).astype(int).clip(1, self._levels.size) - 1
-        return self._levels[index]
+        levels = self.schedule.levels
+        return levels[np.rint(self.schedule.time(sigma)).astype(int).clip(1, levels.size) - 1]
 
     def network_time(self, sigma: Array, t: Array | None = None) -> Array:
-        """What the network receives as t at (already snapped) levels σ."""
-        if self._levels is not None:
+        """What the network receives as t at levels σ, already snapped. t: their times, if known."""
+        if self.snap:
             t = np.rint(self.schedule.time(sigma))
         elif t is None:
             t = self.schedule.time(sigma)
         if self.time is None:
             return t + self.time_offset
-        found = self.time(t, sigma)
-        try:
-            told = np.broadcast_to(host_numbers("time", found), sigma.shape)
-        except ValueError:
-            told = np.full(sigma.shape, np.nan)
-        if np.isnan(told).any():
-            raise ValueError(
-                f"time(t, σ) must return a number for each of {sigma.size} levels, got {shown(found)}"
-            )
-        return told
+        answer = self.time(t, sigma)
+        with contextlib.suppress(ValueError):
+            times = np.broadcast_to(host_numbers("time", answer), sigma.shape)
+            if not np.isnan(times).any():
+                return times
+        raise ValueError(
+            f"time(t, σ) must return a number for each of {sigma.size} levels, got {shown(answer)}"
+        )
 
-    def _time_dtype(self, x: Tensor) -> torch.dtype:
-        """The network's own precision, but never half: bfloat16 cannot tell t = 999 from 1000."""
+    def time_dtype(self, x: Tensor) -> torch.dtype:
+        """The dtype of t beside x: the network's, but never half; bfloat16 cannot tell 999 from 1000."""
         return wide(self.dtype or x.dtype)
 
     def __repr__(self) -> str:
@@ -263,9 +256,13 @@ class Denoiser:
         cond: Mapping[str, Tensor] | None = None,
         shared: Mapping[str, Any] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """(x̂₀, ε̂) at x (B, *) and noise level σ, a number or one per sample (B,).
+        """The pair (x̂₀, ε̂), two tensors (B, *), at one noise level or at one for each sample.
 
-        cond: tensors (B, ...), one row a sample. shared: passed to the network as it is.
+        Args:
+            x: (B, *), in network space.
+            sigma: A number, or (B,).
+            cond: {name: tensor (B, ...)}, a row for each sample.
+            shared: {name: value}, passed to the network as it is.
         """
         x = check_state(x)
         host = host_numbers("sigma", sigma)
@@ -278,21 +275,28 @@ class Denoiser:
             raise ValueError("sigma must be positive: at σ=0 there is no noise to predict")
         levels = self.snapped(self.schedule.check_sigma(levels))
         call = self.network(x, cond, shared)
-        t = torch.tensor(self.network_time(levels), device=x.device, dtype=self._time_dtype(x))
+        t = torch.tensor(self.network_time(levels), device=x.device, dtype=self.time_dtype(x))
         answer = call(x, t, self.at(levels, x))
-        return (
-            self._convert(answer, x, "x0", levels),
-            self._convert(answer, x, "eps", levels),
-        )
 
-    def _convert(self, answer: Tensor, x: Tensor, vector: str, levels: Array) -> Tensor:
-        if self.answers == vector:
-            return answer
-        a, b = (column(c, x) for c in self._coefficients(self.answers, vector, levels))
-        return a * x + b * answer
+        def converted(vector: str) -> Tensor:
+            if self.answers == vector:
+                return answer
+            a, b = (column(c, x) for c in self.coefficients(self.answers, vector, levels))
+            return a * x + b * answer
 
-    def _coefficients(self, source: str, vector: str, levels: Array) -> tuple[Array, Array]:
-        """(a, b) with vector = a·x + b·source; ValueError where the source is blind."""
+        return converted("x0"), converted("eps")
+
+    def coefficients(self, source: str, vector: str, levels: Array) -> tuple[Array, Array]:
+        """(a, b), each like levels, with vector = a·x + b·source.
+
+        Args:
+            source: The vector that is known, such as :attr:`answers`.
+            vector: The one that is wanted.
+            levels: σ, already snapped.
+
+        Raises:
+            ValueError: The source says nothing of the vector: ε̂ at ᾱ = 0.
+        """
         a, b = convert(source, vector, *self.schedule.scales(levels))
         if not (np.all(np.isfinite(a)) and np.all(np.isfinite(b))):
             raise ValueError(
@@ -303,30 +307,27 @@ class Denoiser:
         return a, b
 
     def at(self, levels: Array, like: Tensor) -> Level | None:
-        """What a call needs to know of its (snapped) levels (B,), or of all samples' one (1,), if anything.
+        """What a call needs to know of its levels: (B,), already snapped, or (1,) for all samples.
 
-        One level is told in plain numbers; per sample, tensors go to the device of ``like``.
+        None where it needs to know nothing. Of one level the answer holds plain numbers; of (B,) it holds
+        tensors on the device of ``like``.
         """
         guidance = self.guidance
         if not self.limit and (guidance is None or guidance.interval is None):
             return None
-        level = Level()
-        if guidance is not None:
-            mask = guidance.covers(levels)
-            guided: bool | Tensor = bool(mask.all())
-            if mask.any() and not guided:
-                guided = torch.as_tensor(np.flatnonzero(mask), device=like.device)
-            level = level._replace(guided=guided)
+        level = Level() if guidance is None else Level(guidance.guided(levels, like.device))
         if self.limit:
-            one = levels.size == 1
-            pair = self._coefficients(self.prediction, "x0", levels)
-            a, b = (float(c[0]) if one else column(c, like) for c in pair)
+            pair = self.coefficients(self.prediction, "x0", levels)
+            a, b = (float(c[0]) if levels.size == 1 else column(c, like) for c in pair)
             level = level._replace(to_x0=(a, b))
         return level
 
-    def at_each(self, levels: Array, like: Tensor) -> list[Level | None]:
-        """:meth:`at` of calls, each with one of the levels for all samples."""
-        return [self.at(levels[k : k + 1], like) for k in range(levels.size)]
+    def at_each(self, nodes: Sequence[Node], like: Tensor) -> list[Level | None]:
+        """:meth:`at` of the nodes' calls."""
+        return [self.at(level, like) for level in self._levels(nodes)[:, None]]
+
+    def _levels(self, nodes: Sequence[Node]) -> Array:
+        return self.snapped(np.array([node.sigma for node in nodes]))
 
     def bind(
         self,
@@ -341,12 +342,10 @@ class Denoiser:
         moved once to the device of ``like``; evaluating neither synchronises nor copies.
         """
         call = self.network(like, cond, shared)
-        levels = self.snapped(np.array([node.sigma for node in nodes]))
-        host = self.network_time(levels, np.array([node.t for node in nodes]))
-        table = torch.tensor(host[:, None]).to(like.device, self._time_dtype(like))
+        host = self.network_time(self._levels(nodes), np.array([node.t for node in nodes]))
+        table = torch.tensor(host[:, None]).to(like.device, self.time_dtype(like))
         times = table.expand(-1, like.shape[0]).unbind(0)  # one number a node, whatever the batch
-        at = self.at_each(levels, like)
-        conversions = self.conversions(nodes)
+        at, conversions = self.at_each(nodes, like), self.conversions(nodes)
         if conversions is None:
             return lambda y, k: call(y, times[k], at[k])
 
@@ -357,16 +356,16 @@ class Denoiser:
         return evaluate
 
     def conversions(self, nodes: Sequence[Node]) -> list[tuple[float, float]] | None:
-        """For each node (a, b) with a·x + b·answer the vector that it stores; None where each is the
-        answer itself (see :attr:`answers`)."""
+        """For each node (a, b) such that it stores a·x + b·answer; None if all store the answer itself
+        (see :attr:`answers`)."""
         converted = {node.vector for node in nodes} - {self.answers}
         if not converted:
             return None
-        levels = self.snapped(np.array([node.sigma for node in nodes]))
+        levels = self._levels(nodes)
         a, b = np.zeros(len(nodes)), np.ones(len(nodes))
         for vector in converted:
             rows = [k for k, node in enumerate(nodes) if node.vector == vector]
-            a[rows], b[rows] = self._coefficients(self.answers, vector, levels[rows])
+            a[rows], b[rows] = self.coefficients(self.answers, vector, levels[rows])
         return list(zip(a.tolist(), b.tolist()))
 
     def network(
@@ -375,77 +374,33 @@ class Denoiser:
         cond: Mapping[str, Tensor] | None = None,
         shared: Mapping[str, Any] | None = None,
     ) -> Call:
-        """``call(x, t, at)``: the prediction, guided, checked, in x's dtype; limited, its x̂₀ instead.
+        """``call(x, t, at)`` for states like ``like`` (b, *): what the network answers, in x's dtype.
 
-        cond rows follow ``like``. at: of the levels, by :meth:`at`.
+        The answer is the prediction, guided and checked; with a limit on x̂₀ it is the limited x̂₀. The
+        rows of ``cond`` are those of ``like``. at: of the levels, by :meth:`at`.
         """
         rows = check_cond(cond, len(like))
         if self.micro_batches is None:
-            return self._network(like, rows, shared)
+            return network_call(self, like, rows, shared)
 
         def network(index: slice) -> Call:
             model, part = self.part(index, rows)
-            return model._network(like[index], part, shared)
+            return network_call(model, like[index], part, shared)
 
         return self.micro_batches.over(network, len(like))
 
     def part(
         self, index: slice | Tensor, cond: Mapping[str, Tensor] | None
-    ) -> tuple[Denoiser, dict[str, Tensor]]:
+    ) -> tuple[Self, dict[str, Tensor]]:
         """The denoiser and the conditions of some of the samples that ``cond`` has a row for."""
         if not cond:
             return self, {}
         rows = {name: taken(value, index) for name, value in cond.items()}
         return self.of_samples(index, len(next(iter(cond.values()))), cond), rows
 
-    def of_samples(
-        self, index: slice | Tensor, n: int, cond: Mapping[str, Tensor] | None
-    ) -> Denoiser:
-        """The denoiser of some of n samples, whose conditions are like ``cond``: null values of a row for
+    def of_samples(self, index: slice | Tensor, n: int, cond: Mapping[str, Tensor] | None) -> Self:
+        """The denoiser of some of n samples with conditions like ``cond``: null values that have a row for
         each sample follow them."""
         if self.guidance is None or not cond:
             return self
         return self.replace(guidance=self.guidance.part(index, n, cond))
-
-    def _network(
-        self, like: Tensor, rows: dict[str, Tensor], shared: Mapping[str, Any] | None
-    ) -> Call:
-        if shared is not None:
-            check_names("shared", shared)
-        both = set(rows) & set(shared or {})
-        if both:
-            raise ValueError(f"{min(both)!r} is in cond and in shared; drop one of them")
-        extra, common = {**rows, **(shared or {})}, shared or {}
-        net, dtype, split, prediction = self.net, self.dtype, self.learned_variance, self.prediction
-        asked = guarded(net, dtype, like, extra)
-
-        def plain(x: Tensor, t: Tensor, at: Level | None = None) -> Tensor:
-            out = asked(x, t, **extra)
-            if type(out) is not Tensor or out.shape != x.shape or out.dtype != x.dtype:
-                check_output(out, x, x.shape, prediction)
-            return out if out.dtype == x.dtype else out.to(x.dtype)
-
-        def ask(x: Tensor, t: Tensor, rows: Mapping[str, Tensor]) -> Tensor:
-            inside = x if dtype is None else x.to(dtype)
-            out = asked(inside, t, **rows, **common)
-            if split is not None:
-                out = halved(out, inside, prediction)
-            check_output(out, inside, inside.shape, prediction)
-            return out if out.dtype == x.dtype else out.to(x.dtype)
-
-        limit = self.limit
-        if dtype is None and self.guidance is None and split is None and not limit:
-            return plain
-        branches = None if self.guidance is None else Branches(self.guidance, rows, like)
-
-        def call(x: Tensor, t: Tensor, at: Level | None = None) -> Tensor:
-            if branches is None:
-                out = ask(x, t, rows)
-            else:
-                out = branches(ask, x, t, True if at is None else at.guided)
-            if limit:
-                assert at is not None, "a limited x̂₀ needs the call's levels"
-                out = limit(out, x, at)
-            return out
-
-        return call

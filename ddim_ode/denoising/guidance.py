@@ -1,17 +1,14 @@
-"""Guidance, and limits on x̂₀: what makes a denoiser's ODE another than its network's own.
+"""Guidance, and limits on x̂₀: what makes a denoiser's ODE differ from its network's own.
 
-With P what the network predicts, conditionally P_c and without the condition P_∅, the guided prediction is
+With P_c what the network predicts, and P_∅ without the condition, the guided prediction is
 
     P_s = P_∅ + s (P_c − P_∅)                                       Ho & Salimans 2022, eq. 6 (s = 1 + w)
     P   = P_s (φ std P_c / std P_s + 1 − φ)                         Lin et al. 2024, eqs. 15 and 16
 
-where the standard deviation runs over the entries of one sample. All predictions are affine in each other
-at a given x, so the first formula is the same whatever the network predicts. The second is not: it
-acts on the network's own prediction, as in the paper (whose network predicts v). For σ outside an interval
-P = P_c, and the null branch is not evaluated (Kynkäänniemi et al. 2024).
-
-A limit acts last, on the x̂₀ that follows from P, and ε̂ is then the one that keeps x = ᾱ x̂₀ + β̄ ε̂: a
-limited network is one that predicts that x̂₀.
+where the standard deviation runs over the entries of one sample. The first formula is the same whatever the
+network predicts; the second acts on the network's own prediction, as in the paper (whose network predicts
+v). For σ outside an interval P = P_c, and the null branch is not evaluated (Kynkäänniemi et al. 2024). A
+limit acts last, on the x̂₀ that follows from P, and ε̂ is then the one that keeps x = ᾱ x̂₀ + β̄ ε̂.
 """
 
 from __future__ import annotations
@@ -30,6 +27,7 @@ from torch import Tensor
 
 from .._base.checks import is_dense, named, number, shown
 from .._base.notebook import brief
+from .._base.tensors import beside
 from ..schedules.schedule import Array
 
 Mask = npt.NDArray[np.bool_]
@@ -41,15 +39,17 @@ Call = Callable[..., Tensor]  # (x, t, at: Level | None = None) -> the predictio
 class Guidance:
     """Classifier-free guidance: null + scale·(conditional − null), in one batched call.
 
-    scale: a number, or a 0-d tensor, whose gradient ``sample(..., differentiable=True)`` keeps. Scale 1 is
-    the conditional network alone and costs no second branch. null: for each condition to be dropped, its
-    value for the null branch: a number, a tensor of one sample's shape, or a row for each sample, as the
-    condition has. Conditions not named there are the same in both branches.
-
-    interval: (low, high): guided only where low < σ ≤ high, and elsewhere the conditional network alone, at
-    the cost of one row a sample. The field jumps at its ends, which adaptive solvers find by rejected
-    steps. rescale: φ in [0, 1]; 1 gives each sample's prediction (of two entries or more) the standard
-    deviation that the conditional one has; a constant prediction, which has none to scale, stays.
+    Args:
+        scale: A number, or a 0-d tensor, whose gradient ``sample(..., differentiable=True)`` keeps. Scale 1
+            is the conditional network alone and costs no second branch.
+        null: For each condition to be dropped, its value in the null branch: a number, a tensor of one
+            sample's shape, or a row for each sample, as the condition has. Other conditions are the same in
+            both branches.
+        interval: (low, high): guide only where low < σ ≤ high. Elsewhere the conditional network is called
+            alone, at the cost of one row a sample. The field jumps at the ends, which adaptive solvers find
+            by rejected steps.
+        rescale: Rescale the guided prediction to the conditional one's standard deviation: 0 (off) to 1. It
+            needs samples of two entries or more; a constant prediction stays as it is.
 
     References: Ho & Salimans 2022, https://arxiv.org/abs/2207.12598; interval: Kynkäänniemi et al. 2024,
     https://arxiv.org/abs/2404.07724; rescale: Lin et al. 2024, https://arxiv.org/abs/2305.08891.
@@ -102,15 +102,14 @@ class Guidance:
 
     def rows(self, cond: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The null values that have a row for each sample, as ``cond`` has, on its device."""
-        found = {
-            k: _tensor(k, null).to(cond[k].device) for k, null in self.null.items() if k in cond
-        }
-        return {k: null for k, null in found.items() if null.ndim == cond[k].ndim}
+        own = {k: _tensor(k, v).to(cond[k].device) for k, v in self.null.items() if k in cond}
+        return {k: null for k, null in own.items() if null.ndim == cond[k].ndim}
 
     def part(self, index: slice | Tensor, n: int, cond: Mapping[str, Tensor]) -> Guidance:
         """The guidance of some of n samples, whose conditions are like ``cond``.
 
-        ValueError for null values of another number of rows than n, or one for all.
+        Raises:
+            ValueError: Null values of another number of rows than n, or one for all.
         """
         rows = {k: null for k, null in self.rows(cond).items() if len(null) != 1 or n == 1}
         for name, null in rows.items():
@@ -130,23 +129,32 @@ class Guidance:
         low, high = self.interval
         return (low < sigma) & (sigma <= high)
 
+    def guided(self, levels: Array, device: torch.device) -> bool | Tensor:
+        """Which samples, at their levels (B,), are guided: all, none, or those rows."""
+        mask = self.covers(levels)
+        if mask.all() or not mask.any():
+            return bool(mask.all())
+        return torch.as_tensor(np.flatnonzero(mask), device=device)
+
     def to_dict(self) -> dict[str, Any]:
         """The scale (a tensor stays one), and interval and rescale where they are used."""
         scale = self.scale
         if isinstance(scale, Tensor):  # as it is now, and without waiting for the device
             scale = scale.detach().clone()
-        found: dict[str, Any] = dict(guidance=scale)
+        entries: dict[str, Any] = dict(guidance=scale)
         if self.interval is not None:
-            found["guidance_interval"] = [e if math.isfinite(e) else "inf" for e in self.interval]
+            entries["guidance_interval"] = [e if math.isfinite(e) else "inf" for e in self.interval]
         if self.rescale:
-            found["guidance_rescale"] = self.rescale
-        return found
+            entries["guidance_rescale"] = self.rescale
+        return entries
 
 
 class Level(NamedTuple):
     """What one call needs to know of its noise levels.
 
-    guided: all samples, none, or the rows that are. to_x0: (a, b) with x̂₀ = a·x + b·P.
+    Attributes:
+        guided: Whether all samples are, or none; or the rows that are.
+        to_x0: (a, b) with x̂₀ = a·x + b·P.
     """
 
     guided: bool | Tensor = True
@@ -163,9 +171,12 @@ class Level(NamedTuple):
 
 
 class Branches:
-    """The conditions of a batch, and their null values: asks for both in one call, and combines them.
+    """The conditions of a batch and their null values: asks for both in one call, and combines the answers.
 
-    rows: the batch's conditions, one row a sample. like: a tensor of the state's dtype and device.
+    Args:
+        guidance: How.
+        rows: The batch's conditions, one row a sample.
+        like: A tensor of the state's dtype and device.
     """
 
     def __init__(self, guidance: Guidance, rows: dict[str, Tensor], like: Tensor) -> None:
@@ -206,19 +217,24 @@ class Branches:
         spread = guided.flatten(1).std(dim=1)
         ratio = conditional.flatten(1).std(dim=1) / spread
         ratio = torch.where(spread == 0, torch.ones_like(ratio), ratio)
-        return guided * (1 + self.rescale * (ratio - 1)).reshape(-1, *[1] * (guided.ndim - 1))
+        return guided * beside(1 + self.rescale * (ratio - 1), guided)
 
 
 _MOST = torch.finfo(torch.float32).max  # of a bound: what x̂₀ can be
 
 
 class Limit:
-    """Keeps x̂₀ in range: ``clip`` to [−clip, clip], or dynamic thresholding of data in [−1, 1].
+    """Keeps x̂₀ in range, which changes the ODE.
 
-    threshold: p in (0, 1], or (p, most). s is the p-quantile of a sample's |x̂₀|, at least 1 and at most
-    ``most`` (default: no bound), and x̂₀ becomes clamp(x̂₀, −s, s)/s (Saharia et al. 2022, section 2.3,
-    https://arxiv.org/abs/2205.11487; a bound of 1, which is diffusers' default ``sample_max_value``, makes
-    it a clip to [−1, 1]). Either one changes the ODE. ValueError for both, and for values out of range.
+    Args:
+        clip: Keep x̂₀ in [−clip, clip].
+        threshold: Dynamic thresholding of data in [−1, 1] instead (Saharia et al. 2022, section 2.3,
+            https://arxiv.org/abs/2205.11487): p in (0, 1], or (p, most). With s the p-quantile of a
+            sample's |x̂₀|, at least 1 and at most ``most`` (default: no bound), x̂₀ becomes clamp(x̂₀, −s,
+            s)/s. A bound of 1, diffusers' default ``sample_max_value``, makes it a clip to [−1, 1].
+
+    Raises:
+        ValueError: Both are given, or a value is out of range.
 
     >>> str(Limit(clip=1.0)), Limit(threshold=(0.995, 1.5)).to_dict()
     ('clip 1', {'threshold': [0.995, 1.5]})
@@ -277,8 +293,7 @@ class Limit:
             return x0
         assert self.threshold is not None
         entries = x0.abs().reshape(len(x0), math.prod(x0.shape[1:]))
-        s = _quantile(entries, self.threshold).clamp(1.0, self.most)
-        s = s.reshape(-1, *[1] * (x0.ndim - 1))
+        s = beside(_quantile(entries, self.threshold).clamp(1.0, self.most), x0)
         return torch.maximum(torch.minimum(x0, s), -s) / s
 
 
@@ -321,15 +336,15 @@ def _tensor(name: str, null: Any) -> Tensor:
 
 def _null(name: str, null: Any, value: Tensor) -> Tensor:
     """The null value of one condition, a row for each of ``value``'s."""
-    given = _tensor(name, null)
+    tensor = _tensor(name, null)
     try:
-        rows = given.to(value).expand_as(value)
+        rows = tensor.to(value).expand_as(value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"null[{name!r}]={shown(null)} is no value of cond[{name!r}], whose samples have shape "
             f"{tuple(value.shape[1:])}; give one of that shape, or a row for each of {len(value)}"
         ) from error
-    if given.is_floating_point() and not value.is_floating_point():
+    if tensor.is_floating_point() and not value.is_floating_point():
         raise ValueError(
             f"null[{name!r}]={shown(null)} is a fraction, but cond[{name!r}] is {value.dtype}"
         )

@@ -1,5 +1,5 @@
-"""What a solve, a comparison or a calibration is given: the model, the shape of a sample, the device,
-the conditions."""
+"""The inputs of a solve, a comparison or a calibration, checked: model, shape of a sample, device,
+conditions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Cond = Mapping[str, Tensor] | Callable[[Tensor], Mapping[str, Tensor]]
 
 
 def check_model(model: object, limited: bool = True) -> None:
-    """ValueError unless it is a :class:`Denoiser`; without limits on x̂₀, if those do not do."""
+    """ValueError unless it is a :class:`Denoiser`; limited=False: one without limits on x̂₀."""
     if not isinstance(model, Denoiser):
         raise ValueError(
             f"model must be a Denoiser, got {type(model).__name__}: wrap the network once as "
@@ -32,7 +32,7 @@ def check_model(model: object, limited: bool = True) -> None:
 
 
 def check_rank(model: Denoiser, x: Tensor) -> None:
-    """ValueError for x that has not the axes of the model's samples and one for the batch before them."""
+    """ValueError unless x has the axes of the model's samples, and one for the batch before them."""
     shape = getattr(model, "shape", None)
     if shape is not None and x.ndim != len(shape) + 1:
         one = "x[None], a batch of one"

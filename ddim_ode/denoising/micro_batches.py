@@ -1,9 +1,8 @@
 """Network calls on a part of the batch at a time, as many rows as fit into memory.
 
-A solve keeps a few vectors a sample; a network keeps all its activations. So it is the network's batch
-that memory limits, and it can be smaller than the solve's: row i of the output depends on row i of the
-input alone (a network for which that does not hold, such as one with batch norm in training, samples
-wrongly anyway).
+A solve keeps a few vectors a sample, a network all its activations: it is the network's batch that memory
+limits. It can be smaller than the solve's, since row i of the output depends on row i of the input alone (a
+network for which that does not hold, such as one with batch norm in training, samples wrongly anyway).
 """
 
 from __future__ import annotations
@@ -17,8 +16,9 @@ from .guidance import Call, Level
 
 
 class MicroBatches:
-    """At most ``rows`` samples a call. With ``rows=None`` all of them, and half as many from then on
-    whenever memory runs out, down to one; ``halved``: how often."""
+    """At most ``rows`` samples a call. With ``rows=None`` all of them, and half as many whenever memory
+    runs out, down to one; ``halved`` counts how often.
+    """
 
     def __init__(self, rows: int | None) -> None:
         self.rows = rows

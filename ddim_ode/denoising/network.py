@@ -1,8 +1,8 @@
-"""One network call: what goes in and what comes out is what the rest of the package counts on.
+"""One network call, checked on both sides.
 
 A network that changes its inputs in place spoils the state, or the conditions of the next call; one that
-returns the same tensor at each call spoils what methods keep of the last; one in training mode answers a
-question in many ways. All of these look like bad samples, and are told here instead.
+returns the same tensor at each call spoils what methods keep of the last; one in training mode answers one
+question in many ways. All of these look like bad samples, and are refused or warned about here instead.
 """
 
 from __future__ import annotations
@@ -36,14 +36,18 @@ _AGAIN = (
 
 
 def guarded(net: Net, dtype: torch.dtype | None, like: Tensor, extra: Mapping[str, Any]) -> Net:
-    """The network, whose calls end in a ValueError where an input is changed in place, an answer is not a
-    new tensor, or the precision is wrong.
+    """The network with checks: a ValueError where it changes an input in place, returns the tensor of its
+    last call again, or fails for want of the right precision.
 
     A half-precision network that makes its time embedding in the precision of t, which is float32, runs
-    under ``torch.autocast``: t keeps its digits, and layers take what they can.
+    under ``torch.autocast``: t keeps its digits, and layers take what they can. Changes are counted by
+    torch, which counts none under ``torch.inference_mode``, through ``.data`` or from numpy.
 
-    dtype: what its x is cast to, if anything. like, extra: a state and all else that it is given. Changes
-    are counted by torch, which counts none under ``torch.inference_mode``, through ``.data`` or from numpy.
+    Args:
+        net: The network.
+        dtype: What its x is cast to, if anything.
+        like: A state.
+        extra: All else that it is given.
     """
     module = getattr(net, "__self__", net)  # a bound method's
     module = module if isinstance(module, nn.Module) else None
@@ -91,11 +95,11 @@ def guarded(net: Net, dtype: torch.dtype | None, like: Tensor, extra: Mapping[st
 
 def _versions(x: Tensor, t: Tensor, cond: Mapping[str, Any]) -> dict[str, int]:
     """How often each of the tensors was changed."""
-    found = {"x": x._version, "t": t._version}
+    versions = {"x": x._version, "t": t._version}
     for name, value in cond.items():
         if type(value) is Tensor:
-            found[name] = value._version
-    return found
+            versions[name] = value._version
+    return versions
 
 
 def _warn_of_training(net: nn.Module | None) -> None:
@@ -213,8 +217,8 @@ def has_rows(value: Any) -> bool:
 
 def check_cond(cond: Mapping[str, Tensor] | None, n: int, one: str = "sample") -> dict[str, Tensor]:
     """A copy of the conditions; ValueError unless each is a tensor with a row for each of n."""
-    found = by_name(cond)
-    for name, value in found.items():
+    rows = by_name(cond)
+    for name, value in rows.items():
         if has_rows(value) and len(value) == n:
             if value.is_meta:
                 raise ValueError(
@@ -237,12 +241,13 @@ def check_cond(cond: Mapping[str, Tensor] | None, n: int, one: str = "sample") -
         raise ValueError(
             f"cond[{name!r}] must be a tensor with one row per {one} ({n}), got {got}; {remedy}"
         )
-    return found
+    return rows
 
 
 def check_labels(labels: Any, n: int, shared: bool = False) -> None:
-    """ValueError for what no embedding of n classes takes, (B,), or one number where it is shared; values
-    are looked at where that waits for no device."""
+    """ValueError for labels that no embedding of n classes takes: they are (B,), or one number if shared.
+    Values are looked at on the CPU only, so as not to wait for a device.
+    """
     if not isinstance(labels, Tensor):
         raise ValueError(
             f"class labels must be a tensor of whole numbers (B,), got {shown(labels)}"
@@ -267,8 +272,8 @@ def check_labels(labels: Any, n: int, shared: bool = False) -> None:
 def check_channels(x: Tensor, channels: int, axes: str | None = "C") -> None:
     """ValueError unless x has that many channels.
 
-    axes: those of one sample, as far as they are known, such as ``"FCHW"``; None where nobody knows which
-    of them are the channels.
+    axes: Those of one sample as far as they are known, such as ``"FCHW"``; None where it is not known
+    which of them are the channels.
     """
     shape = tuple(x.shape)
     if axes is None:
@@ -289,7 +294,7 @@ def check_channels(x: Tensor, channels: int, axes: str | None = "C") -> None:
 
 
 def doubled_axis(out: Tensor, x: Tensor) -> int | None:
-    """The axis on which an answer is twice as long as x, and on no other is it longer; None for another."""
+    """The one axis on which an answer is twice as long as x, if it differs on no other; else None."""
     if out.ndim != x.ndim:
         return None
     differ = [axis for axis in range(x.ndim) if out.shape[axis] != x.shape[axis]]
@@ -298,8 +303,7 @@ def doubled_axis(out: Tensor, x: Tensor) -> int | None:
 
 
 def halved(out: Any, x: Tensor, prediction: str) -> Tensor:
-    """The prediction of an answer (B, 2C, *) with a variance behind it, on whatever axis; ValueError for
-    another."""
+    """The prediction of an answer (B, 2C, *) with a variance behind it, on any axis; else a ValueError."""
     if x.ndim < 2:
         raise ValueError(
             "learned_variance='split' halves the channels of an answer (B, 2C, *), and x is "

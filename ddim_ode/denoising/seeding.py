@@ -1,12 +1,10 @@
 """Noise, one generator per sample.
 
-Sample i depends on its own seed and on nothing else: not on the batch it is in, its place there, or
-the device, since every draw is made on the CPU and moved. A seed has separate streams for its
-start, for the noise of its steps, and for the probes and the dequantisation of a likelihood.
-
-Seed and stream are the two words of a Philox key (Salmon et al. 2011), a permutation of their own for each
-of the 2⁶⁴ seeds. Draws are made in float64 and rounded to the dtype asked for, so that the noise of a seed
-is the same numbers in any.
+Sample i depends on its own seed and on nothing else: not on the batch it is in, its place there, or the
+device, since every draw is made on the CPU and moved. A seed has separate streams for its start, for the
+noise of its steps, and for the probes and the dequantisation of a likelihood. Seed and stream are the two
+words of a Philox key (Salmon et al. 2011). Draws are made in float64 and rounded to the dtype asked for, so
+that the noise of a seed is the same numbers in any.
 """
 
 from __future__ import annotations
@@ -31,7 +29,7 @@ def generator(seed: int, stream: int) -> np.random.Generator:
 
 
 def torch_seed(seed: int, stream: int, k: int = 0) -> int:
-    """For torch's own generators, which keep 32 bits: 2³² different ones for the uses k of a stream."""
+    """A seed of 32 bits for torch's own generators; the uses k of a stream have different ones."""
     first = np.random.SeedSequence((seed_of(seed), stream)).generate_state(1)[0]
     return (int(first) + k) % 2**32
 
@@ -44,13 +42,19 @@ def noise(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Start noise (len(seeds), *shape) at level σ (default σ(T)), the same on every device.
+    """Start noise (len(seeds), *shape), the same on every device.
 
-    On ``ve`` and ``flow`` its size is that of the level: give ``sigma=model.sigma_max`` for a model that
-    starts lower than σ(T).
+    Its standard deviation is 1 for variance-preserving schedules (their prior), and β̄(σ) otherwise: σ for
+    ``ve``, σ/(1+σ) for ``flow``.
 
-    shape: of ONE sample. Its standard deviation is 1 for variance-preserving schedules (their
-    prior), and β̄(σ) otherwise: σ itself for ``ve``, σ/(1+σ) for ``flow``.
+    Args:
+        shape: Of ONE sample.
+        schedule: Of the model.
+        seeds: One per sample.
+        sigma: The level (default σ(T)). On ``ve`` and ``flow``, give ``model.sigma_max`` for a model that
+            starts lower than σ(T).
+        device: Where the noise goes.
+        dtype: Of the noise.
 
     >>> import ddim_ode
     >>> ddim_ode.noise((1, 28, 28), ddim_ode.schedules.ddpm(), seeds=[0, 1]).shape
@@ -59,9 +63,9 @@ def noise(
     check_schedule(schedule)
     level = schedule.sigma_max if sigma is None else schedule.level(sigma)
     scale = prior_std(schedule, level)
-    given, place = _checked(seeds), device_of(device)
-    sources = (generator(seed, _START) for seed in given)
-    return _draw(sources, (len(given), *sizes(shape)), floating(dtype), scale).to(place)
+    chosen, place = _checked(seeds), device_of(device)
+    sources = (generator(seed, _START) for seed in chosen)
+    return _draw(sources, (len(chosen), *sizes(shape)), floating(dtype), scale).to(place)
 
 
 def sizes(shape: Sequence[int]) -> tuple[int, ...]:
@@ -84,9 +88,9 @@ def prior_std(schedule: Schedule, sigma: float) -> float:
 
 def check_seeds(seeds: Sequence[int], batch: int) -> list[int]:
     """The seeds as a list of ints, one per sample; ValueError otherwise."""
-    if len(given := _checked(seeds)) != batch:
+    if len(several := _checked(seeds)) != batch:
         raise ValueError(f"seeds={shown(seeds)} for a batch of {batch}; give one seed per sample")
-    return [seed_of(seed) for seed in given]
+    return [seed_of(seed) for seed in several]
 
 
 def _checked(seeds: Sequence[int]) -> Sequence[int]:

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._base.checks import function, number
-from .._base.tensors import check_floating
+from .._base.checks import finite, function
+from .._base.tensors import beside, check_floating
 from ..schedules.schedule import Schedule, check_schedule
 from .network import check_output
 
@@ -28,10 +28,16 @@ def eps_loss(
 ) -> Tensor:
     """Mean squared error of the predicted noise, a scalar to call ``backward`` on.
 
-    x0: clean data (B, *). Times are drawn uniformly, from {1..T} for a discrete schedule and from (0, T]
-    otherwise, one per sample; of ``ve``, where t is σ, log-uniformly from σ_min to σ_max. The network is
-    called as ``net(x_t, t + time_offset, **cond)``, so a network on indices 0..T−1 takes ``-1.0``.
-    generator: the source of t and ε (its device must be that of x0, or the CPU).
+    Times are drawn uniformly, one per sample: from {1..T} for a discrete schedule, from (0, T] otherwise;
+    for ``ve``, where t is σ, log-uniformly from σ_min to σ_max.
+
+    Args:
+        net: Called as ``net(x_t, t + time_offset, **cond)``; a network on indices 0..T−1 takes ``-1.0``.
+        schedule: The one to train on.
+        x0: Clean data (B, *).
+        generator: The source of t and ε; its device must be that of x0, or the CPU.
+        time_offset: Added to t.
+        **cond: Passed to the network.
 
     Reference: Ho, Jain, Abbeel 2020, https://arxiv.org/abs/2006.11239.
 
@@ -46,7 +52,7 @@ def eps_loss(
     function("net", net)
     check_schedule(schedule)
     check_floating(x0, "x0")
-    time_offset = number("time_offset", time_offset)
+    time_offset = finite("time_offset", time_offset)
     if generator is not None and not isinstance(generator, torch.Generator):
         raise ValueError(f"generator must be a torch.Generator, got {type(generator).__name__}")
     source = generator.device if generator is not None else x0.device
@@ -57,11 +63,11 @@ def eps_loss(
     t = schedule.training_time(u.cpu().numpy())
     wide = torch.promote_types(x0.dtype, torch.float32)  # half precision has no room for t = 999
     alpha, beta = (
-        torch.as_tensor(scale(t)).to(x0.device, wide).reshape(b, *[1] * (x0.ndim - 1))
+        beside(torch.as_tensor(scale(t)).to(x0.device, wide), x0)
         for scale in (schedule.alpha_bar, schedule.beta_bar)
     )
     noisy = (alpha * x0 + beta * eps).to(x0.dtype)
-    told = torch.as_tensor(t + time_offset).to(x0.device, wide)
-    prediction = net(noisy, told, **cond)
+    times = torch.as_tensor(t + time_offset).to(x0.device, wide)
+    prediction = net(noisy, times, **cond)
     check_output(prediction, x0, x0.shape, "eps")
     return torch.mean((prediction - eps) ** 2)

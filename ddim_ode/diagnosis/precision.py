@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..denoising.denoiser import Denoiser
+from ..denoising.problem import Problem
 from .findings import Finding
 from .probe import Probe, rms
 
@@ -47,9 +48,9 @@ def half_precision(probe: Probe) -> Finding | None:
     inputs = [probe.noised(x0, sigma)[few] for sigma in sigmas]
 
     def answers(model: Denoiser) -> Tensor:
-        model, cond = model.part(few, probe.cond)
+        problem = Problem(model, probe.cond, probe.shared).rows(few)
         with torch.no_grad():
-            out = [model(x, s, cond, probe.shared)[1] for x, s in zip(inputs, sigmas)]
+            out = [problem(x, s)[1] for x, s in zip(inputs, sigmas)]
         return torch.stack(out)
 
     exact = answers(probe.model)

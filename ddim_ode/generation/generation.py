@@ -175,8 +175,7 @@ def generate(
         dict(solver, method=method, plan=plan),
     )
     known = _model_key(model, key, shared)
-    first, first_cond = work.part([0])
-    answers = ask(first, work.shape, first_cond, shared, where) if key is None else None
+    answers = ask(work.part([0]), work.shape, where) if key is None else None
     run = Run(
         n=n,
         seed=seed,

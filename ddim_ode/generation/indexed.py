@@ -16,6 +16,7 @@ from .._base.checks import refuse
 from .._base.digests import digest
 from ..denoising.denoiser import Denoiser
 from ..denoising.inputs import Cond, conditions
+from ..denoising.problem import Problem
 from ..denoising.seeding import GENERATOR, noise
 from ..solve.cuda_graph import GraphedPlan, check_graphable
 from ..solve.near import Near, of_plan, of_rows, of_shared
@@ -123,30 +124,24 @@ class IndexedSolver:
     def __call__(self, index: Sequence[int]) -> tuple[Tensor, list[str]]:
         if self._record:
             assert self.plan is not None
-            x, (model, cond) = self._noise(index), self.part(index)
+            x, part = self._noise(index), self.part(index)
             if self._graph is None:
-                self._graph = GraphedPlan(model, self.plan, x, cond, self._shared)
+                self._graph = GraphedPlan(part.model, self.plan, x, **part.conditions)
             if self._graph.fits(x):
-                end, finite = self._graph(x, cond, model)
+                end, finite = self._graph(x, part.cond, part.model)
                 return end.cpu(), [SUCCESS if good else NON_FINITE for good in finite.tolist()]
         sol = self._sample(index)
         return sol.x.cpu(), sol.status.tolist()
 
     def _sample(self, index: Sequence[int]) -> Solution:
-        model, cond = self.part(index)
-        return sample(
-            model,
-            self._noise(index),
-            seeds=self._seeds(index),
-            cond=cond,
-            shared=self._shared,
-            **self._options,
-        )
+        part, x = self.part(index), self._noise(index)
+        seeds = self._seeds(index)
+        return sample(part.model, x, seeds=seeds, **part.conditions, **self._options)
 
-    def part(self, index: Sequence[int]) -> tuple[Denoiser, dict[str, Tensor] | None]:
+    def part(self, index: Sequence[int]) -> Problem:
         """The model and the conditions of these samples."""
         cond, where = self.cond(index), torch.tensor(index, dtype=torch.long)
-        return self.model.of_samples(where, self.cond.n, cond), cond
+        return Problem(self.model.of_samples(where, self.cond.n, cond), cond, self._shared)
 
     def _noise(self, index: Sequence[int]) -> Tensor:
         seeds = self._seeds(index)

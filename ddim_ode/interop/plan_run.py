@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
@@ -30,8 +29,7 @@ class PlanRun:
         self.shown = self._next(None)
         self.denoiser, self.nodes = denoiser, plan.nodes
         self.prediction, self.conversions = denoiser.prediction, denoiser.conversions(plan.nodes)
-        levels = denoiser.snapped(np.array([node.sigma for node in plan.nodes]))
-        self.limit, self.at = denoiser.limit, denoiser.at_each(levels, x)
+        self.limit, self.at = denoiser.limit, denoiser.at_each(plan.nodes, x)
         self.generator: Generators = None
 
     @property

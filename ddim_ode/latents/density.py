@@ -1,6 +1,7 @@
 """The state and the integral of its divergence, solved together (see likelihood.py).
 
-A flat state (n, D + k) is z = x/m and ∫ ∇·f ds for each of k probes, or once where the divergence is exact.
+A flat state (n, D + k) is z = x/m and ∫ ∇·f ds, one for each of k probes, or one where the divergence is
+exact.
 """
 
 from __future__ import annotations
@@ -14,22 +15,31 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..denoising.denoiser import Denoiser
+from .._base.bars import progress_bar
+from .._base.checks import count
+from ..denoising.problem import Problem
 from ..schedules.schedule import Array
 from ..solve.active_set import Field, Solver, column, combined
-from ..solve.adaptive import gathered
-from ..solve.solution import finite_samples, per_sample
+from ..solve.adaptive import DEFAULT_MAX_NFE, gathered, tolerance
+from ..solve.request import Request
+from ..solve.solution import finite_samples
 from ..solvers.clock import clock
 from ..solvers.controller import NON_FINITE, SUCCESS, Controller
 from ..solvers.embedded import scheme_of
-from ..solvers.methods import METHODS, Method
+from ..solvers.methods import METHODS
 from ..solvers.tableau import Tableau
 from .divergence import Products
 
 
 @dataclass
 class End:
-    """States with their integrals (B, D + k) at σ_max, in x but for the latter; and what it cost."""
+    """Where a solve ended.
+
+    Attributes:
+        state: (B, D + k) x at σ_max, and the integrals.
+        error: (B,) of the integral, or None.
+        status, nfe, sample_nfe, rows: As of a :class:`ddim_ode.Solution`.
+    """
 
     state: Tensor
     error: Tensor | None
@@ -44,30 +54,28 @@ class Density(Field):
 
     def __init__(
         self,
-        model: Denoiser,
+        problem: Problem,
         ends: tuple[float, float],
         x: Tensor,
         vectors: Tensor,
         exact: bool,
         products: Products,
     ) -> None:
-        super().__init__(model, ends)
+        super().__init__(problem, ends)
         self.shape, self.size = x.shape[1:], x[:1].numel()
         self.exact, self.products = exact, products
         self.vectors = vectors
         self.entries = 1 if exact else len(vectors)
 
-    def bind(
-        self, like: Tensor, cond: Mapping[str, Tensor] | None, shared: Mapping[str, Any] | None
-    ) -> None:
-        super().bind(like.new_empty((len(like), *self.shape)), cond, shared)
+    def bind(self, like: Tensor) -> None:
+        super().bind(like.new_empty((len(like), *self.shape)))
 
     def keep(self, rows: Tensor) -> None:
         """Go on with these samples; unit vectors are a view, the same for all."""
         self.vectors = self.vectors[:, : len(rows)] if self.exact else self.vectors[:, rows]
 
     def __call__(self, z: Tensor, columns: Tensor, seen: Array) -> Tensor:
-        time = columns[0].to(self.model._time_dtype(z))
+        time = columns[0].to(self.model.time_dtype(z))
         m, of_z, of_prediction = (column(c, z) for c in columns[1:].to(z.dtype))
         x = (m * z[:, : self.size]).reshape(-1, *self.shape)
         at = self.model.at(seen, x)
@@ -89,9 +97,8 @@ class _Solver(Solver):
         error = (step * combined(tableau.b_error, velocities))[:, size:].mean(dim=1).abs()
         before, after = (states[k][:, size:].mean(dim=1).abs() for k in (0, -1))
         rtol, atol = self.tolerances
-        scale = (atol + rtol * torch.maximum(before, after)).clamp_min(
-            torch.finfo(error.dtype).tiny
-        )
+        tiny = torch.finfo(error.dtype).tiny
+        scale = (atol + rtol * torch.maximum(before, after)).clamp_min(tiny)
         ratio = torch.maximum(ratio, (error / scale).clamp(max=1e15))
         return torch.stack([ratio, error, torch.zeros_like(error), finite])
 
@@ -104,65 +111,74 @@ def flat(x: Tensor) -> Tensor:
     return x.flatten(1) if x.ndim > 1 else x[:, None]
 
 
-def _start(field: Density, x: Tensor) -> tuple[Tensor, float]:
-    """The flat state at σ_min, and m there."""
-    m = float(np.hypot(*field.model.schedule.scales(field.ends[0])))
-    return torch.cat([flat(x) / m, x.new_zeros(len(x), field.entries)], dim=1), m
+def _gauge(field: Density, end: int) -> float:
+    """m = √(ᾱ² + β̄²) at one of the field's ends."""
+    return float(np.hypot(*field.model.schedule.scales(field.ends[end])))
 
 
-def adaptive(
+def solve(
+    request: Request, vectors: Tensor, exact: bool, products: Products
+) -> tuple[Density, End]:
+    """The state and its integrals at σ_max, by the request's adaptive method or in its fixed steps."""
+    method, levels, x = request.spec, request.levels, request.x
+    tableau = None if method is None else method.stages
+    if method is None or not isinstance(tableau, Tableau):
+        able = [name for name, m in METHODS.items() if isinstance(m.stages, Tableau)]
+        raise ValueError(
+            f"method={str(request.method)!r}: a likelihood is solved by Runge–Kutta, {', '.join(able)}"
+        )
+    adaptive = request.kind == "adaptive"
+    who = f"method {method.name!r}"
+    sigmas = levels.ends() if adaptive else levels.passed(levels.required(who))
+    ends = float(sigmas[0]), float(sigmas[-1])
+    field = Density(request.problem, ends, x, vectors, exact, products)
+    z = torch.cat([flat(x) / _gauge(field, 0), x.new_zeros(len(x), field.entries)], dim=1)
+    with progress_bar(request.options["progress"], unit="nfe", desc=method.name) as bar:
+        if adaptive:
+            end = _adaptive(field, z, tableau, request.options, bar.update)
+        else:
+            end = _fixed(field, z, tableau, sigmas, bar.update)
+    return field, end
+
+
+def _adaptive(
     field: Density,
-    x: Tensor,
-    method: Method,
-    tolerances: tuple[float, float],
-    limit: int,
-    cond: Mapping[str, Tensor] | None,
-    shared: Mapping[str, Any] | None,
+    z: Tensor,
+    tableau: Tableau,
+    options: Mapping[str, Any],
     observe: Callable[[int], object],
 ) -> End:
-    assert isinstance(method.stages, Tableau)
-    scheme = scheme_of(method.stages)
+    limit = count("max_nfe", DEFAULT_MAX_NFE if options["max_nfe"] is None else options["max_nfe"])
+    tolerances = tolerance("rtol", options["rtol"]), tolerance("atol", options["atol"])
+    scheme = scheme_of(tableau)
     ends = clock(np.array(field.ends))
     control = Controller(
-        len(x),
+        len(z),
         abs(ends[0] - ends[1]),
         error_order=scheme.error_order,
         cost=scheme.cost,
         limit=limit,
         resolution=4 * float(np.spacing(abs(ends).max())),
     )
-    z, _ = _start(field, x)
-    solver = _Solver(field, z, scheme, control, tolerances, False, False, cond, shared)
-    if x.numel():
+    solver = _Solver(field, z, scheme, control, tolerances, False, False)
+    if field.size:
         solver.run(observe)
     else:
         control.status[:] = SUCCESS
     state, error = gathered(solver.released, z)
-    state[:, field.size :] /= float(np.hypot(*field.model.schedule.scales(field.ends[1])))
+    state[:, field.size :] /= _gauge(field, 1)
     return End(state, error, control.status, solver.nfe, control.calls, solver.rows)
 
 
-def fixed(
-    field: Density,
-    x: Tensor,
-    method: Method,
-    sigmas: Array,
-    cond: Mapping[str, Tensor] | None,
-    shared: Mapping[str, Any] | None,
-    observe: Callable[[int], object],
+def _fixed(
+    field: Density, z: Tensor, tableau: Tableau, sigmas: Array, observe: Callable[[int], object]
 ) -> End:
     """Runge–Kutta steps in the clock u, the same for all samples."""
-    tableau = method.stages
-    if not isinstance(tableau, Tableau):
-        able = [name for name, m in METHODS.items() if isinstance(m.stages, Tableau)]
-        raise ValueError(
-            f"method={method.name!r}: a likelihood is solved by Runge–Kutta, {', '.join(able)}"
-        )
-    (z, _), u, batch = _start(field, x), clock(sigmas), len(x)
+    u, batch = clock(sigmas), len(z)
     stages, calls, rows = tableau.stages, 0, 0
-    wide = torch.promote_types(z.dtype, field.model._time_dtype(z))
-    field.bind(z, cond, shared)
-    for start, h in zip(u[:-1].tolist(), np.diff(u).tolist()) if x.numel() else ():
+    wide = torch.promote_types(z.dtype, field.model.time_dtype(z))
+    field.bind(z)
+    for start, h in zip(u[:-1].tolist(), np.diff(u).tolist()) if field.size else ():
         velocities: list[Tensor] = []
         for c, row in zip(tableau.c[:stages], tableau.a):
             y = z + h * combined(row, velocities) if row else z
@@ -173,7 +189,6 @@ def fixed(
             calls, rows = calls + 1, rows + field.model.rows(seen)
             observe(1)
         z = z + h * combined(tableau.b[:stages], velocities)
-    m = float(np.hypot(*field.model.schedule.scales(field.ends[1])))
-    state = torch.cat([m * z[:, : field.size], z[:, field.size :]], dim=1)
+    state = torch.cat([_gauge(field, 1) * z[:, : field.size], z[:, field.size :]], dim=1)
     status = np.where(finite_samples(state).cpu().numpy(), SUCCESS, NON_FINITE)
-    return End(state, None, status, calls, per_sample(calls, batch), rows)
+    return End(state, None, status, calls, np.full(batch, calls), rows)

@@ -1,22 +1,12 @@
-"""The divergence ∇·f of a network, exact or estimated.
+"""The divergence ∇·f of a network, exact, Σ_i e_iᵀ J e_i, or estimated by vᵀ J v with probes v, E v vᵀ = I.
 
-    exact        Σ_i e_iᵀ J e_i                    over the D unit vectors
-    hutchinson   vᵀ J v for each probe v,          E v vᵀ = I
-
-(Hutchinson 1989; Grathwohl et al. 2019, https://arxiv.org/abs/1810.01367). Both need products of the
-Jacobian J with many vectors at one x. They are taken ``chunk`` at a time by ``torch.func.vmap``:
-
-    forward   J v by jvp: memory of chunk × (one forward pass without a graph)
-    reverse   vᵀ J by vjp: one forward pass with its graph, and chunk × (one backward pass)
-
-Reverse works for whatever can be trained, and costs less where the network is small; forward needs less
-memory, and a forward derivative of every operation, which some fused ones do not have. What torch.func
-cannot transform (autograd or numpy inside, autograd functions of the old kind) is differentiated by plain
-autograd, one product at a time.
-
-Of a network that cuts its own graph (``detach``, ``no_grad``, ``autograd.grad`` without ``create_graph``)
-torch gives, without a word, the derivative of another function. Where such a cut is seen, or the derivative
-is 0, it is compared with the network's differences.
+(Hutchinson 1989; Grathwohl et al. 2019, https://arxiv.org/abs/1810.01367.) Products of the Jacobian J with
+many vectors at one x are taken ``chunk`` at a time by ``torch.func.vmap`` of a vjp: one forward pass with
+its graph, and chunk backward passes. What torch.func cannot transform (autograd or numpy inside, autograd
+functions of the old kind) is differentiated by plain autograd, one product at a time. Of a network that
+cuts its own graph (``detach``, ``no_grad``, ``autograd.grad`` without ``create_graph``) torch gives,
+without a word, the derivative of another function: where a cut is seen, or the derivative is 0, it is
+compared with the network's differences.
 """
 
 from __future__ import annotations
@@ -31,23 +21,16 @@ from torch.overrides import TorchFunctionMode
 from ..denoising.seeding import PROBES, generator
 
 Function = Callable[[Tensor], Tensor]
-MODES = ("reverse", "forward")
-KINDS = ("rademacher", "gaussian")
 _SURE = 0.02  # by which two differences that tell something may differ
 _OFF = 0.1  # by which the derivative may differ from them
 
 
-def draw_probes(seeds: Sequence[int], probes: int, like: Tensor, kind: str) -> Tensor:
-    """(probes, B, *): a stream of its own for every sample's seed, drawn on the CPU."""
+def draw_probes(seeds: Sequence[int], probes: int, like: Tensor) -> Tensor:
+    """(probes, B, *) random signs: a stream of its own for every sample's seed, drawn on the CPU."""
     shape = (probes, *like.shape[1:])
     out = torch.empty((len(seeds), *shape), dtype=like.dtype)
     for row, seed in zip(out, seeds):
-        source = generator(seed, PROBES)
-        if kind == "rademacher":
-            drawn = 2.0 * source.integers(0, 2, shape) - 1
-        else:
-            drawn = source.standard_normal(shape)
-        row.copy_(torch.as_tensor(drawn))
+        row.copy_(torch.as_tensor(2.0 * generator(seed, PROBES).integers(0, 2, shape) - 1))
     return out.transpose(0, 1).to(like.device)
 
 
@@ -59,18 +42,23 @@ def unit_vectors(like: Tensor) -> Tensor:
 
 
 class Products:
-    """f(x) and vᵀ J v (k, B) for the vectors v (k, B, *), in a mode of MODES.
+    """f(x) and vᵀ J v (k, B) for the vectors v (k, B, *).
 
-    dtype: the network's, whose rounding limits what its differences can tell. extra: calls of f beyond one
-    a product. ValueError where the derivative is not that of f: that is looked at where a cut is seen, at
-    the calls 1, 2, 4, 8 ..., since a network may cut at some levels alone.
+    The derivative is compared with differences of f where a cut is seen, at the calls 1, 2, 4, 8 ..., since
+    a network may cut at some levels only. ``extra`` counts the calls of f beyond one a product.
+
+    Args:
+        chunk: Vectors taken at a time.
+        dtype: The network's, whose rounding limits what its differences can tell.
+
+    Raises:
+        ValueError: In a call: the derivative is not that of f, or there is none.
     """
 
-    def __init__(self, chunk: int, mode: str, dtype: torch.dtype) -> None:
-        self.chunk, self.mode, self.dtype = chunk, mode, dtype
-        self.extra = 0
-        self._product = {"forward": self._forward, "reverse": self._reverse}[mode]
-        self._calls = 0
+    def __init__(self, chunk: int, dtype: torch.dtype) -> None:
+        self.chunk, self.dtype = chunk, dtype
+        self.extra = self._calls = 0
+        self._product = self._reverse
 
     def __call__(self, f: Function, x: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
         self._calls += 1
@@ -89,7 +77,7 @@ class Products:
 
     def _verify(self, f: Function, x: Tensor) -> None:
         """ValueError where vᵀJv is not that of differences of f, for a v of random signs."""
-        signs = draw_probes(range(len(x)), 1, x, "rademacher")
+        signs = draw_probes(range(len(x)), 1, x)
         h = torch.finfo(self.dtype).eps ** 0.5 * (1 + float(x.square().mean().sqrt()))
 
         def slope(h: float) -> float:
@@ -97,32 +85,15 @@ class Products:
             return float(_dot(signs[0], rise).sum()) / (2 * h)
 
         rough, fine = slope(2 * h), slope(h)
-        found = float(self._product(f, x, signs)[1].sum())
+        derivative = float(self._product(f, x, signs)[1].sum())
         self.extra += 5
-        if abs(rough - fine) <= _SURE * abs(fine) and abs(found - fine) > _OFF * abs(fine):
+        if abs(rough - fine) <= _SURE * abs(fine) and abs(derivative - fine) > _OFF * abs(fine):
             raise ValueError(
-                f"the network's derivative is cut: autograd finds vᵀJv = {found:.3g} where the network's "
-                f"answers differ by {fine:.3g}, so a likelihood would be wrong; keep the graph from x to "
-                "the answer (no x.detach(), .data, numpy or torch.no_grad() in between, and "
+                f"the network's derivative is cut: autograd finds vᵀJv = {derivative:.3g} where the "
+                f"network's answers differ by {fine:.3g}, so a likelihood would be wrong; keep the graph "
+                "from x to the answer (no x.detach(), .data, numpy or torch.no_grad() in between, and "
                 "torch.autograd.grad(..., create_graph=True))"
             )
-
-    def _forward(self, f: Function, x: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        try:
-            return self._forward_products(f, x, vectors)
-        except RuntimeError as error:
-            raise ValueError(
-                f"mode='forward': the network has no forward derivative ({error}); use mode='reverse'"
-            ) from error
-
-    def _forward_products(self, f: Function, x: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        def product(v: Tensor) -> tuple[Tensor, Tensor]:
-            value, derivative = torch.func.jvp(f, (x,), (v,))[:2]
-            return value, _dot(v, derivative)
-
-        vmapped: Any = torch.func.vmap(product, out_dims=(None, 0))  # type: ignore[arg-type]
-        values, products = zip(*(vmapped(part) for part in vectors.split(self.chunk)))
-        return values[0], torch.cat(products)
 
     def _reverse(self, f: Function, x: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
         try:
@@ -154,8 +125,8 @@ class Products:
                 (pulled,) = torch.autograd.grad(value, leaf, v, True, allow_unused=True)
             except RuntimeError as error:
                 raise ValueError(
-                    f"mode='reverse': the network has no derivative ({error}); use operations that "
-                    "autograd can differentiate, or try mode='forward'"
+                    f"the network has no derivative ({error}); use operations that autograd can "
+                    "differentiate"
                 ) from error
             products.append(_dot(v, torch.zeros_like(v) if pulled is None else pulled))
         return value.detach(), torch.stack(products)

@@ -110,13 +110,21 @@ def transfer(
     method: str | None = None,
     **options: Any,
 ) -> Transfer:
-    """Pictures x0 (B, *) under another condition: encoded under ``source``, decoded under ``target``.
+    """Pictures under another condition: encoded under ``source``, decoded under ``target``.
 
-    source, target: conditions {name: tensor (B, ...)}. method, options: of both solves, as in
-    :func:`ddim_ode.encode`: ``steps=``, ``sigma_max=`` (how far up: the lower, the more of a picture is
-    kept), ``shared=`` and so on. Up goes the conditional network alone, whatever guides or limits the
-    model, which would make the way up unfaithful. Down goes the model as it is. With target = source and
-    a model that nothing alters this is a round trip.
+    Up goes the conditional network alone: guidance and limits would make the way up unfaithful. Down goes
+    the model as it is. With target = source and a model that nothing alters this is a round trip.
+
+    Args:
+        model: The denoiser.
+        x0: The pictures (B, *).
+        source, target: Conditions {name: tensor (B, ...)}.
+        method: Of both solves.
+        **options: Of both solves, as in :func:`ddim_ode.encode`: ``steps=``, ``sigma_max=`` (how far up:
+            the lower, the more of a picture is kept), ``shared=`` and so on.
+
+    Returns:
+        The pictures, and both solves.
 
     Reference: Su et al. 2023, https://arxiv.org/abs/2203.08382.
 

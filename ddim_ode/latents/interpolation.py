@@ -21,13 +21,20 @@ from .._base.checks import described, is_dense, numbers, shown
 
 
 def slerp(a: Tensor, b: Tensor, weights: npt.ArrayLike) -> Tensor:
-    """Points (K, B, *) between latents a and b (B, *), each sample on a great circle of its own.
+    """Points (K, B, *) between two latents, each sample on a great circle of its own.
 
-    weights (K,) in [0, 1]: 0 is a, 1 is b; one number gives (B, *). Computed in float64, returned in the
-    latents' dtype. Where a and b point the same way the path is the straight line.
+    Where a and b point the same way the path is the straight line.
 
-    ValueError for weights out of range, for tensors that are not alike, for a latent that is zero or not
-    finite, and for two that point in opposite directions: every great circle joins those.
+    Args:
+        a, b: The latents (B, *), of one dtype.
+        weights: (K,) in [0, 1]: 0 is a, 1 is b; one number gives (B, *).
+
+    Returns:
+        The points, computed in float64 and returned in the latents' dtype.
+
+    Raises:
+        ValueError: Weights out of range, tensors that are not alike, a latent that is zero or not finite,
+            or two that point in opposite directions, which every great circle joins.
 
     >>> import torch
     >>> a, b = torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 5.0]])

@@ -1,19 +1,11 @@
 """Inversion: the sampling ODE run upwards, from data to latents, and down again.
 
 The ODE is a bijection between the levels σ_min and σ_max. :func:`encode` solves it from σ_min to σ_max on
-the grid of :func:`decode`, which is :func:`ddim_ode.sample` that stops at σ_min (``final="sigma_min"``: a
-last jump to x̂₀ cannot be undone). Any method goes either way, since clocks, rulers and weights are
-signed; DDIM upwards is the DDIM inversion of Song et al. 2021, eq. 14, with x̂₀ and ε̂ taken at the lower
-of a step's two levels,
-
-    x_{t+1} = ᾱ_{t+1} x̂₀(x_t, t) + β̄_{t+1} ε̂(x_t, t).
-
-Two solves in opposite directions do not undo each other exactly: a step up looks at other states than
-the step down. What is left is of the method's order, and ``certify=True`` measures it. ``"reversible"``
-leaves nothing (reversible.py).
-
-References: Song, Meng, Ermon 2021, https://arxiv.org/abs/2010.02502, section 4.3; Song et al. 2021,
-https://arxiv.org/abs/2011.13456, section 4.3.
+the grid of :func:`decode`, which is :func:`ddim_ode.sample` that stops at σ_min: a last jump to x̂₀ cannot
+be undone. Any method goes either way, since clocks, rulers and weights are signed; DDIM upwards is the DDIM
+inversion of Song et al. 2021 (https://arxiv.org/abs/2010.02502, eq. 14). Two solves in opposite directions
+do not undo each other exactly, since a step up looks at other states than the step down. The difference is
+of the method's order; ``certify=True`` measures it, and ``"reversible"`` has none (reversible.py).
 """
 
 from __future__ import annotations
@@ -58,32 +50,37 @@ def encode(
     certify: bool = False,
     **options: Unpack[SolveOptions],
 ) -> Solution:
-    """Integrate the ODE from x0 (B, *) at σ_min up to σ_max: ``.x`` is the latent, in network space.
+    """Integrate the ODE from x0 at σ_min up to σ_max: ``.x`` is the latent, in network space.
 
-    x0 is taken for what it is at the lowest level of the grid, σ_min > 0 (by default
-    ``model.schedule.sigma_min``): it is neither scaled by ᾱ(σ_min) nor given that level's noise, and
-    nothing is clipped.
+    Warns for a guided model: the guided field is not the flow of any density, so latents leave N(0, I), and
+    it amplifies errors; with certify, the round trips with and without guidance show by how much.
 
-    The arguments are those of :func:`ddim_ode.sample`; a grid is given as there, falling, and passed from
-    its end, which must be > 0 (so ``final`` can only be ``"sigma_min"``). Adaptive solves (each sample with
-    its own steps) and other packages' solvers go up as they go down. plan: one that goes up is run as it
-    is; of one that goes down, its method is compiled upwards on its positive levels. That needs a textbook
-    plan: ValueError for a calibrated or traced one, whose weights belong to the way down, and for step
-    noise.
+    Args:
+        model: The denoiser, without limits on x̂₀.
+        x0: (B, *), taken for what it is at the lowest level of the grid, σ_min > 0 (by default
+            ``model.schedule.sigma_min``): it is neither scaled by ᾱ(σ_min) nor given that level's noise,
+            and nothing is clipped.
+        method: As in :func:`ddim_ode.sample`, or ``"reversible"``, whose ``decode`` comes back to x0 up to
+            rounding, in any number of steps, if it is given ``.partner`` too. That one is of second order,
+            costs steps + 1 calls, and takes ``chart`` (default ``"flow"``; ``"reversible:trig"`` is
+            ``chart="trig"``).
+        partner: The second state of ``"reversible"`` (default: x0).
+        certify: Decode again, and on half the steps. ``.round_trip`` is then a
+            :class:`ddim_ode.solve.solution.RoundTrip`, for 2N calls more (or, adaptive, N).
 
-    method ``"reversible"``: its ``decode`` comes back to x0 up to rounding, in any number of steps, if it
-    is given the second state, ``.partner``, too (at the start equal to x0, if ``partner`` does not say
-    otherwise). It is of second order, costs steps + 1 calls, and takes ``chart`` (default ``"flow"``;
-    ``"reversible:trig"`` says the same as ``chart="trig"``).
+    **Options**, as of :func:`ddim_ode.sample`:
+        grid: Falling as there, and passed from its end, which must be > 0 (so ``final`` can only be
+            ``"sigma_min"``).
+        plan: One that goes up runs as it is. Of one that goes down, the method is compiled upwards on its
+            positive levels, which needs a textbook plan: the weights of a calibrated or traced one belong
+                to the
+            way down.
 
-    certify: decode again, and on half the steps, and give what comes of it as ``.round_trip``, a
-    :class:`ddim_ode.solve.solution.RoundTrip`: the error per sample and the observed order, for 2N calls
-    more (or, adaptive, N).
+    Returns:
+        A :class:`Solution` whose ``sigmas`` rise.
 
-    Under guidance a UserWarning: the guided field is not the flow of any density, so latents leave N(0, I),
-    and it amplifies errors; with certify, the round trips with and without guidance say how much.
-
-    Returns a :class:`Solution` whose ``sigmas`` rise. ValueError says which argument to drop or change.
+    Raises:
+        ValueError: It says which argument to drop or change.
 
     >>> import ddim_ode, torch
     >>> model = ddim_ode.exact.gaussian([1.0], [[0.25]], ddim_ode.schedules.exponential())
@@ -111,12 +108,25 @@ def decode(
     partner: Tensor | None = None,
     **options: Unpack[SolveOptions],
 ) -> Solution:
-    """Integrate the ODE from the latent z (B, *) at σ_max down to σ_min: the inverse of :func:`encode`.
+    """Integrate the ODE from the latent z at σ_max down to σ_min: the inverse of :func:`encode`.
 
-    With the same arguments it passes the same levels in the other order. z may also be the Solution of an
-    ``encode`` with a fixed method: then its levels, its method and its partner are taken, and what is to be
-    given is cond and shared alone. Otherwise as :func:`ddim_ode.sample` with ``final="sigma_min"``, and
-    with the same restrictions on plan, grid and noise as ``encode``.
+    With the same arguments it passes the same levels in the other order.
+
+    Args:
+        model: The denoiser.
+        z: (B, *), or the Solution of an ``encode`` with a fixed method: its levels, method and partner are
+            then taken, and only cond and shared are to be given.
+        method: As in :func:`encode`.
+        partner: The second state of ``"reversible"``; without it the way back is of second order, and
+            warns.
+        **options: Those of :func:`ddim_ode.sample` with ``final="sigma_min"``, with the restrictions of
+            :func:`encode` on plan, grid and noise.
+
+    Returns:
+        The samples ``.x`` at σ_min, and what they cost.
+
+    Raises:
+        ValueError: It says which argument to drop or change.
 
     >>> import ddim_ode, torch
     >>> model = ddim_ode.exact.gaussian([1.0], [[0.25]], ddim_ode.schedules.exponential())
@@ -127,12 +137,12 @@ def decode(
     """
     check_names("decode", options)
     if isinstance(z, Solution):
-        told = (*PLACING, *COMPILING, "plan")
+        placing = (*PLACING, *COMPILING, "plan")
         refuse(
             "the Solution of an encode already says how to go back",
             method=method,
             partner=partner,
-            **{name: options.get(name) for name in told if name != "final"},
+            **{name: options.get(name) for name in placing if name != "final"},
         )
         method, plan, grid = _way_back(z, model)
         partner, z = z.partner, z.x

@@ -7,31 +7,24 @@ from a point x of p at σ_min up to its latent x_T at σ_max,
     ln p(x; σ_min) = ln p(x_T; σ_max) + D ln(m_max/m_min) + ∫ ∇·f ds,
 
 the middle term being the change of gauge (0 on variance-preserving schedules). With the network's P,
-f = A z + (B/m) P(m z), and ∇·f = A D + B ∇·P.
-
-The integral is solved together with the state, as further entries of it, one for each probe (or one for
-the exact divergence): every sample has its own steps, and no step is accepted whose error in the mean of
-those entries is above tolerance. A sample keeps its probes along its way: they see a smooth problem.
-
-ln p(x_T; σ_max) is the prior's. The usual N(0, I) is not what a model's ODE starts from where ᾱ(T) > 0:
-on the DDPM schedule (ᾱ(T) = .0064), and a 64-D mixture fitted to digits, whose own density at σ(T) is
-known, it is off by .033 nats in the root mean square, and by at most .13 at 4,000 points.
+f = A z + (B/m) P(m z), and ∇·f = A D + B ∇·P. The integral is solved together with the state (density.py),
+and a sample keeps its probes along its way, so that they see a smooth problem. The usual prior N(0, I) is
+not what a model's ODE starts from where ᾱ(T) > 0; on the DDPM schedule it is off by some .03 nats.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .._base.bars import progress_bar
-from .._base.checks import count, flag, floating, number, one_of, refuse, shown
+from .._base.checks import count, floating, number, one_of, refuse, shown
 from .._base.notebook import ROWS, listed, note, table
 from .._base.tensors import check_state
 from .._base.warn import warn
@@ -39,15 +32,16 @@ from ..denoising.denoiser import Denoiser
 from ..denoising.inputs import check_model
 from ..denoising.seeding import DEQUANTIZE, check_seeds, generator, prior_std
 from ..schedules.schedule import Schedule
-from ..solve.adaptive import DEFAULT_MAX_NFE, tolerance
-from ..solve.levels import Levels
 from ..solve.model_key import network_dtype
 from ..solve.reference import in_float64
-from ..solve.request import NOT_ADAPTIVE, kind_of
+from ..solve.request import Request, SolveOptions, lists_options
 from ..solvers.controller import SUCCESS
-from ..solvers.methods import Method, get_method
-from .density import Density, End, adaptive, fixed, flat
-from .divergence import KINDS, MODES, Products, draw_probes, unit_vectors
+from ..solvers.methods import Method
+from .density import Density, End, flat, solve
+from .divergence import Products, draw_probes, unit_vectors
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 CELL = 2 / 255  # of 8-bit pixels in [-1, 1]
 Prior = Callable[[Tensor, float], Tensor]
@@ -55,12 +49,21 @@ Prior = Callable[[Tensor, float], Tensor]
 
 @dataclass(repr=False)
 class LogLikelihood:
-    """log_likelihood (B,): nats, NaN where status is not success. std_error (B,): its standard error over
-    the probes (0 if exact, NaN with one probe). error (B,): an estimate of what the solver
-    adds to it, nats (None with fixed steps). latent (B, *): x_T, at sigmas[1]; sigmas: (σ_min, σ_max).
-    status (B,): as of a :class:`ddim_ode.Solution`. nfe: sequential evaluations of the field, each one
-    network call and ``products`` derivatives of it (in ``mode`` "forward" or "reverse"); sample_nfe (B,):
-    those a sample took part in. net_evals: rows the network processed, its derivatives not counted.
+    """What :func:`log_likelihood` found for each sample, and what it cost.
+
+    Attributes:
+        log_likelihood: (B,) nats; NaN for failed samples.
+        std_error: (B,) its standard error over the probes; 0 if exact, NaN with one probe.
+        error: (B,) an estimate of what the solver adds to it, nats; None with fixed steps.
+        latent: (B, *) x_T, at ``sigmas[1]``.
+        sigmas: (σ_min, σ_max).
+        status: (B,) as of a :class:`ddim_ode.Solution`.
+        nfe: Sequential evaluations of the field, each one network call and ``products`` derivatives of it.
+        sample_nfe: (B,) those each sample took part in.
+        net_evals: Rows the network processed, its derivatives not counted.
+        products: Derivatives in an evaluation.
+        cell: The width of a cell of the data, for ``bits_per_dim``; set it for other data than 8-bit pixels
+            in [-1, 1].
 
     >>> import math, torch, ddim_ode
     >>> model = ddim_ode.exact.gaussian([0.0], [[1.0]], ddim_ode.schedules.vp())
@@ -79,15 +82,14 @@ class LogLikelihood:
     sample_nfe: npt.NDArray[np.int64]
     net_evals: int
     products: int
-    mode: str
-    cell: float
+    cell: float = CELL
 
     def __repr__(self) -> str:
-        found = [
+        values = [
             f"{value:.6g} ± {spread:.2g}" if spread else f"{value:.6g}"
             for value, spread in zip(self.log_likelihood.tolist(), self.std_error.tolist())
         ]
-        return f"LogLikelihood([{listed(found)}] nats, nfe {self.nfe})"
+        return f"LogLikelihood([{listed(values)}] nats, nfe {self.nfe})"
 
     def _repr_html_(self) -> str:
         columns = (self.log_likelihood, self.std_error, self.bits_per_dim)
@@ -102,68 +104,69 @@ class LogLikelihood:
             ("sample", "nats", "standard error", "bits per dimension", "status"), rows, left=(4,)
         ) + note(
             f"{len(self.status):,} samples, mean {float(mean):.6g} nats; at σ = {bottom:.3g} by way of "
-            f"{top:.3g}; {self.nfe} calls in a row, {self.products} derivatives each ({self.mode})"
+            f"{top:.3g}; {self.nfe} calls in a row, {self.products} derivatives each"
         )
 
     @property
     def bits_per_dim(self) -> Tensor:
-        """(B,) −log₂ of the probability of a cell of width ``cell``, per dimension:
-        −(ln p/D + ln cell)/ln 2.
+        """(B,) −log₂ of the probability of a cell, per dimension: −(ln p/D + ln cell)/ln 2.
 
         For x = pixels/127.5 − 1 dequantised by uniform noise (:func:`ddim_ode.dequantized`) its mean over
         that noise is an upper bound of the code length of the pixels under p at σ_min (Theis et al. 2016).
         Without dequantisation it is a density, and may be negative.
+
+        Raises:
+            ValueError: ``cell`` is no width.
         """
         d = max(1, self.latent[:1].numel())
-        return -(self.log_likelihood / d + math.log(self.cell)) / math.log(2)
+        return -(self.log_likelihood / d + math.log(_width(self.cell))) / math.log(2)
 
 
+@lists_options
 def log_likelihood(
     model: Denoiser,
     x: Tensor,
+    method: str | Method = "rk45",
     *,
     divergence: str = "exact",
     probes: int | None = None,
-    probe: str | None = None,
-    seeds: Sequence[int] | None = None,
-    sigma_min: float | None = None,
-    sigma_max: float | None = None,
     prior: str | Prior = "normal",
-    method: str | Method = "rk45",
-    rtol: float | None = None,
-    atol: float | None = None,
-    max_nfe: int | None = None,
-    steps: int | None = None,
-    grid: str | npt.ArrayLike | None = None,
-    cond: Mapping[str, Tensor] | None = None,
-    shared: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,
     chunk: int = 16,
-    mode: str = "reverse",
-    cell: float = CELL,
-    progress: bool = False,
+    **options: Unpack[SolveOptions],
 ) -> LogLikelihood:
     """ln p(x; σ_min) of x (B, *), in nats, under the model's probability flow.
 
-    x is a point of p at σ_min > 0 (default ``model.schedule.sigma_min``), in network space: data x₀ come
-    there as ᾱ x₀ + β̄ ε. divergence: ``"exact"``, D derivative products an evaluation, or
-    ``"hutchinson"``, ``probes`` of them (default 1), ``probe="rademacher"`` or ``"gaussian"``, drawn from
-    ``seeds``, one per sample (default 0..B−1). prior: ``"normal"``, N(0, I) on variance-preserving
-    schedules and N(0, β̄² I) at σ_max on the others, or a callable ``prior(x_T, sigma_max) -> (B,)`` such
-    as ``model.log_prob`` of an exact mixture.
+    Warns for a guided model: the guided field is the flow of no density.
 
-    rtol, atol (default 1e-3), max_nfe (500): adaptive, for rk45, bosh3 and heun, each sample with its own
-    steps; atol is of entries of x and of nats. steps=, or grid= a falling σ-array: fixed Runge–Kutta steps
-    instead, with ``method`` any of rk45, bosh3, rk4, heun, midpoint.
+    Args:
+        model: The denoiser, without limits on x̂₀.
+        x: (B, *), a point of p at σ_min > 0: data x₀ come there as ᾱ x₀ + β̄ ε.
+        method: ``"rk45"``, ``"bosh3"`` or ``"heun"``, each sample with its own steps; with steps or grid
+            also ``"rk4"`` and ``"midpoint"``.
+        divergence: ``"exact"``, D derivative products an evaluation, or ``"hutchinson"``, ``probes`` of
+            them.
+        probes: How many random signs v estimate the divergence as vᵀJv (default 1).
+        prior: ``"normal"``, N(0, I) on variance-preserving schedules and N(0, β̄² I) at σ_max on the
+            others, or a callable ``prior(x_T, sigma_max) -> (B,)`` such as ``model.log_prob`` of an exact
+            mixture.
+        dtype: ``torch.float64`` solves in that precision. The network is called in its own (one in float64
+            is ``load(..., dtype=torch.float64)``).
+        chunk: Derivatives taken at a time, which need the memory of as many rows a sample.
 
-    dtype: ``torch.float64`` solves in that precision; the network is called in its own (one in float64 is
-    ``load(..., dtype=torch.float64)``). chunk: derivatives taken at a time, the memory of as many rows a
-    sample; mode: ``"reverse"`` or ``"forward"``, see :mod:`ddim_ode.latents.divergence`. cell: of
-    ``bits_per_dim``.
+    **Options**, as of :func:`ddim_ode.encode`:
+        sigma_min, sigma_max: Where x is (default ``model.schedule.sigma_min``), and where the prior is.
+        rtol, atol: Of entries of x and of nats (default 1e-3 each).
+        max_nfe: The most evaluations for a sample (default 500).
+        steps, grid: Fixed Runge–Kutta steps instead.
+        seeds: Of the probes, one per sample (default 0..B−1).
+        cond, shared, progress: As there.
 
-    Under guidance a UserWarning: the guided field is the flow of no density.
+    Returns:
+        The log-likelihoods, and what they cost.
 
-    ValueError says which argument to drop or change.
+    Raises:
+        ValueError: It says which argument to drop or change.
 
     >>> import ddim_ode, torch
     >>> model = ddim_ode.exact.gaussian([1.0], [[0.25]], ddim_ode.schedules.exponential())
@@ -183,59 +186,35 @@ def log_likelihood(
         raise ValueError(
             f"prior={shown(prior)} must be 'normal' or callable as prior(x, sigma) -> (B,)"
         )
-    cell = _width(cell)
     if model.guidance is not None:
         warn(
             f"guidance {model.guidance.scale:g}: the guided field is the flow of no density, so this is "
             "the log-likelihood of nothing; use guidance 1"
         )
-    if one_of("divergence", divergence, ("exact", "hutchinson")) == "exact":
-        refuse(
-            "divergence='exact' draws no probes ('hutchinson' does)",
-            probes=probes,
-            probe=probe,
-            seeds=seeds,
-        )
+    request = Request.of(model, x, method, options, caller="log_likelihood")
+    seeds = request.options["seeds"]
+    exact = one_of("divergence", divergence, ("exact", "hutchinson")) == "exact"
+    if exact:
+        reason = "divergence='exact' draws no probes ('hutchinson' does)"
+        refuse(reason, probes=probes, seeds=seeds)
         vectors = unit_vectors(x)
     else:
-        seeds = range(len(x)) if seeds is None else check_seeds(seeds, len(x))
-        kind = one_of("probe", probe or "rademacher", KINDS)
         if probes is None:
             warn("a single probe has no standard error (std_error is NaN); give probes=8, say")
-        vectors = draw_probes(seeds, 1 if probes is None else count("probes", probes), x, kind)
-    spec, visible = get_method(method), flag("progress", progress)
-    given = grid is not None and not isinstance(grid, str)
-    final = None if given else "sigma_min"
-    levels = Levels(model, steps, None, grid, None, final, sigma_max, sigma_min, rising=True)
-    asked = any(value is not None for value in (rtol, atol, max_nfe))
-    by_tolerance = kind_of(spec, placed=levels.placed, tolerant=asked) == "adaptive"
-    if not by_tolerance:
-        refuse(NOT_ADAPTIVE, rtol=rtol, atol=atol, max_nfe=max_nfe)
-    sigmas = (
-        levels.ends() if by_tolerance else levels.passed(levels.required(f"method {spec.name!r}"))
-    )
-    field = Density(
-        model,
-        (float(sigmas[0]), float(sigmas[-1])),
-        x,
-        vectors,
-        divergence == "exact",
-        Products(
-            count("chunk", chunk), one_of("mode", mode, MODES), network_dtype(model) or x.dtype
-        ),
-    )
-    with torch.no_grad(), progress_bar(visible, unit="nfe", desc=spec.name) as bar:
-        if by_tolerance:
-            limit = count("max_nfe", DEFAULT_MAX_NFE if max_nfe is None else max_nfe)
-            tolerances = tolerance("rtol", rtol), tolerance("atol", atol)
-            end = adaptive(field, x, spec, tolerances, limit, cond, shared, bar.update)
-        else:
-            end = fixed(field, x, spec, sigmas, cond, shared, bar.update)
-        return _result(field, x, end, prior, cell)
+        n = 1 if probes is None else count("probes", probes)
+        vectors = draw_probes(range(len(x)) if seeds is None else seeds, n, x)
+    products = Products(count("chunk", chunk), network_dtype(model) or x.dtype)
+    with torch.no_grad():
+        return _result(*solve(request, vectors, exact, products), prior)
 
 
 def dequantized(x: Tensor, seeds: Sequence[int], cell: float = CELL) -> Tensor:
-    """x (B, *) plus uniform noise in ±cell/2, one seed a sample: a density's view of quantised data.
+    """x (B, *) plus uniform noise in ±cell/2: a density's view of quantised data.
+
+    Args:
+        x: The data.
+        seeds: One per sample.
+        cell: The width of a cell (default: of 8-bit pixels in [-1, 1]).
 
     >>> import ddim_ode, torch
     >>> pixels = torch.zeros(2, 1, 4, 4)
@@ -251,31 +230,31 @@ def dequantized(x: Tensor, seeds: Sequence[int], cell: float = CELL) -> Tensor:
 
 
 def _width(cell: float) -> float:
-    """Of a cell of quantised data; ValueError for what is none."""
-    found = number("cell", cell)
-    if not 0 < found < math.inf:
+    """``cell`` as the width of a cell of quantised data; else a ValueError."""
+    width = number("cell", cell)
+    if not 0 < width < math.inf:
         raise ValueError(
             f"cell={shown(cell)} must be a width > 0; 2/255 for 8-bit pixels in [-1, 1]"
         )
-    return found
+    return width
 
 
-def _result(field: Density, x: Tensor, end: End, prior: str | Prior, cell: float) -> LogLikelihood:
+def _result(field: Density, end: End, prior: str | Prior) -> LogLikelihood:
     latent, integrals = end.state[:, : field.size], end.state[:, field.size :]
     schedule, (bottom, top) = field.model.schedule, field.ends
     m_bottom, m_top = (float(np.hypot(*schedule.scales(s))) for s in (bottom, top))
-    good = torch.as_tensor(end.status == SUCCESS, device=x.device)
-    x_T = latent.reshape(x.shape)
+    good = torch.as_tensor(end.status == SUCCESS, device=latent.device)
+    x_T = latent.reshape(len(latent), *field.shape)
     density = _prior_density(prior, x_T, schedule, top)
-    found = density + field.size * math.log(m_top / m_bottom) + integrals.mean(dim=1)
+    nats = density + field.size * math.log(m_top / m_bottom) + integrals.mean(dim=1)
     if field.exact:
-        spread = torch.zeros_like(found)
+        spread = torch.zeros_like(nats)
     else:  # NaN for one probe
         k = field.entries
         spread = (integrals - integrals.mean(dim=1, keepdim=True)).square().sum(dim=1)
         spread = (spread / (k * (k - 1))).sqrt() if k > 1 else spread * torch.nan
     return LogLikelihood(
-        torch.where(good, found, torch.nan),
+        torch.where(good, nats, torch.nan),
         torch.where(good, spread, torch.nan),
         end.error,
         x_T,
@@ -283,22 +262,20 @@ def _result(field: Density, x: Tensor, end: End, prior: str | Prior, cell: float
         end.status,
         end.nfe,
         end.sample_nfe,
-        end.rows + field.products.extra * len(x) * field.model.rows(bottom),
+        end.rows + field.products.extra * len(x_T) * field.model.rows(bottom),
         len(field.vectors),
-        field.products.mode,
-        cell,
     )
 
 
 def _prior_density(prior: str | Prior, x: Tensor, schedule: Schedule, sigma: float) -> Tensor:
     if callable(prior):
-        found = prior(x, sigma)
-        if not isinstance(found, Tensor) or found.shape != x.shape[:1]:
-            got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        density = prior(x, sigma)
+        if not isinstance(density, Tensor) or density.shape != x.shape[:1]:
+            got = tuple(density.shape) if isinstance(density, Tensor) else type(density).__name__
             raise ValueError(
                 f"prior(x, sigma) returned {got}; it must return log densities ({len(x)},)"
             )
-        return found.to(x)
+        return density.to(x)
     std, rows = prior_std(schedule, sigma), flat(x)
     constant = rows.shape[1] * math.log(std * math.sqrt(2 * math.pi))
     return -0.5 * (rows / std).square().sum(dim=1) - constant

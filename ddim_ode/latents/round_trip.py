@@ -1,6 +1,6 @@
 """What a round trip, encode and then decode, comes back to: measured, not estimated.
 
-The order is seen by the same trip on every other level. That trip also tells how far the latent itself is
+The order is seen by the same trip on every other level. That trip also shows how far the latent itself is
 from converged; a round trip alone does not, since errors up and down may cancel (those of a reversible
 method do so completely).
 """

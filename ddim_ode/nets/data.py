@@ -26,10 +26,12 @@ class Images(NamedTuple):
 def load_images(path: str | Path, split: str = "train") -> Images:
     """Read a data set.
 
-    path: a directory with an IDX pair (``…train-images-idx3-ubyte[.gz]`` and its labels; ``t10k`` or
-    ``test`` in the name for ``split="test"``), or the images file of a pair; an ``.npz`` with
-    ``images`` (N, H, W[, C]) uint8 and optionally ``labels``; or a folder of equally sized pictures,
-    one sub-folder a class if there are any.
+    Args:
+        path: A directory with an IDX pair (``…train-images-idx3-ubyte[.gz]`` and its labels), or the images
+            file of a pair; an ``.npz`` with ``images`` (N, H, W[, C]) uint8 and optionally ``labels``; or a
+            folder of equally sized pictures, one sub-folder a class if there are any.
+        split: ``"train"`` or ``"test"``, of a directory with IDX pairs (``t10k`` or ``test`` in their
+            names).
     """
     path = Path(path)
     if split not in _SPLITS:

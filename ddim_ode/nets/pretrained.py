@@ -79,7 +79,8 @@ class PretrainedModel(Denoiser):
     ) -> None:
         """Set classifier-free guidance (see :class:`ddim_ode.Guidance`).
 
-        ValueError for an unconditional model but at scale 1.
+        Raises:
+            ValueError: The model is unconditional, and the scale is not 1.
         """
         guidance = Guidance(scale, {"y": self.num_classes}, interval, rescale)
         if not guidance.is_off and not self.num_classes:
@@ -96,17 +97,19 @@ class PretrainedModel(Denoiser):
     ) -> Any:
         """As of a :class:`Denoiser`, of x of its channels and, as ``"y"``, labels that it knows."""
         check_channels(like, self.shape[0])
-        given = by_name(check_cond(cond, len(like)), shared)
-        for name in given:
+        conditions = by_name(check_cond(cond, len(like)), shared)
+        for name in conditions:
             one_of("condition", name, ["y"] if self.num_classes else [])
-        if "y" in given:  # the last label is the null one
-            check_labels(given["y"], self.num_classes + 1, "y" in (shared or {}))
+        if "y" in conditions:  # the last label is the null one
+            check_labels(conditions["y"], self.num_classes + 1, "y" in (shared or {}))
         return super().network(like, cond, shared)
 
     def calibrated(self, nfe: int) -> Plan:
         """The plan of ``nfe`` network calls that ships with this model, fitted to it at its guidance.
 
-        ValueError where there is none: it names those there are, and :func:`ddim_ode.calibrate` makes more.
+        Raises:
+            ValueError: There is none; the message names those there are. :func:`ddim_ode.calibrate` makes
+                more.
 
         >>> import ddim_ode
         >>> plan = ddim_ode.load("fashion-mnist").calibrated(6)
@@ -114,38 +117,41 @@ class PretrainedModel(Denoiser):
         (6, True)
         """
         nfe = count("nfe", nfe)
-        found = self._plan_files()
-        if nfe not in found:
-            raise self._no_plan(f"nfe={nfe!r}", found)
-        return Plan.load(found[nfe])
+        files = self._plan_files()
+        if nfe not in files:
+            raise self._no_plan(f"nfe={nfe!r}", files)
+        return Plan.load(files[nfe])
 
     def calibrated_within(self, budgets: Sequence[int]) -> dict[int, Plan]:
         """{budget: plan}, as ``compare(model, {"calibrated": plans})`` takes it: the most calls that fit.
 
-        Of the plans that ship; each once, at the smallest budget it serves. ValueError where none fits.
+        Of the plans that ship, each once, at the smallest budget it serves.
+
+        Raises:
+            ValueError: None fits.
 
         >>> import ddim_ode
         >>> plans = ddim_ode.load("fashion-mnist").calibrated_within([5, 7, 20, 30])
         >>> {budget: plan.nfe for budget, plan in plans.items()}
         {5: 5, 7: 6, 20: 10}
         """
-        found, served = self._plan_files(), dict[int, int]()
+        files, served = self._plan_files(), dict[int, int]()
         budgets = [count("budgets", budget) for budget in several(budgets)]
         for budget in sorted(budgets):
-            most = max((nfe for nfe in found if nfe <= budget), default=None)
+            most = max((nfe for nfe in files if nfe <= budget), default=None)
             if most is not None:
                 served.setdefault(most, budget)
         if not served:
-            raise self._no_plan(f"nfe <= {max(budgets, default=0)}", found)
-        return {budget: Plan.load(found[nfe]) for nfe, budget in served.items()}
+            raise self._no_plan(f"nfe <= {max(budgets, default=0)}", files)
+        return {budget: Plan.load(files[nfe]) for nfe, budget in served.items()}
 
     def _plan_files(self) -> dict[int, Path]:
         """By their calls. ValueError for a model whose ODE is not the plain or the plainly guided one."""
-        found = dict(self.alterations)
-        found.pop("guidance", None)
-        if found:
+        others = dict(self.alterations)
+        others.pop("guidance", None)
+        if others:
             raise ValueError(
-                f"the plans that ship with this model are for its plain ODE, and it has {found}; "
+                f"the plans that ship with this model are for its plain ODE, and it has {others}; "
                 "ddim_ode.calibrate(model, nfe=...) makes one for that"
             )
         stem = f"{self.shipped}-guidance-{self._scale:g}-nfe-"
@@ -155,14 +161,14 @@ class PretrainedModel(Denoiser):
     def _scale(self) -> float:
         return float(self.alterations.get("guidance", 1.0))
 
-    def _no_plan(self, wanted: str, found: Iterable[int]) -> ValueError:
-        there = f"there are: {', '.join(map(str, sorted(found)))}"
-        if not found:
+    def _no_plan(self, wanted: str, budgets: Iterable[int]) -> ValueError:
+        others = f"there are: {', '.join(map(str, sorted(budgets)))}"
+        if not budgets:
             files = ASSETS.glob(f"{self.shipped}-guidance-*-nfe-*.json")
             scales = sorted({file.stem.split("-guidance-")[1].split("-")[0] for file in files})
-            there = f"there are for guidance {', '.join(scales)}" if scales else "there are none"
+            others = f"there are for guidance {', '.join(scales)}" if scales else "there are none"
         return ValueError(
-            f"no plan of {wanted} at guidance {self._scale:g} ships with this model ({there}); "
+            f"no plan of {wanted} at guidance {self._scale:g} ships with this model ({others}); "
             "ddim_ode.calibrate(model, nfe=...) makes one"
         )
 
@@ -174,13 +180,20 @@ def load(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
 ) -> PretrainedModel:
-    """A trained ε_θ as a denoiser, ready to sample: a shipped name, or a ``model.safetensors``.
+    """A trained ε_θ as a denoiser, ready to sample.
 
-    guidance: the scale of classifier-free guidance; 1 is the conditional network alone. Labels go in
-    as ``cond={"y": labels (B,)}``; without them (guidance 1 only) the network is unconditional. dtype:
-    half precision for the network's weights and inputs; the state stays float32.
+    Labels go in as ``cond={"y": labels (B,)}``; without them (guidance 1 only) the network is
+    unconditional.
 
-    FileNotFoundError or ValueError naming the file when it is missing, truncated or not safetensors.
+    Args:
+        name_or_path: A shipped name, or a ``model.safetensors`` or its directory.
+        guidance: The scale of classifier-free guidance; 1 is the conditional network alone.
+        device: Of the network.
+        dtype: Half precision for the network's weights and inputs; the state stays float32.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is truncated or not safetensors; the message names it.
 
     >>> import ddim_ode
     >>> model = ddim_ode.load("fashion-mnist")
@@ -233,7 +246,7 @@ def _locate(name_or_path: str | Path, suffix: str, elsewhere: str = "") -> Path:
 
 @contextlib.contextmanager
 def _configured(path: Path) -> Iterator[None]:
-    """What goes wrong inside is the fault of the file's configuration, and told so."""
+    """Errors inside become a ValueError that blames the configuration of the file."""
     try:
         yield
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -250,14 +263,14 @@ def _filled(
     """
     with _configured(path), torch.device("meta"):
         net = cls(**config["net"])
-    found = {name: tensor.shape for name, tensor in tensors.items()}
-    if found != {name: tensor.shape for name, tensor in net.state_dict().items()}:
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    if shapes != {name: tensor.shape for name, tensor in net.state_dict().items()}:
         raise ValueError(f"{path}: its tensors do not fit its own configuration")
     net.to_empty(device="cpu").load_state_dict(tensors)
     return net.eval().requires_grad_(False)
 
 
 def _check_kind(config: Any, kind: str, path: Path) -> None:
-    found = config.get("kind") if isinstance(config, dict) else None
-    if found != kind:
-        raise ValueError(f"{path}: holds a {found!r}, not a {kind!r}")
+    own = config.get("kind") if isinstance(config, dict) else None
+    if own != kind:
+        raise ValueError(f"{path}: holds a {own!r}, not a {kind!r}")

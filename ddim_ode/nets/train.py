@@ -39,11 +39,22 @@ def train(
     checkpoint_every: int = 200,
     progress: bool = True,
 ) -> Path:
-    """Train to ``config.steps`` (resuming what ``out`` holds) and return the model file.
+    """Train to ``config.steps``, going on from what ``out`` holds.
 
-    data: pixels (N, C, H, W) uint8 and labels or None; labels make the network
-    class-conditional, with the last embedding row as the null label of guidance. Ctrl-C leaves the last
-    whole step in ``checkpoint.safetensors``; its KeyboardInterrupt says which.
+    Ctrl-C leaves the last whole step in ``checkpoint.safetensors``; its KeyboardInterrupt says which.
+
+    Args:
+        data: Pixels (N, C, H, W) uint8, and labels or None. Labels make the network class-conditional, with
+            the last embedding row as the null label of guidance.
+        schedule: Of the model.
+        out: The folder of the run.
+        config: What the run is.
+        device: Where it trains.
+        checkpoint_every: Steps.
+        progress: A bar.
+
+    Returns:
+        The path of the model file.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)

@@ -1,14 +1,11 @@
 """A small class-conditional U-Net ε_θ(x, t, y).
 
-The network sees x (B, C, H, W) in [-1, 1] scaling, the schedule time t (B,) and, when it
-is class-conditional, labels y (B,) of integers. Label ``num_classes`` is the *null* label
-of classifier-free guidance (Ho & Salimans 2022, https://arxiv.org/abs/2207.12598): the
-network is trained with it on a share of the samples, and ``y=None`` means it everywhere.
-
-The layout is the one of DDPM (Ho et al. 2020, https://arxiv.org/abs/2006.11239) with the
-scale-and-shift conditioning of ADM (Dhariwal & Nichol 2021, https://arxiv.org/abs/2105.05233):
-residual blocks on a pyramid of resolutions, skip connections across it, attention at the
-coarsest level. H and W must be divisible by 2^(levels-1).
+It takes x (B, C, H, W) in [-1, 1] scaling, H and W divisible by 2^(levels-1), the schedule time t (B,) and,
+if it is class-conditional, labels y (B,) of integers. Label ``num_classes`` is the *null* label of
+classifier-free guidance (Ho & Salimans 2022, https://arxiv.org/abs/2207.12598): the network is trained with
+it on a share of the samples, and ``y=None`` means it everywhere. The layout is that of DDPM (Ho et al.
+2020, https://arxiv.org/abs/2006.11239) with the scale-and-shift conditioning of ADM (Dhariwal & Nichol
+2021, https://arxiv.org/abs/2105.05233).
 """
 
 from __future__ import annotations
@@ -81,10 +78,13 @@ class Attention(nn.Module):
 class UNet(nn.Module):
     """ε_θ(x, t, y=None) for images.
 
-    channels: features per resolution level, finest first; each level halves the resolution.
-    blocks: residual blocks per level on the way down (one more on the way up).
-    attention: whether the coarsest level attends.
-    num_classes: 0 for an unconditional network, which then takes no y.
+    Args:
+        in_channels: C of x.
+        channels: Features per resolution level, finest first; each level halves the resolution.
+        blocks: Residual blocks per level on the way down (one more on the way up).
+        num_classes: 0 for an unconditional network, which then takes no y.
+        attention: Whether the coarsest level attends.
+        dropout: In residual blocks.
     """
 
     def __init__(

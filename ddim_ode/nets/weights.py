@@ -19,7 +19,7 @@ from .._base.digests import digest
 
 
 def write(path: str | Path, tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
-    """Write tensors and a JSON-able configuration, in a folder that is made if there is none.
+    """Write tensors and a JSON-able configuration; the folder is made if there is none.
 
     A process that is killed leaves the old file or the new one, a full disk the old one and an OSError.
     """

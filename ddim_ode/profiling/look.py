@@ -7,16 +7,16 @@ the coarse one's levels says how the model answers a disturbance.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..denoising.denoiser import Denoiser
-from ..schedules.schedule import Array
+from ..denoising.problem import Problem
+from ..schedules.schedule import Array, Schedule
 from ..solve.fixed import x0_of
 from ..solve.loop import integrate
 from ..solve.reference import METHOD, in_float64
@@ -59,36 +59,30 @@ class _Seen:
     end: Tensor
     error: Array
 
-    def basis(self, schedule: Any, row: int) -> Tensor:
+    def basis(self, schedule: Schedule, row: int) -> Tensor:
         """(K+1, D) The normed start and the x̂₀ of one noise."""
         first = float(np.hypot(*schedule.scales(self.plan.grid[0])))
         kept = [self.states[0][row] / first, *(x0[row] for x0 in self.x0)]
         return torch.stack(kept).reshape(len(kept), -1)
 
 
-def look(
-    model: Denoiser,
-    x: Tensor,
-    cond: Mapping[str, Tensor] | None,
-    shared: Mapping[str, Any] | None,
-    batch: int,
-    observe: Callable[[int], object],
-) -> Look:
+def look(problem: Problem, x: Tensor, batch: int, observe: Callable[[int], object]) -> Look:
     """Solve the noises x (n, *) twice; observe(rows) is told the network rows of each batch.
 
     Raises:
         ValueError: More than half of the noises have no finite end.
     """
-    solver, parts = in_float64(model), torch.arange(len(x)).split(batch)
+    model = problem.model
+    exact = replace(problem, model=in_float64(model))
+    parts = torch.arange(len(x)).split(batch)
     evals = 0
 
     def solved(plan: Plan, part: Tensor) -> _Seen:
         nonlocal evals
-        own, own_cond = solver.part(part, cond)
         rows = len(part) * model.rows([node.sigma for node in plan.nodes])
         evals += rows
         observe(rows)
-        return _solved(own, x[part].double(), plan, own_cond, shared)
+        return _solved(exact.rows(part), x[part].double(), plan)
 
     coarse_plan = _coarse(model)
     coarse = [solved(coarse_plan, part) for part in parts]
@@ -154,22 +148,16 @@ def _compiled(model: Denoiser, method: Method, levels: Array) -> Plan:
     return compile_plan(method, model.schedule, levels, start=start)
 
 
-def _solved(
-    model: Denoiser,
-    x: Tensor,
-    plan: Plan,
-    cond: Mapping[str, Tensor] | None,
-    shared: Mapping[str, Any] | None,
-) -> _Seen:
+def _solved(problem: Problem, x: Tensor, plan: Plan) -> _Seen:
     states: list[Tensor] = []
     x0: list[Tensor] = []
 
     def after_call(k: int, y: Tensor, vector: Tensor) -> None:
         states.append(y)
-        x0.append(x0_of(model, plan.nodes[k], y, vector))
+        x0.append(x0_of(problem.model, plan.nodes[k], y, vector))
 
     with torch.no_grad(), np.errstate(invalid="ignore"):
-        evaluate = model.bind(plan.nodes, x, cond, shared)
+        evaluate = problem.bind(plan.nodes, x)
         outcome = integrate(plan, evaluate, x, after_call=after_call)
     error = norm_per_sample(outcome.error if outcome.error is not None else outcome.x * torch.nan)
     return _Seen(plan, states, x0, outcome.x, error.cpu().numpy())

@@ -12,6 +12,7 @@ from .._base.checks import count, flag, seed_of
 from .._base.version import __version__
 from ..denoising.denoiser import Denoiser
 from ..denoising.inputs import Cond, check_model, conditions, device_of, sample_shape
+from ..denoising.problem import Problem
 from ..denoising.seeding import GENERATOR, noise
 from ..solve.levels import budgets
 from ..solve.model_key import model_key
@@ -83,7 +84,8 @@ def profile(
     rate = model.rows_per_sample
     total = n * rate * (COARSE + FINE + screening.ROWS * sum(asked))
     with progress_bar(progress, total=total, unit="eval", unit_scale=True, desc="profile") as bar:
-        seen = look(model, x, told, shared, batch, bar.update)
+        problem = Problem(model, told, shared)
+        seen = look(problem, x, batch, bar.update)
         about = dict(
             model=f"{type(model).__name__}({model.prediction}-network)",
             model_key=model_key(model),
@@ -102,13 +104,13 @@ def profile(
             version=__version__,
         )
         prof = Profile(seen.surrogate, about)
-        problem = screening.Problem(model, x, seen.ends, told, shared, batch, bar.update)
+        examples = screening.Examples(problem, x, seen.ends, batch, bar.update)
 
         def screener(calls: int) -> Screen:
-            return screening.screen(prof, problem, calls)
+            return screening.screen(prof, examples, calls)
 
         prof.screener = screener
         for calls in asked:
             prof.screen(calls)
-    problem.observe = lambda rows: None
+    examples.observe = lambda rows: None
     return prof

@@ -7,15 +7,15 @@ better ones more.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..denoising.denoiser import Denoiser
+from ..denoising.problem import Problem
 from ..schedules.schedule import Array
 from ..solve.levels import Levels, on_trained_levels
 from ..solve.loop import integrate
@@ -32,14 +32,12 @@ _SECOND = 14  # candidates of the second round
 
 
 @dataclass
-class Problem:
-    """The noises x (n, *) whose ends (n, *) are known, and what the network is told with them."""
+class Examples:
+    """Noises x (n, *) whose ends (n, *) are known."""
 
-    model: Denoiser
+    problem: Problem
     x: Tensor
     ends: Tensor
-    cond: Mapping[str, Tensor] | None
-    shared: Mapping[str, Any] | None
     batch: int
     observe: Callable[[int], object]
 
@@ -47,16 +45,16 @@ class Problem:
         """RMS of the plan's ends to the known ones; inf where they are not finite."""
         found = []
         for part in rows.split(self.batch):
-            model, cond = self.model.part(part, self.cond)
+            x = self.x[part]
             with torch.no_grad(), np.errstate(invalid="ignore"):
-                evaluate = model.bind(plan.nodes, self.x[part], cond, self.shared)
-                end = integrate(plan, evaluate, self.x[part]).x.cpu().double()
-            found.append(norm_per_sample(end - self.ends[part.cpu()]).numpy())
+                end = integrate(plan, self.problem.rows(part).bind(plan.nodes, x), x).x
+            found.append(norm_per_sample(end.cpu().double() - self.ends[part.cpu()]).numpy())
             self.observe(self.rows(plan, len(part)))
         return np.nan_to_num(np.concatenate(found), nan=np.inf)
 
     def rows(self, plan: Plan, samples: int) -> int:
-        return samples * self.model.rows([node.sigma for node in plan.nodes])
+        """Network rows of a plan's run on so many samples."""
+        return samples * self.problem.model.rows([node.sigma for node in plan.nodes])
 
 
 @dataclass
@@ -72,14 +70,14 @@ class _Candidate:
         return float(np.mean(self.errors))
 
 
-def screen(profile: Profile, problem: Problem, nfe: int) -> Screen:
+def screen(profile: Profile, examples: Examples, nfe: int) -> Screen:
     """Try the candidates of at most ``nfe`` calls.
 
     Raises:
         ValueError: No method has a plan of so few calls.
     """
-    known = torch.nonzero(torch.isfinite(problem.ends.flatten(1)).all(dim=1))[:, 0]
-    candidates = list(_candidates(profile, problem.model, nfe))
+    known = torch.nonzero(torch.isfinite(examples.ends.flatten(1)).all(dim=1))[:, 0]
+    candidates = list(_candidates(profile, examples.problem.model, nfe))
     if not candidates:
         raise ValueError(f"nfe={nfe}: no method of {', '.join(TRIED)} has a plan of so few calls")
     n, evals = len(known), 0
@@ -91,9 +89,9 @@ def screen(profile: Profile, problem: Problem, nfe: int) -> Screen:
             rows = known[len(one.errors) : last]
             if len(rows):
                 one.errors = np.append(
-                    one.errors, problem.errors(one.plan, rows.to(problem.x.device))
+                    one.errors, examples.errors(one.plan, rows.to(examples.x.device))
                 )
-                evals += problem.rows(one.plan, len(rows))
+                evals += examples.rows(one.plan, len(rows))
         return sorted(some, key=lambda one: one.error)
 
     ranked = judge(candidates, first)

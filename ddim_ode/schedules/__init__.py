@@ -22,12 +22,12 @@ from .schedule import Array, ArrayLike, LogAlphaSchedule, Schedule
 
 
 def build(name: str, params: dict[str, Any]) -> Schedule:
-    """The schedule of that name and parameters: what pickling and weights files store."""
+    """The schedule of that name and parameters, as pickles and weights files store them."""
     makers = (ddpm, exponential, cosine, from_alphas_cumprod, vp, ve, flow)
     by_name = {maker.__name__: maker for maker in makers}
     maker = by_name[one_of("schedule", name, by_name)]
-    for given in named("params", params):
-        one_of(f"parameter of {name!r}", given, inspect.signature(maker).parameters)
+    for parameter in named("params", params):
+        one_of(f"parameter of {name!r}", parameter, inspect.signature(maker).parameters)
     try:
         return maker(**params)
     except TypeError as error:  # one is missing
@@ -72,8 +72,11 @@ def _from_log_alphas(name: str, params: dict[str, Any], logs: Array) -> Schedule
 def ddpm(T: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
     """The linear-β discrete schedule of DDPM (Ho et al. 2020): ᾱ_t² = Π_{i≤t} (1 − β_i).
 
-    β rises linearly from ``beta_start`` (t=1) to ``beta_end`` (t=T); between integer times ln ᾱ
-    is interpolated linearly. ``ddpm(beta_start=2e-5)`` is α_t = √(1 − 0.02 t/T).
+    Between integer times ln ᾱ is interpolated linearly. ``ddpm(beta_start=2e-5)`` is α_t = √(1 − 0.02 t/T).
+
+    Args:
+        T: The number of levels.
+        beta_start, beta_end: β at t = 1 and t = T, in (0, 1); it rises linearly between them.
 
     >>> from ddim_ode import schedules
     >>> schedules.ddpm().alpha_bar([1, 1000]).round(5).tolist()
@@ -177,8 +180,11 @@ def cosine(T: int = 1000, s: float = 0.008, max_beta: float = 0.999) -> Schedule
 def from_alphas_cumprod(array: ArrayLike) -> Schedule:
     """A discrete schedule from ᾱ² at t = 1..T, as diffusers stores ``alphas_cumprod``.
 
-    ``array`` (T,) must fall strictly within (0, 1); its last entry may be 0 (zero terminal SNR,
-    for v-, x0- and flow-networks). Between integer times ln ᾱ is linear in t.
+    Between integer times ln ᾱ is linear in t.
+
+    Args:
+        array: (T,), falling strictly within (0, 1); the last entry may be 0 (zero terminal SNR, for v-, x0-
+            and flow-networks).
 
     >>> from ddim_ode import schedules
     >>> schedules.from_alphas_cumprod([0.81, 0.64, 0.25]).alpha_bar([1, 3]).round(3).tolist()
@@ -324,7 +330,7 @@ def _check_T(T: int) -> int:
 
 
 def _positive(name: str, value: float) -> float:
-    found = number(name, value)
-    if not (np.isfinite(found) and found > 0):
+    real = number(name, value)
+    if not (np.isfinite(real) and real > 0):
         raise ValueError(f"{name}={shown(value)} must be positive and finite")
-    return found
+    return real

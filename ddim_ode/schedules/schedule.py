@@ -37,10 +37,13 @@ class Schedule(ABC):
 
     Of one number the answer is a numpy scalar, which multiplies tensors as a Python float does.
 
-    ``T``: the last time. ``discrete``: whether only t = 1..T were trained. ``knots``: times in
-    (0, T) where σ(t) is not smooth. ``family``: ``"vp"``, ``"ve"`` or ``"flow"``; this class has the
-    ᾱ(σ), β̄(σ) of a variance-preserving one, the others override it. ``name`` and ``params`` say how to
-    build it again.
+    Attributes:
+        name, params: How to build it again.
+        T: The last time.
+        discrete: Whether only t = 1..T were trained.
+        knots: Times in (0, T) where σ(t) is not smooth.
+        family: ``"vp"``, ``"ve"`` or ``"flow"``, which gives ᾱ(σ) and β̄(σ). This class has those of a
+            variance-preserving schedule; the others override them.
     """
 
     family: str = "vp"
@@ -65,9 +68,9 @@ class Schedule(ABC):
     def _rates(self, t: Array) -> tuple[Array, Array]: ...
 
     def training_time(self, u: ArrayLike) -> Array:
-        """The t in (0, T] that a training draw u, uniform in [0, 1), stands for: spread evenly in t.
+        """The t in (0, T] of a training draw u, uniform in [0, 1): spread evenly in t.
 
-        A schedule whose levels are not spread evenly over its times (``ve``) has its own.
+        A schedule whose levels are not spread evenly over its times (``ve``) overrides it.
         """
         u = numbers("u", u)
         return np.floor(u * self.T) + 1.0 if self.discrete else (1.0 - u) * self.T
@@ -139,7 +142,7 @@ class Schedule(ABC):
 
     @functools.cached_property
     def sigma_min(self) -> float:
-        """The default last positive level: σ(1) of a discrete schedule, else σ(10⁻³ T); ``ve`` is told."""
+        """The default last positive level: σ(1) of a discrete schedule, else σ(10⁻³ T)."""
         return float(self._sigma(np.array(1.0 if self.discrete else 1e-3 * self.T)))
 
     @property

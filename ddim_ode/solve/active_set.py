@@ -29,8 +29,8 @@ it says: on the shipped one, with rk45 at the default tolerance, 18 times.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -38,6 +38,7 @@ from torch import Tensor
 
 from ..denoising.denoiser import Denoiser
 from ..denoising.guidance import Call
+from ..denoising.problem import Problem
 from ..schedules.schedule import Array
 from ..solvers.clock import angle, angle_rate, clock, level
 from ..solvers.controller import MAX_NFE, Controller, Index, Mask, amplified
@@ -49,17 +50,19 @@ from .solution import finite_samples, norm_per_sample
 class Field:
     """dz/ds of the active samples: the network, and what makes a velocity of its prediction."""
 
-    def __init__(self, model: Denoiser, ends: tuple[float, float]) -> None:
+    def __init__(self, problem: Problem, ends: tuple[float, float]) -> None:
         """ends: the first level and the last; ``way`` is du/ds between them."""
-        self.model, self.ends = model, ends
+        self.problem, self.ends = problem, ends
         self.way = 1.0 if ends[1] > ends[0] else -1.0
         self.call: Call
 
-    def bind(
-        self, like: Tensor, cond: Mapping[str, Tensor] | None, shared: Mapping[str, Any] | None
-    ) -> None:
-        """Point the network at the rows of ``like`` and ``cond``."""
-        self.call = self.model.network(like, cond, shared)
+    @property
+    def model(self) -> Denoiser:
+        return self.problem.model
+
+    def bind(self, like: Tensor) -> None:
+        """Point the network at the rows of ``like``, which are those of the problem."""
+        self.call = self.problem.network(like)
 
     def sigma(self, u: Array) -> Array:
         """The level at clock u, within the ends whatever the rounding."""
@@ -71,14 +74,14 @@ class Field:
         sigma = self.sigma(flat)
         seen = self.model.snapped(sigma)
         m = np.hypot(*self.model.schedule.scales(sigma))
-        a, b = self.model._coefficients(self.model.answers, "v", seen)
+        a, b = self.model.coefficients(self.model.answers, "v", seen)
         rate = self.way * angle_rate(flat)
         table = np.stack([self.model.network_time(seen), m, rate * a, rate * b / m])
         return table.reshape(4, *u.shape)
 
     def __call__(self, z: Tensor, columns: Tensor, seen: Array) -> Tensor:
         """dz/ds at z (n, *); columns: the coefficients (4, n) on the device; seen: the levels (n,)."""
-        time = columns[0].to(self.model._time_dtype(z))
+        time = columns[0].to(self.model.time_dtype(z))
         m, of_z, of_prediction = (column(c, z) for c in columns[1:].to(z.dtype))
         return of_z * z + of_prediction * self.call(m * z, time, self.model.at(seen, z))
 
@@ -116,12 +119,10 @@ class Solver:
         tolerances: tuple[float, float],
         keep: bool,
         lands: bool,
-        cond: Mapping[str, Tensor] | None,
-        shared: Mapping[str, Any] | None,
     ) -> None:
         batch = z.shape[0]
         self.field, self.z, self.scheme, self.control = field, z, scheme, control
-        self.tolerances, self.lands, self.cond, self.shared = tolerances, lands, cond, shared
+        self.tolerances, self.lands = tolerances, lands
         self.end = float(clock(np.array(field.ends[1])))
         self.error, self.rate = np.zeros(batch), np.full(batch, np.nan)
         self.sigmas: list[list[float]] = [[field.ends[0]] for _ in range(batch)]
@@ -132,7 +133,7 @@ class Solver:
     def run(self, observe: Callable[[int], object]) -> None:
         """Solve; observe(calls) after the first call and after each trial step."""
         control = self.control
-        self.field.bind(self.z, self.cond, self.shared)
+        self.field.bind(self.z)
         start = self._position()
         (columns,) = self._send(self.field.coefficients(start)[:, None]).unbind(1)
         self.velocity = self._evaluate(self.z, columns, start)
@@ -155,7 +156,7 @@ class Solver:
 
     def _send(self, table: Array) -> Tensor:
         """Host numbers to the device, as wide as the state and the network's time."""
-        wide = torch.promote_types(self.z.dtype, self.field.model._time_dtype(self.z))
+        wide = torch.promote_types(self.z.dtype, self.field.model.time_dtype(self.z))
         return torch.as_tensor(table).to(device=self.z.device, dtype=wide)
 
     def _evaluate(self, z: Tensor, columns: Tensor, u: Array) -> Tensor:
@@ -302,8 +303,8 @@ class Solver:
         control.drop(leaving)
         if control.active.size:
             self.z, self.velocity = self.z[stay], self.velocity[stay]
-            self.field.model, self.cond = self.field.model.part(stay, self.cond)
-            self.field.bind(self.z, self.cond, self.shared)
+            self.field.problem = self.field.problem.rows(stay)
+            self.field.bind(self.z)
 
 
 def _hermite(

@@ -58,15 +58,13 @@ def solve(request: Request) -> Solution:
     )
     z = x / float(np.hypot(*model.schedule.scales(first)))
     solver = Solver(
-        Field(model, (first, last)),
+        Field(request.problem, (first, last)),
         z,
         scheme,
         control,
         tolerances,
         dense or record != "none",
         bool(sigmas[-1] == 0),
-        request.cond,
-        request.shared,
     )
     if not x.numel():  # nothing to ask the network
         control.status[:] = SUCCESS
@@ -79,11 +77,11 @@ def solve(request: Request) -> Solution:
         trajectory = solver.path.trajectory(record, end, solver.sigmas)
     if not levels.rising:
         warn_of_scale(end, max(first, model.sigma_max))
-    return Solution(
-        x=end,
+    return Solution.of(
+        end,
+        solver.nfe,
         method=method.name,
         sigmas=[np.array(passed) for passed in solver.sigmas],
-        nfe=solver.nfe,
         sample_nfe=control.calls,
         net_evals=solver.rows,
         accepted=control.accepted,

@@ -1,4 +1,5 @@
-"""What a model says to a fixed question: how one is known whose code or hidden state no hash sees.
+"""What a model answers to a fixed question: how a network is recognised whose code or hidden state no hash
+sees.
 
 The question is the same everywhere: one sample of the caller's shape and conditions, at a few levels. Of
 the answers a few projections are kept, which differ where the answers do.
@@ -19,6 +20,7 @@ from .._base.checks import number, numbers
 from .._base.digests import digest
 from .._base.structure import content
 from ..denoising.denoiser import Denoiser
+from ..denoising.problem import Problem
 from ..schedules.schedule import Array
 from ..solvers.plan import Node
 from .model_key import is_exact, network_dtype
@@ -30,8 +32,13 @@ _ROWS = 4  # conditions, at most, that it is asked under
 
 @dataclass(frozen=True)
 class Answers:
-    """question: a hash of the shape and conditions asked with. tolerance: relative, what rounding may
-    explain on another machine."""
+    """A network's answers to the question.
+
+    Attributes:
+        question: A hash of the shape and conditions asked with.
+        values: Projections of the answers.
+        tolerance: Relative, what rounding may explain on another machine.
+    """
 
     question: str
     values: tuple[float, ...]
@@ -69,11 +76,9 @@ def levels_of(model: Denoiser) -> Array:
     return model.snapped(np.append(levels, top) if np.isfinite(top) else levels)
 
 
-def cost_of_asking(
-    model: Denoiser, shape: tuple[int, ...], cond: Mapping[str, Tensor] | None
-) -> int:
+def cost_of_asking(problem: Problem, shape: tuple[int, ...]) -> int:
     """Rows that the network processes for it."""
-    return _several(shape, cond) * model.rows(levels_of(model))
+    return _several(shape, problem.cond) * problem.model.rows(levels_of(problem.model))
 
 
 def _several(shape: tuple[int, ...], cond: Mapping[str, Tensor] | None) -> int:
@@ -83,30 +88,26 @@ def _several(shape: tuple[int, ...], cond: Mapping[str, Tensor] | None) -> int:
     return max(1, min(16, 64 // max(math.prod(shape), 1)))
 
 
-def ask(
-    model: Denoiser,
-    shape: tuple[int, ...],
-    cond: Mapping[str, Tensor] | None,
-    shared: Mapping[str, Any] | None,
-    device: torch.device,
-) -> Answers | None:
+def ask(problem: Problem, shape: tuple[int, ...], device: torch.device) -> Answers | None:
     """A network's answers; None for exact mixtures, whose parameters say all.
 
-    cond: of one sample or more, of which the first few are taken. It costs a network call a level. What is
-    shown has unit variance, or at every other level twice the size, where limits show.
+    Of the problem's conditions the first few rows are taken. It costs a network call a level. What the
+    network is shown has unit variance, or at every other level twice the size, where limits show.
     """
-    if is_exact(model):
+    if is_exact(problem.model):
         return None
-    schedule = model.schedule
-    several = _several(shape, cond)
-    model, rows = model.part(slice(several), cond)
+    several = _several(shape, problem.cond)
+    problem = problem.rows(slice(several))
+    model, schedule = problem.model, problem.model.schedule
     x = torch.from_numpy(pattern(several, *shape)).to(device, torch.float32)
     levels = levels_of(model).tolist()
     nodes = [Node(sigma, float(schedule.time(sigma)), model.prediction) for sigma in levels]
     with torch.no_grad():
-        evaluate = model.bind(nodes, x, rows, shared)
+        evaluate = problem.bind(nodes, x)
         scales = [float(np.hypot(*schedule.scales(s))) * (1 + k % 2) for k, s in enumerate(levels)]
-        said = torch.cat([evaluate(x * scale, k) for k, scale in enumerate(scales)])
-    question = digest(content([2, shape, rows, shared]))  # 1 was of four levels and one row
+        answers = torch.cat([evaluate(x * scale, k) for k, scale in enumerate(scales)])
+    question = digest(
+        content([2, shape, problem.cond, problem.shared])
+    )  # 1 was of four levels and one row
     tolerance = rounding(network_dtype(model) or torch.float32, device.type)
-    return Answers(question, tuple(projections(said).reshape(-1).tolist()), tolerance)
+    return Answers(question, tuple(projections(answers).reshape(-1).tolist()), tolerance)

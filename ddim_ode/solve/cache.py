@@ -27,9 +27,9 @@ _DAMAGE = (ValueError, TypeError, KeyError, RecursionError)
 
 
 class Store:
-    """Without a folder it keeps nothing; nor does it from the first time that the folder takes nothing.
+    """The folder; without one it keeps nothing, nor does it once the folder takes nothing.
 
-    kind, exact, near: the origin of a record: a word, plain data to hash, and numbers up to rounding.
+    A record's origin is kind, exact and near: a word, plain data to hash, and numbers up to rounding.
     """
 
     def __init__(self, folder: str | Path | None) -> None:
@@ -87,8 +87,8 @@ class Store:
         """Those it may be in, the one of the very same numbers first."""
         if self.folder is None:
             return []
-        found, own = self.folder.glob(f"{_stem(kind, exact)}-*.safetensors"), _end(near)
-        return sorted(found, key=lambda path: (not path.name.endswith(own), path))
+        paths, own = self.folder.glob(f"{_stem(kind, exact)}-*.safetensors"), _end(near)
+        return sorted(paths, key=lambda path: (not path.name.endswith(own), path))
 
 
 NOWHERE = Store(None)

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..denoising.denoiser import Denoiser
 from ..denoising.network import check_cond
+from ..denoising.problem import Problem
 from ..solvers.plan import Plan
 from .sampling import sample
 from .solution import Solution
@@ -74,12 +75,21 @@ def capture(solve: Callable[[], Any]) -> Captured:
 
 
 class GraphedPlan:
-    """A deterministic plan for batches like x (B, *) with conditions like ``cond``, as one CUDA graph.
+    """A deterministic plan for batches like x with conditions like ``cond``, as one CUDA graph.
 
-    Calling it with another x and cond of the same shapes copies them in, replays the graph and returns
-    new tensors: the samples (B, *) and which of them are finite (B,); with a model, its guidance's null
-    values are copied in, too, if they have a row for each sample. ValueError off CUDA, for a plan with step
-    noise (drawn on the host), and for other shapes than those recorded.
+    Calling it with another x and cond of the same shapes copies them in, replays the graph and returns new
+    tensors: the samples (B, *), and which of them are finite (B,). With a model, the null values of its
+    guidance are copied in too, if they have a row for each sample.
+
+    Args:
+        model: The denoiser.
+        plan: What runs.
+        x: (B, *) on a CUDA device.
+        cond, shared: As in :func:`ddim_ode.sample`.
+
+    Raises:
+        ValueError: Off CUDA, for a plan with step noise (drawn on the host), and for other shapes than
+            those recorded.
     """
 
     def __init__(
@@ -92,11 +102,12 @@ class GraphedPlan:
     ) -> None:
         check_graphable(plan, x.device)
         self._x = x.clone()
-        rows = check_cond(cond, len(x))
-        self._model, self._cond = model.part(torch.arange(len(x)), rows)  # copies
+        problem = Problem(model, check_cond(cond, len(x)), shared)
+        self._problem = problem.rows(torch.arange(len(x)))  # copies
 
         def solve() -> tuple[Tensor, Tensor]:
-            sol = sample(self._model, self._x, plan=plan, cond=self._cond, shared=shared)
+            own = self._problem
+            sol = sample(own.model, self._x, plan=plan, **own.conditions)
             return sol.x, _finite(sol)
 
         self._captured = capture(solve)
@@ -111,18 +122,19 @@ class GraphedPlan:
         cond: Mapping[str, Tensor] | None = None,
         model: Denoiser | None = None,
     ) -> tuple[Tensor, Tensor]:
-        given = check_cond(cond, len(x))
-        if not self.fits(x) or given.keys() != self._cond.keys():
+        rows, kept = check_cond(cond, len(x)), self._problem.cond or {}
+        if not self.fits(x) or rows.keys() != kept.keys():
             raise ValueError(
                 f"the graph was recorded for x {tuple(self._x.shape)} and conditions "
-                f"{sorted(self._cond)}, got {tuple(x.shape)} and {sorted(given)}: record another"
+                f"{sorted(kept)}, got {tuple(x.shape)} and {sorted(rows)}: record another"
             )
         self._x.copy_(x)
-        for name, value in self._cond.items():
-            value.copy_(given[name])
-        if model is not None and model.guidance and self._model.guidance:
-            null = model.guidance.rows(given)
-            for name, value in self._model.guidance.rows(self._cond).items():
+        for name, value in kept.items():
+            value.copy_(rows[name])
+        guidance = self._problem.model.guidance
+        if model is not None and model.guidance and guidance:
+            null = model.guidance.rows(rows)
+            for name, value in guidance.rows(kept).items():
                 value.copy_(null[name])
         end, finite = self._captured.replay()
         return end.clone(), finite.clone()

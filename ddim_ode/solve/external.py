@@ -1,8 +1,8 @@
 """Solvers of other packages through the same front door: ``torchdiffeq:NAME`` and ``scipy:NAME``.
 
 They see one :class:`ProbabilityFlow` for the whole batch, so its samples share step sizes, errors and
-fate. They run from σ_max to σ_min, or back, in ln σ where σ_max is finite and in t otherwise; the last jump
-to x̂₀ is the same as everywhere.
+status. They run from σ_max to σ_min, or back, in ln σ where σ_max is finite and in t otherwise; the last
+jump to x̂₀ is the same as everywhere.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from torch import Tensor
 from .._base.bars import progress_bar
 from .._base.checks import count, one_of, refuse
 from ..schedules.schedule import Array
-from ..solvers.controller import MAX_NFE, NON_FINITE, UNDERFLOW
+from ..solvers.controller import MAX_NFE, NON_FINITE, SUCCESS, UNDERFLOW
 from .adaptive import DEFAULT_MAX_NFE, tolerance
 from .gradients import parameters
 from .probability_flow import ProbabilityFlow
 from .request import OF_SCIPY, Request, is_fixed_step
-from .solution import Solution, finite_samples, per_sample, warn_of_scale
+from .solution import Solution, finite_samples, warn_of_scale
 
 if TYPE_CHECKING:
     from scipy.integrate import OdeSolver
@@ -46,7 +46,7 @@ class End(NamedTuple):
 def solve(request: Request) -> Solution:
     """A request of kind "external", a method of another package."""
     model, x, method, levels = request.model, request.x, str(request.method), request.levels
-    options, cond, shared = request.options, request.cond, request.shared
+    options = request.options
     max_nfe = options["max_nfe"]
     fixed = is_fixed_step(method)
     if fixed:
@@ -77,35 +77,32 @@ def solve(request: Request) -> Solution:
         shape=x.shape[1:],
         dtype=x.dtype,
         device=x.device,
-        cond=cond,
-        shared=shared,
+        **request.problem.conditions,
     )
     end = End(x, None)
     with progress_bar(options["progress"], unit="nfe", desc=method) as bar:
         if len(positive) > 1 and x.shape[0]:
             budget = sys.maxsize if fixed else limit - int(lands)
             adjoint = options["differentiable"] == "adjoint"
-            wanted = parameters(model, cond, shared) if adjoint else None
+            wanted = parameters(request.problem) if adjoint else None
             end = integrate(method, ode, x, positive, rtol, atol, budget, bar.update, wanted)
     out, calls, rows, accepted = end.x, ode.nfe, ode.rows, end.accepted
     if lands and end.failure is None and x.shape[0]:
-        out = model(out, positive[-1], cond, shared)[0]
+        out = request.problem(out, positive[-1])[0]
         calls, rows, accepted = calls + 1, rows + model.rows(positive[-1]), accepted + 1
-    batch = x.shape[0]
     if not levels.rising:
         warn_of_scale(out, max(float(positive[0]), model.sigma_max))
-    return Solution(
-        x=out,
+    return Solution.of(
+        out,
+        calls,
         method=method,
         sigmas=sigmas,
-        nfe=calls,
-        sample_nfe=per_sample(calls, batch),
-        net_evals=rows * batch,
-        accepted=per_sample(accepted, batch),
-        rejected=per_sample(end.rejected, batch),
+        net_evals=rows * len(x),
+        accepted=accepted,
+        rejected=end.rejected,
         seeds=options["seeds"],
+        outcome=end.failure or SUCCESS,
         finite=finite_samples(out),
-        failure=end.failure,
         alterations=model.alterations,
     )
 
@@ -123,8 +120,8 @@ def integrate(
 ) -> End:
     """Solve from sigmas[0] to sigmas[-1], both > 0; a fixed-step torchdiffeq method steps on all of them.
 
-    ode: counts its calls; observe() is called after each. adjoint: the tensors besides x whose gradient
-    torchdiffeq's adjoint gives; None: no adjoint. ValueError for an unknown solver.
+    ode counts its calls, and observe() is called after each. adjoint: the tensors besides x whose gradient
+    torchdiffeq's adjoint gives; None for no adjoint. An unknown solver is a ValueError.
     """
     package, name = method.split(":", 1)
     budget = _Budget(ode, max_nfe, observe)
@@ -244,9 +241,8 @@ def _scipy(name: str, budget: _Budget, x: Tensor, sigmas: Array, rtol: float, at
 
     tau, state = start, y0
     try:
-        solver = solver_class(
-            rate, start, y0, end, rtol=max(rtol, 100 * np.finfo(float).eps), atol=atol
-        )
+        least = 100 * np.finfo(float).eps
+        solver = solver_class(rate, start, y0, end, rtol=max(rtol, least), atol=atol)
         while solver.status == "running":
             solver.step()
             if solver.status == "failed":

@@ -17,7 +17,7 @@ from . import gradients
 from .loop import Progress, integrate
 from .planning import plan_of
 from .request import Request
-from .solution import Solution, norm_per_sample, per_sample, warn_of_scale
+from .solution import Solution, norm_per_sample, warn_of_scale
 
 
 def solve(request: Request) -> Solution:
@@ -28,27 +28,23 @@ def solve(request: Request) -> Solution:
 def run(request: Request, plan: Plan) -> Solution:
     """What comes of that plan, with the request's noise, conditions and watching."""
     model, x, options = request.model, request.x, request.options
-    seeds, record, callback, known = (
-        options[name] for name in ("seeds", "record", "callback", "known")
-    )
+    seeds, record, callback = options["seeds"], options["record"], options["callback"]
     batch = x.shape[0]
     draw = None
     if plan.is_stochastic:
         if seeds is None:
             seeds = torch.randint(2**63 - 1, (batch,)).tolist()
         draw = StepNoise(seeds, x)
-    evaluate = model.bind(plan.nodes, x, request.cond, request.shared)
+    evaluate = request.problem.bind(plan.nodes, x)
     if options["differentiable"] == "checkpoint":
         evaluate = gradients.checkpointed(evaluate)
     if batch == 0:  # nothing to ask the network
         evaluate = lambda y, k: y  # noqa: E731
 
-    alterations, project = model.alterations, None
+    alterations, project, known = model.alterations, None, options["known"]
     if known is not None:
-        alterations, project = (
-            {**alterations, "known": True},
-            known.bind(plan.grid, model.schedule, x),
-        )
+        alterations = {**alterations, "known": True}
+        project = known.bind(plan.grid, model.schedule, x)
 
     trajectory: list[Tensor] = []
     if record == "x":
@@ -85,15 +81,13 @@ def run(request: Request, plan: Plan) -> Solution:
         trajectory.append(end if plan.grid[-1] == 0 else trajectory[-1])
     if plan.grid[0] > plan.grid[-1]:
         warn_of_scale(end, max(plan.grid[0], model.sigma_max))
-    return Solution(
-        x=end,
+    return Solution.of(
+        end,
+        calls,
         method=plan.method,
         sigmas=np.array(plan.grid),
-        nfe=calls if batch else 0,
-        sample_nfe=per_sample(calls, batch),
         net_evals=batch * model.rows([node.sigma for node in plan.nodes]),
-        accepted=per_sample(plan.steps, batch),
-        rejected=per_sample(0, batch),
+        accepted=plan.steps,
         plan=plan,
         error=None if error is None or known is not None else norm_per_sample(error),
         trajectory=torch.stack(trajectory) if trajectory else None,

@@ -1,19 +1,16 @@
 """Gradients through a solve, at three prices.
 
-With L a loss of the end state, ``sample(..., differentiable=)`` takes dL/dx_T, dL/dθ and dL/ds, θ the
-network's parameters and s the guidance scale, by
-
-    True          backpropagation through the steps. Keeps all activations of all network calls.
-    "checkpoint"  the same numbers. Keeps the state that each call was given, and calls the network once
-                  more on the way back (Chen et al. 2016, https://arxiv.org/abs/1604.06174).
-    "adjoint"     a second ODE, solved from σ_min back to σ_max (Chen et al. 2018,
-                  https://arxiv.org/abs/1806.07366). Keeps the end state alone; the gradient has an error
-                  of its own, of the order of the tolerance.
+``sample(..., differentiable=)`` takes the gradient of a loss of the end state with respect to x_T, the
+network's parameters and the guidance scale. ``True`` backpropagates through the steps, and keeps all
+activations of all network calls. ``"checkpoint"`` gives the same numbers, keeps the state that each call
+was given, and calls the network once more on the way back (Chen et al. 2016,
+https://arxiv.org/abs/1604.06174). ``"adjoint"`` solves a second ODE from σ_min back to σ_max (Chen et al.
+2018, https://arxiv.org/abs/1806.07366) and keeps the end state alone; its gradient has an error of its own,
+of the order of the tolerance.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -21,8 +18,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from .._base.checks import flag, one_of
-from ..denoising.denoiser import Denoiser
 from ..denoising.network import by_name
+from ..denoising.problem import Problem
 from .loop import Evaluate
 
 WHERE = {
@@ -60,18 +57,17 @@ def checkpointed(evaluate: Evaluate) -> Evaluate:
     return evaluate_again
 
 
-def parameters(
-    model: Denoiser, cond: Mapping[str, Tensor] | None, shared: Mapping[str, Any] | None
-) -> tuple[Tensor, ...]:
-    """The tensors besides x that a denoiser's answer depends on and that require a gradient.
+def parameters(problem: Problem) -> tuple[Tensor, ...]:
+    """The tensors besides x that a network's answer depends on and that require a gradient.
 
     Those of a network that is a ``torch.nn.Module`` or a method of one, of its guidance, and the
     conditions. What another callable closes over cannot be seen from outside.
     """
+    model = problem.model
     net = getattr(model.net, "__self__", model.net)
-    found: list[Any] = list(net.parameters()) if isinstance(net, torch.nn.Module) else []
+    tensors: list[Any] = list(net.parameters()) if isinstance(net, torch.nn.Module) else []
     if model.guidance is not None:
-        found += [model.guidance.scale, *model.guidance.null.values()]
-    found += by_name(cond, shared).values()
-    wanted = {id(p): p for p in found if isinstance(p, Tensor) and p.requires_grad}
+        tensors += [model.guidance.scale, *model.guidance.null.values()]
+    tensors += by_name(**problem.conditions).values()
+    wanted = {id(p): p for p in tensors if isinstance(p, Tensor) and p.requires_grad}
     return tuple(wanted.values())

@@ -17,15 +17,20 @@ from ..schedules.schedule import Schedule
 class Known:
     """The part of pictures that is known, for ``sample(..., known=)``: inpainting by replacement.
 
-    x0 (B, *): the pictures; what they hold outside the mask is not used. mask: bool, (B, *) or of a shape
-    that broadcasts to it, True where x0 is known. seeds: one per sample, of the noise z that the known part
-    has at every level: take those of the start noise, and x at the first level is one noise throughout.
+    After each step of a fixed plan the known part is ᾱ x0 + β̄ z of the level reached, and x0 itself at the
+    end. The rest follows its own ODE beside it, which sees the known part only through the network. That
+    leans towards the conditional distribution and does not reach it: between two entries of correlation 0.8
+    the mean goes half of the way (Lugmayr et al. 2022 see the same in images,
+    https://arxiv.org/abs/2201.09865, section 4).
 
-    After each step of a fixed plan the known part is ᾱ x0 + β̄ z of the level reached, and x0 itself at
-    the end. The rest follows its own ODE beside it, which sees the known part only through the
-    network. That leans towards the conditional distribution and does not reach it: between two entries of
-    correlation 0.8 the mean goes half of the way (Lugmayr et al. 2022 see the same in images, section 4,
-    https://arxiv.org/abs/2201.09865). ValueError for shapes that do not fit.
+    Args:
+        x0: The pictures (B, *); what they hold outside the mask is not used.
+        mask: bool, of a shape that broadcasts to (B, *), True where x0 is known.
+        seeds: One per sample, of the noise z that the known part has at every level. With those of the
+            start noise, x at the first level is one noise throughout.
+
+    Raises:
+        ValueError: Shapes that do not fit.
 
     >>> import ddim_ode, torch
     >>> model = ddim_ode.exact.gaussian([0.0, 0.0], [[1.0, 0.9], [0.9, 1.0]], ddim_ode.schedules.cosine())

@@ -22,7 +22,7 @@ MOST = 1_000_000  # steps or calls: beyond, a slip of the pen
 class Levels:
     """The arguments of :func:`ddim_ode.sample` that place its steps, checked against each other.
 
-    rising: the levels are passed upwards (:func:`ddim_ode.encode`); ``sigmas`` falls all the same.
+    rising: the levels are passed upwards, as :func:`ddim_ode.encode` does; ``sigmas`` falls all the same.
     """
 
     model: Denoiser
@@ -46,7 +46,7 @@ class Levels:
         if self.sigma_max is not None:
             self.model.start("sigma_max", self.sigma_max)
         if isinstance(self.grid, Profile):
-            check_profile(self.grid, self.model)
+            self.grid.check(self.model.schedule)
         if self.given:
             source = "timesteps" if self.timesteps is not None else "grid"
             final = None if source == "timesteps" else self.final
@@ -129,10 +129,10 @@ class Levels:
         )
 
     def ends(self, calls: int | None = None) -> Array:
-        """Where a solver that steps by itself begins and stops: σ_max, σ_min, and 0 if it lands there;
-        rising, σ_min and σ_max.
+        """Where a solver that chooses its own steps begins and stops: σ_max, σ_min, and 0 if it lands
+        there; rising, σ_min and σ_max.
 
-        calls: of its steps. A budget of one step and the landing ends where a plan of these would.
+        calls: Of one of its steps. A budget of one step and the landing ends where a plan of these would.
         """
         cut = self.sigma_min
         if calls is not None and self.nfe is not None and self.nfe <= 2 * calls:
@@ -187,18 +187,9 @@ def on_trained_levels(sigmas: Array, model: Denoiser) -> Array:
     return np.append(found, 0.0) if sigmas[-1] == 0 else found
 
 
-def check_profile(profile: Profile, model: Denoiser) -> None:
-    """ValueError unless it is of the model's schedule and says where samples of it begin."""
-    if profile.schedule.fingerprint != model.schedule.fingerprint:
-        raise ValueError(
-            f"the profile is of {profile.schedule!r} and the model has {model.schedule!r}; make one of "
-            "this model (ddim_ode.profile)"
-        )
-
-
 def budgets(nfe: Any) -> list[int]:
     """The budgets, rising; ValueError if there is none or one is no whole number."""
-    given = several(nfe)
-    if not given:
+    wanted = several(nfe)
+    if not wanted:
         raise ValueError("nfe is empty; give budgets of network calls such as nfe=[5, 10, 20]")
-    return sorted({count("nfe", n) for n in given})
+    return sorted({count("nfe", n) for n in wanted})

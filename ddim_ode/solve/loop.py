@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .._base.tensors import beside
 from ..solvers.plan import Plan
 from .solution import finite_samples
 
@@ -22,8 +23,14 @@ Evaluate = Callable[[Tensor, int], Tensor]
 
 
 class Outcome(NamedTuple):
-    """x: the end state. finite (B,): which samples are. calls: made. error: a vector like x, the plan's
-    estimate of its error, where it has one."""
+    """What comes of a run.
+
+    Attributes:
+        x: The end state.
+        finite: (B,) which samples are finite.
+        calls: Made.
+        error: A vector like x, the plan's estimate of its error, where it has one.
+    """
 
     x: Tensor
     finite: Tensor
@@ -52,8 +59,11 @@ class Progress(NamedTuple):
 class Run:
     """A plan on its way through tensors, from one network call to the next.
 
-    x: the state. committed: whether what is shown to the network is the state, and not a stage within a
-    step. calls, steps: made so far. error: a vector like x, see :class:`Outcome`.
+    Attributes:
+        x: The state.
+        committed: Whether what is shown to the network is the state, and not a stage within a step.
+        calls, steps: Made so far.
+        error: A vector like x, see :class:`Outcome`.
     """
 
     def __init__(
@@ -120,7 +130,7 @@ class Run:
             y = self.project(y, self.steps)
         if self._alive is not None:
             self._alive = self._alive & finite_samples(y)
-            y = torch.where(self._alive.reshape(-1, *[1] * (y.ndim - 1)), y, self.x)
+            y = torch.where(beside(self._alive, y), y, self.x)
         self.x = y
         if self.after_step is not None:
             self.after_step(Progress(self.steps, self.plan.grid[self.steps], y))
@@ -148,10 +158,15 @@ def integrate(
 ) -> Outcome:
     """Run ``plan`` from x (B, *).
 
-    evaluate(y, k): what node k of the plan stores, at y. draw(): standard normal step noise like x.
-    hold: keep the last finite state of a sample that turns non-finite (a check at every step).
-    project(x, k): what the state becomes at level k, reached after k steps (0: before the first).
-    after_call(k, y, V), after_step(progress): observers, no part of the solve.
+    Args:
+        plan: The plan.
+        evaluate: evaluate(y, k): what node k of the plan stores, at y.
+        x: Where it starts.
+        draw: draw(): standard normal step noise like x.
+        hold: Keep the last finite state of a sample that turns non-finite (a check at every step).
+        project: project(x, k): what the state becomes at level k, reached after k steps (0: before the
+            first).
+        after_call, after_step: after_call(k, y, V) and after_step(progress), observers that change nothing.
     """
     run = Run(plan, x, draw=draw, hold=hold, project=project, after_step=after_step)
     y = run.advance()

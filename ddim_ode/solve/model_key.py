@@ -1,4 +1,4 @@
-"""What a model is, as a short hash: by it results are found again, and runs go on.
+"""What a model is, as a short hash, by which results are found again and runs go on.
 
 A key is of what a model is made of, never of what it computes, since that differs between processors in its
 last bits: what a model answers is compared beside it (answers.py).
@@ -20,7 +20,11 @@ def model_key(model: Denoiser, key: str | None = None) -> str | None:
     """A hash of all that decides a denoiser's answers; None where the network is opaque code.
 
     Known are exact mixtures, by their parameters, and a ``torch.nn.Module``, by all that it holds but its
-    code (_base/structure.py). key: stands for the network, and for nothing else of the denoiser.
+    code (_base/structure.py).
+
+    Args:
+        model: The denoiser.
+        key: Stands for the network, and for nothing else of the denoiser.
     """
     net, schedule = getattr(model.net, "_orig_mod", model.net), model.schedule  # not compiled
     if key is not None:
@@ -45,9 +49,8 @@ def model_key(model: Denoiser, key: str | None = None) -> str | None:
 
 def is_exact(model: Denoiser) -> bool:
     """Whether it is an exact mixture whose network nobody has replaced."""
-    return isinstance(model, ExactModel) and isinstance(
-        getattr(model.net, "__self__", None), ExactModel
-    )
+    owner = getattr(model.net, "__self__", None)
+    return isinstance(model, ExactModel) and isinstance(owner, ExactModel)
 
 
 def network_dtype(model: Denoiser) -> torch.dtype | None:

@@ -1,8 +1,8 @@
 """Numbers that are the same up to rounding: what two processors compute is compared, and never hashed.
 
-A hash of computed numbers hangs on their last bits, which differ between processors, and so does a hash of
-rounded ones, for those that lie at a boundary. So a name holds what is exact (parameters, weights, seeds),
-and the computed numbers are kept beside it and compared.
+The last bits of computed numbers differ between processors, and a hash with them; a hash of rounded numbers
+too, for those at a boundary. So a name holds what is exact (parameters, weights, seeds), and computed
+numbers are kept beside it and compared.
 """
 
 from __future__ import annotations

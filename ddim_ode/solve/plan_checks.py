@@ -1,4 +1,4 @@
-"""Whether a plan, perhaps from a file of another day, is one for this model."""
+"""Checks that a plan, perhaps from a file, fits this model, and warnings where it was fitted to another."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ANOTHER = "{} was calibrated for {}, and runs with {}, for which its gain was n
 
 
 def check_plan(plan: Plan, model: Denoiser) -> None:
-    """ValueError unless its weights and network times are of the model's schedule."""
+    """ValueError unless the plan's weights and network times are those of the model's schedule."""
     if not isinstance(plan, Plan):
         remedy = (
             "ddim_ode.Plan.trace makes one of it" if callable(plan) else "a name goes into method="
@@ -37,13 +37,13 @@ def check_plan(plan: Plan, model: Denoiser) -> None:
             f"({schedule!r}); {again} for this one"
         )
     model.start(f"the first level of {plan.method}", max(plan.grid[0], plan.grid[-1]))
-    told = np.array([(node.sigma, node.t) for node in plan.nodes]).reshape(-1, 2)
-    times = schedule.time(told[:, 0])
-    wrong = np.flatnonzero(~(np.abs(told[:, 1] - times) <= 1e-6 * times))
+    calls = np.array([(node.sigma, node.t) for node in plan.nodes]).reshape(-1, 2)
+    times = schedule.time(calls[:, 0])
+    wrong = np.flatnonzero(~(np.abs(calls[:, 1] - times) <= 1e-6 * times))
     if wrong.size:
         k = wrong[0]
         raise ValueError(
-            f"the plan's call {k + 1} is told t={told[k, 1]:g}, but its σ={told[k, 0]:g} is at t="
+            f"the plan's call {k + 1} is told t={calls[k, 1]:g}, but its σ={calls[k, 0]:g} is at t="
             f"{times[k]:g} in {schedule!r}: the plan was altered; compile or calibrate it again"
         )
     levels = np.array([sigma for sigma in plan.grid if 0 < sigma < np.inf])
@@ -58,8 +58,8 @@ def check_plan(plan: Plan, model: Denoiser) -> None:
 def fitted_seeds(plan: Plan) -> range:
     """The seeds of the noises that a calibrated plan was fitted to and judged by; empty for others.
 
-    Empty also where its seeds are of another generator (``seeding.GENERATOR``): they now stand for noises
-    that it has not seen.
+    Empty also for seeds of another generator (``seeding.GENERATOR``), which stand for noises that it has
+    not seen.
     """
     first, n, kind = (plan.fit.get(key) if plan.fit else None for key in ("seed", "n", "generator"))
     known = isinstance(first, int) and isinstance(n, int) and kind == GENERATOR
@@ -67,7 +67,7 @@ def fitted_seeds(plan: Plan) -> range:
 
 
 def warn_of_own_examples(plan: Plan, seeds: range, model_key: str | None) -> None:
-    """A plan that is measured on the noises it was fitted to looks better than it is."""
+    """Warn if a plan is measured on noises that it was fitted to, where it looks better than it is."""
     fitted = fitted_seeds(plan)
     shared = min(fitted.stop, seeds.stop) - max(fitted.start, seeds.start)
     of_model = (plan.fit or {}).get("model_key")
@@ -81,10 +81,13 @@ def warn_of_own_examples(plan: Plan, seeds: range, model_key: str | None) -> Non
 def warn_of_another_network(
     plan: Plan, model: Denoiser, model_key: str | None, answers: Answers | None
 ) -> None:
-    """A calibrated plan is fitted to one network, and its gain is that network's.
+    """Warn if a calibrated plan was fitted to another network, since its gain was measured on that one.
 
-    model_key: of :func:`ddim_ode.solve.model_key.model_key`, None where it is not known. answers: of
-    :func:`ddim_ode.solve.answers.ask`, None where they were not asked.
+    Args:
+        plan: The plan.
+        model: What it runs on.
+        model_key: Of :func:`ddim_ode.solve.model_key.model_key`, None where it is not known.
+        answers: Of :func:`ddim_ode.solve.answers.ask`, None where they were not asked.
     """
     fit = plan.fit or {}
     trust(plan, model)
@@ -101,15 +104,14 @@ def warn_of_another_network(
 
 
 def trust(plan: Plan, model: Denoiser) -> None:
-    """Warn no more of that plan on that network: its user knows."""
+    """Warn no more of that plan on that network."""
     if (of_plan := _fitted_key(plan)) is not None:
         _SEEN.setdefault(model, set()).add(of_plan)
 
 
 def check_network(plan: Plan, model: Denoiser) -> None:
-    """As :func:`warn_of_another_network`, where no key is known yet.
-
-    Once for each model and plan, since a key is a hash of all weights.
+    """:func:`warn_of_another_network` where no key is known yet; once for each model and plan, since a key
+    is a hash of all weights.
     """
     if (of_plan := _fitted_key(plan)) is not None and of_plan not in _SEEN.get(model, ()):
         warn_of_another_network(plan, model, content.model_key(model), None)
@@ -117,14 +119,14 @@ def check_network(plan: Plan, model: Denoiser) -> None:
 
 def _fitted_key(plan: Plan) -> str | None:
     """Of the model that a calibrated plan is fitted to, where it says so."""
-    found = (plan.fit or {}).get("model_key")
-    return found if isinstance(found, str) else None
+    key = (plan.fit or {}).get("model_key")
+    return key if isinstance(key, str) else None
 
 
 def warn_of_another_ode(plan: Plan, model: Denoiser, piped: bool = False) -> None:
-    """A calibrated plan is fitted, and its gain measured, for one guidance, interval, clip and so on.
+    """Warn if a calibrated plan was fitted for another guidance, interval, clip and so on.
 
-    piped: whether guidance is the business of a pipeline, and not known here.
+    piped: Whether guidance is the business of a pipeline, and not known here.
     """
     if different := _ode_differs(plan, model, piped):
         warn(_ANOTHER.format(plan.method, *different))

@@ -1,10 +1,10 @@
-"""From a request to the plan that runs: compiled for it, or given, and then checked."""
+"""From a request to the plan that runs: compiled for it, or given and checked."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
+_Build = Callable[[Array, str | None], Plan]
+_HOW = ("start", "chart", "eta", "noise_std")
 _LEAP = 4.0  # times, of the first step: shorter ones leave Heun its order
 
 
@@ -70,7 +72,7 @@ def plan_for(
     if kind_of(method, placed=True, variant=options.get("variant")) != "fixed":
         raise ValueError(f"method={method!r} has no plan; take one of ddim_ode.methods()")
     spec = get_method("ddim" if method is None else method, options.get("variant"))
-    return _compiled(spec, levels, how)
+    return compile_for(spec, levels, **{name: how[name] for name in _HOW})  # type: ignore[arg-type]
 
 
 def plan_of(request: Request) -> Plan:
@@ -83,7 +85,7 @@ def plan_of(request: Request) -> Plan:
     if spec is not None:
         noise = None if spec.eta in (None, 0.0) or not request.two_way else spec.name
         refuse("step noise cannot be undone", method=noise)
-        plan = _compiled(spec, request.levels, request.options)
+        plan = compile_for(spec, request.levels, **{name: request.options[name] for name in _HOW})
         _warn_of_a_leap(spec, plan)
         return plan
     plan = request.options["plan"]
@@ -100,11 +102,11 @@ def plan_of(request: Request) -> Plan:
 
 
 def _warn_of_a_leap(spec: Method, plan: Plan) -> None:
-    """A trapezoid in σ takes the mean of two slopes, of which that at the far end is of a state that a step
-    over most of a huge σ has thrown far off: few steps never come back from there."""
-    trapezoid = (
-        isinstance(spec.stages, Tableau) and len(spec.stages.c) > 1 and spec.stages.c[-1] == 1
-    )
+    """Warn if a trapezoid in σ steps over most of a huge σ: the slope at the far end is then of a state
+    thrown far off, from which few steps never come back.
+    """
+    stages = spec.stages
+    trapezoid = isinstance(stages, Tableau) and len(stages.c) > 1 and stages.c[-1] == 1
     first, second = plan.grid[:2]
     if trapezoid and plan.chart == "eps" and TRUSTED < first < np.inf and second < first / _LEAP:
         warn(
@@ -113,18 +115,13 @@ def _warn_of_a_leap(spec: Method, plan: Plan) -> None:
         )
 
 
-def _compiled(spec: Method, levels: Levels, options: Mapping[str, Any]) -> Plan:
-    how = (options[name] for name in ("start", "chart", "eta", "noise_std"))
-    return compile_for(spec, levels, *how)
-
-
 def compile_for(
     spec: Method,
     levels: Levels,
-    start: str | None,
-    chart: str | None,
-    eta: float | None,
-    noise_std: npt.ArrayLike | None,
+    start: str | None = None,
+    chart: str | None = None,
+    eta: float | None = None,
+    noise_std: npt.ArrayLike | None = None,
 ) -> Plan:
     """The plan of a method on those levels, or the largest of at most ``levels.nfe`` calls."""
     model = levels.model
@@ -152,9 +149,7 @@ def compile_for(
     return build(levels.sigmas(plan.steps, spec.nfe_per_step, spec), plan.start)
 
 
-def _largest(
-    build: Callable[[Array, str | None], Plan], levels: Levels, spec: Method, start: str | None
-) -> Plan:
+def _largest(build: _Build, levels: Levels, spec: Method, start: str | None) -> Plan:
     """The plan of most steps with at most ``levels.nfe`` calls; ValueError if one step costs more."""
     assert levels.nfe is not None
     refusal = ValueError()
@@ -177,9 +172,7 @@ def _largest(
     raise refusal
 
 
-def _most(
-    build: Callable[[Array, str | None], Plan], levels: Levels, start: str | None, refused: int
-) -> int:
+def _most(build: _Build, levels: Levels, start: str | None, refused: int) -> int:
     """A number of steps below ``refused`` above which there is no plan, by few attempts.
 
     Where two neighbours of a grid are one level, so are two of the same grid in 2n steps or more: at least
@@ -196,7 +189,8 @@ def _most(
 def directed(plan: Plan, model: Denoiser, rising: bool) -> Plan:
     """The plan itself if it goes that way between levels > 0, else its method compiled to do so.
 
-    ValueError for step noise, and for a plan that is not what compiling its own method gives.
+    Raises:
+        ValueError: Step noise, or a plan that is not what compiling its own method gives.
     """
     goes_up = plan.grid[0] < plan.grid[-1]
     if plan.is_stochastic:

@@ -1,11 +1,8 @@
 """The sampling ODE as a callable, for anybody's solver.
 
 With s = (t/T)², the DDIM form of the ODE is  d(x/ᾱ)/ds = ε̂ · d(β̄/ᾱ)/ds, and in x itself
-dx/dτ = x̂₀ dᾱ/dτ + ε̂ dβ̄/dτ, which for ᾱ(s) = e^{−5s} is
-
-    dx/ds = 5 (ε_θ(x, T√s) / √(1 − e^{−10s}) − x).
-
-One exact trajectory solves it in every variable τ ∈ {s, t, σ, ln σ} and in both states.
+dx/dτ = x̂₀ dᾱ/dτ + ε̂ dβ̄/dτ. One exact trajectory solves it in every variable τ ∈ {s, t, σ, ln σ} and in
+both states.
 """
 
 from __future__ import annotations
@@ -23,6 +20,7 @@ from .._base.checks import device_of, floating, host_number, numbers, one_of
 from .._base.tensors import check_floating
 from ..denoising.denoiser import Denoiser
 from ..denoising.inputs import check_model
+from ..denoising.problem import Problem
 from ..denoising.seeding import sizes
 
 VARIABLES = ("s", "t", "sigma", "log_sigma")
@@ -32,17 +30,24 @@ STATES = ("x", "x/alpha_bar")
 class ProbabilityFlow:
     """``ode(τ, state) -> dstate/dτ``: torchdiffeq's and scipy's calling order.
 
-    model: a :class:`Denoiser`. variable: what τ is, ``"s" | "t" | "sigma" | "log_sigma"``, s = (t/T)².
-    state: ``"x"`` or ``"x/alpha_bar"``. shape: of ONE sample, needed for scipy's flat states. dtype,
-    device: of the tensors made from numpy states (a float32 network wants ``dtype=torch.float32``, here
-    or in its Denoiser). cond, shared: passed to the network.
+    A tensor state (B, *) gives a tensor and is differentiable (see ``norm``). A flat numpy state of
+    B·prod(shape) numbers gives a flat numpy array, without a gradient. ``nfe`` counts the calls, ``rows``
+    what the network processes in them for one sample (under guidance, two a call). Past the ends of the
+    schedule, where adaptive solvers take trial steps, the field keeps the value it has at σ_min or σ(T).
 
-    A tensor state (B, *) gives a tensor and is differentiable (see ``norm``); a flat numpy state of
-    B·prod(shape) numbers gives a flat numpy array, without a gradient. ``nfe`` counts the calls,
-    ``rows`` what the network processes in them for one sample (under guidance, two a call).
-    ValueError at σ = 0, where the ODE ends (``span`` ends at σ_min, where ``ddim_ode.sample`` by default
-    goes on to x̂₀); past the ends of the schedule, where adaptive solvers take
-    trial steps, the field keeps the value it has at σ_min or σ(T).
+    Args:
+        model: A :class:`Denoiser`.
+        variable: What τ is, ``"s" | "t" | "sigma" | "log_sigma"``, s = (t/T)².
+        state: ``"x"`` or ``"x/alpha_bar"``.
+        shape: Of ONE sample, needed for flat states.
+        dtype, device: Of the tensors made from numpy states. (A float32 network wants ``torch.float32``,
+            here or in its Denoiser.)
+        cond: {name: tensor (B, ...)}.
+        shared: {name: value}, passed to the network as it is.
+
+    Raises:
+        ValueError: In a call at σ = 0, where the ODE ends: ``span`` ends at σ_min, where
+            ``ddim_ode.sample`` by default jumps to x̂₀.
 
     >>> import ddim_ode, torch
     >>> from torchdiffeq import odeint
@@ -67,13 +72,17 @@ class ProbabilityFlow:
         shared: Mapping[str, Any] | None = None,
     ) -> None:
         check_model(model)
-        self.model = model
         self.variable = one_of("variable", variable, VARIABLES)
         self.state = one_of("state", state, STATES)
         self.shape = None if shape is None else sizes(shape)
         self.dtype, self.device = floating(dtype), device_of(device)
-        self.cond, self.shared = cond, shared
+        self.problem = Problem(model, cond, shared)
         self.nfe = self.rows = 0
+
+    @property
+    def model(self) -> Denoiser:
+        """The denoiser."""
+        return self.problem.model
 
     def __repr__(self) -> str:
         return f"ProbabilityFlow({self.model!r}, {self.state} over {self.variable}, nfe {self.nfe})"
@@ -86,7 +95,7 @@ class ProbabilityFlow:
         tau = self._within(tau)
         sigma = self._sigma(tau)
         x = self._scaled(state, sigma, inverse=False)
-        x0, eps = self.model(x, sigma, self.cond, self.shared)
+        x0, eps = self.problem(x, sigma)
         self.nfe, self.rows = self.nfe + 1, self.rows + self.model.rows(sigma)
         d_alpha, d_beta = self._rates(tau, sigma)
         if self.state == "x":
@@ -117,9 +126,7 @@ class ProbabilityFlow:
     ) -> tuple[float, float]:
         """(τ at sigma_max, τ at sigma_min): the interval of sampling; defaults as in ``sample``."""
         schedule = self.model.schedule
-        top = (
-            self.model.sigma_max if sigma_max is None else self.model.start("sigma_max", sigma_max)
-        )
+        top = self.model.starting_at(sigma_max).sigma_max
         cut = schedule.sigma_min if sigma_min is None else schedule.level(sigma_min, "sigma_min")
         return self.tau(top), self.tau(cut)
 
@@ -147,9 +154,8 @@ class ProbabilityFlow:
 
     def to_x(self, state: Tensor | npt.NDArray[np.float64], tau: float | Tensor) -> Tensor:
         """The ODE's state at τ back as x (B, *)."""
-        return self._scaled(
-            self._tensor(state), self._sigma(host_number("tau", tau)), inverse=False
-        )
+        sigma = self._sigma(host_number("tau", tau))
+        return self._scaled(self._tensor(state), sigma, inverse=False)
 
     def _within(self, tau: float) -> float:
         """τ where the field is defined; ValueError at σ = 0."""

@@ -1,21 +1,18 @@
 """Where the ODE takes given noises: converged solutions, with an error estimate of their own.
 
-The path is that of :func:`ddim_ode.sample`'s limit of many steps: by the ODE to the schedule's default
-σ_min, σ(1) or σ(10⁻³T), and from there by the last jump to x̂₀, whatever cut a method under test uses. The
-state is float64; the network is called in its own precision.
-
-The number of steps is raised, for a batch at a time, until two solutions in a row differ by no more than
-the goal. What they differ by is the error of the coarser one, and an upper estimate of that of the finer
-one, which is the reference. A trained network is rough in σ (the shipped one converges at first order up to
-some 400 steps, with any method), so there is no gain in extrapolating, and √2 between step counts is
-cheaper than 2.
+The path is the limit of many steps of :func:`ddim_ode.sample`: by the ODE to the schedule's default σ_min,
+and from there by the last jump to x̂₀, whatever cut a method under test uses. The state is float64; the
+network is called in its own precision. The number of steps is raised until two solutions in a row differ by
+no more than the goal. Their difference is the error of the coarser one, and an upper estimate of that of
+the finer one, which is the reference. A trained network is rough in σ, where it converges at first order
+with any method: so nothing is extrapolated, and √2 between step counts is cheaper than 2.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ..denoising.denoiser import Denoiser
+from ..denoising.problem import Problem
 from ..grids import make_grid
 from ..schedules.schedule import Array
 from ..solvers.compilation import plan as compile_plan
@@ -44,10 +42,16 @@ GOAL, EXACT_GOAL = 1.5e-4, 1e-6  # of the solution's RMS; for exact mixtures, wh
 
 @dataclass(repr=False)
 class Reference:
-    """x: (n, *shape) float64 on the CPU, NaN where a sample has none. gap (n,): RMS over a sample's
-    entries of what the last refinement moved it by. solver: how, in words. nfe: sequential network
-    calls, all refinements together, the mean over batches. net_evals: rows the network processed.
-    seconds: wall time, when it was made."""
+    """Converged solutions, and how far they are from converged.
+
+    Attributes:
+        x: (n, *shape) float64 on the CPU, NaN where a sample has none.
+        gap: (n,) RMS over a sample's entries of what the last refinement moved it by.
+        solver: How, in words.
+        nfe: Sequential network calls, all refinements together, the mean over batches.
+        net_evals: Rows the network processed.
+        seconds: Wall time, when it was made.
+    """
 
     x: Tensor
     gap: Array
@@ -67,7 +71,11 @@ class Reference:
 
 
 def given(x: Tensor, n: int, shape: Sequence[int]) -> Reference:
-    """A solution the caller knows, (n, *shape), taken as free of error; ValueError for another shape."""
+    """A solution the caller knows, (n, *shape), taken as free of error.
+
+    Raises:
+        ValueError: It has another shape.
+    """
     if tuple(x.shape) != (n, *shape):
         raise ValueError(f"reference has shape {tuple(x.shape)}; give (n, *shape) = {(n, *shape)}")
     x = x.detach().cpu().double()
@@ -108,35 +116,37 @@ def plans(model: Denoiser) -> list[Plan]:
 
 
 def solve(
-    model: Denoiser,
+    problem: Problem,
     x: Tensor,
-    cond: Mapping[str, Tensor] | None = None,
-    shared: Mapping[str, Any] | None = None,
     *,
     goal: float | None = None,
     store: Store = NOWHERE,
     origin: tuple[list[Any], Near] = ([], NOTHING),
     observe: Callable[[int], object] = lambda rows: None,
 ) -> Reference:
-    """The reference of one batch of noises x (B, *); its solves are kept in ``store`` by their ``origin``.
+    """The reference of one batch of noises.
 
-    goal: the RMS difference of two solutions to stop at (default: 1.5e-4 of the solution's own RMS, and
-    1e-6 for exact mixtures); if the finest does not reach it, ``error`` says so. origin: which model,
-    noises and conditions these are, in exact parts and in numbers. observe(rows) is told the network rows
-    of each solve.
+    Args:
+        problem: The model and its conditions.
+        x: The noises (B, *).
+        goal: The RMS difference of two solutions to stop at (default: 1.5e-4 of the solution's own RMS, and
+            1e-6 for exact mixtures). If the finest does not reach it, ``error`` says so.
+        store: Keeps each solve.
+        origin: Which model, noises and conditions these are, in exact parts and in numbers.
+        observe: observe(rows) is called with the network rows of each solve.
     """
     parts, near = origin
-    share = EXACT_GOAL if is_exact(model) else GOAL
-    model, x = in_float64(model), x.double()
+    share = EXACT_GOAL if is_exact(problem.model) else GOAL
+    problem, x = replace(problem, model=in_float64(problem.model)), x.double()
     before: Tensor | None = None
     gap: npt.NDArray[np.float64] = np.full(x.shape[0], np.nan)
     calls, rows, seconds, counts = 0, 0, 0.0, []
-    for plan in plans(model):
+    for plan in plans(problem.model):
         exact = [*parts, METHOD, plan.steps]
         if kept := store.get("solution", exact, near):
             end, cost = kept[0]["x"], kept[1]
         else:
-            end, cost = _solution(model, x, plan, cond, shared)
+            end, cost = _solution(problem, x, plan)
             store.put("solution", exact, near, {"x": end}, cost)
             observe(cost["net_evals"])
         calls, rows = calls + cost["nfe"], rows + cost["net_evals"]
@@ -144,14 +154,14 @@ def solve(
         counts.append(plan.steps)
         if before is not None:
             gap = norm_per_sample(end - before).numpy()
-            there = np.isfinite(gap)
-            size = float(norm_per_sample(end)[there].mean()) if there.any() else 0.0
-            if not there.any() or gap[there].mean() <= (share * size if goal is None else goal):
+            finite = np.isfinite(gap)
+            size = float(norm_per_sample(end)[finite].mean()) if finite.any() else 0.0
+            if not finite.any() or gap[finite].mean() <= (share * size if goal is None else goal):
                 break
         before = end
-    there = np.isfinite(gap)
+    finite = np.isfinite(gap)
     x0 = end.clone()
-    x0[torch.from_numpy(~there)] = torch.nan
+    x0[torch.from_numpy(~finite)] = torch.nan
     solver = f"{METHOD.name}, {counts[-1]} against {counts[-2]} steps"
     return Reference(x0, gap, solver, calls, rows, seconds)
 
@@ -161,17 +171,11 @@ def aims(goal: float | None) -> list[Any]:
     return [METHOD, STEPS, GOAL, EXACT_GOAL, goal]
 
 
-def _solution(
-    model: Denoiser,
-    x: Tensor,
-    plan: Plan,
-    cond: Mapping[str, Tensor] | None,
-    shared: Mapping[str, Any] | None,
-) -> tuple[Tensor, dict[str, Any]]:
+def _solution(problem: Problem, x: Tensor, plan: Plan) -> tuple[Tensor, dict[str, Any]]:
     """The end of one solve, on the CPU, and what it cost."""
     started = time.perf_counter()
     with np.errstate(invalid="ignore"):  # inf − inf, in a check of grids that start at σ = inf
-        sol = sample(model, x, plan=plan, cond=cond, shared=shared)
+        sol = sample(problem.model, x, plan=plan, **problem.conditions)
     end = sol.x.detach().cpu()
     seconds = time.perf_counter() - started
     return end, dict(nfe=sol.nfe, net_evals=sol.net_evals, seconds=seconds)

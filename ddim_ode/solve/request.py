@@ -19,6 +19,7 @@ from .._base.checks import exclusive, flag, function, number, one_of, refuse
 from .._base.tensors import check_state
 from ..denoising.denoiser import Denoiser
 from ..denoising.inputs import check_model, check_rank
+from ..denoising.problem import Problem
 from ..denoising.seeding import check_seeds
 from ..grids import FINALS, check_grid, upward
 from ..solvers.embedded import adaptive_by_itself, adaptive_names, embedded_pair
@@ -74,7 +75,7 @@ class SolveOptions(TypedDict, total=False):
     differentiable: bool | str
 
 
-# What an option is where nobody gives it; None for the others.
+# The defaults that are not None.
 DEFAULTS: dict[str, Any] = dict(
     progress=False, record="none", on_nan="report", differentiable=False
 )
@@ -100,6 +101,14 @@ TAKES: dict[str, frozenset[str]] = {
 REVERSIBLE = "reversible"
 OF_SCIPY = ("RK23", "RK45", "DOP853", "Radau", "BDF", "LSODA")
 _ONE_WAY = ("seeds", "known")  # options that only sample has
+_RISING = ("encode", "log_likelihood")  # from data to latents
+_ONLY = {  # callers that have a few of the options
+    "plan_for": (*PLACING, *COMPILING, *_NOISE),
+    "log_likelihood": (
+        *("steps", "grid", "sigma_max", "sigma_min", "rtol", "atol", "max_nfe"),
+        *("seeds", "cond", "shared", "progress"),
+    ),
+}
 
 NOT_ADAPTIVE = (
     "a fixed plan has no tolerance or budget of calls (adaptive are "
@@ -131,7 +140,7 @@ def kind_of(
         variant: Of the method.
 
     Raises:
-        ValueError: An unknown method, or one that is both told where to step and given a tolerance.
+        ValueError: An unknown method, or both a tolerance and levels to step on.
     """
     if plan is not None:
         return "plan"
@@ -175,14 +184,21 @@ def chooses_steps(method: str, placed: bool, tolerant: bool = False) -> bool:
 
 @dataclass(frozen=True)
 class Request:
-    """One solve: a model, a state, and what to do with it, checked.
+    """One solve: a model under conditions, a state, and what to do with it, checked.
 
-    kind: a key of :data:`TAKES`. spec: the method, of kinds "fixed" and "adaptive". options: all of
-    :class:`SolveOptions`, None (or the default) where they were not given. two_way: between levels > 0,
-    as ``encode`` and ``decode`` go.
+    Attributes:
+        problem: The model and its conditions.
+        x: The state (B, *) at the first level.
+        kind: A key of :data:`TAKES`.
+        method: As the caller gave it.
+        spec: The method, of kinds "fixed" and "adaptive".
+        levels: Where it steps.
+        options: All of :class:`SolveOptions`, None (or the default) where they were not given.
+        two_way: Between levels > 0, as ``encode`` and ``decode`` go.
+        partner: The second state of the method ``"reversible"``.
     """
 
-    model: Denoiser
+    problem: Problem
     x: Tensor
     kind: str
     method: Method | str | None
@@ -210,8 +226,8 @@ class Request:
             x: (B, *) in network space, at the first level.
             method: None is ``"ddim"``.
             options: Of :class:`SolveOptions`.
-            caller: ``"sample"`` lands on data; ``"encode"`` goes up, and ``"decode"`` down, between
-                levels > 0.
+            caller: ``"sample"`` lands on data; ``"encode"`` and ``"log_likelihood"`` go up, and
+                ``"decode"`` down, between levels > 0.
             partner: The second state of the method ``"reversible"``.
 
         Raises:
@@ -219,36 +235,37 @@ class Request:
             ValueError: One that is out of range, or that this kind of solve has no use for.
         """
         check_names(caller, options)
-        check_model(model, limited=caller != "encode")
+        check_model(model, limited=caller not in _RISING)
         x, two_way = check_state(x), caller != "sample"
         check_rank(model, x)
-        given = {**dict.fromkeys(SolveOptions.__annotations__), **DEFAULTS, **options}
-        _check_watching(given)
-        plan, known = given["plan"], given["known"]
-        if given["seeds"] is not None:
-            given["seeds"] = check_seeds(given["seeds"], x.shape[0])
+        values = {**dict.fromkeys(SolveOptions.__annotations__), **DEFAULTS, **options}
+        _check_watching(values)
+        plan, known = values["plan"], values["known"]
+        if values["seeds"] is not None:
+            values["seeds"] = check_seeds(values["seeds"], x.shape[0])
         if known is not None and not isinstance(known, Known):
             raise ValueError(f"known must be a ddim_ode.Known, got {type(known).__name__}")
         exclusive(plan=plan, method=method)
         if plan is not None:
             check_plan(plan, model)
-        exclusive(nfe=given["nfe"], noise_std=given["noise_std"])
-        placing = {name: given[name] for name in PLACING if plan is None}
+        exclusive(nfe=values["nfe"], noise_std=values["noise_std"])
+        placing = {name: values[name] for name in PLACING if plan is None}
         if two_way:
-            _check_two_way(given)
-            placing["final"] = _end_of(given["grid"], model)
-        levels = Levels(model, **placing, rising=caller == "encode")
+            _check_two_way(values)
+            placing["final"] = _end_of(values["grid"], model)
+        levels = Levels(model, **placing, rising=caller in _RISING)
         kind = kind_of(
             method,
             plan,
             placed=levels.placed,
-            tolerant=any(given[name] is not None for name in ("rtol", "atol", "max_nfe")),
-            variant=given["variant"],
+            tolerant=any(values[name] is not None for name in ("rtol", "atol", "max_nfe")),
+            variant=values["variant"],
         )
         spec = None
         if kind in ("fixed", "adaptive") or (kind == "reversible" and not two_way):
-            spec = get_method("ddim" if method is None else method, given["variant"])
-        request = cls(model, x, kind, method, spec, levels, given, two_way, partner)
+            spec = get_method("ddim" if method is None else method, values["variant"])
+        problem = Problem(model, values["cond"], values["shared"])
+        request = cls(problem, x, kind, method, spec, levels, values, two_way, partner)
         request._check(caller)
         return request
 
@@ -287,16 +304,9 @@ class Request:
         return self.spec.name if self.kind == "adaptive" else f"the fixed plan of {self.spec.name}"
 
     @property
-    def cond(self) -> Mapping[str, Tensor] | None:
-        """Conditions, a row for each sample."""
-        found: Mapping[str, Tensor] | None = self.options["cond"]
-        return found
-
-    @property
-    def shared(self) -> Mapping[str, Any] | None:
-        """What the network is given for all samples."""
-        found: Mapping[str, Any] | None = self.options["shared"]
-        return found
+    def model(self) -> Denoiser:
+        """What is solved, without its conditions."""
+        return self.problem.model
 
     @property
     def rising(self) -> bool:
@@ -305,10 +315,11 @@ class Request:
 
 
 def names_of(caller: str) -> list[str]:
-    """The options that ``sample``, ``encode``, ``decode`` or ``plan_for`` has."""
-    if caller == "plan_for":
-        return [n for n in SolveOptions.__annotations__ if n in (*PLACING, *COMPILING, *_NOISE)]
-    return [n for n in SolveOptions.__annotations__ if caller == "sample" or n not in _ONE_WAY]
+    """The options of ``sample``, ``encode``, ``decode``, ``plan_for`` or ``log_likelihood``."""
+    names = list(SolveOptions.__annotations__)
+    if caller in _ONLY:
+        return [name for name in names if name in _ONLY[caller]]
+    return [name for name in names if caller == "sample" or name not in _ONE_WAY]
 
 
 def check_names(caller: str, options: Mapping[str, Any]) -> None:

@@ -19,6 +19,8 @@ from ..solvers.fit import ode_text
 from ..solvers.plan import Plan
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from .dense import Path
 
 _FAR = 3.0  # times σ of the first level
@@ -26,15 +28,19 @@ _FAR = 3.0  # times σ of the first level
 
 @dataclass(repr=False)
 class RoundTrip:
-    """error (B,): RMS over a sample's entries of decode(encode(x)) − x, same method and grid. order: how
-    that error falls with the number of steps, log(E'/E)/log(N/N') between N steps and every other level
-    (E over all finite samples; None for an adaptive solve, for a single step, for a reversible method, and
-    where the error is rounding). On a smooth field it is the method's own, or one more where that is even:
-    then the leading errors of the two directions cancel.
-    latent_gap (B,): RMS distance of the latent to the one of half the steps, about its own error for a
-    method of first order and an upper estimate above; None where order is, but for a reversible
-    method. unguided (B,): the error without guidance, where the model has it. nfe, net_evals: what all
-    this cost beside the encode itself: N + N/2 + N/2 steps more, and 2N with guidance.
+    """What ``encode(..., certify=True)`` measured by decoding again, with the same method and grid.
+
+    Attributes:
+        error: (B,) RMS over a sample's entries of decode(encode(x)) − x.
+        order: How that error falls with the number of steps, log(E'/E)/log(N/N') between N steps and every
+            other level, E over all finite samples. On a smooth field it is the method's own, or one more
+            where that is even: then the leading errors of the two directions cancel. None for an adaptive
+            solve, a single step or a reversible method, and where the error is rounding.
+        latent_gap: (B,) RMS distance of the latent to that of half the steps: about its own error for a
+            method of first order, and an upper estimate above. None for an adaptive solve or a single step.
+        unguided: (B,) the error without guidance, for a guided model.
+        nfe: Network calls beside the encode itself: N + N/2 + N/2 steps, and 2N with guidance.
+        net_evals: Rows that the network processed in them.
     """
 
     error: Tensor
@@ -45,8 +51,8 @@ class RoundTrip:
     net_evals: int
 
     def __repr__(self) -> str:
-        said = ", ".join(f"{name} {value}" for name, value in self._facts() if value)
-        return f"RoundTrip({said})"
+        facts = ", ".join(f"{name} {value}" for name, value in self._facts() if value)
+        return f"RoundTrip({facts})"
 
     def _repr_html_(self) -> str:
         return notebook.card("Round trip", self._facts())
@@ -74,23 +80,32 @@ def mean_square(error: Tensor) -> float:
 class Solution:
     """The end state of every sample, and what it cost.
 
-    x: (B, *), in network space, at ``sigmas[-1]``; of a sample whose status is not success, NaN or the last
-    accepted state on the way there. nfe: sequential network calls, counted. sample_nfe (B,): the calls
-    each sample took part in. net_evals: rows the network processed, guidance included. accepted, rejected
-    (B,): steps, the last jump included. error (B,): an estimate of the global error, RMS over the entries
-    of x, or None. Adaptive: at the end. Multistep: at the last positive level (the last jump is not in
-    it), the sum of what each step would differ by with one velocity more; on 1-D mixtures 0.2 to 3 times
-    the true error, more where σ_max is in the thousands, or with a corrector. Both suppose a field that
-    is smooth over a step: a network that is rough in t errs more than they say. trajectory: (steps+1, B,
-    *) if recorded, at the levels ``sigmas``.
+    Attributes:
+        x: (B, *) in network space, at ``sigmas[-1]``. For failed samples: the last accepted state, or NaN.
+        method: The method's name.
+        sigmas: The levels passed (steps+1,). Adaptive: a list, for each sample those it accepted (n+1,).
+        nfe: Sequential network calls, counted.
+        sample_nfe: (B,) the calls each sample took part in.
+        net_evals: Rows the network processed, guidance included.
+        accepted, rejected: (B,) steps, the last jump included.
+        plan: The plan that ran, if any.
+        error: (B,) an estimate of the global error, RMS over the entries of x, or None. Adaptive: at the
+            end. Multistep: at the last positive level (without the last jump), the sum of what each step
+            would differ by with one velocity more; on 1-D mixtures 0.2 to 3 times the true error, more
+            where σ_max is in the thousands, or with a corrector. Both suppose a field that is smooth over a
+            step: a network that is rough in t errs more than they say.
+        trajectory: (steps+1, B, *) at ``sigmas``, if recorded. Adaptive: a list, (n+1, *) for each sample.
+        seeds: Of the step noise.
+        outcome, finite: (B,) each, see ``status``; ``finite`` is on the state's device.
+        path: What ``at(sigma)`` reads, the state of an adaptive solve anywhere between its ends.
+        alterations: What makes the ODE that was solved differ from the network's own
+            (:attr:`ddim_ode.Denoiser.alterations`).
+        partner: The second state (B, *) of the method "reversible".
+        schedule: The schedule's fingerprint, where no plan has it.
+        round_trip: Of ``encode(..., certify=True)``.
 
-    Of an adaptive solve, ``sigmas`` and ``trajectory`` are lists, an entry per sample: the levels it
-    accepted (n+1,), and what is recorded there (n+1, *); and ``at(sigma)`` is its state anywhere
-    between. A sample with status "max_nfe" is at its own ``sigmas[i][-1]``: on the way if the budget
-    was ``max_nfe=``, at the end but above tolerance if it was ``nfe=``.
-
-    alterations: what makes the ODE that was solved another than the network's own: guidance, its
-    interval and rescale, clip, threshold (:attr:`ddim_ode.Denoiser.alterations`).
+    A sample with status "max_nfe" is at its own ``sigmas[i][-1]``: on the way if the budget was
+    ``max_nfe=``, at the end but above tolerance if it was ``nfe=``.
 
     >>> import ddim_ode
     >>> model = ddim_ode.exact.gaussian([0.0], [[0.25]], ddim_ode.schedules.cosine())
@@ -108,18 +123,41 @@ class Solution:
     net_evals: int
     accepted: npt.NDArray[np.int64]
     rejected: npt.NDArray[np.int64]
+    outcome: npt.NDArray[np.str_]
+    finite: Tensor | None = None
     plan: Plan | None = None
     error: Tensor | None = None
     trajectory: Tensor | list[Tensor] | None = None
     seeds: list[int] | None = None
-    finite: Tensor | None = None  # (B,) on the state's device; read when status is
-    failure: str | None = None  # a status that all samples of a joint solve share
-    outcome: npt.NDArray[np.str_] | None = None  # the status (B,), where each sample has its own
-    path: Path | None = None  # dense output
+    path: Path | None = None
     alterations: dict[str, Any] = field(default_factory=dict)
-    partner: Tensor | None = None  # the second state (B, *) of method "reversible"
-    schedule: str | None = None  # the fingerprint of its schedule, where no plan has it
-    round_trip: RoundTrip | None = None  # of an encode with certify=True
+    partner: Tensor | None = None
+    schedule: str | None = None
+    round_trip: RoundTrip | None = None
+
+    @classmethod
+    def of(
+        cls,
+        x: Tensor,
+        nfe: int,
+        *,
+        accepted: npt.ArrayLike,
+        rejected: npt.ArrayLike = 0,
+        sample_nfe: npt.ArrayLike | None = None,
+        outcome: npt.ArrayLike = SUCCESS,
+        **fields: Any,
+    ) -> Self:
+        """The solution of a solve; counts and an outcome that are one value hold for every sample."""
+        batch = x.shape[0]
+        return cls(
+            x=x,
+            nfe=nfe if batch else 0,
+            sample_nfe=np.full(batch, nfe if sample_nfe is None else sample_nfe),
+            accepted=np.full(batch, accepted),
+            rejected=np.full(batch, rejected),
+            outcome=np.full(batch, outcome),
+            **fields,
+        )
 
     def __repr__(self) -> str:
         bad = Counter(word for word in self.status.tolist() if word != SUCCESS)
@@ -146,19 +184,28 @@ class Solution:
 
     @property
     def status(self) -> npt.NDArray[np.str_]:
-        """(B,) of "success", "max_nfe", "non_finite" or "step_underflow" (waits for the device)."""
-        if self.outcome is not None:
+        """(B,) of "success", "max_nfe", "non_finite" or "step_underflow" (waits for the device).
+
+        It is the ``outcome``, but "non_finite" for the samples that are not ``finite``.
+        """
+        if self.finite is None:
             return self.outcome
-        finite = torch.ones(self.x.shape[0]) if self.finite is None else self.finite
-        good = finite.bool().cpu().numpy()
-        return np.where(good, self.failure or SUCCESS, NON_FINITE)
+        return np.where(self.finite.cpu().numpy(), self.outcome, NON_FINITE)
 
     def at(self, sigma: npt.ArrayLike) -> Tensor:
-        """x (B, *) of an adaptive solve at noise level σ, one for all samples or one each (B,).
+        """x (B, *) of an adaptive solve at a noise level between its ends.
 
         By the method's free interpolant: local error O(h⁵) for rk45, O(h⁴) for bosh3 and heun, h the
-        step in ``ddim_ode.solvers.clock``'s u. NaN for a sample that stopped before it came there.
-        ValueError outside [σ_min, σ_max], with ``dense=False``, and for a fixed plan.
+        step in ``ddim_ode.solvers.clock``'s u.
+
+        Args:
+            sigma: One level for all samples, or (B,).
+
+        Returns:
+            The states; NaN for a sample that stopped before it came there.
+
+        Raises:
+            ValueError: A level outside [σ_min, σ_max], a solve with ``dense=False``, or a fixed plan.
         """
         if self.path is None:
             raise ValueError(
@@ -197,34 +244,29 @@ def _plain(sigma: Any) -> Any:
 
 
 def warn_of_scale(x: Tensor, first: float) -> None:
-    """Of end states (B, *) far beyond what a schedule allows that starts at level ``first``.
+    """Warn if end states (B, *) are far larger than the level ``first`` that their solve started from.
 
-    Sampling starts from noise alone, which takes data to be small beside σ of the first level. Ends of
-    several times that are a solve that blew up, or a network that was trained for another schedule. Only
-    states on the CPU are looked at, so as not to wait for a device.
+    Sampling starts from noise alone, so data must be small beside σ of the first level. Larger ends come of
+    a solve that blew up, or of a network that was trained for another schedule. Only states on the CPU are
+    looked at, so as not to wait for a device.
     """
     if x.device.type != "cpu" or not x.numel() or not np.isfinite(first):
         return
     size = norm_per_sample(x.detach().double()).numpy()
-    wild = np.isfinite(size) & (size > _FAR * first)
-    if wild.any():
+    far = np.isfinite(size) & (size > _FAR * first)
+    if far.any():
         warn(
-            f"{wild.sum()} of {len(size)} samples end at an RMS of up to {size[wild].max():.3g}, "
+            f"{far.sum()} of {len(size)} samples end at an RMS of up to {size[far].max():.3g}, "
             f"far above σ={first:.4g}, which sampling starts from: no data is of that size. Give a "
             "lower sigma_max or more steps; ddim_ode.diagnose(model) says if the network is read rightly"
         )
 
 
-def per_sample(value: int, batch: int) -> npt.NDArray[np.int64]:
-    """(B,) of one count."""
-    return np.full(batch, value, dtype=np.int64)
-
-
 def finite_samples(x: Tensor) -> Tensor:
-    """(B,) whether all entries of a sample are finite; on x's device, without waiting."""
+    """(B,) whether all entries of a sample are finite; stays on x's device."""
     return torch.isfinite(x).flatten(1).all(dim=1) if x.ndim > 1 else torch.isfinite(x)
 
 
 def norm_per_sample(x: Tensor) -> Tensor:
-    """(B,) the RMS of each sample's entries; on x's device, without waiting."""
+    """(B,) the RMS of each sample's entries; stays on x's device."""
     return x.square().flatten(1).mean(dim=1).sqrt() if x.ndim > 1 else x.abs()

@@ -1,16 +1,12 @@
 """The steps of a plan: from a chart, a grid and a method's data to ops.
 
-Steps are appended from left to right. Each writes its stages' ops and its commit, in terms of the
-network calls made so far; where a call is found in the history (newest first) follows from how
-many came after it.
+Steps are appended from left to right. Each writes its stages' ops and its commit in terms of the network
+calls made so far; where a call is found in the history (newest first) follows from how many came after it.
 
 The error of a multistep step is estimated by the difference between it and the same step through one
-velocity more, the one at its end, which the next step needs anyway (the corrector minus the
-predictor). To first order the state x/√(ᾱ² + β̄²) carries such errors along unchanged, so their sum at the
-last positive level is one fixed combination of the stored vectors: ``error_weights``.
-
-A multistep method reads past velocities at levels that are apart (``APART``): of two that nearly coincide
-the newer one, and then those before. A slope through both would be one of rounding.
+velocity more, the one at its end, which the next step needs anyway (corrector minus predictor). To first
+order the state x/√(ᾱ² + β̄²) carries such errors along unchanged, so their sum at the last positive level
+is one fixed combination of the stored vectors: ``error_weights``.
 """
 
 from __future__ import annotations
@@ -28,11 +24,11 @@ from .plan import Node, Op
 from .quadrature import step_weights
 from .tableau import Tableau
 
-# The least distance of two levels that one polynomial reads, in the method's ruler, as a share of the step.
-# 1/r multiplies by r what velocities err by: rounding, and in UniPC, whose velocities are of predicted
-# states, all that the corrector moves. Its 12 steps in ln σ on the cosine schedule err by .11, with a level
-# more at r = 13 by .20, at 44 by .6, at 1,400 by 18 (a Gaussian, benchmarks aside); left out, by .13. The
-# named grids have r < 9, but those in time on ve, which have no steps where the data are.
+# The least distance of two levels that one polynomial reads, in the method's ruler, as a share of the step:
+# of two that nearly coincide the newer one is read, and then those before. A distance of 1/r multiplies the
+# errors of velocities by r: rounding, and in UniPC, whose velocities are of predicted states, all that the
+# corrector moves (on a Gaussian an error of .11 becomes .20 at r = 13, and 18 at r = 1,400). The named
+# grids have r < 9, but those in time on ve, which have no steps where the data are.
 APART = 0.05
 _EULER = Tableau(1, (0,), ((),), (1,))
 _Levels = npt.NDArray[np.int64]
@@ -42,8 +38,12 @@ _Known = npt.NDArray[np.bool_]
 class Steps:
     """The ops of a plan in the making, and what its steps share.
 
-    sigmas (n+1,): the grid. vector: what the plan stores. ``ddim``, ``one_step`` and ``multistep``
-    append the steps [first, last).
+    ``ddim``, ``one_step`` and ``multistep`` append the steps [first, last).
+
+    Args:
+        schedule, chart: Of the plan.
+        vector: What the plan stores.
+        sigmas: (n+1,), the grid.
     """
 
     def __init__(self, schedule: Schedule, chart: Chart, vector: str, sigmas: Array) -> None:
@@ -132,9 +132,9 @@ class Steps:
 
     def _ddim(self, vector: str, first: int, last: int, noise: Sequence[float] | None) -> None:
         std = np.zeros(last - first) if noise is None else np.array(noise[: last - first])
-        here = self.alpha[first:last], self.beta[first:last]
-        there = self.alpha[first + 1 : last + 1], self.beta[first + 1 : last + 1]
-        scale, weight = ddim_step(vector, here, there, std)
+        before = self.alpha[first:last], self.beta[first:last]
+        after = self.alpha[first + 1 : last + 1], self.beta[first + 1 : last + 1]
+        scale, weight = ddim_step(vector, before, after, std)
         rows = zip(range(first, last), scale.tolist(), weight.tolist(), std.tolist())
         for step, s, w, z in rows:
             self._commit(step, s, (w,), (self._call_at[step],), z)
@@ -240,9 +240,7 @@ class Steps:
         # Once more through the velocity at the step's end, where there will be one.
         level = np.column_stack([steps + 1, level])
         known = np.column_stack([steps + 1 < n, known])
-        with np.errstate(
-            divide="ignore", invalid="ignore"
-        ):  # ln 0 in a last step that has no estimate
+        with np.errstate(divide="ignore", invalid="ignore"):  # ln 0 in a last step to 0
             corrected = table(level, known, estimate=not method.corrector)
         self._estimate(steps, level, corrected, predicted)
 

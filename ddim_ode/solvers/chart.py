@@ -1,24 +1,11 @@
-"""Charts: the coordinates in which the sampling ODE is solved.
+"""Charts: the coordinates in which the sampling ODE dx = x̂₀ dᾱ + ε̂ dβ̄ is solved; numbers only, float64.
 
-A network gives, at every (x, σ), a pair with x = ᾱ x̂₀ + β̄ ε̂. The ODE is dx = x̂₀ dᾱ + ε̂ dβ̄.
-A chart is a gauge m(σ) and a clock u(σ), in which it reads
+A chart is a gauge m(σ) and a clock u(σ), in which the ODE reads d(x/m)/du = q(σ) · W.
 
-    d(x/m)/du = q(σ) · W,      W a fixed combination  c₀ x̂₀ + c₁ ε̂.
-
-    chart   m            u             W             q       Euler is
-    eps     ᾱ            σ             ε̂             1       DDIM
-    data    β̄            1/σ           x̂₀            1       DDIM
-    flow    ᾱ+β̄          σ/(1+σ)       ε̂ − x̂₀        1       DDIM
-    log     ᾱ            ln σ          ε̂             σ       not DDIM
-    trig    √(ᾱ²+β̄²)     atan σ        ᾱε̂ − β̄x̂₀      1/m     not DDIM
-    exp     1            −ln ᾱ         ε̂/β̄ − x       1       not DDIM  (VP schedules)
-
-A *vector* is a named combination V = c₀ x̂₀ + c₁ ε̂, of which a network predicts one and a plan
-stores one. Two vectors are related through x: with P = p₀ x̂₀ + p₁ ε̂ and D = ᾱ p₁ − β̄ p₀,
+A *vector* is a named combination V = c₀ x̂₀ + c₁ ε̂, of which a network predicts one and a plan stores one.
+Two vectors are related through x = ᾱ x̂₀ + β̄ ε̂: with P = p₀ x̂₀ + p₁ ε̂ and D = ᾱ p₁ − β̄ p₀,
 
     x̂₀ = (p₁ x − β̄ P)/D,   ε̂ = (ᾱ P − p₀ x)/D,   V = [(c₀p₁ − c₁p₀) x + (c₁ᾱ − c₀β̄) P]/D.
-
-No torch here: numbers only, float64, elementwise over the steps.
 """
 
 from __future__ import annotations
@@ -78,7 +65,7 @@ PREDICTIONS = ("eps", "x0", "v", "score", "flow")  # of these, what networks are
 class Chart:
     """A gauge, a clock (a key of SCALES), the vector W it moves along, and the factor q.
 
-    straight: whether Euler is DDIM, that is, W constant means x̂₀ and ε̂ constant are followed
+    straight: whether Euler is DDIM: a constant W then means constant x̂₀ and ε̂, which are followed
     exactly.
     """
 
@@ -94,6 +81,13 @@ def _one(a: Array, b: Array) -> Array:
     return np.ones_like(a)
 
 
+#   chart   m            u             W             q       Euler is
+#   eps     ᾱ            σ             ε̂             1       DDIM
+#   data    β̄            1/σ           x̂₀            1       DDIM
+#   flow    ᾱ+β̄          σ/(1+σ)       ε̂ − x̂₀        1       DDIM
+#   log     ᾱ            ln σ          ε̂             σ       not DDIM
+#   trig    √(ᾱ²+β̄²)     atan σ        ᾱε̂ − β̄x̂₀      1/m     not DDIM
+#   exp     1            −ln ᾱ         ε̂/β̄ − x       1       not DDIM  (VP schedules)
 CHARTS: dict[str, Chart] = {
     c.name: c
     for c in (

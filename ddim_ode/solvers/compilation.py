@@ -36,21 +36,31 @@ def plan(
     noise_std: npt.ArrayLike | None = None,
     rising: bool = False,
 ) -> Plan:
-    """Compile a method on a grid (σ, strictly decreasing).
+    """Compile a method on a grid.
 
-    variant: a published departure from the method, a key of ``ddim_ode.solvers.methods.VARIANTS`` or
-    several joined by "+" (``"dpmpp3m:half"`` for the method says the same). start: how ``ab3 ab4 deis3
-    dpmpp3m unipc3`` begin, while there are fewer past velocities than they read. ``"ramp"`` takes as many
-    as there are, which is globally of second order (third with a corrector); ``"rk"`` takes the first
-    steps by Runge–Kutta, which keeps the order and costs 1 (order 3), 2 (unipc3) or 4 (ab4) calls more.
-    Default: ramp below 15 steps, rk from there. chart: solve in another chart than the method's own.
-    vector: what the plan stores; by default the chart's own vector. A one-step method can store any
-    (``"eps" | "x0" | "v" | "flow" | "score" | "exp"``, the last chart exp's own), best the one its network
-    predicts; a multistep method only its chart's. eta, noise_std: the step noise of ``ddim``, as in
-    :func:`ddim_ode.sample`. rising: go the other way, up the same grid, as :func:`ddim_ode.encode` does.
+    Args:
+        method: A name of :func:`ddim_ode.methods` or a :class:`ddim_ode.Method`.
+        schedule: Of the model that the plan will run on.
+        grid: σ (steps+1,), strictly decreasing.
+        variant: A published departure from the method, a key of ``ddim_ode.solvers.methods.VARIANTS`` or
+            several joined by "+" (``"dpmpp3m:half"`` for the method says the same).
+        start: How ``ab3 ab4 deis3 dpmpp3m unipc3`` begin, while there are fewer past velocities than they
+            read. ``"ramp"`` reads those there are, which is globally of second order (third with a
+            corrector); ``"rk"`` takes the first steps by Runge–Kutta, which keeps the order and costs 1
+            (order 3), 2 (unipc3) or 4 (ab4) calls more. Default: ramp below 15 steps, rk from there.
+        chart: Solve in another chart than the method's own.
+        vector: What the plan stores (default: the chart's own vector). A one-step method can store any of
+            ``"eps" | "x0" | "v" | "flow" | "score" | "exp"`` (the last in chart exp only), best what its
+            network predicts; a multistep method only its chart's.
+        eta, noise_std: The step noise of ``ddim``, as in :func:`ddim_ode.sample`.
+        rising: Go up the same grid instead, as :func:`ddim_ode.encode` does.
 
-    ValueError for an unknown name, a grid outside the schedule, a start where there is no choice, or
-    noise where there is none; rising, also for a grid that ends at 0, and for any noise.
+    Returns:
+        The plan; equal arguments give the same object.
+
+    Raises:
+        ValueError: An unknown name, a grid outside the schedule, a start where there is no choice, or noise
+            where there is none; rising, also a grid that ends at 0, and any noise.
 
     >>> import ddim_ode
     >>> schedule = ddim_ode.schedules.exponential()
@@ -77,7 +87,7 @@ def plan(
 
 
 def clear_cache() -> None:
-    """Forget compiled plans (they are kept, 256 at most, by method, schedule, grid and options)."""
+    """Forget compiled plans: the last 256 are kept, by method, schedule, grid and options."""
     _compile.cache_clear()
 
 
@@ -104,9 +114,9 @@ def _step_noise(
     if eta is None and noise_std is None:
         eta = method.eta or 0.0
     elif method.eta != 0.0:
-        given = "eta" if eta is not None else "noise_std"
+        name = "eta" if eta is not None else "noise_std"
         raise ValueError(
-            f"method {method.name!r} takes no {given}: free step noise belongs to method='ddim'"
+            f"method {method.name!r} takes no {name}: free step noise belongs to method='ddim'"
         )
     if eta is not None:
         if not (np.isfinite(eta) and eta >= 0):

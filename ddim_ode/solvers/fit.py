@@ -1,7 +1,6 @@
 """What a calibrated plan says of its fit, in a few lines.
 
-A fit is plain data that may come from a file of another hand or version: whatever of it is missing, or is
-not what it should be, is left out.
+A fit is plain data that may come from another person or version: what is missing or malformed is left out.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ _LONGEST = 90
 def fit_lines(fit: Mapping[str, Any]) -> list[str]:
     """Lines of a term and what it says, for ``Plan.describe``."""
     error = number(fit.get("reference_error"))
-    said = [
+    facts = [
         ("fitted to", _target(fit)),
         ("by", _making(fit)),
         ("held out", held_out_text(fit)),
@@ -25,8 +24,8 @@ def fit_lines(fit: Mapping[str, Any]) -> list[str]:
     ]
     warnings = fit.get("warnings")
     if isinstance(warnings, (list, tuple)):
-        said += [("warning", " ".join(str(warning).split())) for warning in warnings]
-    return [f"  {term:<9}  {text}" for term, text in said if text]
+        facts += [("warning", " ".join(str(warning).split())) for warning in warnings]
+    return [f"  {term:<9}  {text}" for term, text in facts if text]
 
 
 def ratio_text(fit: Mapping[str, Any]) -> str:

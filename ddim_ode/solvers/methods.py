@@ -2,13 +2,11 @@
 
 A one-step method is a chart and its stages: a tableau, or nodes of the quadrature primitive. A multistep
 method is a chart, a ruler and the number of past velocities it interpolates (quadrature.py), with or
-without a corrector. The registry below is the whole list; VARIANTS are the departures from it
-that are found in published code.
+without a corrector. The registry is the whole list; VARIANTS are the departures from it in published code.
 
-Order counts global error: a method of order p errs by O(hᵖ) over a fixed interval. Multistep methods
-start from fewer velocities than they want. With rising order ("ramp") step j has a local error of
-O(h^{j+1}), one order more with a corrector: order 2 (3) globally. A Runge–Kutta start ("rk") takes the
-first steps until that is enough for the order on the label.
+Order counts global error: a method of order p errs by O(hᵖ) over a fixed interval. With rising order
+("ramp") step j of a multistep method has a local error of O(h^{j+1}), one order more with a corrector:
+order 2 (3) globally. A Runge–Kutta start ("rk") takes the first steps until that is enough for the label.
 """
 
 from __future__ import annotations
@@ -36,19 +34,26 @@ RK_START_FROM = 15  # steps; with fewer, the calls of the start are better spent
 class Method:
     """A fixed-step solver as data; usable everywhere a method name is.
 
-    name: shown in tables. order: with exact starting values (None: stochastic). chart: ``"eps" | "data" |
-    "flow" | "log" | "trig" | "exp"``, of the fixed plan (adaptive solves have their own). stages: within
-    a step, for a one-step method: a :class:`Tableau` or a :class:`Singlestep`. past: how many velocities,
-    the current one included, a multistep method interpolates. corrector: whether each step, once the
-    velocity at its end is known, is taken again through that one too (UniPC; no further call, none in the
-    last step). ruler: the scale interpolated in, ``"sigma" | "log_sigma" | "t"`` or another key of
-    ``ddim_ode.solvers.chart.SCALES`` (None: the chart's clock). rules: departures from exact integration,
-    of ``ddim_ode.solvers.quadrature.RULES``. final: ``"lower_order"`` reads at most j velocities j steps
-    before the end, ``"full_order"`` lands on σ = 0 by its own formula and not by DDIM (chart eps). eta:
-    0.0 if the caller may add step noise (``eta=``, ``noise_std=``), another value if it always has that
-    much, None if it has none. reference: where it comes from.
+    Args:
+        name: Shown in tables.
+        order: With exact starting values; None for a stochastic method.
+        chart: ``"eps" | "data" | "flow" | "log" | "trig" | "exp"``, of the fixed plan (adaptive solves have
+            their own).
+        stages: Those within a step of a one-step method: a :class:`Tableau` or a :class:`Singlestep`.
+        past: How many velocities a multistep method interpolates, the current one included.
+        ruler: The scale it interpolates in, ``"sigma" | "log_sigma" | "t"`` or another key of
+            ``ddim_ode.solvers.chart.SCALES`` (default: the chart's clock).
+        corrector: Take each step again, once the velocity at its end is known, through that one too
+            (UniPC). This costs no further call, and is left out in the last step.
+        rules: Departures from exact integration, of ``ddim_ode.solvers.quadrature.RULES``.
+        final: ``"lower_order"`` reads at most j velocities j steps before the end; ``"full_order"`` lands
+            on σ = 0 by the method's own formula and not by DDIM (chart eps).
+        eta: 0.0 if the caller may add step noise (``eta=``, ``noise_std=``), another value if the method
+            always has that much, None if it has none.
+        reference: Where it is published.
 
-    ValueError for parts that do not go together.
+    Raises:
+        ValueError: Parts that do not go together.
 
     >>> import ddim_ode
     >>> mine = ddim_ode.Method("mine", order=2, chart="data", ruler="log_sigma", past=2)
@@ -254,10 +259,14 @@ VARIANTS: dict[str, Variant] = {
 
 
 def get_method(method: str | Method, variant: str | None = None) -> Method:
-    """The method itself, or the registered one of that name; ValueError listing the names.
+    """The method itself, or the registered one of that name.
 
-    variant: a key of VARIANTS, or several joined by "+". ``"dpmpp3m:half"`` is the same as
-    ``"dpmpp3m"`` with ``variant="half"``.
+    Args:
+        method: A name, perhaps with a variant: ``"dpmpp3m:half"``.
+        variant: A key of VARIANTS, or several joined by "+".
+
+    Raises:
+        ValueError: An unknown name, or a variant of another method; it lists the valid ones.
     """
     if isinstance(method, Plan):
         raise ValueError(f"method={shown(method)} is a compiled plan; give it as plan=")
@@ -321,8 +330,12 @@ def _cell(value: object) -> str:
 
 
 def methods() -> Table:
-    """The registry as a table, a list of rows: name, order with exact starts, order as run on many
-    steps and from a ramp, nfe per step, memory (vectors a step reads), chart, ruler, reference.
+    """The registry as a table.
+
+    Returns:
+        A list of rows, which prints as a table: name, order with exact starts, order as run on many steps
+            and
+        from a ramp, nfe per step, memory (vectors a step reads), chart, ruler, reference.
 
     >>> import ddim_ode
     >>> [row["name"] for row in ddim_ode.methods() if row["order"] == 4]

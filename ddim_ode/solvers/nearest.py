@@ -1,13 +1,8 @@
 """How far a plan is from the textbook: the registered method nearest to it on its own grid.
 
-A deterministic plan is a table of numbers (tracing.py reads one off somebody else's sampler): every state
-it shows the network, and the one it ends in, is a combination of its start and of what it was told,
-
-    y_k = c_k x_T + Σ_j W_kj x̂₀(call j).
-
-Written in x̂₀, whatever vector the plan stores: in ε̂ the first step from a high σ would outweigh all
-others. And all rows count, since in x̂₀ every method that lands by DDIM has the same last row, the x̂₀ of its
-last call.
+A deterministic plan is a table of numbers (table.py). Here it is written in x̂₀, whatever vector the plan
+stores: in ε̂ the first step from a high σ would outweigh all others. All rows count, since in x̂₀ every
+method that lands by DDIM has the same last row, the x̂₀ of its last call.
 """
 
 from __future__ import annotations
@@ -40,13 +35,23 @@ class Nearest(NamedTuple):
 def nearest(plan: Plan, schedule: Schedule) -> Nearest | None:
     """The nearest deterministic method of the registry, compiled on the plan's own grid.
 
-    Compared are the methods that make the same calls there: as many, each at the same σ. With A and B the
-    two tables (c_k, W_kj) of the rows after the start, each row divided by the size √(ᾱ²+β̄²) of a
-    state at its level (and c_k multiplied by that of x_T), the distance is ‖A − B‖/‖B‖ in the Frobenius
-    norm: the relative RMS difference, 1 for a plan of nothing but zeros. A calibrated plan can be further
-    off, where it tells the network other levels than its state is at; one whose first call is told a
-    level below the start is compared from that call on. None for a plan with step noise, or
-    where no method makes the same calls. ValueError for another schedule than the plan's.
+    It compares the methods that make the same calls there: as many, each at the same σ. With A and B the
+    two tables (c_k, W_kj) of the rows after the start, each row divided by the size √(ᾱ²+β̄²) of a state at
+    its level (and c_k multiplied by that of x_T), the distance is ‖A − B‖/‖B‖ in the Frobenius norm: the
+    relative RMS difference, 1 for a plan of nothing but zeros, more for a calibrated plan that tells the
+    network other levels than its state is at. A plan whose first call is told a level below the start is
+    compared from that call on.
+
+    Args:
+        plan: The plan.
+        schedule: That of its model.
+
+    Returns:
+        The method's name and the distance; None for a plan with step noise, or if no method makes the same
+        calls.
+
+    Raises:
+        ValueError: The plan is of another schedule.
 
     >>> import ddim_ode
     >>> schedule = ddim_ode.schedules.cosine()
@@ -64,7 +69,7 @@ def nearest(plan: Plan, schedule: Schedule) -> Nearest | None:
     levels = np.array([node.sigma for node in plan.nodes])
     ours = _table(plan, schedule)
     grid = (plan.nodes[0].sigma, *plan.grid[1:])
-    found = []
+    candidates = []
     for method in METHODS.values():
         for start in ("ramp", "rk") if method.rk_steps else (None,):
             if method.order is None:
@@ -80,9 +85,11 @@ def nearest(plan: Plan, schedule: Schedule) -> Nearest | None:
                 continue
             table = _table(other, schedule)
             distance = float(np.linalg.norm(ours - table) / np.linalg.norm(table))
-            found.append(Nearest(method.name, distance))
+            candidates.append(Nearest(method.name, distance))
     # With one or two steps several methods are the same numbers: then the plan's own name.
-    return min(found, key=lambda f: (round(f.distance, 12), f.name != plan.method), default=None)
+    return min(
+        candidates, key=lambda f: (round(f.distance, 12), f.name != plan.method), default=None
+    )
 
 
 def _table(plan: Plan, schedule: Schedule) -> Array:

@@ -1,7 +1,7 @@
-"""The lines of a plan, and the rules that they keep, whoever wrote them.
+"""The lines of a plan, and the rules that they keep.
 
-The numbers fit into float32, the narrowest precision that a state has, and each op reads no more than the
-calls before it made. ValueErrors name the field as a plan's file has it.
+Numbers fit into float32, the narrowest precision of a state, and an op reads only calls made before it.
+ValueErrors name the field as a plan's file has it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,12 @@ class Node(NamedTuple):
 
 
 class Op(NamedTuple):
-    """One line of a plan; see :mod:`ddim_ode.solvers.plan`."""
+    """One line of a plan, over the state x and the history of stored vectors V, newest first.
+
+    y = scale·x + Σ_j weights[j]·V_j  (+ noise·z)
+    if commit:  x = y
+    if node:    push V(y, σ)
+    """
 
     scale: float
     weights: tuple[float, ...]
@@ -138,5 +143,5 @@ def _fit(values: Sequence[Any], least: float) -> bool:
         return False
     if int in kinds and any(abs(value) > _WHOLE for value in values if type(value) is int):
         return False
-    found = numbers("values", values)
-    return bool(((found >= least) & (found <= _MOST)).all())
+    array = numbers("values", values)
+    return bool(((array >= least) & (array <= _MOST)).all())

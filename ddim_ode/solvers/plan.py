@@ -1,22 +1,15 @@
 """Plans: a method compiled on a grid, everything known before the first network call.
 
-A plan is a flat list of ops over one state x and a history of stored vectors V, newest first:
-
-    y = scale·x + Σ_j weights[j]·V_j  (+ noise·z)
-    if commit:  x = y
-    if node:    push V(y, σ)
-
-V is the plan's ``vector`` (ε̂, x̂₀ or v̂ ...), the network's output up to the conversion done once in the
-denoiser. Runge–Kutta stages are ops without commit; a corrector is a commit without node. The
-weights absorb the chart: where the chart's velocity is not V itself but a·x + b·V, the x of a stage is
-expanded within its step, which is exact and costs nothing at run time.
+A plan is a flat list of ops (ops.py) over one state x and a history of stored vectors V, the network's
+output up to a conversion. Runge–Kutta stages are ops without commit; a corrector is a commit without node.
+The weights absorb the chart: where its velocity is not V itself but a·x + b·V, the x of a stage is expanded
+within its step, which is exact and costs nothing at run time.
 
 How a method becomes ops: compilation.py. On disk: plan_json.py. How near to a textbook: nearest.py.
 """
 
 from __future__ import annotations
 
-import math
 import operator
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -25,6 +18,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from .._base import notebook
+from .._base.json_file import plain_level
 from . import plan_json, tracing
 from .fit import fit_lines
 from .ops import Node as Node
@@ -47,13 +41,23 @@ _SHOWN = 40  # ops, in a notebook
 class Plan:
     """A compiled method: ``ops``, and what they were compiled from.
 
-    vector: what the history stores (a start at σ = inf stores x̂₀ where this is ε̂). grid: σ,
-    steps+1 entries. schedule: the fingerprint of the one whose ᾱ, β̄ the weights contain. start:
-    ``"rk"`` or ``"ramp"`` where a multistep method had the choice. error_weights: one per network call (or
-    none): Σ_k error_weights[k]·V_k estimates the error of x at the last positive level, see
-    compilation.py. fit: how a calibrated plan was fitted and what it was measured to gain, plain data of
-    :func:`ddim_ode.calibrate`; no part of what the plan computes, nor of ``==``. nfe: network calls.
-    memory: vectors the longest op reads. ValueError that names the field for what is no plan.
+    Attributes:
+        method: Its name.
+        ops: The lines that run, in order.
+        vector: What the history stores (a start at σ = inf stores x̂₀ where this is ε̂).
+        chart: The name of the chart that it was compiled in.
+        grid: σ, steps+1 entries.
+        schedule: The fingerprint of the schedule whose ᾱ, β̄ the weights contain.
+        start: ``"rk"`` or ``"ramp"`` where a multistep method had the choice.
+        error_weights: One per network call, or none: Σ_k error_weights[k]·V_k estimates the error of x at
+            the last positive level (builder.py).
+        fit: How a calibrated plan was fitted and what it gained, plain data of :func:`ddim_ode.calibrate`.
+            It is no part of what the plan computes, nor of ``==``.
+        nfe: Network calls.
+        memory: Vectors that the longest op reads.
+
+    Raises:
+        ValueError: What is no plan; the message names the field.
 
     >>> import ddim_ode
     >>> plan = ddim_ode.plan("dpmpp2m", ddim_ode.schedules.cosine(), [50.0, 5.0, 0.5, 0.0])
@@ -122,10 +126,10 @@ class Plan:
         return any(op.noise > 0 for op in self.ops)
 
     def describe(self) -> str:
-        """A table of the ops, one a line; above it, of a calibrated plan, what it was fitted to and gained.
+        """The plan as text: a table of the ops, below what a calibrated plan was fitted to and gained.
 
-        Which textbook method is nearest: :func:`ddim_ode.solvers.nearest.nearest`. A picture:
-        :func:`ddim_ode.plots.plans.plan_plot`.
+        The nearest textbook method is found by :func:`ddim_ode.solvers.nearest.nearest`, and a picture
+        drawn by :func:`ddim_ode.plots.plans.plan_plot`.
         """
         lines = [self._summary()]
         if self.fit is not None:
@@ -141,7 +145,7 @@ class Plan:
             method=self.method,
             vector=self.vector,
             chart=self.chart,
-            grid=[s if math.isfinite(s) else "inf" for s in self.grid],
+            grid=list(map(plain_level, self.grid)),
             start=self.start,
             nfe=self.nfe,
             schedule=self.schedule,
@@ -150,22 +154,31 @@ class Plan:
     def level_calls(self) -> list[int | None]:
         """For each level but the last, the network call that looked at the state there.
 
-        Of several calls at a level the last is the state's own: a Runge–Kutta stage at the end of its
-        step comes before the call at that end. The first call is at the start, whatever level it is told.
+        Of several calls at a level it is the last: a Runge–Kutta stage at the end of a step comes before
+            the call
+        at that level. The first call is at the start, whatever level it is told.
         """
         last = {self.grid[0]: 0} | {node.sigma: k for k, node in enumerate(self.nodes)}
         return [last.get(sigma) for sigma in self.grid[:-1]]
 
     def save(self, path: str | Path) -> None:
-        """Write the plan as JSON, whole or not at all; ValueError for one that ``load`` would refuse."""
+        """Write the plan as JSON, whole or not at all.
+
+        Raises:
+            ValueError: ``load`` would refuse it.
+            OSError: The file cannot be written.
+        """
         plan_json.write(self, path)
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
         """The plan of a file that :meth:`save` wrote, equal to the saved one to the last bit.
 
-        FileNotFoundError without the file; ValueError that names the file and the field for anything
-        else than a whole plan. Nothing in a file is run.
+        Nothing in a file is run.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: It holds anything else than a whole plan; the message names the file and the field.
         """
         return cls.from_json(plan_json.content(path), str(path))
 
@@ -179,8 +192,8 @@ class Plan:
         return plan_json.loads(data, source, cls)
 
     def table(self) -> Table:
-        """The plan as plain numbers, without its step noise: for each call and the end, the state as a
-        combination of the start and of what was stored before.
+        """The plan as plain numbers, without its step noise: the state shown to each call, and the end, as
+        a combination of the start and of what was stored before.
 
         >>> import ddim_ode
         >>> ddim_ode.plan("ddim", ddim_ode.schedules.ve(9.0), [9.0, 1.0, 0.0]).table().weights
@@ -197,7 +210,7 @@ class Plan:
         schedule: Schedule,
         **options: Any,
     ) -> Plan:
-        """The plan of a sampler of your own, or of somebody else's, run anywhere a plan goes.
+        """The plan of any sampler that is linear in x and ε, to run anywhere a plan goes.
 
         It must be deterministic, and linear in its start and in what the network answers, as all solvers of
         the ODE with fixed steps are. It is run three times on small tensors, and never changed.

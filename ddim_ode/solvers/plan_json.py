@@ -2,8 +2,8 @@
 
 Floats are written by repr and so come back to the last bit; σ = inf is the word "inf". A plan travels
 between people: a file holds numbers and names only, nothing of it is looked up, imported or run, and a
-checksum tells whether it still holds what was saved. The reader converts; what makes numbers a plan is
-checked by the plan itself, which this module does not know.
+checksum shows whether it still holds what was saved. The reader only converts; the plan, which this module
+does not know, checks itself.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any, NoReturn, Protocol, TypeVar
 
 from .._base import files, json_file
 from .._base.checks import path_of, shown
+from .._base.json_file import plain_level
 from .ops import Node, Op
 
 
@@ -73,7 +74,8 @@ def _values(plan: Any) -> dict[str, Any]:
         dict(
             scale=float(op.scale),
             weights=[float(w) for w in op.weights],
-            node=op.node and dict(sigma=_sigma(op.node[0]), t=float(op.node[1]), vector=op.node[2]),
+            node=op.node
+            and dict(sigma=plain_level(op.node[0]), t=float(op.node[1]), vector=op.node[2]),
             commit=bool(op.commit),
             noise=float(op.noise),
         )
@@ -89,7 +91,7 @@ def _values(plan: Any) -> dict[str, Any]:
         start=plan.start,
         nfe=plan.nfe,
         memory=plan.memory,
-        grid=[_sigma(s) for s in plan.grid],
+        grid=list(map(plain_level, plan.grid)),
         ops=ops,
         error_weights=[float(w) for w in plan.error_weights],
         fit=plan.fit,
@@ -102,9 +104,15 @@ def _sha256(values: dict[str, Any]) -> str:
 
 
 def loads(data: str | bytes, source: str, make: Callable[..., P]) -> P:
-    """The plan in the content of a file; ValueError that names ``source`` and the field.
+    """The plan in the content of a file.
 
-    make: the plan of its fields, a ValueError for what are none.
+    Args:
+        data: The content.
+        source: What it is called in messages.
+        make: Makes the plan of its fields; a ValueError for what are none.
+
+    Raises:
+        ValueError: It names ``source`` and the field.
     """
     data = data.encode() if isinstance(data, str) else data
     return _Reader(source).plan(json_file.parsed(data, source, "plan", SIZE_LIMIT), make)
@@ -118,9 +126,9 @@ class _Reader:
 
     def plan(self, data: Any, make: Callable[..., P]) -> P:
         if not isinstance(data, dict) or data.get("format") != FORMAT:
-            found = data.get("format") if isinstance(data, dict) else data
+            own = data.get("format") if isinstance(data, dict) else data
             raise ValueError(
-                f"{self.source}: not a plan: format={shown(found, 60)} must be {FORMAT!r}, as Plan.save "
+                f"{self.source}: not a plan: format={shown(own, 60)} must be {FORMAT!r}, as Plan.save "
                 "writes it"
             )
         version = data.get("version")
@@ -211,10 +219,6 @@ class _Reader:
 
     def refuse(self, field: str, value: Any, allowed: str) -> NoReturn:
         raise ValueError(f"{self.source}: {field}={shown(value, 60)} must be {allowed}")
-
-
-def _sigma(value: float) -> float | str:
-    return "inf" if value == math.inf else float(value)
 
 
 def _text(name: str, value: Any) -> str:

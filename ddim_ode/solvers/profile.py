@@ -114,6 +114,14 @@ class Profile:
         """Rows the network has processed for it, the screens included."""
         return int(self.about["net_evals"]) + sum(s.net_evals for s in self.screens.values())
 
+    def check(self, schedule: Schedule) -> None:
+        """ValueError for another schedule than that of its model."""
+        if schedule.fingerprint != self.schedule.fingerprint:
+            raise ValueError(
+                f"the profile is of {self.schedule!r} and the model has {schedule!r}; make one of this "
+                "model (ddim_ode.profile)"
+            )
+
     def screen(self, nfe: int) -> Screen | None:
         """What was tried with so many calls; tried now, if this profile holds its model, else None."""
         nfe = count("nfe", nfe)

@@ -1,23 +1,11 @@
 """The primitive of the multistep methods: interpolate, then integrate.
 
 A velocity g known at nodes σ_1..σ_k is interpolated by the Lagrange polynomial in a ruler r(σ) and
-integrated over the step in the clock u(σ):
-
-    ∫ g du ≈ Σ_j w_j g(σ_j),     w_j = ∫_{r_s}^{r_t} ℓ_j(r) (du/dr) dr.
-
-The integral is Gauss–Legendre in r, in float64. Where clock and ruler agree the integrand is the
-polynomial ℓ_j itself and ⌈k/2⌉ points are exact; elsewhere du/dr is smooth over a step (e^r for σ
-against ln σ) and 32 points reach rounding error. A ruler that flattens
-where the clock is steep (−ln ᾱ under 1/σ near σ = 0) needs short steps for that. Where the ruler is
-schedule time, whose σ(t) may have kinks, the interval is split at them.
-
-Published solvers that integrate the same interpolant p otherwise do it by one of these rules, Δu and
-Δr being the step in clock and ruler:
-
-    adams      constants: p as if the nodes were evenly spaced in the clock
-    midpoint   two nodes:    Δu p(r_mid)                       DPM-Solver++(2M), UniPC's bh2
-    bh1        two nodes:    Δu p(r_s) + Δr u'(r_t) (p(r_mid) − p(r_s))        UniPC's bh1
-    half       three nodes:  ∫ [p − ¼ p'' (r − r_s)²] du       the curvature halved
+integrated over the step in the clock u(σ): ∫ g du ≈ Σ_j w_j g(σ_j) with w_j = ∫ ℓ_j(r) (du/dr) dr, by
+Gauss–Legendre in r, in float64. Where clock and ruler agree the integrand is the polynomial ℓ_j itself and
+⌈k/2⌉ points are exact; elsewhere du/dr is smooth over a step (e^r for σ against ln σ) and 32 points reach
+rounding error. A ruler that flattens where the clock is steep (−ln ᾱ under 1/σ near σ = 0) needs short
+steps for that. Where the ruler is schedule time, whose σ(t) may have kinks, the interval is split at them.
 """
 
 from __future__ import annotations
@@ -46,6 +34,11 @@ def lagrange(nodes: Array, at: Array) -> Array:
     return basis
 
 
+# Published solvers integrate the interpolant p otherwise, Δu and Δr being the step in clock and ruler:
+#   adams      constants: p as if the nodes were evenly spaced in the clock
+#   midpoint   two nodes:    Δu p(r_mid)                       DPM-Solver++(2M), UniPC's bh2
+#   bh1        two nodes:    Δu p(r_s) + Δr u'(r_t) (p(r_mid) − p(r_s))        UniPC's bh1
+#   half       three nodes:  ∫ [p − ¼ p'' (r − r_s)²] du       the curvature halved
 RULES = ("adams", "midpoint", "bh1", "half")
 
 
@@ -62,10 +55,15 @@ def step_weights(
 ) -> Array:
     """w_j (N, k) of ∫ g du over each step start → end (N,), from g at nodes (N, k), all in σ.
 
-    known (N, k): False for a node that is not there yet; its weight is 0 and the others do without.
-    knots: ruler values at which the ruler is not smooth; the quadrature is split there. rules: of
-    RULES, each for the steps that read as many nodes as it is meant for; the rest is exact. along: the
-    variable of integration (the ruler); another helps where the ruler is flat and the clock steep.
+    Args:
+        clock, ruler: What is integrated over, and what is interpolated in.
+        nodes: σ (N, k).
+        known: (N, k), False for a node that is not there yet; its weight is 0 and the others do without.
+        start, end: σ (N,).
+        knots: Ruler values at which the ruler is not smooth; the quadrature is split there.
+        rules: Of RULES, each for the steps that read as many nodes as it is meant for; the rest is exact.
+        along: The variable of integration (default: the ruler); another helps where the ruler is flat and
+            the clock steep.
     """
     if "adams" in rules:
         return _adams(known, clock.of(end) - clock.of(start))

@@ -19,9 +19,10 @@ from .ops import Op
 class Table(NamedTuple):
     """A plan of N calls as plain numbers, for other runtimes.
 
-    sigma, t, vector: of each call, the level, the schedule time, and what is stored of its answer.
-    weights: (N + 1, N + 1), row k is (c_k, W_k0, W_k1, ...) of the state shown to call k, and the last one
-    is the end.
+    Attributes:
+        sigma, t, vector: Of each call, the level, the schedule time, and what is stored of its answer.
+        weights: (N+1, N+1), row k is (c_k, W_k0, W_k1, ...) of the state shown to call k, the last that of
+            the end.
     """
 
     sigma: tuple[float, ...]

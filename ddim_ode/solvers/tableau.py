@@ -17,11 +17,18 @@ from ..schedules.schedule import Array
 
 @dataclass(frozen=True)
 class Tableau:
-    """An explicit tableau. ``a`` holds the rows below the diagonal, ``b_error`` = b − b̂.
+    """An explicit Butcher tableau.
 
-    b_middle: weights of the state at half the step, for dense output.
+    Args:
+        order: Of the step.
+        c: The stages' places in the step.
+        a: The rows below the diagonal.
+        b: The weights of the step.
+        b_error: b − b̂, for the error estimate.
+        b_middle: Weights of the state at half the step, for dense output.
 
-    ValueError when the rows do not sum to c, b to 1 or b_error to 0.
+    Raises:
+        ValueError: The rows do not sum to c, b not to 1 or b_error not to 0.
     """
 
     order: int
@@ -87,11 +94,12 @@ def order_residuals(tableau: Tableau, order: int, weights: tuple[float, ...] = (
 
 @dataclass(frozen=True)
 class Singlestep:
-    """Stages at fractions ``at`` of the step in the ruler (the first is 0, its start).
+    """Stages of one step on the quadrature primitive: exponential Runge–Kutta where clock and ruler differ.
 
-    Stage i, and last of all the step itself, follows the Lagrange polynomial through the velocities of
-    the stages ``reads[i]``, integrated exactly in the clock: exponential Runge–Kutta where
-    clock and ruler differ (DPM-Solver: σ and ln σ).
+    Args:
+        at: The stages' places, fractions of the step in the ruler; the first is 0, its start.
+        reads: For each stage, and last for the step itself, the earlier stages whose velocities it
+            interpolates; the Lagrange polynomial is integrated exactly in the clock.
     """
 
     at: tuple[float, ...]

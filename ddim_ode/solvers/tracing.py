@@ -1,16 +1,11 @@
 """Somebody else's sampler as a plan.
 
-A deterministic sampler that is linear in its start x_T and in the network's answers V_0, V_1, ... is one
-fixed table of numbers: every state it shows the network, and the one it returns, is
-
-    y_k = c_k x_T + Σ_{j<k} W_kj V_j.
-
-So it is run once, elementwise as samplers are, on a state whose entries are the coordinates of that
-space: x_T = e_0, and the network answers its call k with e_{k+1}. What the network is shown, and what
-comes back, are then the rows of the table. Each row is rewritten as a multiple of the last row that is a
-level and as many of the newest V as it takes (all of them where the sampler combines another vector than
-it is asked for), which is a plan. A last run on random numbers tells a sampler that is not linear
-(clipping, thresholding) or not deterministic.
+A deterministic sampler that is linear in its start x_T and in the network's answers V_0, V_1, ... is a
+table (table.py): y_k = c_k x_T + Σ_{j<k} W_kj V_j. So it is run once, elementwise as samplers are, on a
+state whose entries are the coordinates of that space: x_T = e_0, and call k is answered with e_{k+1}. What
+the network is shown, and what comes back, are the rows. Each is rewritten as a multiple of the last row
+that is a level and as many of the newest V as it takes, which is a plan. A last run on random numbers finds
+samplers that are not linear (clipping, thresholding) or not deterministic.
 """
 
 from __future__ import annotations
@@ -21,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .._base.checks import number, one_of, text_of
+from .._base.checks import finite, number, one_of, text_of
 from ..schedules.schedule import Array, Schedule
 from .chart import PREDICTIONS
 from .ops import Node, Op
@@ -51,37 +46,30 @@ def trace(
 ) -> dict[str, Any]:
     """The fields of the plan of a deterministic sampler that is linear in (x, ε).
 
-    loop: ``loop(net, x) -> x_end`` starts from x in network space, calls ``net(x, t)`` on states in network
-    space and returns one, at the level sigma_end. It runs three times, on small tensors (1, 1, 1, n) of
-    ``dtype`` (None: float64), so it must make its own state anew (a scheduler remembers). prediction: what
-    net answers, ``"eps" | "x0" | "v" | "flow" | "score"``. time: what loop passes for t: ``"t"``, the
-    network's time, ``time_offset`` from the schedule's as in :class:`ddim_ode.Denoiser`, or ``"sigma"``.
+    The plan runs on any model with this schedule. Its grid is the levels of the calls; a call that no later
+    one goes below, or that is at the level of a later one, is a stage.
 
-    The plan stores that prediction and runs on any model with this schedule, under ``name``. Its grid is
-    the levels of the calls; a call that no later one goes below, or at the same level as a later
-    one, is a stage. ValueError for a sampler that never calls the network, is not linear or not
-    deterministic.
+    Args:
+        loop: ``loop(net, x) -> x_end``: it starts from x in network space, calls ``net(x, t)`` on states in
+            network space and returns one, at the level sigma_end. It runs three times, so it must make its
+            own state anew (a scheduler remembers).
+        schedule: Of the models it will run on.
+        prediction: What net answers, and the plan stores: ``"eps" | "x0" | "v" | "flow" | "score"``.
+        time: What loop passes for t: ``"t"``, the network's time, or ``"sigma"``.
+        time_offset: Of the network's time from the schedule's, as in :class:`ddim_ode.Denoiser`.
+        sigma_end: The level that loop ends at.
+        dtype: Of the tensors (1, 1, 1, n) that it runs on (default float64).
+        name: The plan's method.
 
-    >>> import ddim_ode
-    >>> schedule = ddim_ode.schedules.cosine()
-    >>> def loop(net, x):  # two steps of DDIM by hand
-    ...     for sigma, lower in ((10.0, 0.5), (0.5, 0.0)):
-    ...         (a, b), (a_next, b_next) = schedule.scales(sigma), schedule.scales(lower)
-    ...         x = a_next / a * x + (b_next - a_next * b / a) * net(x, sigma)
-    ...     return x
-    >>> traced = ddim_ode.Plan.trace(loop, schedule, time="sigma")
-    >>> ours = ddim_ode.plan("ddim", schedule, [10.0, 0.5, 0.0])
-    >>> max(abs(a.weights[0] - b.weights[0]) for a, b in zip(traced.ops[1:], ours.ops[1:])) < 1e-15
-    True
+    Raises:
+        ValueError: The sampler never calls the network, is not linear or not deterministic.
     """
     import torch
 
     if not callable(loop) or not isinstance(schedule, Schedule):
         raise ValueError("trace takes a callable loop(net, x) and a schedule of ddim_ode.schedules")
     dtype = torch.float64 if dtype is None else dtype
-    sigma_end, time_offset = number("sigma_end", sigma_end), number("time_offset", time_offset)
-    if not np.isfinite(time_offset):
-        raise ValueError(f"time_offset={time_offset!r} must be finite")
+    sigma_end, time_offset = number("sigma_end", sigma_end), finite("time_offset", time_offset)
     if not sigma_end >= 0:
         raise ValueError(f"sigma_end={sigma_end!r} must be >= 0, the level that the loop ends at")
     text_of("name", name)
@@ -208,10 +196,10 @@ def _verify(ops: Sequence[Op], loop: Loop, vector: str, dtype: torch.dtype) -> N
     source = torch.Generator().manual_seed(0)
     x, *answers = (3 * torch.randn(calls + 1, 1, 1, 1, 16, generator=source, dtype=dtype)).unbind(0)
     run = _Run(loop, x, answers)
-    told = [answer.double().numpy() for answer in answers]
+    stored = [answer.double().numpy() for answer in answers]
     theirs = [y.double().numpy() for y in (*run.shown, run.end)]
     for k, (ours, y) in enumerate(
-        zip(states(ops, x.double().numpy(), lambda k, _: told[k]), theirs)
+        zip(states(ops, x.double().numpy(), lambda k, _: stored[k]), theirs)
     ):
         gap = float(np.abs(ours - y).max() / max(np.abs(y).max(), 1.0))
         if not gap < _LINEAR:

@@ -85,7 +85,7 @@ VALID = dict(
     model=[MODEL, FREE, SNAPPED, GUIDED], x=[X, X.double(), X[:0]], prediction=["eps", "x0", "v", "score", "flow"], schedule=[COSINE, schedules.flow(), schedules.ve(10.0)],
     dtype=[torch.float32, torch.float64], device=["cpu"], shape=[(2,), [2]], n=[2, 3], seed=[0, 5], batch=[1, 2], snap=[True, False],
     time=[lambda t, sigma: t], guidance=[Guidance(2.0, {"y": 0})], learned_variance=["split"], clip=[1.0], threshold=[0.9], divergence=["exact", "hutchinson"],
-    probes=[1, 3], probe=["gaussian", "rademacher"], mode=["forward", "reverse"], chunk=[1, 4], cell=[0.1], prior=["normal", MODEL.log_prob],
+    probes=[1, 3], chunk=[1, 4], cell=[0.1], prior=["normal", MODEL.log_prob],
     budget=["fast"], features=[lambda x: x], key=["k"], confidence=[0.9], keep=[1], reference=[torch.zeros(2, 2), 1e-2], interval=[(0.1, 5.0), None], rescale=[0.5],
     vector=["eps", "x0", "v"], rising=[True, False], variable=["s", "t", "sigma", "log_sigma"], state=["x", "x/alpha_bar"], strength=[0.5, 1.0], sigma=[1.0, 5.0],
     divisor=[1],
@@ -202,8 +202,8 @@ TABLE = dict(
     generate=entry(_generate, "plan shape seed cond shared batch shard device channels_last dtype cuda_graph rank world_size "
                    "about steps grid eta final sigma_max out", model=FREE, n=2, method="ddim", steps=2, key="k", **QUIET),
     diagnose=entry(ddim_ode.diagnose, "data cond shared shape steps seed device", model=FREE, n=2),
-    log_likelihood=entry(ddim_ode.log_likelihood, "divergence probes probe seeds sigma_min sigma_max prior method rtol atol max_nfe "
-                         "steps grid cond shared dtype chunk mode cell progress", model=FREE, x=X, rtol=0.5),
+    log_likelihood=entry(ddim_ode.log_likelihood, "divergence probes seeds sigma_min sigma_max prior method rtol atol max_nfe "
+                         "steps grid cond shared dtype chunk progress", model=FREE, x=X, rtol=0.5),
     dequantized=entry(ddim_ode.dequantized, "cell", x=X, seeds=[0, 1, 2]),
     noise=entry(ddim_ode.noise, "sigma device dtype", shape=(2,), schedule=COSINE, seeds=[0, 1]),
     renoise=entry(ddim_ode.renoise, "sigma", x0=X, schedule=COSINE, seeds=[0, 1, 2], strength=0.5),

@@ -77,9 +77,8 @@ def test_the_closed_form_whatever_the_network_does_inside(net):
 
 
 @pytest.mark.parametrize("net", RIGHT)
-@pytest.mark.parametrize("probe", ["rademacher", "gaussian"])
-def test_probes_see_the_same_products(net, probe):
-    options = dict(divergence="hutchinson", probes=3, probe=probe, steps=12, method="rk4")
+def test_probes_see_the_same_products(net):
+    options = dict(divergence="hutchinson", probes=3, steps=12, method="rk4")
     found, known = (log_likelihood(exact(n), X, **options) for n in (net, ORIGINAL))
     torch.testing.assert_close(found.log_likelihood, known.log_likelihood, atol=1e-8, rtol=0)
     torch.testing.assert_close(found.std_error, known.std_error, atol=1e-8, rtol=0)
@@ -168,12 +167,6 @@ CUT = {
 def test_a_cut_derivative_is_refused(name, options):
     with pytest.raises(ValueError, match=r"derivative is cut: .* keep the graph"):
         log_likelihood(exact(CUT[name]), X, **options)
-
-
-@pytest.mark.parametrize("name", ["detach", "module"])
-def test_nor_does_forward_mode_believe_it(name):
-    with pytest.raises(ValueError, match="derivative is cut"):
-        log_likelihood(exact(CUT[name]), X.float(), mode="forward")
 
 
 def test_what_autograd_cannot_do_at_all_is_named():

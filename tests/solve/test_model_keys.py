@@ -12,6 +12,7 @@ from problems import COSINE, SCHEDULES, mixture_2d
 
 import ddim_ode
 from ddim_ode.denoising.denoiser import PREDICTIONS
+from ddim_ode.denoising.problem import Problem
 from ddim_ode.solve.answers import Answers, ask, levels_of
 from ddim_ode.solve.model_key import model_key
 from ddim_ode.solve.near import of_rows, pattern, projections
@@ -25,7 +26,7 @@ def denoiser(net, **options):
 
 
 def answers(net, **options):
-    return ask(denoiser(net, **options), (2,), None, None, CPU)
+    return ask(Problem(denoiser(net, **options)), (2,), CPU)
 
 
 class Calls(torch.nn.Module):
@@ -241,7 +242,7 @@ def test_answers_are_of_the_question_and_come_back_from_json():
 
     def asked(y, scale=1.0, shape=(2,)):
         cond = dict(y=torch.tensor(y))
-        return ask(denoiser(Labelled()), shape, cond, dict(scale=scale), CPU)
+        return ask(Problem(denoiser(Labelled()), cond, dict(scale=scale)), shape, CPU)
 
     one = asked([2.0])
     assert one == asked([2.0]) == Answers.of_dict(one.to_dict())
@@ -258,7 +259,7 @@ def test_answers_are_of_the_question_and_come_back_from_json():
 
 def test_exact_mixtures_are_known_by_their_parameters_alone():
     model = mixture_2d(COSINE)
-    assert ask(model, (2,), None, None, CPU) is None
+    assert ask(Problem(model), (2,), CPU) is None
     model.eigenvalues = model.eigenvalues * (1 + 1e-15)  # of another LAPACK
     assert model_key(model) == model_key(mixture_2d(COSINE))
 
@@ -273,11 +274,11 @@ def test_the_question_is_one_of_unit_variance_and_more_at_a_few_levels(predictio
     alpha, beta = schedule.scales(levels)
     sizes = np.resize([1.0, 2.0], len(levels)) * np.hypot(alpha, beta)
     x = torch.from_numpy(pattern(1, 40) * 2.0 * sizes[:, None])
-    found = ask(model, (40,), None, None, CPU)
+    found = ask(Problem(model), (40,), CPU)
     assert np.allclose(pattern(40).var(), 1.0, atol=0.2)
     np.testing.assert_allclose(found.values, projections(x).reshape(-1), rtol=1e-5, atol=1e-6)
     limited = ddim_ode.Denoiser(lambda x, t: 2.0 * x, schedule, prediction, clip=0.1)
-    assert found.differ(ask(limited, (40,), None, None, CPU))
+    assert found.differ(ask(Problem(limited), (40,), CPU))
 
 
 @pytest.mark.parametrize(
@@ -298,7 +299,7 @@ def test_answers_know_what_is_under_other_conditions():
 
     def asked(factor):
         net = lambda x, t, y: x * (1 + factor * (y[:, None] > 0))  # noqa: E731
-        return ask(denoiser(net), (2,), labels, None, CPU)
+        return ask(Problem(denoiser(net), labels), (2,), CPU)
 
     assert not asked(1.0).differ(asked(1.0))
     assert asked(1.0).differ(asked(3.0))

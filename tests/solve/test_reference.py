@@ -6,6 +6,7 @@ import torch
 from problems import COSINE, DDPM, SCHEDULES, Counting, mixture_1d, zero_snr
 
 import ddim_ode
+from ddim_ode.denoising.problem import Problem
 from ddim_ode.solve import reference
 from ddim_ode.solve.solution import norm_per_sample
 
@@ -21,7 +22,7 @@ def test_reference_is_as_near_the_exact_flow_as_it_says(name):
     blind = np.isinf(schedule.sigma_max)
     model = mixture_1d(schedule, "v" if blind else "eps")
     x = ddim_ode.noise((1,), schedule, seeds=range(16))
-    made = reference.solve(model, x)
+    made = reference.solve(Problem(model), x)
     error = float(norm_per_sample(made.x - exact_end(model, x)).mean())
     assert 0 < error <= made.error < 2e-6
     assert made.x.dtype == torch.float64
@@ -30,7 +31,7 @@ def test_reference_is_as_near_the_exact_flow_as_it_says(name):
 def test_reference_refines_until_its_goal():
     model = mixture_1d(DDPM)
     x = ddim_ode.noise((1,), DDPM, seeds=range(8))
-    coarse, fine = (reference.solve(model, x, goal=goal) for goal in (1e-5, 1e-7))
+    coarse, fine = (reference.solve(Problem(model), x, goal=goal) for goal in (1e-5, 1e-7))
     assert coarse.error > 1e-7 >= fine.error
     assert fine.net_evals > coarse.net_evals
     assert norm_per_sample(fine.x - exact_end(model, x)).mean() < 1e-7
@@ -49,7 +50,7 @@ def test_reference_calls_a_float32_network_in_float32():
             return torch.tanh(self.layer(x))
 
     with torch.no_grad():
-        made = reference.solve(ddim_ode.Denoiser(Net(), COSINE), torch.randn(2, 2))
+        made = reference.solve(Problem(ddim_ode.Denoiser(Net(), COSINE)), torch.randn(2, 2))
     assert seen == {torch.float32}
     assert made.x.dtype == torch.float64
 
@@ -58,7 +59,7 @@ def test_reference_of_a_snapping_model_sees_trained_levels_only():
     exact = mixture_1d(SCHEDULES["cumprod"])
     net = Counting(exact.net)
     model = ddim_ode.Denoiser(net, exact.schedule, time=exact.time, snap=True)
-    reference.solve(model, torch.zeros(1, 1))
+    reference.solve(Problem(model), torch.zeros(1, 1))
     levels = exact.schedule.levels.astype(np.float32)
     assert {float(t) for t in torch.cat(net.times)} <= {float(s) for s in levels}
 
