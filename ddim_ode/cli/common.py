@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from .._base.checks import device_of, one_of
-from .._base.escaping import plain
+from .._base.table import Table
 
 # Of a model with classes, where samples are made to be looked at.
 MOST_SEEDS = 100_000
@@ -35,13 +35,7 @@ def find_device(name: str) -> torch.device:
 
 def print_table(rows: list[dict[str, Any]]) -> None:
     """Aligned columns: text to the left, numbers to the right."""
-    columns = list(rows[0])
-    text = [[plain(str(row[name])) for name in columns] for row in rows]
-    widths = [max(len(name), *(len(line[i]) for line in text)) for i, name in enumerate(columns)]
-    numeric = [all(isinstance(row[name], (int, float)) for row in rows) for name in columns]
-    for line in [columns, *text]:
-        cells = [c.rjust(w) if n else c.ljust(w) for c, w, n in zip(line, widths, numeric)]
-        print("  ".join(cells).rstrip())
+    print(Table.of(rows).text())
 
 
 def parse_classes(text: str, model: Denoiser, indices: Iterable[int]) -> list[int] | None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._base.checks import count
 from .._base.escaping import lines, plain
+from .._base.table import Table
 from .common import (
     add_guidance,
     add_limit_arguments,
@@ -167,11 +168,11 @@ def _compare(args: argparse.Namespace) -> int:
     except Interrupted as error:
         result, stopped = error.partial, str(error).replace("the same call", "the same command")
     result.about["command"] = shlex.join(["ddim-ode", *args.command_line])
-    if not any(row["error"] for row in result.rows):
+    if not any(row.error for row in result.rows):
         if stopped:
             print(stopped, file=sys.stderr)
             return 130
-        notes = dict.fromkeys(row["note"] for row in result.rows)
+        notes = dict.fromkeys(row.note for row in result.rows)
         raise ValueError(f"no solver has an error: {'; '.join(notes)}")
     measured, failure = None, None
     try:
@@ -335,9 +336,8 @@ def _write(
 def _terminal(loaded: Loaded, result: Comparison, context: Any) -> str:
     from ..comparison import report, tables
 
-    def listed(lines: Sequence[tuple[str, str]]) -> list[str]:
-        width = max((len(term) for term, _ in lines), default=0)
-        return [f"  {term.rjust(width)}  {said}" for term, said in lines]
+    def listed(pairs: Sequence[tuple[str, str]]) -> list[str]:
+        return [f"  {line}" for line in Table((), pairs, left=(1,)).text().split("\n")]
 
     out = [f"{plain(loaded.title)}: {report.summary(result)}", ""]
     if context.stopped:
@@ -352,9 +352,9 @@ def _terminal(loaded: Loaded, result: Comparison, context: Any) -> str:
         own = report.converged_cells(result, measured.converged.get(name))
         out += ["", measured.label(name), tables.overview_text(result, name, own)]
     noted = dict.fromkeys(
-        f"  {plain(row['method'])} at {row['budget']}: {plain(row['note'])}"
+        f"  {plain(row.method)} at {row.budget}: {plain(row.note)}"
         for row in result.rows
-        if row["note"]
+        if row.note
     )
     return "\n".join([*out, *(["", *noted] if noted else [])])
 
@@ -372,13 +372,13 @@ def draw_samples(result: Comparison) -> Samples:
         return Samples(
             f"Samples have shape {shape}: only pictures and points of a plane are drawn here."
         )
-    budgets = sorted({row["budget"] for row in result.rows})
-    group = result.rows[0]["group"]
+    budgets = sorted({row.budget for row in result.rows})
+    group = result.rows[0].group
     lines: dict[str, list[Tensor | None]] = {}
     for row, x in zip(result.rows, result.samples):
-        if row["group"] in (group, "plan"):
-            cells = lines.setdefault(row["method"], [None] * len(budgets))
-            cells[budgets.index(row["budget"])] = x if x is None else x[: _most(pictures)]
+        if row.group in (group, "plan"):
+            cells = lines.setdefault(row.method, [None] * len(budgets))
+            cells[budgets.index(row.budget)] = x if x is None else x[: _most(pictures)]
     columns = [f"{budget} calls" for budget in budgets]
     goal = exact.x[: _most(pictures)].float()
     on = "" if group == "default" else f" Grid: {group}."

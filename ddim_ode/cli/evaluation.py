@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from .._base import files
 from .._base.checks import refuse
+from .._base.table import Table
 from .common import find_device, parse_features
 
 if TYPE_CHECKING:
@@ -85,9 +86,11 @@ def _evaluate(args: argparse.Namespace) -> int:
         about=dict(shards.run.about),
     )
     files.write_json(out / "evaluation.json", record)
-    width = max(map(len, found.row))
-    for name, value in found.row.items():
-        print(f"{name:{width}}  {f'{value:.6g}' if isinstance(value, float) else value}")
+    facts = [
+        (name, f"{value:.6g}" if isinstance(value, float) else value)
+        for name, value in found.row.items()
+    ]
+    print(Table((), facts, left=(0, 1)).text())
     for word, count in found.status.items():
         print(f"{count:,} of {shards.run.n:,} samples: {word}")
     print(f"\n{out / 'evaluation.csv'}   {out / 'evaluation.json'}")

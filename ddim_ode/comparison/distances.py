@@ -105,9 +105,9 @@ def measure_rows(
         return {name: float(found[name]) for name in names} | about
 
     for row, samples in zip(result.rows, result.samples):
-        row.update(dict.fromkeys((*names, *_ABOUT.values())))
-        if samples is not None and len(samples) == n and not row["failed"]:
-            row.update(values(samples))
+        row.metrics |= dict.fromkeys((*names, *_ABOUT.values()))
+        if samples is not None and len(samples) == n and not row.failed:
+            row.metrics |= values(samples)
     own = values(x) if x is not None else {}
     converged = {name: own[name] for name in names if name in own}
     return Measured(names, against, f"{features.name} features", converged, n)

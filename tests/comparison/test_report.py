@@ -163,7 +163,7 @@ def test_metrics_against_the_same_noises_vanish_with_the_error():
 
 def test_metrics_leave_out_rows_with_failed_samples(result):
     r = compare(mixture_2d(DDPM), ["ddim"], [5])
-    r.rows[0]["failed"] = 1
+    r.rows[0].failed = 1
     measure_rows(r, IDENTITY, metrics=["energy_distance"])
     assert r.rows[0]["energy_distance"] is None
 
