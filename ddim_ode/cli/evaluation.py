@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from ..evaluate.statistics import FeatureStatistics
     from ..generation.shards import Shards
 
-_METRICS = ("frechet_distance", "kernel_distance")
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
@@ -39,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=None,
         metavar="METRIC",
-        help=f"for --data ({' '.join(_METRICS)})",
+        help="for --data (frechet_distance kernel_distance)",
     )
     add("--keep", type=int, default=10_000, help="rows for all metrics but frechet_distance")
     add("--seed", type=int, default=0, help="of which rows, and of the metrics' own draws")
@@ -49,11 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    from ..evaluate.metrics import check_names
+    from ..evaluate.metrics import USUAL, check_names
     from ..evaluate.streaming import summarise
     from ..generation.shards import Shards
 
-    names = check_names(list(_METRICS) if args.metrics is None else args.metrics)
+    names = check_names(USUAL if args.metrics is None else args.metrics)
     shards = Shards.open(args.folder)
     features, reference = None, None
     if args.data is not None:

@@ -23,7 +23,7 @@ from .._base.checks import count, seed_of
 from .._base.warn import warn
 from ..solvers.controller import MAX_NFE, SUCCESS
 from .features import Features
-from .metrics import METRICS, check_names, measure_features
+from .metrics import METRICS, Measured, check_names, row_of
 from .pairs import Floats, as_rows
 from .statistics import FeatureStatistics
 
@@ -198,7 +198,6 @@ def summarise(
     if entries.n > 1:
         row |= dict(mean=float(entries.mean[0]), std=float(entries.cov[0, 0]) ** 0.5)
     if reference is not None:
-        moments = (gaussian.mean, gaussian.cov)
         a = as_rows("the samples' features", kept.rows)
         fewest = min(gaussian.n, reference.n)
         if "frechet_distance" in names and fewest <= a.shape[1]:
@@ -206,8 +205,8 @@ def summarise(
                 f"the Fréchet distance of {fewest} samples in {a.shape[1]} features is mostly bias (their "
                 "covariance is singular); make more samples than features, or take kernel_distance"
             )
-        measured = measure_features(a, moments, reference, names, seed=seed)
-        row |= dict(measured, n=run.n, rows=len(a))
+        measured = Measured(a, (gaussian.mean, gaussian.cov), reference, seed)
+        row |= dict(row_of(measured, names), n=run.n, rows=len(a))
     return Summary(row, status, len(bytes_of), whole.hexdigest())
 
 
