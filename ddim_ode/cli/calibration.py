@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 _PICTURES = 4  # of the same seeds, in every cell of the strip
 _DOTS = 200  # end points of a 2-D model
 _STEPS = 100  # of unipc3, converged as far as the eye can tell
-_INK = dict(default="#117733", incumbent="#332288", calibrated="#CC6677")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -145,11 +144,11 @@ def _draw(
     columns = [f"{nfe} calls" for nfe in plans]
     if pictures:
         from ..plots.pictures import solver_grid
+        from ..plots.style import STAGES
 
-        strips = [(name, _INK[name], cells) for name, cells in lines.items()]
-        figure = solver_grid(
-            [*strips, (f"{_STEPS} steps", "#222222", [converged] * len(plans))], columns
-        )
+        strips = [(name, STAGES[name], cells) for name, cells in lines.items()]
+        last = (f"{_STEPS} steps", STAGES["converged"], [converged] * len(plans))
+        figure = solver_grid([*strips, last], columns)
     else:
         from ..plots.comparisons import ends_plot
 

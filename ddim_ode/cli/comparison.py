@@ -362,8 +362,9 @@ def _terminal(loaded: Loaded, result: Comparison, context: Any) -> str:
 def draw_samples(result: Comparison) -> Samples:
     """The same noises in every cell, solvers by budgets: pictures, or dots for 2-D; else why nothing."""
     from ..comparison.report import Samples
-    from ..plots.comparisons import ends_plot, look
+    from ..plots.comparisons import ends_plot
     from ..plots.pictures import solver_grid
+    from ..plots.style import INK, look
 
     exact = result.reference
     shape = () if exact is None else tuple(exact.x.shape[1:])
@@ -384,7 +385,7 @@ def draw_samples(result: Comparison) -> Samples:
     on = "" if group == "default" else f" Grid: {group}."
     if pictures:
         top: list[Tensor | None] = [goal] * len(budgets)
-        strips = [("converged", "#222222", top)]
+        strips = [("converged", INK, top)]
         strips += [(name, look(name)["color"], cells) for name, cells in lines.items()]
         caption = (
             f"Seeds {_span(result.seeds[: len(goal)])} in every cell; the top row is where the ODE "

@@ -127,7 +127,7 @@ def _shown(entry: Entry) -> Cell:
 
 def swatch(method: str) -> str:
     """A method's line and marker as in the plots, as inline SVG; said by the name beside it."""
-    from ..plots.comparisons import look
+    from ..plots.style import look
 
     style = look(method)
     colour, line = style["color"], style["linestyle"]
