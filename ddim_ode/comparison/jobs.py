@@ -16,7 +16,7 @@ from ..schedules.schedule import Schedule
 from ..solve.levels import Levels
 from ..solve.near import of_plan
 from ..solve.plan_checks import check_plan
-from ..solve.planning import compile_for
+from ..solve.planning import plan_for
 from ..solve.request import is_external, is_fixed_step
 from ..solve.sampling import sample
 from ..solvers.methods import DEFAULT_METHODS, Method, get_method
@@ -208,12 +208,10 @@ def _job(
     solver = entry.solver
     try:
         if isinstance(solver, Method):
-            levels = Levels(model, nfe=budget, grid=name, sigma_min=cut)
-            plan = compile_for(solver, levels, None, None, None, None)
-            if (
-                plan.steps == 1 and solver.nfe_per_step > 1
-            ):  # nothing but the landing, which is DDIM's
+            plan = plan_for(model, solver, nfe=budget, grid=name, sigma_min=cut)
+            if plan.steps == 1 < solver.nfe_per_step:  # nothing but the landing, which is DDIM's
                 raise ValueError(no_room(budget, solver.name, solver.nfe_per_step + 1))
+            levels = Levels(model, nfe=budget, sigma_min=cut)
             chosen = name or levels.spacing(plan.steps, solver.nfe_per_step)[0]
             return Job(entry, budget, group, chosen, plan)
         if free:

@@ -19,10 +19,12 @@ from ..denoising.inputs import Cond, conditions
 from ..denoising.seeding import GENERATOR, noise
 from ..solve.cuda_graph import GraphedPlan, check_graphable
 from ..solve.near import Near, of_plan, of_rows, of_shared
-from ..solve.request import is_external, is_fixed_step
+from ..solve.planning import plan_of
+from ..solve.request import Request, is_external, is_fixed_step
 from ..solve.sampling import sample
 from ..solve.solution import Solution
 from ..solvers.controller import NON_FINITE, SUCCESS
+from ..solvers.plan import Plan
 
 
 class Conditions:
@@ -78,7 +80,7 @@ class IndexedSolver:
         self._shared, self._device, self._options = shared, device, options
         start = options.get("sigma_max")
         self._start = model.sigma_max if start is None else start
-        self.plan = self._sample([]).plan  # of no samples, so without a network call
+        self.plan = self._checked(options)
         if self.plan is not None:
             on_nan = options.get("on_nan")
             self._options = dict(plan=self.plan) | ({} if on_nan is None else dict(on_nan=on_nan))
@@ -95,6 +97,20 @@ class IndexedSolver:
         if cuda_graph:
             refuse("a graph records no checks between steps", on_nan=options.get("on_nan"))
             check_graphable(self.plan, device)
+
+    def _checked(self, options: Mapping[str, Any]) -> Plan | None:
+        """The plan that runs, None for an adaptive solve, without a call of the network.
+
+        ValueError for options that ``sample`` refuses, and conditions that the network does.
+        """
+        given = {name: value for name, value in options.items() if name != "method"}
+        request = Request.of(self.model, self._noise([]), options["method"], dict(given, seeds=[]))
+        if request.kind not in ("plan", "fixed"):
+            return self._sample([]).plan
+        plan = plan_of(request)
+        model, cond = self.part([0])
+        model.bind(plan.nodes, self._noise([0]), cond, self._shared)
+        return plan
 
     def _couples(self) -> bool:
         method = self._options.get("method")

@@ -39,9 +39,8 @@ from ..denoising.guidance import Limit
 from ..denoising.network import doubled_axis, halved
 from ..grids import FINALS, NAMES
 from ..schedules.schedule import Array
-from ..solve.levels import Levels
 from ..solve.plan_checks import check_plan, warn_of_another_ode
-from ..solve.planning import compile_for
+from ..solve.planning import plan_for
 from ..solvers.methods import get_method
 from ..solvers.plan import Plan
 from .config import (
@@ -456,11 +455,18 @@ class DDIMODEScheduler(Noising, SchedulerMixin, ConfigMixin):  # type: ignore[mi
         timesteps: Array | None = None,
         sigma_max: float | None = None,
     ) -> Plan:
-        final = self.config["final"] if isinstance(grid, (str, type(None))) else None
-        where: dict[str, Any] = dict(grid=grid, timesteps=timesteps, final=final)
-        levels = Levels(self._denoiser, steps, **where, sigma_max=sigma_max)
-        start = self._ramp if self.config["start"] is None else self.config["start"]
-        return compile_for(self._method, levels, start, None, self.config["eta"], None)
+        named = grid is None or isinstance(grid, str)
+        return plan_for(
+            self._denoiser,
+            self._method,
+            steps=steps,
+            grid=grid,
+            timesteps=timesteps,
+            sigma_max=sigma_max,
+            final=self.config["final"] if named else None,
+            start=self._ramp if self.config["start"] is None else self.config["start"],
+            eta=self.config["eta"],
+        )
 
     def _told(self, plan: Plan) -> Tensor:
         """The network times (nfe,) of its calls; ValueError for a plan that no pipeline can run."""
