@@ -132,9 +132,9 @@ class Linear:
     ) -> tuple[Array, Array]:
         """How far down and up one move may take each parameter: a level neither past its neighbours, nor
         past ``lowest`` and ``highest``, and towards all of these by less than half the way."""
-        told = np.concatenate([[highest], self.sigma, [lowest]])
+        levels = np.concatenate([[highest], self.sigma, [lowest]])
         with np.errstate(invalid="ignore"):  # of a start at infinity, whose level is no parameter
-            gaps = np.log(told[:-1] / told[1:])
+            gaps = np.log(levels[:-1] / levels[1:])
         low, high = np.full(len(parameters), -np.inf), np.full(len(parameters), np.inf)
         for i, (kind, k, _) in enumerate(parameters):
             if kind == "level":
