@@ -43,7 +43,7 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 
 import ddim_ode
 from ddim_ode import exact, schedules
-from ddim_ode.comparison.comparison import SEARCH
+from ddim_ode.comparison.jobs import SEARCH
 from ddim_ode.comparison.result import Comparison
 from ddim_ode.plots import comparisons as plots
 

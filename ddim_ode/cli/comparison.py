@@ -247,8 +247,8 @@ class _Measuring:
     """The metrics asked for, checked before the long run; called with the comparison after it."""
 
     def __init__(self, args: argparse.Namespace, loaded: Loaded, n: int) -> None:
-        from ..comparison.comparison import SEARCH
         from ..comparison.distances import check_metrics
+        from ..comparison.jobs import searched
 
         self.names: tuple[str, ...] = ()
         if args.metrics is None:
@@ -256,7 +256,7 @@ class _Measuring:
                 if getattr(args, option) is not None:
                     raise ValueError(f"--{option} belongs to --metrics; give both, or drop it")
             return
-        reported = n - (min(n // 2, SEARCH) if "best" in (args.grid or ()) else 0)
+        reported = n - searched(args.grid or (), n)
         if reported < _LEAST:
             raise ValueError(
                 f"--metrics needs at least {_LEAST} samples, and {reported} are reported; raise --n"
