@@ -128,7 +128,7 @@ class IndexedSolver:
         if (plan := facts.pop("plan", None)) is not None:
             exact, numbers = of_plan(plan)
             plain = [x if np.isfinite(x) else str(x) for x in numbers]  # as JSON has them
-            facts |= dict(method=plan.method, nfe=plan.nfe, **plan.to_dict())
+            facts |= dict(method=plan.method, nfe=plan.nfe) | plan.to_dict()
             facts |= dict(weights=digest(exact), numbers=plain)
         else:
             facts["sigma_max"] = self.start if np.isfinite(self.start) else "inf"
