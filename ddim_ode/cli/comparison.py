@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..comparison.distances import Measured
-    from ..comparison.report import Samples
     from ..comparison.result import Comparison
     from ..denoising.denoiser import Denoiser
     from ..evaluate.features import Features
@@ -39,8 +38,6 @@ _QUICK_N = (
     12  # the shipped model's reference, 2,000 calls a noise at most, then fits into two minutes
 )
 _NFE = (5, 8, 10, 20)
-_PICTURES = 4  # of the same seeds, in every cell of the strip
-_MOST_DOTS = 300  # of a 2-D model's end points
 _FEW = 4  # noises that a network is tried on before the long run
 _LEAST = 4  # samples that a metric takes
 _DRAWS = 10_000  # of an exact mixture, to measure against
@@ -122,6 +119,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _compare(args: argparse.Namespace) -> int:
     from .._base.interrupted import Interrupted
     from ..comparison.comparison import compare
+    from ..comparison.samples import shown_of
     from ..solve.plan_checks import fitted_seeds
 
     loaded = load_model(args.model, args.guidance, find_device(args.device), limits(args))
@@ -160,7 +158,7 @@ def _compare(args: argparse.Namespace) -> int:
             batch=args.batch,
             reference=args.reference,
             cache=args.cache or args.out / "cache",
-            keep=_kept(args, loaded, n),
+            keep=n if args.metrics is not None else min(n, shown_of(loaded.shape)),
             confidence=args.confidence,
             progress=not args.quiet,
             device=args.device,
@@ -230,13 +228,6 @@ def _check_network(
             f"--model {args.model}: its network gives NaN or inf on noise (seeds from {args.seed}, two "
             "steps of ddim); look at its weights, and at the scale of its inputs"
         )
-
-
-def _kept(args: argparse.Namespace, loaded: Loaded, n: int) -> int:
-    """How many end states the pictures and metrics need."""
-    if args.metrics is not None:
-        return n
-    return min(n, _PICTURES if len(loaded.shape) == 3 else _MOST_DOTS)
 
 
 def _one_or_many(values: list[Any] | None) -> Any:
@@ -314,6 +305,7 @@ def _write(
 ) -> None:
     """Everything under --out, and the short of it on the terminal."""
     from ..comparison import report
+    from ..comparison.samples import draw_samples
 
     context = report.Context(
         title=loaded.title,
@@ -357,54 +349,3 @@ def _terminal(loaded: Loaded, result: Comparison, context: Any) -> str:
         if row.note
     )
     return "\n".join([*out, *(["", *noted] if noted else [])])
-
-
-def draw_samples(result: Comparison) -> Samples:
-    """The same noises in every cell, solvers by budgets: pictures, or dots for 2-D; else why nothing."""
-    from ..comparison.report import Samples
-    from ..plots.comparisons import ends_plot
-    from ..plots.pictures import solver_grid
-    from ..plots.style import INK, look
-
-    exact = result.reference
-    shape = () if exact is None else tuple(exact.x.shape[1:])
-    pictures = len(shape) == 3 and shape[0] in (1, 3)
-    if exact is None or not (pictures or shape == (2,)):
-        return Samples(
-            f"Samples have shape {shape}: only pictures and points of a plane are drawn here."
-        )
-    budgets = sorted({row.budget for row in result.rows})
-    group = result.rows[0].group
-    lines: dict[str, list[Tensor | None]] = {}
-    for row, x in zip(result.rows, result.samples):
-        if row.group in (group, "plan"):
-            cells = lines.setdefault(row.method, [None] * len(budgets))
-            cells[budgets.index(row.budget)] = x if x is None else x[: _most(pictures)]
-    columns = [f"{budget} calls" for budget in budgets]
-    goal = exact.x[: _most(pictures)].float()
-    on = "" if group == "default" else f" Grid: {group}."
-    if pictures:
-        top: list[Tensor | None] = [goal] * len(budgets)
-        strips = [("converged", INK, top)]
-        strips += [(name, look(name)["color"], cells) for name, cells in lines.items()]
-        caption = (
-            f"Seeds {_span(result.seeds[: len(goal)])} in every cell; the top row is where the ODE "
-        )
-        return Samples(
-            f"{caption}takes them, which is what a solver without error would draw.{on}",
-            solver_grid(strips, columns),
-            f"Samples of {len(lines)} solvers at {len(budgets)} budgets, below the converged solutions.",
-        )
-    return Samples(
-        f"Ends of {len(goal)} noises; grey: where the ODE takes them, joined to where the solver did.{on}",
-        ends_plot(list(lines.items()), columns, goal),
-        f"End points of {len(lines)} solvers at {len(budgets)} budgets beside the converged solutions.",
-    )
-
-
-def _most(pictures: bool) -> int:
-    return _PICTURES if pictures else _MOST_DOTS
-
-
-def _span(seeds: list[int]) -> str:
-    return f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else str(seeds[0])

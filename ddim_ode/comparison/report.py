@@ -22,6 +22,7 @@ from ..plots.pictures import drawn as as_file
 from . import tables
 from .result import Comparison
 from .rows import Row, by_mean
+from .samples import Samples
 from .tables import number
 
 if TYPE_CHECKING:
@@ -40,15 +41,6 @@ _STOPPED = (
 )
 _VERSIONS = ("ddim_ode", "python", "torch", "numpy")
 _MIN_WIDTH = 560  # below it a picture scrolls in its frame rather than shrink
-
-
-@dataclass(frozen=True)
-class Samples:
-    """What the solvers made: a picture of it, what it shows (alt), and how to read it; or only why not."""
-
-    caption: str
-    figure: Figure | None = None
-    alt: str = ""
 
 
 @dataclass(frozen=True)

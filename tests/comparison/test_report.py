@@ -12,9 +12,9 @@ import torch
 from problems import DDPM, mixture_2d
 
 import ddim_ode
-from ddim_ode.cli.comparison import draw_samples
 from ddim_ode.comparison import report, tables
 from ddim_ode.comparison.distances import check_metrics, measure_rows
+from ddim_ode.comparison.samples import draw_samples
 from ddim_ode.evaluate.features import IDENTITY
 from ddim_ode.plots.pictures import solver_grid
 from ddim_ode.solve import reference
