@@ -82,9 +82,9 @@ _COMMANDS: dict[str, tuple[Any, str, str]] = {
     "doctor": (
         doctor,
         "what will go wrong with a model, and the fix",
-        "Ask a model on a few noised samples what its sampling will suffer from: what it predicts, at which "
-        "scale and time, where its scheduler steps, clipping, half precision. Exit status 1 if anything "
-        "is found.",
+        "Ask a model on a few noised samples what its sampling will suffer from: what it predicts, at "
+        "which scale and time, where its scheduler steps, clipping, half precision. Exit status 1 if "
+        "anything is found.",
     ),
     "train": (
         training,

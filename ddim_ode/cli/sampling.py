@@ -9,16 +9,17 @@ import json
 import re
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._base import files
-from .._base.checks import count, one_of, refuse
+from .._base.checks import count, refuse
 from .._base.version import __version__
 from .._base.versions import versions
-from ..grids import NAMES
 from .common import (
     add_ode_arguments,
+    condition,
     find_device,
     limits,
     parse_classes,
@@ -112,8 +113,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _sample(args: argparse.Namespace) -> int:
-    from ..solve.plan_checks import check_plan
-
     if args.manifest is not None:
         _apply_manifest(args)
     vars(args).update({k: v for k, v in _DEFAULTS.items() if getattr(args, k) is None})
@@ -129,13 +128,10 @@ def _sample(args: argparse.Namespace) -> int:
     for name in ("batch", "nfe", "steps"):
         if getattr(args, name) is not None:
             count(f"--{name}", getattr(args, name))
-    if args.grid is not None:
-        one_of("grid", args.grid, NAMES)
     _check_methods(args)
     model = _load_model(args)
-    for plan in plans.values():
-        check_plan(plan, model)
     solvers: dict[str, str | Plan] = {**{name: name for name in args.methods}, **plans}
+    _check_requests(model, solvers, args)
     seeds = parse_seeds(args.seeds)
     labels = parse_classes(args.classes, model, range(len(seeds)))
     args.out.mkdir(parents=True, exist_ok=True)
@@ -224,25 +220,38 @@ def _load_plans(args: argparse.Namespace) -> dict[str, Plan]:
 
 
 def _check_methods(args: argparse.Namespace) -> None:
-    """ValueError for a name that is none, and for an option that no method, or not each, has a use for."""
+    """ValueError for an option that no method, or not each, has a use for, and so is not handed on."""
     from ..solve.request import chooses_steps
 
     adaptive = [method for method in args.methods if _is_adaptive(method, args)]
-    for method in args.methods:
-        if args.eta is not None and method != "ddim":
-            raise ValueError(f"--eta belongs to ddim, and {method} takes none; run them apart")
     placed = [name for name in ("steps", "grid") if getattr(args, name) is not None]
     if placed and adaptive:  # another package's: ours take the steps that they are given
         raise ValueError(f"{adaptive[0]} takes its own steps, and no --{placed[0]}; run it apart")
     for name in ("rtol", "atol"):
         if getattr(args, name) is None or adaptive or args.manifest is not None:
             continue
-        told = [other for other in ("steps", "grid", "nfe") if getattr(args, other) is not None]
+        placing = [n for n in ("steps", "grid", "nfe") if getattr(args, n) is not None]
         could = any(chooses_steps(method, placed=False, tolerant=True) for method in args.methods)
         raise ValueError(
             f"--{name} is for adaptive solves, and {', '.join(args.methods) or 'a plan'} takes steps "
-            "as given; drop it, " + (f"or --{told[0]}" if could and told else "or add rk45")
+            "as given; drop it, " + (f"or --{placing[0]}" if could and placing else "or add rk45")
         )
+
+
+def _check_requests(
+    model: Trained, solvers: Mapping[str, str | Plan], args: argparse.Namespace
+) -> None:
+    """What the library refuses, before anything is solved."""
+    from ..denoising.seeding import noise
+    from ..solve.planning import plan_for
+    from ..solve.request import Request
+
+    empty = noise(model.shape, model.schedule, [])
+    for solver in solvers.values():
+        options = _options(solver, args)
+        method = options.pop("method", None)
+        if Request.of(model, empty, method, options).kind == "fixed":
+            plan_for(model, method, **options)
 
 
 def _load_model(args: argparse.Namespace) -> Trained:
@@ -274,19 +283,14 @@ def _run_solver(
     from ..denoising.seeding import noise
     from ..solve.sampling import sample
 
-    options: dict[str, Any] = dict(plan=solver)
-    if isinstance(solver, str):
-        options, top = _options(solver, args), model.sigma_max
-    else:
-        top = solver.grid[0]
+    options = _options(solver, args)
+    top = model.sigma_max if isinstance(solver, str) else solver.grid[0]
     solutions: list[Solution] = []
     started = time.perf_counter()
     for i in range(0, len(seeds), args.batch):
         part = seeds[i : i + args.batch]
         x = noise(model.shape, model.schedule, part, sigma=top, device=args.device)
-        cond = None
-        if labels is not None:
-            cond = {"y": torch.tensor(labels[i : i + args.batch], device=args.device)}
+        cond = condition(labels and labels[i : i + args.batch], args.device)
         solutions.append(
             sample(model, x, seeds=part, cond=cond, progress=not args.quiet, **options)
         )
@@ -307,20 +311,19 @@ def _run_solver(
     )
 
 
-def _options(method: str, args: argparse.Namespace) -> dict[str, Any]:
-    """What of the command line is this method's."""
+def _options(solver: str | Plan, args: argparse.Namespace) -> dict[str, Any]:
+    """What of the command line is this solver's."""
     from ..solve.request import is_external
 
-    options: dict[str, Any] = dict(
-        method=method, final=args.final, sigma_max=args.sigma_max, sigma_min=args.sigma_min
-    )
-    if _is_adaptive(method, args):
-        if not is_external(method):
+    if not isinstance(solver, str):
+        return dict(plan=solver)
+    shared = ("final", "sigma_max", "sigma_min", "eta")
+    options = dict(method=solver, **{name: getattr(args, name) for name in shared})
+    if _is_adaptive(solver, args):
+        if not is_external(solver):
             options["dense"] = False
         rtol, atol = (_TOLERANCE if t is None else t for t in (args.rtol, args.atol))
         return options | dict(rtol=rtol, atol=atol, nfe=args.nfe)
-    if method == "ddim":
-        options["eta"] = args.eta
     nfe = _NFE if args.nfe is None and args.steps is None else args.nfe
     return options | dict(steps=args.steps, nfe=nfe, grid=args.grid)
 
