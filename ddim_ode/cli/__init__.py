@@ -129,9 +129,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _status(argv: Sequence[str] | None) -> int:
     args = _parser().parse_args(argv)
-    given = sys.argv[1:] if argv is None else argv
+    words = sys.argv[1:] if argv is None else argv
     # a path whose bytes are no text goes into records that are
-    args.command_line = [word.encode("utf-8", "backslashreplace").decode() for word in given]
+    args.command_line = [word.encode("utf-8", "backslashreplace").decode() for word in words]
     try:
         with _warnings_as_text(args.command):
             return int(args.run(args))

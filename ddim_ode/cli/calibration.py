@@ -203,8 +203,8 @@ def _how_to_sample(args: argparse.Namespace, model: Denoiser, path: Path) -> str
         return f'sample with: ddim_ode.sample(model, x_T, plan=ddim_ode.Plan.load("{path}"))'
     name = "" if args.model == "fashion-mnist" else f" --model {shlex.quote(args.model)}"
     ode = "".join(
-        f" --{option} {given}"
+        f" --{option} {value}"
         for option in ("guidance", "clip", "threshold")
-        if (given := getattr(args, option)) is not None
+        if (value := getattr(args, option)) is not None
     )
     return f"sample with: ddim-ode sample{name} --plan {shlex.quote(str(path))}{ode}"

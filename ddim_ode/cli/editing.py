@@ -67,16 +67,16 @@ def _edit(args: argparse.Namespace) -> int:
     targets = _targets(args, model, labels, len(pictures))
     for target in targets.values():
         check_classes(model, target, "give --to, --data with labels (IDX files, an .npz)")
-    given = [(f"pictures\n{len(pictures)} of {args.split}", pictures)]
+    strips = [(f"pictures\n{len(pictures)} of {args.split}", pictures)]
     if args.mask is not None:
         keep = ~_mask(args.mask, model.shape).to(pictures.device)
-        given.append(("what is known", torch.where(keep, pictures, torch.zeros_like(pictures))))
+        strips.append(("what is known", torch.where(keep, pictures, torch.zeros_like(pictures))))
         made = _inpainted(args, model, pictures, keep, targets)
     elif args.strength is not None:
         made = _renoised(args, model, pictures, targets)
     else:
         made = _transferred(args, model, pictures, labels, targets)
-    return write(args, model, given, made, class_names(model, labels), indices=indices)
+    return write(args, model, strips, made, class_names(model, labels), indices=indices)
 
 
 def _targets(args: argparse.Namespace, model: Trained, labels: list[int] | None, n: int) -> Targets:

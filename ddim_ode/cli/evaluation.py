@@ -58,10 +58,10 @@ def _evaluate(args: argparse.Namespace) -> int:
         features = _features(args, shards)
         reference = _reference(args.data, shards, features)
     else:
-        given = {"--features": args.features, "--metrics": args.metrics}
-        refuse("without --data nothing is compared", **given)
+        unused = {"--features": args.features, "--metrics": args.metrics}
+        refuse("without --data nothing is compared", **unused)
     try:
-        found = summarise(
+        summary = summarise(
             shards,
             features,
             reference,
@@ -74,11 +74,11 @@ def _evaluate(args: argparse.Namespace) -> int:
         raise KeyboardInterrupt("stopped: nothing is measured before all shards are read") from None
     out = args.out or args.folder
     out.mkdir(parents=True, exist_ok=True)
-    files.write_csv(out / "evaluation.csv", [found.row])
+    files.write_csv(out / "evaluation.csv", [summary.row])
     record = dict(
-        row=found.row,
-        status=dict(found.status),
-        samples_sha256=found.sha256,
+        row=summary.row,
+        status=dict(summary.status),
+        samples_sha256=summary.sha256,
         reference_sha256=None if reference is None else reference.sha256,
         run=dict(shards.run.decides),
         about=dict(shards.run.about),
@@ -86,10 +86,10 @@ def _evaluate(args: argparse.Namespace) -> int:
     files.write_json(out / "evaluation.json", record)
     facts = [
         (name, f"{value:.6g}" if isinstance(value, float) else value)
-        for name, value in found.row.items()
+        for name, value in summary.row.items()
     ]
     print(Table((), facts, left=(0, 1)).text())
-    for word, count in found.status.items():
+    for word, count in summary.status.items():
         print(f"{count:,} of {shards.run.n:,} samples: {word}")
     print(f"\n{out / 'evaluation.csv'}   {out / 'evaluation.json'}")
     return 0
@@ -99,10 +99,10 @@ def _features(args: argparse.Namespace, shards: Shards) -> Features:
     from ..evaluate.features import shipped_features
 
     def default() -> Features:
-        found = shipped_features(shards.run.about.get("sha256"))
-        if found is None:
+        features = shipped_features(shards.run.about.get("sha256"))
+        if features is None:
             raise ValueError("no features for other weights than the shipped")
-        return found
+        return features
 
     find_device(args.device)
     return parse_features(args.features, shards.run.shape, default, args.device, "--data")

@@ -114,13 +114,13 @@ def _device(name: str) -> torch.device:
 
 def _solver(args: argparse.Namespace) -> dict[str, Any]:
     """What was given, and a number of calls where the method needs one."""
-    given = {name: getattr(args, name) for name in _SOLVER if getattr(args, name) is not None}
-    if args.plan is not None or given.keys() & {"nfe", "steps", "rtol", "atol"}:
-        return given
+    options = {name: getattr(args, name) for name in _SOLVER if getattr(args, name) is not None}
+    if args.plan is not None or options.keys() & {"nfe", "steps", "rtol", "atol"}:
+        return options
     from ..solve.request import chooses_steps
 
     own = chooses_steps(args.method or "ddim", placed=args.grid is not None)
-    return given if own else dict(given, nfe=_NFE)
+    return options if own else dict(options, nfe=_NFE)
 
 
 def _report(run: Generated) -> None:

@@ -64,9 +64,9 @@ def _between(
     else:
         pictures, _, _ = load_pictures(args, model)
         both = None if labels is None else [label for label in labels for _ in range(2)]
-        found = encode(model, pictures, cond=condition(both, args.device), **how)
-        latents = found.x
-        yield Made(run_of("encode", found))
+        encoded = encode(model, pictures, cond=condition(both, args.device), **how)
+        latents = encoded.x
+        yield Made(run_of("encode", encoded))
     a, b = latents[0::2], latents[1::2]
     shares = torch.tensor(weights).to(a).reshape(-1, *[1] * a.ndim)
     ways = {"great circle": slerp(a, b, weights), "straight line": torch.lerp(a, b, shares)}

@@ -123,7 +123,7 @@ def run_of(label: str, solution: Solution, **more: Any) -> dict[str, Any]:
 def write(
     args: argparse.Namespace,
     model: Trained,
-    given: Sequence[tuple[str, Tensor]],
+    shown: Sequence[tuple[str, Tensor]],
     made: Iterable[Made],
     headings: Sequence[str],
     **more: Any,
@@ -132,7 +132,7 @@ def write(
 
     made: solved one after another as they are taken; an error or Ctrl-C keeps what is finished.
     """
-    strips, runs, finished = list(given), [], False
+    strips, runs, finished = list(shown), [], False
     args.out.mkdir(parents=True, exist_ok=True)
     try:
         for run, strip in made:

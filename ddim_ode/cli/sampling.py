@@ -155,9 +155,9 @@ def _sample(args: argparse.Namespace) -> int:
 
 def _apply_manifest(args: argparse.Namespace) -> None:
     """Take the options of a manifest; ValueError if others are given beside it."""
-    given = [name for name in _OPTIONS if getattr(args, name) is not None]
-    if given:
-        raise ValueError(f"--manifest already says --{given[0].replace('_', '-')}; drop it")
+    beside = [name for name in _OPTIONS if getattr(args, name) is not None]
+    if beside:
+        raise ValueError(f"--manifest already says --{beside[0].replace('_', '-')}; drop it")
     if not args.manifest.is_file():
         raise FileNotFoundError(
             f"--manifest {args.manifest}: no such file; ddim-ode sample writes one"

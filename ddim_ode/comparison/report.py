@@ -87,8 +87,8 @@ def pictures(result: Comparison, context: Context) -> dict[str, Picture]:
         f"Error against network calls, both on log axes; bands are {result.confidence:.0%} intervals. "
         "A line that leaves at the top is far off."
     )
-    told = "; ".join(f"{term}: {said}" for term, said in best_lines(result))
-    alt = f"Line plot of error against network calls, one line per solver. Best at {told}."
+    best = "; ".join(f"{term}: {said}" for term, said in best_lines(result))
+    alt = f"Line plot of error against network calls, one line per solver. Best at {best}."
     out = {"compare": _drawn(result.plot(), alt, caption)}
     measured, samples = context.measured, context.samples
     for name in measured.names if measured else ():

@@ -112,10 +112,10 @@ def geometric_mean(values: npt.ArrayLike) -> float:
 
 def check_confidence(confidence: float) -> float:
     """ValueError unless it is a probability strictly between 0 and 1."""
-    found = number("confidence", confidence)
-    if not 0 < found < 1:
-        raise ValueError(f"confidence={found!r} must lie strictly between 0 and 1, such as 0.95")
-    return found
+    level = number("confidence", confidence)
+    if not 0 < level < 1:
+        raise ValueError(f"confidence={level!r} must lie strictly between 0 and 1, such as 0.95")
+    return level
 
 
 @functools.lru_cache(maxsize=8)

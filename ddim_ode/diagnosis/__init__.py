@@ -63,14 +63,14 @@ def diagnose(
     from .probe import Probe
 
     probe = Probe(model, data, cond, shared, shape, steps, n, seed, device)
-    found: list[Finding] = []
+    findings: list[Finding] = []
     try:
-        found.extend(network.checks(probe))
+        findings.extend(network.checks(probe))
         probe.model = probe.variant(limit=probe.limit)
-        found.extend(levels.checks(probe))
-        found.extend(limits.checks(probe, [finding.check for finding in found]))
+        findings.extend(levels.checks(probe))
+        findings.extend(limits.checks(probe, [finding.check for finding in findings]))
     except KeyboardInterrupt:
-        partial = Diagnosis(found, probe.not_checked)
+        partial = Diagnosis(findings, probe.not_checked)
         raise Interrupted("stopped: these are not all of the checks", partial) from None
-    found.sort(key=lambda finding: finding.severity != "error")
-    return Diagnosis(found, probe.not_checked)
+    findings.sort(key=lambda finding: finding.severity != "error")
+    return Diagnosis(findings, probe.not_checked)

@@ -1,9 +1,9 @@
 """Which reading of a network its answers bear out, on noised samples.
 
-The measure is the *misfit*: at a level, the error of ε̂ over that of the best a·x + c, two numbers fitted to
-the same samples. As x = ᾱx̂₀ + β̄ε̂, it is the same for x̂₀, v or any other vector, so that readings can be
-compared. The mean that a network is trained for has 1 at most, wherever it is asked, and less where the
-data are not Gaussian; a wrong reading has more at some level.
+The measure is the *misfit*: at a level, the error of ε̂ over that of the best a·x + c, two numbers fitted
+to the same samples. As x = ᾱx̂₀ + β̄ε̂, it is the same for x̂₀, v or any other vector, so that readings
+can be compared. The mean that a network is trained for has 1 at most, wherever it is asked, and less
+where the data are not Gaussian; a wrong reading has more at some level.
 
 With data, all readings are measured on them, and a network call serves all predictions and signs at once.
 Without, each reading is measured on the samples that the model makes when it is read so. A wrong one makes
@@ -185,9 +185,9 @@ def _on_its_own(probe: Probe) -> Better | None:
     if final and not _rivalled(final[0], [*final[1:], *first[_FINALISTS:]], own):
         best = final[0]
         bench = Bench(probe, probe.generate(probe.read(best.reading), Limit()))
-        found = _clearly(best, Trial(own, bench.misfits(own)), _USABLE)
-        if not small or (found and found.own > _OF_SMALL * found.misfit):
-            return found
+        clear = _clearly(best, Trial(own, bench.misfits(own)), _USABLE)
+        if not small or (clear and clear.own > _OF_SMALL * clear.misfit):
+            return clear
     if small:
         probe.skip(_NO_WITNESS, *OF_READING)
     if not as_it_is.recognises:
@@ -293,20 +293,20 @@ def correlation(a: Tensor, b: Tensor) -> float:
 def usable_clocks(probe: Probe) -> list[Clock]:
     """Those that the network may be asked on: elsewhere than on the CPU, an index beyond a table ends the
     process, so that there no network that may have one is told more than its schedule has."""
-    found, schedule = clocks(probe.model, probe.sigmas), probe.model.schedule
+    every, schedule = clocks(probe.model, probe.sigmas), probe.model.schedule
     net = probe.model.net
     safe = isinstance(net, nn.Module) and not any(
         isinstance(m, nn.Embedding) for m in net.modules()
     )
     if probe.device.type == "cpu" or safe:
-        return found
+        return every
     t = schedule.time(probe.sigmas)
     inside = [
         c
-        for c in found
-        if ((told := c.of(t, probe.sigmas)) >= 0).all() and (told < schedule.T).all()
+        for c in every
+        if ((times := c.of(t, probe.sigmas)) >= 0).all() and (times < schedule.T).all()
     ]
-    if len(inside) < len(found):
+    if len(inside) < len(every):
         reason = (
             f"on {probe.device.type} an index beyond a table ends the process; diagnose on the CPU"
         )

@@ -94,7 +94,7 @@ def _largest_activation(
     """The largest entry of any module's output, in the network's own precision."""
     most = [0.0]
 
-    def listening(module: nn.Module, given: Any, out: Any) -> None:
+    def listening(module: nn.Module, inputs: Any, out: Any) -> None:
         if isinstance(out, Tensor) and out.is_floating_point():
             most[0] = max(most[0], float(out.abs().max()))
 

@@ -96,9 +96,9 @@ class Probe:
         if cond is None and classes:
             cond = {"y": torch.arange(n) % classes}
         given = {} if cond is None else named("cond", cond)
-        given = {k: v[:n] if has_rows(v) else v for k, v in given.items()}
-        asked = conditions(given or None, n, self.device)
-        self.cond = None if asked is None else {k: v[repeated] for k, v in asked.items()}
+        first = {k: v[:n] if has_rows(v) else v for k, v in given.items()}
+        rows_of = conditions(first or None, n, self.device)
+        self.cond = None if rows_of is None else {k: v[repeated] for k, v in rows_of.items()}
         like, seed = model.schedule, seed_of(seed, 2 * rows)
         self.noise = noise(self.shape, like, range(seed, seed + rows), device=self.device)
         self.top = float(like.scales(like.sigma_max)[1]) if like.family != "vp" else 1.0
@@ -143,8 +143,8 @@ class Probe:
     def relies(self) -> bool:
         """Whether the model needs a limit on x̂₀: without one, the network's errors drive x out of reach.
 
-        A network whose ε̂ errs by e sees x̂₀ err by σe, beyond all data at the first levels. Most recover on
-        the way down.
+        A network whose ε̂ errs by e sees x̂₀ err by σe, beyond all data at the first levels. Most recover
+        on the way down.
         """
         if not self.free.isfinite().all():
             return True
@@ -249,10 +249,10 @@ class Probe:
         a foreign clock."""
         model = self.read(reading)
         level = model.snapped(self.sigmas[k : k + 1])
-        told = torch.full((len(x),), float(model.network_time(level)[0]), device=x.device)
+        times = torch.full((len(x),), float(model.network_time(level)[0]), device=x.device)
         own = reading.clock is None
         with torch.no_grad(), contextlib.nullcontext() if own else contextlib.suppress(Exception):
-            out: Tensor = model.network(x, self.conditions(len(x)), self.shared)(x, told)
+            out: Tensor = model.network(x, self.conditions(len(x)), self.shared)(x, times)
             return out.double()
         return None
 

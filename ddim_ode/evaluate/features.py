@@ -142,9 +142,9 @@ def classifier_features(
 
 def default_features(model: object) -> Features:
     """The shipped classifier for the shipped model. Others have no default: a metric is a choice."""
-    found = shipped_features(model.sha256) if isinstance(model, PretrainedModel) else None
-    if found is not None:
-        return found
+    features = shipped_features(model.sha256) if isinstance(model, PretrainedModel) else None
+    if features is not None:
+        return features
     raise ValueError(
         f"no default features for this {type(model).__name__}; pass some: classifier_features(path), "
         "inception_features(weights), IDENTITY for samples of few dimensions, or your own "

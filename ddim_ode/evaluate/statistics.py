@@ -100,9 +100,9 @@ class FeatureStatistics:
         something else.
         """
         tensors, config = weights.read(path)
-        found = config.get("kind") if isinstance(config, dict) else None
-        if found != "reference":
-            raise ValueError(f"{path}: holds a {found!r}, not a 'reference'")
+        kind = config.get("kind") if isinstance(config, dict) else None
+        if kind != "reference":
+            raise ValueError(f"{path}: holds a {kind!r}, not a 'reference'")
         try:
             contents = config["contents_sha256"]
             fields: dict[str, Any] = {name: tensors[name].numpy() for name in _ARRAYS}

@@ -197,21 +197,21 @@ def prediction_of(config: Mapping[str, Any]) -> str:
     flow = is_flow(config)
     if config.get("_class_name") in FLOW:
         return "flow"
-    given = config.get("prediction_type", "epsilon")
-    found = PREDICTIONS[one_of("prediction_type", given, PREDICTIONS)]
-    if found == ("v" if flow else "flow"):
+    written = config.get("prediction_type", "epsilon")
+    prediction = PREDICTIONS[one_of("prediction_type", written, PREDICTIONS)]
+    if prediction == ("v" if flow else "flow"):
         fitting = "epsilon, sample and " + ("flow_prediction" if flow else "v_prediction")
         raise ValueError(
-            f"prediction_type={given!r} does not go with use_flow_sigmas={flow}, where {fitting} do; give "
-            "the configuration that the network was trained with"
+            f"prediction_type={written!r} does not go with use_flow_sigmas={flow}, where {fitting} do; "
+            "give the configuration that the network was trained with"
         )
-    return found
+    return prediction
 
 
 def learns_variance(config: Mapping[str, Any]) -> bool:
     """Whether the network returns a variance as well, by the configuration's ``variance_type``."""
-    given = config.get("variance_type")
-    return given is not None and one_of("variance_type", given, _VARIANCES) in LEARNED
+    kind = config.get("variance_type")
+    return kind is not None and one_of("variance_type", kind, _VARIANCES) in LEARNED
 
 
 def limit_of(
@@ -223,10 +223,10 @@ def limit_of(
 
     A value for one takes the place of whatever is configured; None switches that one off.
     """
-    for name, told in (("clip", clip), ("threshold", threshold)):
-        if isinstance(told, str):
-            one_of(name, told, (CONFIGURED,))
-    values = [None if isinstance(told, str) else told for told in (clip, threshold)]
+    for name, value in (("clip", clip), ("threshold", threshold)):
+        if isinstance(value, str):
+            one_of(name, value, (CONFIGURED,))
+    values = [None if isinstance(value, str) else value for value in (clip, threshold)]
     if values != [None, None]:
         return Limit(*values)  # type: ignore[arg-type]
     if threshold is not None and _limits(config, "thresholding"):
@@ -245,10 +245,10 @@ def _limits(config: Mapping[str, Any], switch: str) -> bool:
 def _positive(
     config: Mapping[str, Any], key: str, default: float, most: float = float("inf")
 ) -> float:
-    found = number(key, config.get(key, default))
-    if not 0 < found <= most:
-        raise ValueError(f"{key}={found:g} must be above 0 and at most {most:g}")
-    return found
+    value = number(key, config.get(key, default))
+    if not 0 < value <= most:
+        raise ValueError(f"{key}={value:g} must be above 0 and at most {most:g}")
+    return value
 
 
 def _is_on(config: Mapping[str, Any], key: str) -> bool:

@@ -230,10 +230,10 @@ class DDIMODEScheduler(Turns, Noising, SchedulerMixin, ConfigMixin):  # type: ig
         elif sigmas is not None:
             plan = self._compile(grid=host_numbers("sigmas", sigmas))
         elif timesteps is not None:
-            told = np.atleast_1d(host_numbers("timesteps", timesteps))
-            if not (np.diff(told) < 0).all():
-                raise ValueError(f"timesteps={told.tolist()} must fall from each to the next")
-            plan = self._compile(timesteps=told - self._denoiser.time_offset)
+            times = np.atleast_1d(host_numbers("timesteps", timesteps))
+            if not (np.diff(times) < 0).all():
+                raise ValueError(f"timesteps={times.tolist()} must fall from each to the next")
+            plan = self._compile(timesteps=times - self._denoiser.time_offset)
         else:
             steps = count("num_inference_steps", num_inference_steps)
             first = starting_level(self.config, self._denoiser, steps)

@@ -37,10 +37,10 @@ def errors_plot(
     Both axes are logarithmic; bands are the rows' intervals; below the grey line errors are not resolved
     by the reference. methods, figsize, ax, and what is refused: see :meth:`ddim_ode.Comparison.plot`.
     """
-    there = dict.fromkeys(row["method"] for row in rows)
+    known = dict.fromkeys(row["method"] for row in rows)
     rows = [row for row in rows if row["error"] and row["nfe"]]
     if methods is not None:
-        chosen = [one_of("method", name, there) for name in several(methods)]
+        chosen = [one_of("method", name, known) for name in several(methods)]
         rows = [row for row in rows if row["method"] in chosen]
     if not rows:
         raise ValueError("nothing to draw: no row has an error; the notes of the rows say why")
