@@ -1,24 +1,11 @@
 """Gauss–Newton over the family of few-step samplers (family.py), with a black-box network.
 
 The residual of noise i is r_i = g(x_i) − g(x_i*), the end state against where the ODE takes that noise
-(g: the identity, or features). With e_i the root mean square of its entries, the loss is
-
-    L = ½ mean_i ln(e_i² + f²) + ½ ln(mean_i e_i² + f²),
-
-half the geometric mean, to which no noise, easy or hard, counts more than another, and half the plain one,
-which the hard ones decide. One iteration linearises r in the parameters θ, weighs every sample by
-w_i = 1/(e_i² + f²) + 1/(mean e² + f²) and solves the damped normal equations
-
-    (Σ_i w_i J_iᵀ J_i + μ diag) δ = −Σ_i w_i J_iᵀ r_i
-
-(Levenberg–Marquardt), whose size is the number of parameters, some 7 to 10 a call. A level stays between
-its neighbours; where that bounds its step, the others go where is best with the step that is left.
-
-No gradient is taken: J is carried forward beside the run. A call turns the tangents ∂y/∂θ of its state into
-∂V/∂θ = (∂V/∂y) ∂y/∂θ and needs a directional derivative, a difference of two calls, for every direction.
-But the tangents of one sample, of which there are many, lie near a space of few dimensions, since all V of
-a sample resemble one another. So the derivatives are taken along the ``rank`` leading directions of each
-sample alone, and an iteration costs (rank + 2) × nfe calls however many parameters there are.
+(g: the identity, or features), and e_i the root mean square of its entries. The loss is
+:meth:`Problem.loss`. One iteration linearises r in the parameters θ, some 7 to 10 a call, weighs every
+sample by w_i = 1/(e_i² + f²) + 1/(mean e² + f²) and solves the damped normal equations
+(Levenberg–Marquardt) (Σ_i w_i J_iᵀ J_i + μ diag) δ = −Σ_i w_i J_iᵀ r_i. A level stays between its
+neighbours; where that bounds its step, the others go where is best with the step that is left.
 """
 
 from __future__ import annotations
@@ -104,7 +91,11 @@ class Problem:
         return y
 
     def loss(self, errors: Array, floor: float | None = None) -> float:
-        """L of errors (n,). floor: f, by default that of these errors."""
+        """L = ½ mean ln(e² + f²) + ½ ln(mean e² + f²) of errors (n,).
+
+        Half the geometric mean, in which all noises count alike, and half the plain one, which the hard
+        ones decide. floor: f, by default that of these errors.
+        """
         errors = self.counted(errors)
         f = self.smoothing(errors) if floor is None else floor
         return float(
@@ -198,7 +189,14 @@ def _along(
 def linearised(
     problem: Problem, point: Linear, rows: Tensor, parameters: Sequence[Parameter], rank: int
 ) -> tuple[Tensor, Tensor]:
-    """The residuals (b, entries) of some noises, and their derivatives (b, parameters, entries)."""
+    """The residuals (b, entries) of some noises, and their derivatives (b, parameters, entries).
+
+    No gradient is taken: derivatives are carried forward beside the run. A call turns the tangents ∂y/∂θ of
+    its state into ∂V/∂θ = (∂V/∂y) ∂y/∂θ, by a difference of two calls for every direction. The many
+    tangents of one sample lie near a space of few dimensions, since all V of a sample resemble one another.
+    So each sample takes its own ``rank`` leading directions, and an iteration costs (rank + 2) × nfe calls
+    however many parameters there are.
+    """
     x = problem.x[rows]
     y = x * float(point.scale[0])
     # of y, by the parameters met so far: the first scale, if it is one

@@ -141,13 +141,15 @@ class Comparison:
 
     # -- answers ------------------------------------------------------------------------------
     def ranking(self, nfe: int | None = None) -> list[Ranked]:
-        """The rows at one budget, best first, with rank, ratio, ratio_low, ratio_high and tie.
+        """The rows at one budget (None: the only one), best first, ranked by error_typical.
 
-        Ranked by error_typical. ratio: the geometric mean of the errors over those of the best row, on the
-        samples that both have, with its paired bootstrap interval; tie: whether that contains 1. The
-        confidence holds for all rows at once, by Holm's step-down (1979): k rows are compared at
-        1 − (1 − c)/k, and if some differ from the best, the m others again at 1 − (1 − c)/m. Rows at the
-        floor come first, unranked; rows with more failed samples than others come last, unranked.
+        Returns:
+            Rows with rank, ratio (the geometric mean of the errors over those of the best row, on the
+            samples that both have), its paired bootstrap interval ratio_low, ratio_high, and tie: whether
+            that contains 1. The confidence holds for all rows at once, by Holm's step-down (1979): k rows
+            are compared at 1 − (1 − c)/k, and if some differ from the best, the m others again at
+            1 − (1 − c)/m. Rows at the floor come first, rows with more failed samples than others last;
+            both are unranked.
         """
         at_budget = self._at(nfe)
         ranked = self._ranked(at_budget)
@@ -166,10 +168,14 @@ class Comparison:
         b: int | Mapping[str, Any],
         confidence: float | None = None,
     ) -> Decision:
-        """The ratio of the errors of two rows (numbers or dicts), sample by sample, and whether they tie.
+        """The geometric mean of the ratios of two rows' errors, sample by sample, and whether they tie.
 
-        It is the geometric mean of the samples' ratios (statistics.py). ValueError where fewer than
-        two samples are finished in both.
+        Args:
+            a, b: Numbers of rows, or rows.
+            confidence: Of the interval (default: the comparison's).
+
+        Raises:
+            ValueError: Fewer than two samples are finished in both.
         """
         i, j = (row if isinstance(row, int) else row["row"] for row in (a, b))
         level = self.confidence if confidence is None else confidence
@@ -178,8 +184,8 @@ class Comparison:
     def best(self, nfe: int | None = None) -> Answer:
         """The first of the ranking at a budget (None: the only one), and what it ties with.
 
-        Empty, and printing why, where no row has an error, or rows are at the floor: those are better
-        than all others, and the reference cannot tell them apart.
+        The answer is empty, and prints why, where no row has an error, or rows are at the floor: those are
+        better than all others, and the reference cannot tell them apart.
         """
         rows = self.ranking(nfe)
         budget = rows[0].budget
@@ -200,8 +206,8 @@ class Comparison:
     def recommend(self, target_error: float) -> Answer:
         """The cheapest row whose error, up to its upper bound, meets the target.
 
-        The bound is error_high, and for a row at the floor no less than the floor. Empty, and printing
-        what came closest, if none does.
+        The bound is error_high, and for a row at the floor no less than the floor. The answer is empty if
+        no row meets it, and prints what came closest.
         """
         if not isinstance(target_error, (int, float)) or not 0 < target_error < math.inf:
             raise ValueError(f"target_error={shown(target_error)} must be a positive RMS error")

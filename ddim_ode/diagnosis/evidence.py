@@ -1,14 +1,11 @@
 """Which reading of a network its answers bear out, on noised samples.
 
-The measure is the *misfit*: at a level, the error of ε̂ over that of the best a·x + c, two numbers fitted
-to the same samples. As x = ᾱx̂₀ + β̄ε̂, it is the same for x̂₀, v or any other vector, so that readings
-can be compared. The mean that a network is trained for has 1 at most, wherever it is asked, and less
-where the data are not Gaussian; a wrong reading has more at some level.
-
-With data, all readings are measured on them, and a network call serves all predictions and signs at once.
-Without, each reading is measured on the samples that the model makes when it is read so. A wrong one makes
-samples that it does not recognise when they are noised again, or samples that hardly differ: an
-x0-network that is always told of much noise answers with the mean, and finds itself right.
+The measure is the *misfit*: at a level, the error of ε̂ over that of the best a·x + c. As x = ᾱx̂₀ +
+β̄ε̂, it is the same for x̂₀, v or any other vector. A trained mean has 1 at most, and less where the data
+are not Gaussian; a wrong reading has more at some level. With data, all readings are measured on them,
+and a call serves all predictions and signs at once. Without, each is measured on the samples that the
+model makes when it is read so; a wrong one does not recognise its samples when they are noised again, or
+makes samples that hardly differ.
 """
 
 from __future__ import annotations

@@ -151,14 +151,26 @@ def summarise(
     seed: int = 0,
     progress: bool = False,
 ) -> Summary:
-    """Read and verify every shard; with a reference, also the metrics of the good samples against it.
+    """Read and verify every shard; with a reference, also measure the good samples against it.
 
-    features: those of the reference. keep: rows for all metrics but the Fréchet distance, which uses every
-    sample. ``Summary.row``: the run's n, failed (did not arrive, left out of everything but the counts),
-    seeds, run and samples (the starts of their hashes), mean and std of the entries, and what
-    :func:`ddim_ode.evaluate.metrics.measure` says. Memory: one shard, ``keep`` rows, and a covariance.
+    Memory: one shard, ``keep`` rows, and a covariance.
 
-    ValueError for a shard that is missing or damaged, features unlike the reference's, or unknown metrics.
+    Args:
+        shards: Of :func:`ddim_ode.generate`.
+        features: Those of the reference.
+        reference: Of real data.
+        metrics: Names, see :func:`ddim_ode.evaluate.metrics.measure`.
+        keep: Rows for all metrics but the Fréchet distance, which uses every sample.
+        seed: Of which rows, and of the metrics' own draws.
+        progress: Show a bar.
+
+    Returns:
+        ``row`` has the run's n, failed (samples that did not arrive, left out of everything but the
+        counts), seeds, run and samples (the starts of their hashes), mean and std of the entries, and what
+        ``measure`` says.
+
+    Raises:
+        ValueError: A shard that is missing or damaged, features unlike the reference's, unknown metrics.
     """
     if (features is None) != (reference is None):
         raise ValueError("features and reference belong together; give both, or neither")

@@ -1,14 +1,10 @@
 """What a diffusers scheduler's configuration says, and which of it is the model's.
 
-Such a file mixes three things. The *model's*: how data were noised in training and what the network
-predicts, which a :class:`ddim_ode.Denoiser` takes over. The *sampler's*: where it steps and how,
-which ``grid=``, ``final=`` and ``method=`` replace (and :mod:`.placement` gives back on request). And
-*limits on x̂₀*, clipping and thresholding, which many networks were trained to be sampled with. A clipped
-x̂₀ beside the old ε̂ breaks x = ᾱx̂₀ + β̄ε̂, and no ODE has these steps; here ε̂ follows x̂₀, as it does in
-DDPM's posterior mean and with ``use_clipped_model_output=True`` in the DDIM scheduler.
-
-The ᾱ are computed in float64 from the same formulas, not read from diffusers' float32 products, whose
-1 − ᾱ² keeps three digits at t = 1.
+It mixes three things. The *model's*: how data were noised in training and what the network predicts. The
+*sampler's*: where it steps and how, which ``grid=``, ``final=`` and ``method=`` replace. And *limits on
+x̂₀*, clipping and thresholding: here ε̂ follows the limited x̂₀, as in DDPM's posterior mean and with
+``use_clipped_model_output=True``, since a clipped x̂₀ beside the old ε̂ breaks x = ᾱx̂₀ + β̄ε̂. The ᾱ are
+computed in float64, not read from diffusers' float32 products, whose 1 − ᾱ² keeps three digits at t = 1.
 """
 
 from __future__ import annotations

@@ -62,31 +62,30 @@ class DDIMODEScheduler(Turns, Noising, SchedulerMixin, ConfigMixin):  # type: ig
 
     ``DDIMODEScheduler.from_config(pipe.scheduler.config, method="unipc3")`` takes the model's part of
     another scheduler's configuration (betas, prediction type, limits on x̂₀) and leaves the rest.
-
-    clip_sample, clip_sample_range, thresholding, dynamic_thresholding_ratio, sample_max_value: as of the
-    DDIM scheduler, thresholding before clipping; ε̂ is always recomputed from the limited x̂₀, which is its
-    ``use_clipped_model_output=True``. :attr:`limit` is the one in force.
-
-    method, grid, final, eta: as in :func:`ddim_ode.sample`; ``set_timesteps(n)`` compiles n steps of it.
-    start: as there, but ``"ramp"`` by default, so that each step has its ``order`` calls in ``timesteps``.
-    plans: compiled plans instead, as ``Plan.save`` writes them (see :meth:`from_plans`);
-    ``set_timesteps(n)`` takes the one of n network calls. snap: only whole times 0..T−1 reach the
-    network. time_offset: added to the schedule's t = 1..T, −1 for networks that count from 0. Network
-    times are floats, which diffusers' own networks take; without snap they need not be whole.
-    sigma_max: the level to start from; by default that of the scheduler which ``from_config`` replaces
-    (named in ``replaces``, by its spacing and offset), or where that is unknown, or higher,
-    :attr:`ddim_ode.Denoiser.sigma_max`; a named grid starts at the latter as well.
-    schedule: ``{"name": ..., "params": {...}}`` of :mod:`ddim_ode.schedules` in place of betas, such as
-    a continuous one.
-
-    ``order`` is the network calls of a step, as pipelines read it (they show progress by it, and image-to-
-    image ones count ``strength`` in it).
-
     ``DDIMPipeline`` turns whatever it is constructed with into its own scheduler: assign to
-    ``pipe.scheduler`` afterwards.
+    ``pipe.scheduler`` afterwards. ``order`` is the network calls of a step, as pipelines read it.
 
-    ValueError for a schedule that does not preserve variance (flow matching), an unknown method or grid,
-    a plan of another schedule.
+    Args:
+        num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas, prediction_type,
+            rescale_betas_zero_snr, variance_type: As of the DDIM scheduler.
+        clip_sample, clip_sample_range, thresholding, dynamic_thresholding_ratio, sample_max_value: As of
+            the DDIM scheduler, thresholding before clipping; ε̂ is always recomputed from the limited
+            x̂₀, which is its ``use_clipped_model_output=True``. :attr:`limit` is the one in force.
+        method, grid, final, eta: As in :func:`ddim_ode.sample`; ``set_timesteps(n)`` compiles n steps.
+        start: As there, but ``"ramp"`` by default, so that each step has its ``order`` calls.
+        plans: Compiled plans instead, as ``Plan.save`` writes them (see :meth:`from_plans`);
+            ``set_timesteps(n)`` takes the one of n network calls.
+        snap: Only whole times 0..T−1 reach the network. Without it times are floats, as diffusers' own
+            networks take them.
+        time_offset: Added to the schedule's t = 1..T; −1 for networks that count from 0.
+        schedule: {"name": ..., "params": {...}} of :mod:`ddim_ode.schedules` in place of betas.
+        sigma_max: The level to start from. Default: that of the scheduler which ``from_config`` replaces
+            (named in ``replaces``, by its spacing and offset), or where that is unknown, or higher, and for
+            a named grid, :attr:`ddim_ode.Denoiser.sigma_max`.
+
+    Raises:
+        ValueError: A schedule that does not preserve variance (flow matching), an unknown method or grid, a
+            plan of another schedule.
 
     >>> scheduler = DDIMODEScheduler(method="heun")
     >>> scheduler.set_timesteps(2)
@@ -206,9 +205,11 @@ class DDIMODEScheduler(Turns, Noising, SchedulerMixin, ConfigMixin):  # type: ig
     ) -> None:
         """Compile, or choose, the plan of the next run, and forget the last one's state.
 
-        num_inference_steps: steps of the method, or with ``plans`` network calls. timesteps: the
-        network times to step through instead, falling. sigmas: the levels to step through instead, falling,
-        the last included (0 to land on x̂₀). ``timesteps`` (n,) are then those of each call.
+        Args:
+            num_inference_steps: Steps of the method, or with ``plans`` network calls.
+            device: Of ``timesteps`` (nfe,), the network time of each call.
+            timesteps: The network times to step through instead, falling.
+            sigmas: The levels to step through instead, falling, the last included (0 to land on x̂₀).
         """
         exclusive(num_inference_steps=num_inference_steps, timesteps=timesteps, sigmas=sigmas)
         if timesteps is not None or sigmas is not None:
@@ -246,8 +247,9 @@ class DDIMODEScheduler(Turns, Noising, SchedulerMixin, ConfigMixin):  # type: ig
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Begin at that entry of ``timesteps`` (pipelines that start from an image); 0 is the whole run.
 
-        ValueError where the plan cannot: a compiled plan, or calls from there that are not those of the
-        same method begun at that level.
+        Raises:
+            ValueError: A compiled plan, or calls from there that are not those of the same method begun at
+                that level.
         """
         self._running()
         whole = self._whole
@@ -294,12 +296,21 @@ class DDIMODEScheduler(Turns, Noising, SchedulerMixin, ConfigMixin):  # type: ig
     ) -> DDIMSchedulerOutput | tuple[Tensor, Tensor]:
         """Take the network's answer at ``sample`` and go on to the next call, or to the end.
 
-        Returns ``prev_sample``, what to show the network next, and ``pred_original_sample``, x̂₀ as this
-        call has it.
+        Args:
+            model_output: (B, *), or twice the channels where a variance is learned.
+            timestep: The next of ``timesteps``.
+            sample: (B, *), what the network was shown.
+            eta: Only what the scheduler was made with; 0 and None ask for nothing.
+            generator: Of the step noise, if any.
+            use_clipped_model_output: True or None where x̂₀ is limited.
+            return_dict: False returns a tuple.
 
-        Calls go through ``timesteps`` in their order; a step out of order is a ValueError (checked where t
-        is a number or on the CPU, so as not to wait for a device). generator: of the step noise, if any.
-        eta: only what the scheduler was made with; 0 and None ask for nothing.
+        Returns:
+            ``prev_sample``, what to show the network next, and ``pred_original_sample``, x̂₀ of this call.
+
+        Raises:
+            ValueError: A step out of order (checked where t is a number or on the CPU, so as not to wait
+                for a device), or an option of the scheduler's constructor.
         """
         plan = self._running()
         if self._handed_over:
