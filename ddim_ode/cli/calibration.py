@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--budget", default="fast", help="fast, or thorough: several times the network calls")
     add("--classes", default="all", help="names or numbers, in turn over the noises: 'sneaker,bag'")
     add_guidance(parser, "; a plan is fitted to it, so give what you will sample with")
-    add("--sigma-max", type=float, default=None, help="noise level to start from (the model's own)")
+    add("--sigma-max", type=float, help="noise level to start from (the model's own)")
     add_limit_arguments(parser)
     add("--batch", type=int, default=64, help="samples solved together")
     add("--device", default="cpu", help="cpu, cuda, cuda:1 ...")

@@ -17,6 +17,7 @@ from .common import (
     condition,
     find_device,
     limits,
+    load_real,
     parse_classes,
     parse_features,
 )
@@ -49,7 +50,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--methods",
         nargs="+",
-        default=None,
         metavar="METHOD",
         help="names from ddim-ode methods; a selection of nine without",
     )
@@ -69,22 +69,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--grid",
         nargs="+",
-        default=None,
         help="time, quadratic, log_snr, karras, trailing; or best",
     )
-    add("--sigma-max", type=float, default=None, help="noise level to start from (the model's own)")
-    add("--sigma-min", nargs="+", type=float, default=None, help="last positive noise level")
+    add("--sigma-max", type=float, help="noise level to start from (the model's own)")
+    add("--sigma-min", nargs="+", type=float, help="last positive noise level")
     add(
         "--n",
         type=int,
-        default=None,
         help=f"noises to solve from ({_N}, and {_QUICK_N} if --quick)",
     )
     add("--quick", action="store_true", help="a first answer in minutes: fewer noises")
     add(
         "--seed",
         type=int,
-        default=None,
         help="of the first noise (0, or beside fitted plans the first that none of them was fitted to)",
     )
     add("--classes", default="all", help="names or numbers, in turn over the noises: 'sneaker,bag'")
@@ -96,22 +93,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--metrics",
         nargs="*",
-        default=None,
         metavar="METRIC",
         help="also distances between distributions: frechet_distance kernel_distance ...; against --data, "
         "a mixture's own draws, or else the converged solutions of the same noises",
     )
-    add("--data", type=Path, default=None, help="real images for --metrics, as for ddim-ode train")
+    add("--data", type=Path, help="real images for --metrics, as for ddim-ode train")
     add(
         "--features",
-        default=None,
         help="for --metrics: a classifier.safetensors, inception, or identity (the samples themselves)",
     )
-    add("--reference", type=float, default=None, help="RMS to which the reference is converged")
+    add("--reference", type=float, help="RMS to which the reference is converged")
     add("--confidence", type=float, default=0.95, help="of all intervals")
     add("--batch", type=int, default=32, help="samples solved together")
     add("--device", default="cpu", help="cpu, cuda, cuda:1 ...")
-    add("--cache", type=Path, default=None, help="where solved batches are kept (OUT/cache)")
+    add("--cache", type=Path, help="where solved batches are kept (OUT/cache)")
     add("--out", type=Path, default=Path("out/compare"), help="directory for the results")
     parser.set_defaults(run=_compare)
 
@@ -281,15 +276,8 @@ def _real(
     from ..evaluate.statistics import FeatureStatistics
 
     if args.data is not None:
-        from ..nets.data import load_images, to_unit
-
-        pixels = load_images(args.data, "test").pixels
-        if tuple(pixels.shape[1:]) != loaded.shape:
-            raise ValueError(
-                f"--data {args.data}: images are {tuple(pixels.shape[1:])}, and the model makes "
-                f"{loaded.shape}"
-            )
-        return FeatureStatistics.of(to_unit(pixels), features), f"{len(pixels):,} real images"
+        images = load_real(args.data, "test", loaded.shape)
+        return FeatureStatistics.of(images, features), f"{len(images):,} real images"
     draw = getattr(loaded.denoiser, "draw", None)
     if draw is None:
         return None, ""

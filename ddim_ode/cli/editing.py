@@ -35,7 +35,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--to",
-        default=None,
         help="classes, names or numbers: 'coat,bag'. Alone: encode under a picture's own class, decode "
         "under these, one after another",
     )
@@ -44,12 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--strength",
         type=float,
         nargs="+",
-        default=None,
         help="add noise until it is these shares of the picture, in (0, 1], and solve from there",
     )
     what.add_argument(
         "--mask",
-        default=None,
         help=f"make a part anew: {', '.join(HALVES)}, or a picture that is light where to",
     )
     add("--seed", type=int, default=0, help="of the first picture's noise, and one more for each")

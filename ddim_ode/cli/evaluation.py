@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from .._base import files
 from .._base.checks import refuse
 from .._base.table import Table
-from .common import find_device, parse_features
+from .common import find_device, load_real, parse_features
 
 if TYPE_CHECKING:
     from ..evaluate.features import Features
@@ -23,26 +23,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--data",
         type=Path,
-        default=None,
         help="real images, as for ddim-ode train (the test split of an IDX pair), or a .safetensors of "
         "FeatureStatistics.save; without, the samples are verified and counted",
     )
     add(
         "--features",
-        default=None,
         help="a classifier.safetensors, inception, or identity (the samples themselves)",
     )
     add(
         "--metrics",
         nargs="+",
-        default=None,
         metavar="METRIC",
         help="for --data (frechet_distance kernel_distance)",
     )
     add("--keep", type=int, default=10_000, help="rows for all metrics but frechet_distance")
     add("--seed", type=int, default=0, help="of which rows, and of the metrics' own draws")
     add("--device", default="cpu", help="for the features: cpu, cuda ...")
-    add("--out", type=Path, default=None, help="folder for evaluation.csv and .json (DIR)")
+    add("--out", type=Path, help="folder for evaluation.csv and .json (DIR)")
     parser.set_defaults(run=_evaluate)
 
 
@@ -110,13 +107,7 @@ def _features(args: argparse.Namespace, shards: Shards) -> Features:
 
 def _reference(path: Path, shards: Shards, features: Features) -> FeatureStatistics:
     from ..evaluate.statistics import FeatureStatistics
-    from ..nets.data import load_images, to_unit
 
     if path.suffix == ".safetensors":
         return FeatureStatistics.load(path, features)
-    pixels = load_images(path, "test").pixels
-    if tuple(pixels.shape[1:]) != shards.run.shape:
-        raise ValueError(
-            f"--data {path}: images are {tuple(pixels.shape[1:])}, and the samples {shards.run.shape}"
-        )
-    return FeatureStatistics.of(to_unit(pixels), features)
+    return FeatureStatistics.of(load_real(path, "test", shards.run.shape), features)

@@ -23,7 +23,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seeds", default="0-3", help="of noises, taken in pairs: 0-3 or 3,5,8,9 (without --data)")
     add(
         "--classes",
-        default=None,
         help="of the pairs, names or numbers: 'sneaker,bag' or all (default: none, the network alone)",
     )
     add("--points", type=int, default=9, help="pictures on each way, both ends included")

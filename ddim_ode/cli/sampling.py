@@ -9,6 +9,7 @@ import json
 import re
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from .._base.versions import versions
 from .common import (
     add_ode_arguments,
     condition,
+    counted,
     find_device,
     limits,
     parse_classes,
@@ -52,18 +54,16 @@ _OPTIONS = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--model", default=None, help=f"{HELP_TRAINED} ({_DEFAULTS['model']})")
+    add("--model", help=f"{HELP_TRAINED} ({_DEFAULTS['model']})")
     add(
         "--methods",
         nargs="+",
-        default=None,
         metavar="METHOD",
         help=f"names from ddim-ode methods ({' '.join(_METHODS)}; none beside --plan)",
     )
     add(
         "--plan",
         nargs="+",
-        default=None,
         metavar="FILE",
         help="plans, of ddim-ode calibrate or Plan.save; what follows on steps and levels is for --methods",
     )
@@ -71,41 +71,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     where.add_argument(
         "--nfe",
         type=int,
-        default=None,
         help=f"most network calls of a sample ({_NFE} of a fixed plan without --steps)",
     )
-    where.add_argument(
-        "--steps", type=int, default=None, help="intervals of the grid, also of rk45 and bosh3"
-    )
+    where.add_argument("--steps", type=int, help="intervals of the grid, also of rk45 and bosh3")
     add(
         "--grid",
-        default=None,
         help="time, quadratic, log_snr, karras or trailing (default: by the number of steps); makes rk45 "
         "and bosh3 fixed plans",
     )
-    add("--final", default=None, help="zero (land on x̂₀) or sigma_min")
-    add("--sigma-min", type=float, default=None, help="last positive noise level")
-    add("--eta", type=float, default=None, help="step noise of ddim: 0 is DDIM, 1 is DDPM")
+    add("--final", help="zero (land on x̂₀) or sigma_min")
+    add("--sigma-min", type=float, help="last positive noise level")
+    add("--eta", type=float, help="step noise of ddim: 0 is DDIM, 1 is DDPM")
     add(
         "--rtol",
         type=float,
-        default=None,
         help="of the adaptive solvers: rk45, bosh3, other packages', and heun, without --steps and --nfe "
         f"({_TOLERANCE:g})",
     )
-    add("--atol", type=float, default=None, help="of the same")
-    add("--seeds", default=None, help=f"one picture each: 0-9 or 3,5,8 ({_DEFAULTS['seeds']})")
+    add("--atol", type=float, help="of the same")
+    add("--seeds", help=f"one picture each: 0-9 or 3,5,8 ({_DEFAULTS['seeds']})")
     add(
         "--classes",
-        default=None,
         help="names or numbers, repeated over the seeds: 'sneaker,bag' (all)",
     )
-    add("--batch", type=int, default=None, help=f"samples solved together ({_DEFAULTS['batch']})")
+    add("--batch", type=int, help=f"samples solved together ({_DEFAULTS['batch']})")
     add("--device", default="cpu", help="cpu, cuda, cuda:1 ...")
     add("--out", type=Path, default=Path("out"), help="directory for the results")
     add("--npz", action="store_true", help="also write the arrays, one .npz a method")
     add("--png", action="store_true", help="also write one PNG a sample")
-    add("--manifest", type=Path, default=None, help="run again what this manifest.json says")
+    add("--manifest", type=Path, help="run again what this manifest.json says")
     add_ode_arguments(parser)
     parser.set_defaults(
         run=_sample, parser=parser, sha256=None, plan_sha256=None, guidance_rescale=None
@@ -297,7 +291,7 @@ def _run_solver(
     end = torch.cat([solution.x for solution in solutions]).cpu()  # waits for the device
     seconds = time.perf_counter() - started
     first = solutions[0]
-    status = [s for solution in solutions for s in solution.status.tolist()]
+    status = Counter(s for solution in solutions for s in solution.status.tolist())
     return end, dict(
         method=label,
         steps=len(first.sigmas) - 1 if first.plan is not None else None,
@@ -305,7 +299,7 @@ def _run_solver(
         net_evals=sum(solution.net_evals for solution in solutions),
         seconds=round(seconds, 3),
         sigmas=first.to_dict()["sigmas"],
-        status={name: status.count(name) for name in sorted(set(status))},
+        status=dict(sorted(status.items())),
         alterations=first.to_dict()["alterations"],
         plan=None if first.plan is None else first.plan.to_dict(),
     )
@@ -385,6 +379,6 @@ def _report(
     for row in rows:
         row["steps"] = "own" if row["steps"] is None else row["steps"]
         row["seconds"] = f"{row['seconds']:.2f}"
-        row["status"] = ", ".join(f"{n} {name}" for name, n in row["status"].items())
+        row["status"] = counted(row["status"])
     print_table(rows)
     print(f"\n{args.out / 'samples.png'}   {args.out / 'manifest.json'}")
