@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ..denoising.denoiser import Denoiser
+from ..schedules.schedule import Schedule
 from ..solve.planning import plan_for
+from ..solvers.compilation import plan as compile_plan
 from ..solvers.methods import METHODS
 from ..solvers.plan import Plan
 from .family import Linear
@@ -134,3 +136,15 @@ def apart(candidates: Sequence[Candidate], most: int) -> list[Candidate]:
         if len(chosen) < most and not near:
             chosen.append(candidate)
     return chosen
+
+
+def incumbent_of(plan: Plan, schedule: Schedule) -> Plan | None:
+    """The textbook plan that a fit began from, compiled again; None where the fit does not say."""
+    fit = plan.fit or {}
+    if fit.get("calibrated") is False:
+        return plan
+    if (facts := fit.get("incumbent_plan")) is None:
+        return None
+    grid = [float(sigma) for sigma in facts["grid"]]  # "inf" too
+    options = {name: facts.get(name) for name in ("start", "chart", "vector")}
+    return compile_plan(facts["method"], schedule, grid, **options)

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..denoising.denoiser import Denoiser
-    from ..schedules.schedule import Schedule
     from ..solvers.plan import Plan
 
 _PICTURES = 4  # of the same seeds, in every cell of the strip
@@ -166,6 +165,7 @@ def _before_after(
     cond: dict[str, Tensor] | None,
 ) -> tuple[dict[str, list[Tensor | None]], Tensor]:
     """End states by sampler and budget, and where the ODE takes the same seeds."""
+    from ..calibration.search import incumbent_of
     from ..denoising.seeding import noise
     from ..solve.sampling import sample
 
@@ -173,27 +173,12 @@ def _before_after(
     x = noise(loaded.shape, model.schedule, seeds, model.sigma_max, args.device)
     lines: dict[str, list[Tensor | None]] = {"default": [], "incumbent": [], "calibrated": []}
     for nfe, plan in plans.items():
-        incumbent = _incumbent(plan, model.schedule)
+        incumbent = incumbent_of(plan, model.schedule)
         lines["default"].append(sample(model, x, nfe=nfe, cond=cond).x.cpu())
         for name, one in (("incumbent", incumbent), ("calibrated", plan)):
             made = None if one is None else sample(model, x, plan=one, cond=cond).x.cpu()
             lines[name].append(made)
     return lines, sample(model, x, "unipc3", steps=_STEPS, cond=cond).x.cpu()
-
-
-def _incumbent(plan: Plan, schedule: Schedule) -> Plan | None:
-    """The textbook plan that the fit began from, compiled again; None where the fit does not say."""
-    from ..solvers.compilation import plan as compile_plan
-
-    fit = plan.fit or {}
-    if fit.get("calibrated") is False:
-        return plan
-    made = fit.get("incumbent_plan")
-    if made is None:
-        return None
-    grid = [float(sigma) for sigma in made["grid"]]  # "inf" too
-    options = {name: made.get(name) for name in ("start", "chart", "vector")}
-    return compile_plan(made["method"], schedule, grid, **options)
 
 
 def _how_to_sample(args: argparse.Namespace, model: Denoiser, path: Path) -> str:

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._base.checks import count
-from .._base.escaping import lines, plain
-from .._base.table import Table
+from .._base.escaping import lines
 from .common import (
     add_guidance,
     add_limit_arguments,
@@ -24,8 +23,6 @@ from .common import (
 from .models import HELP, Loaded, load_model
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from torch import Tensor
 
     from ..comparison.distances import Measured
@@ -307,33 +304,7 @@ def _write(
     files = report.write(args.out, result, context)
     result.to_csv(args.out / "compare.csv")
     result.to_json(args.out / "compare.json")
-    print(lines(_terminal(loaded, result, context)))
+    print(lines(report.text(result, context)))
     print(
         "\n" + "   ".join(map(str, [*files, args.out / "compare.csv", args.out / "compare.json"]))
     )
-
-
-def _terminal(loaded: Loaded, result: Comparison, context: Any) -> str:
-    from ..comparison import report, tables
-
-    def listed(pairs: Sequence[tuple[str, str]]) -> list[str]:
-        return [f"  {line}" for line in Table((), pairs, left=(1,)).text().split("\n")]
-
-    out = [f"{plain(loaded.title)}: {report.summary(result)}", ""]
-    if context.stopped:
-        out += ["Incomplete: what is best here is so among the rows that are finished.", ""]
-    out.append("Best at each budget")
-    out += listed(report.best_lines(result))
-    if targets := report.target_lines(result, context.targets):
-        out += ["", "Cheapest whose whole interval meets an error", *listed(targets)]
-    out += ["", "RMS error to the converged solution", tables.overview_text(result)]
-    measured = context.measured
-    for name in measured.names if measured else ():
-        own = report.converged_cells(result, measured.converged.get(name))
-        out += ["", measured.label(name), tables.overview_text(result, name, own)]
-    noted = dict.fromkeys(
-        f"  {plain(row.method)} at {row.budget}: {plain(row.note)}"
-        for row in result.rows
-        if row.note
-    )
-    return "\n".join([*out, *(["", *noted] if noted else [])])

@@ -122,6 +122,31 @@ def page(result: Comparison, context: Context, drawn: Mapping[str, Picture] | No
     )
 
 
+def text(result: Comparison, context: Context) -> str:
+    """The short of it, for a terminal."""
+
+    def listed(pairs: Sequence[tuple[str, str]]) -> list[str]:
+        return [f"  {line}" for line in Table((), pairs, left=(1,)).text().split("\n")]
+
+    out = [f"{plain(context.title)}: {summary(result)}", ""]
+    if context.stopped:
+        out += ["Incomplete: what is best here is so among the rows that are finished.", ""]
+    out += ["Best at each budget", *listed(best_lines(result))]
+    if targets := target_lines(result, context.targets):
+        out += ["", "Cheapest whose whole interval meets an error", *listed(targets)]
+    out += ["", "RMS error to the converged solution", tables.overview_text(result)]
+    if measured := context.measured:
+        for name in measured.names:
+            own = converged_cells(result, measured.converged.get(name))
+            out += ["", measured.label(name), tables.overview_text(result, name, own)]
+    noted = dict.fromkeys(
+        f"  {plain(row.method)} at {row.budget}: {plain(row.note)}"
+        for row in result.rows
+        if row.note
+    )
+    return "\n".join([*out, *(["", *noted] if noted else [])])
+
+
 def summary(result: Comparison) -> str:
     """What was run, in one line."""
     methods = {row.method for row in result.rows}
