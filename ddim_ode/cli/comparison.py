@@ -63,18 +63,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also the plans that ship with the model, fitted to it: one line, at the budgets they fit",
     )
     add("--nfe", nargs="+", type=int, default=list(_NFE), help="budgets of network calls")
-    add(
-        "--grid",
-        nargs="+",
-        help="time, quadratic, log_snr, karras, trailing; or best",
-    )
+    add("--grid", nargs="+", help="time, quadratic, log_snr, karras, trailing; or best")
     add("--sigma-max", type=float, help="noise level to start from (the model's own)")
     add("--sigma-min", nargs="+", type=float, help="last positive noise level")
-    add(
-        "--n",
-        type=int,
-        help=f"noises to solve from ({_N}, and {_QUICK_N} if --quick)",
-    )
+    add("--n", type=int, help=f"noises to solve from ({_N}, and {_QUICK_N} if --quick)")
     add("--quick", action="store_true", help="a first answer in minutes: fewer noises")
     add(
         "--seed",

@@ -46,8 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="add noise until it is these shares of the picture, in (0, 1], and solve from there",
     )
     what.add_argument(
-        "--mask",
-        help=f"make a part anew: {', '.join(HALVES)}, or a picture that is light where to",
+        "--mask", help=f"make a part anew: {', '.join(HALVES)}, or a picture that is light where to"
     )
     add("--seed", type=int, default=0, help="of the first picture's noise, and one more for each")
     add("--variants", type=int, default=3, help="of --mask, each from noises of its own")
@@ -135,11 +134,7 @@ def _renoised(
 
 
 def _inpainted(
-    args: argparse.Namespace,
-    model: Trained,
-    pictures: Tensor,
-    keep: Tensor,
-    targets: Targets,
+    args: argparse.Namespace, model: Trained, pictures: Tensor, keep: Tensor, targets: Targets
 ) -> Iterator[Made]:
     from ..denoising.seeding import noise
     from ..solve.inpainting import Known

@@ -90,10 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--atol", type=float, help="of the same")
     add("--seeds", help=f"one picture each: 0-9 or 3,5,8 ({_DEFAULTS['seeds']})")
-    add(
-        "--classes",
-        help="names or numbers, repeated over the seeds: 'sneaker,bag' (all)",
-    )
+    add("--classes", help="names or numbers, repeated over the seeds: 'sneaker,bag' (all)")
     add("--batch", type=int, help=f"samples solved together ({_DEFAULTS['batch']})")
     add("--device", default="cpu", help="cpu, cuda, cuda:1 ...")
     add("--out", type=Path, default=Path("out"), help="directory for the results")

@@ -204,11 +204,7 @@ class Probe:
         return np.asarray((low + share * (high - low)) ** 7)
 
     def generate(
-        self,
-        model: Denoiser,
-        limit: Limit | None = None,
-        steps: int = 15,
-        rows: int | None = None,
+        self, model: Denoiser, limit: Limit | None = None, steps: int = 15, rows: int | None = None
     ) -> Tensor:
         """Samples of a variant of the model, by a few DDIM steps from a finite level.
 

@@ -20,12 +20,7 @@ from .._base.warn import Caution, warn
 from ..denoising.guidance import Limit
 from ..schedules.schedule import Array, Schedule
 
-PREDICTIONS = {
-    "epsilon": "eps",
-    "sample": "x0",
-    "v_prediction": "v",
-    "flow_prediction": "flow",
-}
+PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
 DISCRETE = (
     *("DDIMScheduler", "DDIMParallelScheduler", "DDIMInverseScheduler"),
     *("DDPMScheduler", "DDPMParallelScheduler", "PNDMScheduler"),

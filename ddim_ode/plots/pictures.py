@@ -24,10 +24,7 @@ _LABEL = 1.25  # inches for the names on the left
 _MARGIN = 1  # blank pixels around a picture
 
 
-def sample_grid(
-    strips: Sequence[tuple[str, Tensor]],
-    columns: Sequence[str] = (),
-) -> Figure:
+def sample_grid(strips: Sequence[tuple[str, Tensor]], columns: Sequence[str] = ()) -> Figure:
     """A figure of strips (label, images (N, C, H, W) in [-1, 1]), wrapped at ten columns.
 
     columns: headings, one per column. A label's first line is set in bold.
