@@ -32,9 +32,7 @@ if TYPE_CHECKING:
     from ..evaluate.statistics import FeatureStatistics
 
 _N = 64
-_QUICK_N = (
-    12  # the shipped model's reference, 2,000 calls a noise at most, then fits into two minutes
-)
+_QUICK_N = 12  # the shipped model's reference, 2,000 calls a noise at most, then takes two minutes
 _NFE = (5, 8, 10, 20)
 _FEW = 4  # noises that a network is tried on before the long run
 _LEAST = 4  # samples that a metric takes

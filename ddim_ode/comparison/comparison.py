@@ -42,7 +42,7 @@ from ..solve.solution import norm_per_sample, warn_of_scale
 from ..solvers.controller import SUCCESS
 from ..solvers.fit import ode_text
 from ..solvers.plan import Plan
-from . import jobs as candidates
+from . import jobs
 from .jobs import Job
 from .result import Comparison
 from .rows import Cell
@@ -135,12 +135,12 @@ def compare(
     batch, keep = count("batch", batch), count("keep", keep, least=0)
     flag("progress", progress)
     confidence = check_confidence(confidence)
-    entries = candidates.entries(methods, model)
+    entries = jobs.entries(methods, model)
     wanted = budgets(nfe)
-    ends = candidates.cuts(sigma_min, model)
-    names = candidates.grid_names(grid, ends)
-    todo = [row for entry in entries for row in candidates.jobs(entry, wanted, names, ends, model)]
-    searched = candidates.searched(names, n)
+    ends = jobs.cuts(sigma_min, model)
+    names = jobs.grid_names(grid, ends)
+    todo = [row for entry in entries for row in jobs.jobs(entry, wanted, names, ends, model)]
+    searched = jobs.searched(names, n)
     shape = sample_shape(model, shape)
     place = device_of(model, device)
     seeds = range(seed, seed + n)

@@ -1,8 +1,8 @@
 """Distribution metrics of what a comparison made: its kept end states, row by row.
 
-Held against real data, or against the converged solutions of the very same noises. The second says what
-the solver alone does to the distribution, and nothing of the model: it is zero for a solver without
-error. The two samples are then pairs, so the metrics that suppose independent ones are refused.
+They are measured against real data, or against the converged solutions of the same noises. The second says
+what the solver alone does to the distribution, and nothing of the model. The two samples are then pairs, so
+metrics that assume independent samples are refused.
 """
 
 from __future__ import annotations

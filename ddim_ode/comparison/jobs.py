@@ -1,4 +1,4 @@
-"""What a comparison runs: every method at every budget on every grid, compiled before any network call."""
+"""What a comparison runs: each method at each budget on each grid, compiled before any network call."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ OWN, AS_GIVEN = "own steps", "plan"
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of a comparison: its name, and a method to compile, an external name, or a plan."""
+    """One line of a comparison: its name, and a method to compile, another package's name, or a plan."""
 
     label: str
     solver: Method | str | Plan
@@ -39,8 +39,8 @@ class Entry:
 class Job:
     """One solve: an entry at a budget on a grid. refusal: why there is no such solve.
 
-    group: the grid as it was asked for. method, options: for a solver of another package, as in
-    :func:`ddim_ode.sample`.
+    group: the grid as it was asked for. options: of :func:`ddim_ode.sample`, for a solver of another
+    package.
     """
 
     entry: Entry
@@ -59,7 +59,7 @@ class Job:
         return self.plan.nfe if self.plan is not None else self.budget
 
     def content(self) -> tuple[list[Any], list[float]]:
-        """What decides the outcome on given noises: what is exact of it, and the numbers."""
+        """What decides the outcome on given noises, as the store keys it: exact parts, and numbers."""
         if self.plan is not None:
             return of_plan(self.plan)
         numbers = {k: v for k, v in self.options.items() if isinstance(v, float)}

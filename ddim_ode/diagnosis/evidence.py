@@ -29,16 +29,12 @@ from .readings import SCALES, Clock, Reading, clocks, others
 CLEARLY = 1.2  # ratio of misfits from which one reading is better than another
 _LITTLE, _EQUAL = 1.1, 1.03  # the same on data where it is better at each level, or hardly worse
 LEAST = 6  # different clean samples that say something of the data, and not of themselves alone
-_PRICE, _PRICES = (
-    1.05,
-    {"prediction": 1.2},
-)  # what a change must pay: who wrote it down knew the prediction
+# what a change must pay: whoever wrote the configuration knew the prediction
+_PRICE, _PRICES = 1.05, {"prediction": 1.2}
 _RACE = (1, 4)  # levels at which readings are tried first
 _FLOOR = 0.2  # relative error of an answer that is as good as none: networks are no better
-_WHOLE, _HALF = (
-    1.05,
-    1.5,
-)  # misfit at each level, at most, of samples that are known again, and perhaps
+# misfit at each level, at most, of samples that are recognised, and perhaps
+_WHOLE, _HALF = 1.05, 1.5
 _KNOWING = 0.98  # mean misfit from which a network says more than a·x + c does
 _FITTING = 1.15  # mean misfit on data of a network that is trained
 _USABLE = 1.5  # and on samples that it makes

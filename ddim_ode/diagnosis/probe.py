@@ -26,22 +26,16 @@ from ..solve.sampling import sample
 from .readings import Reading
 
 _LEVELS = (0.05, 0.2, 0.4, 0.6, 0.8, 0.95)  # of T; of σ_min..σ_max in Karras' spacing where t is σ
-_ENTRIES = (
-    64  # numbers, at least, that an average is taken over: small states are asked for more often
-)
+_ENTRIES = 64  # numbers, at least, in an average: small states are asked for more often
 _FEW = 4  # samples, at least, that tell how far they are apart
 _FAR_OFF = 3.0  # RMS of samples, in units of the noise at the start, that no sound model makes
 # Little networks overshoot: of those of benchmarks/doctor.py, a quarter of the entries, by half. What
 # relies on a limit makes nothing in range without.
 _SHARE = 0.5  # of entries out of range
 BEYOND = 1.5  # times the data's largest entry, from where one is
-_SHRUNK = (
-    3.0  # times; those networks shrink to half, one that relies on a limit to a fifth and less
-)
+_SHRUNK = 3.0  # times; those networks shrink to half, one that relies on a limit to a fifth
 _TRIES = 3  # to find that range
-_PER_E_FOLD = (
-    2.5  # DDIM steps that leave no sample between two kinds of data, where σ spans decades
-)
+_PER_E_FOLD = 2.5  # DDIM steps that leave no sample between two kinds of data, over decades of σ
 OUT_OF_SCALE = "what the model makes by itself is not on the scale of its noise; give data"
 
 
@@ -165,11 +159,8 @@ class Probe:
         for _ in range(_TRIES):
             bound = float(held.median()) or 1.0
             held = _largest(self.generate(self.model, Limit(clip=bound)))
-        middle, most = (
-            free.median() > _SHRUNK * held.median(),
-            (free > _SHRUNK * held).float().mean(),
-        )
-        return bool(middle) and float(most) > 0.5
+        most = (free > _SHRUNK * held).float().mean()
+        return bool(free.median() > _SHRUNK * held.median()) and float(most) > 0.5
 
     def beyond(self, x: Tensor) -> float:
         """The share of entries far beyond :attr:`reach`."""

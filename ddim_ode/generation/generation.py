@@ -233,7 +233,7 @@ def _settle(folder: Path, run: Run, claims: Claims, any_shard: bool) -> Shards:
             return ours
         if any_shard:
             run = replace(run, shard=kept.run.shard)
-        # In this order: who has a claim when we ask may have a shard, and none, when we look.
+        # In this order: a process with a claim may write its shard, and drop the claim, between the two.
         if kept.run.difference(run) and claims.idle() and not _others(folder):
             ours.save_manifest()
             return ours

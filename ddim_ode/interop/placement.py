@@ -120,9 +120,7 @@ def starting_level(config: Mapping[str, Any], denoiser: Denoiser, steps: int) ->
 
 def _striding(scheduler: Any, schedule: Schedule) -> Placement:
     times = _numbers(scheduler.timesteps)
-    if (
-        type(scheduler).__name__ == "PNDMScheduler"
-    ):  # which lists the calls inside of its steps as well
+    if type(scheduler).__name__ == "PNDMScheduler":  # it lists the calls inside of its steps, too
         times = np.asarray(scheduler._timesteps, dtype=np.float64)[::-1]
     after = times - scheduler.config.num_train_timesteps // scheduler.num_inference_steps
     last = 0.0 if scheduler.config.set_alpha_to_one else float(schedule.sigma(1.0))
@@ -131,5 +129,4 @@ def _striding(scheduler: Any, schedule: Schedule) -> Placement:
 
 
 def _numbers(values: Any) -> Array:
-    found: Array = values.double().cpu().numpy()
-    return found
+    return np.asarray(values.double().cpu().numpy())

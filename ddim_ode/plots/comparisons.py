@@ -266,9 +266,8 @@ def _log_numbers(axis: Any, span: float) -> None:
 
 def _apart(values: Sequence[float]) -> list[float]:
     """Those of the rising values that leave room for the number before, the largest kept."""
-    least = max(
-        1.12, (values[-1] / values[0]) ** (1 / 18)
-    )  # a number takes a twentieth of the axis
+    # a number takes a twentieth of the axis
+    least = max(1.12, (values[-1] / values[0]) ** (1 / 18))
     kept: list[float] = []
     for value in reversed(values):
         if not kept or kept[-1] / value > least:
