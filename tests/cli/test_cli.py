@@ -172,7 +172,7 @@ def test_an_output_folder_that_cannot_be_is_explained(tmp_path, capsys):
         (["--guidance-interval", "1", "2"], "--guidance-interval does nothing without guidance"),
         (["--guidance-rescale", "0.5"], "--guidance-rescale does nothing without guidance"),
         (["--clip", "1", "--threshold", "0.9"], "drop threshold"),
-        (["--methods", "ddim", "heun", "--eta", "1"], "--eta belongs to ddim, and heun"),
+        (["--methods", "ddim", "heun", "--eta", "1"], "method 'heun' takes no eta"),
         (["--rtol", "1e-3"], "--rtol is for adaptive solves, and ddim takes steps as given"),
         (["--methods", "rk45", "--rtol", "1e-3", "--steps", "4"], "as given; drop it, or --steps"),
         (["--methods", "scipy:RK45"], "takes its own steps, and no --steps; run it apart"),

@@ -12,9 +12,9 @@ import torch
 from problems import DDPM, mixture_2d
 
 import ddim_ode
-from ddim_ode.cli.comparison import draw_samples
 from ddim_ode.comparison import report, tables
 from ddim_ode.comparison.distances import check_metrics, measure_rows
+from ddim_ode.comparison.samples import draw_samples
 from ddim_ode.evaluate.features import IDENTITY
 from ddim_ode.plots.pictures import solver_grid
 from ddim_ode.solve import reference
@@ -163,7 +163,7 @@ def test_metrics_against_the_same_noises_vanish_with_the_error():
 
 def test_metrics_leave_out_rows_with_failed_samples(result):
     r = compare(mixture_2d(DDPM), ["ddim"], [5])
-    r.rows[0]["failed"] = 1
+    r.rows[0].failed = 1
     measure_rows(r, IDENTITY, metrics=["energy_distance"])
     assert r.rows[0]["energy_distance"] is None
 
