@@ -213,13 +213,7 @@ EQUAL = [
     d(SINGLE, every(3, THEIR_3S), N=13, solver_order=3, **EVEN),
     d(SINGLE, every(3, THEIR_3S_HEUN), N=13, solver_order=3, solver_type="heun", **EVEN),
     *(
-        d(
-            UNIPC,
-            f"unipc{p}:{bh}+lower_order_final",
-            solver_order=p,
-            solver_type=bh,
-            **options,
-        )
+        d(UNIPC, f"unipc{p}:{bh}+lower_order_final", solver_order=p, solver_type=bh, **options)
         for p in (2, 3)
         for bh, options in (("bh1", LAST), ("bh2", LAST), ("bh2", {}), ("bh2", KARRAS))
     ),
