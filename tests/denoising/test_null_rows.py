@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from problems import COSINE, points
+from refusals import expect
 from test_guidance import LABELS, MEANS, VARIANCE, X, denoiser, gaussians
 
 import ddim_ode
@@ -143,8 +144,7 @@ def test_another_number_of_rows_is_refused(method, batch):
     model = guided(NULL[:3])
     if batch is not None:
         model = ddim_ode.accelerate(model, batch=batch)
-    with pytest.raises(ValueError, match=r"null\['y'\].* a row for each"):
-        ddim_ode.sample(model, X, cond=COND, **method)
+    expect(lambda: ddim_ode.sample(model, X, cond=COND, **method), r"null\['y'\].* a row for each")
     for call in (
         lambda: ddim_ode.compare(model, "ddim", nfe=2, shape=(3,), n=4, cond=COND, progress=False),
         lambda: ddim_ode.calibrate(model, 2, shape=(3,), n=4, cond=COND, progress=False),

@@ -153,7 +153,10 @@ def flow(*args, **options):
         (lambda: Denoiser(Counting(), zero_snr())(X, np.inf), "rescale_betas_zero_snr"),
         (sample(Denoiser(Counting(), zero_snr(), clip=1.0), X, steps=3), "rescale_betas_zero_snr"),
         *(
-            (sample(Denoiser(Counting(), COSINE, time=lambda t, s, v=v: v), X, steps=3), "number for each")
+            (
+                sample(Denoiser(Counting(), COSINE, time=lambda t, s, v=v: v), X, steps=3),
+                "number for each",
+            )
             for v in (None, "a", float("nan"), [1.0] * 7)
         ),
         # the ODE by itself

@@ -229,7 +229,7 @@ def test_an_external_solve_starts_at_infinite_sigma(name):
 
 @pytest.mark.parametrize("name", ["torchdiffeq:dopri5", "torchdiffeq:bosh3", "torchdiffeq:rk4"])
 def test_an_external_solve_is_differentiable_on_request(name):
-    tight = dict(rtol=1e-8, atol=1e-9, max_nfe=10_000)
+    tight = dict(rtol=1e-6, atol=1e-7, max_nfe=10_000)
     where = dict(steps=100, grid="log_snr") if name.endswith("rk4") else tight
     ends = dict(sigma_max=4.0, sigma_min=0.3, final="sigma_min")
     model, x = gaussian_2d(COSINE), X.clone().requires_grad_()
@@ -238,7 +238,7 @@ def test_an_external_solve_is_differentiable_on_request(name):
     # The flow of a Gaussian is affine, so differences of it are derivatives.
     zero, unit = torch.zeros(2, 2).double(), torch.eye(2).double()
     expected = (model.flow(unit, 4.0, 0.3) - model.flow(zero, 4.0, 0.3)).sum(1)
-    torch.testing.assert_close(gradient[0], expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(gradient[0], expected, rtol=0, atol=1e-4)
     assert not gradient[1:].any()  # nothing leaks between samples through the step sizes
 
 
@@ -254,9 +254,9 @@ def test_guidance_of_a_half_precision_network_is_combined_in_single(dtype):
     torch.testing.assert_close(eps, expected, rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("name", ["evaluate.metrics", "interop.config", "solvers.methods"])
-def test_modules_are_there_without_an_import_of_their_own(name):
-    code = f"import sys, ddim_ode; ddim_ode.{name}; sys.exit(hasattr(ddim_ode.evaluate, 'nothing'))"
+def test_modules_are_there_without_an_import_of_their_own():
+    code = "import sys, ddim_ode; ddim_ode.interop.config, ddim_ode.solvers.methods, "
+    code += "ddim_ode.evaluate.metrics; sys.exit(hasattr(ddim_ode.evaluate, 'nothing'))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from problems import COSINE, DDPM, EXPONENTIAL, Counting, gaussian_2d, mixture_2d, points, zero_snr
+from refusals import expect
 
 import ddim_ode
 from ddim_ode import grids, schedules
@@ -214,5 +215,4 @@ def test_a_budget_under_snap_gives_the_most_steps_that_fit_both(name, nfe):
     if steps <= 20:
         assert ddim_ode.sample(model, x, name, steps=steps).nfe > nfe
     else:
-        with pytest.raises(ValueError, match="distinct trained levels"):
-            ddim_ode.sample(model, x, name, steps=steps)
+        expect(lambda: ddim_ode.sample(model, x, name, steps=steps), "distinct trained levels")

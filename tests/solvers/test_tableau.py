@@ -2,6 +2,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from refusals import expect
 
 from ddim_ode.solvers import tableau as t
 from ddim_ode.solvers.methods import METHODS
@@ -81,7 +82,5 @@ def test_one_wrong_coefficient_with_its_sum_mended_breaks_an_order_condition(nam
 
 
 def test_wrong_shape_and_wrong_error_weights_are_refused():
-    with pytest.raises(ValueError, match="row i of a needs i entries"):
-        t.Tableau(1, (0, 1), ((), ()), (0, 1))
-    with pytest.raises(ValueError, match="b_error to 0"):
-        dataclasses.replace(t.HEUN, b_error=(0.5, 0.5))
+    expect(lambda: t.Tableau(1, (0, 1), ((), ()), (0, 1)), "row i of a needs i entries")
+    expect(lambda: dataclasses.replace(t.HEUN, b_error=(0.5, 0.5)), "b_error to 0")
