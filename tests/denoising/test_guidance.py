@@ -138,17 +138,20 @@ def test_rescale_brings_each_samples_std_to_the_conditional_one(prediction, phi)
         level = torch.full((4,), 1.3).double()
         return model.network(x, cond)(x, level, model.at(level.numpy(), x))
 
-    flat = lambda x, s, y: torch.where(y[:, None] == 1, torch.ones_like(x), x)  # noqa: E731
-    still = denoiser(flat, Guidance(0.0, {"y": 1}, rescale=1.0))  # of no spread: left as it is
     plain, conditional = predicted(), net(x, None, LABELS)
     ratio = entries_std(conditional) / entries_std(plain)
     assert np.ptp(ratio) > 0.01  # or a standard deviation of the whole batch would do
     factor = torch.as_tensor(phi * ratio + 1 - phi).reshape(4, 1, 1, 1)
     rescaled = predicted(rescale=phi)
     torch.testing.assert_close(rescaled, factor * plain, rtol=1e-12, atol=0)
-    assert torch.equal(still(X, 1.0, {"y": LABELS})[1], torch.ones_like(X))
     if phi == 1:
         np.testing.assert_allclose(entries_std(rescaled), entries_std(conditional), rtol=1e-12)
+
+
+def test_a_prediction_without_spread_is_left_as_it_is():
+    net = lambda x, s, y: torch.where(y[:, None] == 1, torch.ones_like(x), x)  # noqa: E731
+    guided = denoiser(net, Guidance(0.0, {"y": 1}, rescale=1.0))
+    assert torch.equal(guided(X, 1.0, {"y": LABELS})[1], torch.ones_like(X))
 
 
 PREDICTIONS = ["eps", "x0", "v", "score", "flow"]
@@ -245,16 +248,12 @@ def null(scale=2.0, **options):
     ("call", "message"),
     [
         (null(torch.ones(2)), "0-d floating tensor"),
-        (null(torch.tensor(torch.nan)), "finite"),
         (lambda: Guidance(torch.tensor(2.0)), "needs null="),
         (null(interval=(3.0, 1.0)), r"interval \(3.0, 1.0\).* 0 <= low < high"),
-        (null(interval=(-1.0, 1.0)), "0 <= low < high"),
         (null(interval=(np.nan, 1.0)), "0 <= low < high"),
         (null(interval=1.0), "None guides everywhere"),
         (null(rescale=1.5), r"rescale=1.5 must be a number in \[0, 1\]"),
-        (null(rescale=None), "rescale=None"),
         (lambda: denoiser(clip=0.0), r"clip=0.0 must be a number in \(0, 3.40282e\+38\]"),
-        (lambda: denoiser(clip=np.inf), "clip=inf"),
         (lambda: denoiser(clip=1.0, threshold=0.9), "both clip and threshold .*drop threshold"),
         *(
             (lambda bad=bad: denoiser(threshold=bad), "threshold=.* must be a number in")

@@ -267,9 +267,7 @@ def test_add_noise_and_get_velocity_are_theirs():
         ),
         (dict(timesteps=torch.tensor([0, 5, 1000])), "at most 999"),
         (dict(timesteps=torch.tensor([0, 5])), r"shape \(2,\) for 3 samples"),
-        (dict(timesteps="late"), "timesteps='late' must be real numbers"),
         (dict(noise=start()[:1]), r"noise must have the samples' shape \(3, 1, 8, 8\), got \(1, "),
-        (dict(noise=None), "got NoneType"),
         (dict(original_samples=start().byte()), "samples must be a floating tensor"),
     ],
 )

@@ -164,9 +164,7 @@ def test_what_is_told_takes_the_place_of_what_is_configured(told, named):
 @pytest.mark.parametrize(
     ("config", "match"),
     [
-        (dict(clip_sample="yes"), "clip_sample='yes' must be True or False"),
         (CLIP | dict(clip_sample_range=-1.0), "clip_sample_range=-1 must be above 0"),
-        (CLIP | dict(clip_sample_range="wide"), "clip_sample_range='wide' must be real numbers"),
         (dict(thresholding=True, dynamic_thresholding_ratio=1.5), "_thresholding_ratio=1.5 must"),
         (dict(thresholding=True, sample_max_value=0), "sample_max_value=0 must be above 0"),
     ],

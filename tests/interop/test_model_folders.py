@@ -109,22 +109,20 @@ INDICES = [
 
 
 @pytest.mark.parametrize("index", INDICES)
-@pytest.mark.parametrize(
-    "name", ["w.bin", "../w.safetensors", "/etc/w.safetensors", "w", "w.gguf", "..", 5, None]
-)
-def test_an_index_names_safetensors_beside_it_and_nothing_else(tmp_path, unopened, index, name):
+def test_an_index_names_safetensors_beside_it_and_nothing_else(tmp_path, unopened, index):
     folder = saved(tmp_path) / "unet"
     weights = folder / f"{WEIGHTS}.safetensors"
     state = load_file(weights)
     for file in ("w.bin", "w", "w.gguf"):
         (folder / file).write_bytes(pickle.dumps(0))
     (tmp_path / "w.safetensors").write_bytes(weights.read_bytes())
-    (folder / index).write_text(
-        json.dumps(dict(metadata={}, weight_map=dict.fromkeys(state, name)))
-    )
     variant = "fp16" if "fp16" in index else None
-    with pytest.raises(ValueError, match=r"index.*names .*only \.safetensors files beside it"):
-        load(tmp_path, variant=variant)
+    outside = ("../w.safetensors", "/etc/w.safetensors", "..")
+    for name in ("w.bin", "w", "w.gguf", *outside, 5, None):
+        shards = dict(metadata={}, weight_map=dict.fromkeys(state, name))
+        (folder / index).write_text(json.dumps(shards))
+        message = r"index.*names .*only \.safetensors files beside it"
+        expect(lambda: load(tmp_path, variant=variant), message)
 
 
 @pytest.mark.parametrize("suffix", [".bin", ".pt", ".pth", ".ckpt", ".pkl", ".PT"])

@@ -298,7 +298,6 @@ def known(x0=X0, mask=MASK, seeds=SEEDS):
     ("call", "message"),
     [
         (with_sample_2(-2 * A[2]), "sample 2 point in opposite directions.*a third one"),
-        (slerp(A.float(), -2 * A.float()), "opposite directions"),
         (with_sample_2(0), "latent b of sample 2 has norm 0"),
         (with_sample_2(torch.nan), "norm nan"),
         *(
@@ -313,15 +312,11 @@ def known(x0=X0, mask=MASK, seeds=SEEDS):
             )
         ),
         (renoise(strength=0.0), r"strength=0.0 must be a number in \(0, 1\]"),
-        (renoise(strength=1.2), "strength=1.2"),
-        (renoise(strength=np.nan), "strength=nan"),
-        (renoise(), "strength=None"),
         (renoise(sigma=0.0), "adds no noise"),
         (renoise(sigma=1e9), "outside this schedule's range"),
         (renoise(sigma=1.0, strength=0.5), "both strength and sigma .*drop sigma"),
         (renoise([1], strength=0.5), "one seed per sample"),
         (known(mask=MASK.double()), "mask must be a bool tensor.*torch.float64"),
-        (known(mask=None), "got NoneType"),
         (known(mask=MASK[[0, 1, 1]]), r"mask of shape \(3,\) must broadcast"),
         (known(seeds=[1]), "one seed per sample"),
         (known(X0.long()), "floating tensor"),

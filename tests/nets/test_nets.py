@@ -182,8 +182,11 @@ def test_bad_data_is_named(tmp_path):
     expect(lambda: load_images(tmp_path), "2 bytes of data, but the header says")
     np.savez(tmp_path / "f.npz", images=np.zeros((2, 4, 4)))
     expect(lambda: load_images(tmp_path / "f.npz"), "must be uint8")
+
+
+def test_pixels_survive_the_network_scale():
     pixels = torch.arange(256, dtype=torch.uint8)
-    assert torch.equal(to_pixels(to_unit(pixels)), pixels)  # the network's scale loses none
+    assert torch.equal(to_pixels(to_unit(pixels)), pixels)
 
 
 # -- the shipped model ------------------------------------------------------------------------
@@ -249,6 +252,7 @@ def test_what_does_not_ship_is_said_with_what_does():
     expect(lambda: model.calibrated(6), r"guidance 3 .*\(there are for guidance 1, 2\)")
     model.guide(2.0, interval=(0.3, 8.0))
     expect(lambda: model.calibrated(6), "plain ODE.*guidance_interval")
+    model.guide(2.0)
     model.shipped = None
     expect(lambda: model.calibrated(6), "there are none")
 

@@ -161,9 +161,9 @@ def test_the_error_estimate_knows_that_a_separatrix_amplifies(method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("tol", [1e-1, 1e-2, 1e-3])
+@pytest.mark.parametrize("tol", [1e-1, 1e-3])
 def test_the_error_estimate_holds_in_two_dimensions(method, tol):
-    model, x = eight_components(), points(60, 2, seed=7)
+    model, x = eight_components(), points(40, 2, seed=7)
     converged = solve(model, x, tol=1e-10).x
     sol = solve(model, x, method, tol)
     error = (sol.x - converged).square().mean(1).sqrt()

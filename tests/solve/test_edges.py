@@ -113,8 +113,7 @@ def test_a_fixed_grid_is_not_altered():
     np.testing.assert_array_equal(sol.sigmas, before)
 
 
-@pytest.mark.parametrize("name", ["torchdiffeq:euler", "torchdiffeq:rk4"])
-def test_a_fixed_external_solve_of_many_steps_is_finished(name):
-    sol = ddim_ode.sample(gaussian_2d(COSINE), X, name, steps=600)
+def test_a_fixed_external_solve_of_many_steps_is_finished():
+    sol = ddim_ode.sample(gaussian_2d(COSINE), X, "torchdiffeq:euler", steps=600)
     assert sol.status.tolist() == ["success"] * 3
     assert sol.accepted.tolist() == [600] * 3

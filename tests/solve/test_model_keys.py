@@ -58,41 +58,11 @@ class Private(torch.nn.Module):
         return self.scaled(x) * self._table
 
 
-class Derived(Private):
-    def forward(self, x, t):
-        return super().forward(x, t)
-
-
-def in_class(gain):
-    class ClassLevel(torch.nn.Module):
-        factors = (gain, 1.0)
-
-        def forward(self, x, t):
-            return x * self.factors[0]
-
-    return ClassLevel()
-
-
 def written(text, **names):
+    """A network that calls the f of that text."""
     space = {"torch": torch, "__name__": "written", **names}
     exec(text, space)
-    return space["f"]
-
-
-def in_constants(gain):
-    return Calls(written(f"def f(x): return sum(x * c for c in ({gain}, 0.5))"))
-
-
-def in_inner_function(gain):
-    return Calls(written(f"def f(x):\n def g(y): return y * {gain}\n return g(x)"))
-
-
-def in_global(gain):
-    return Calls(written("def f(x): return x * GAIN", GAIN=gain))
-
-
-def in_what_a_function_calls(gain):
-    return Calls(written(f"def g(x): return x * {gain}\ndef f(x): return g(x)"))
+    return Calls(space["f"])
 
 
 class Scaler:
@@ -108,14 +78,24 @@ class Scaler:
         return self(x)
 
 
+class Derived(Private):
+    def forward(self, x, t):
+        return super().forward(x, t)
+
+
 class Slots:
-    __slots__ = ("gain",)
+    __slots__ = ("_gain",)
+    __init__, factor = Scaler.__init__, 1.0
+    __call__ = Scaler.__call__
 
-    def __init__(self, gain):
-        self.gain = gain
 
-    def __call__(self, x):
-        return x * self.gain
+class InClass(torch.nn.Module):
+    def forward(self, x, t):
+        return x * self.factors[0]
+
+
+def in_class(gain):
+    return type("ClassLevel", (InClass,), dict(factors=(gain, 1.0), __module__=__name__))()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,8 +122,8 @@ def in_decorator(gain):
 def in_order(gain):
     net = Calls(None)
     net.a, net.b = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
-    torch.nn.init.ones_(net.a.weight), torch.nn.init.zeros_(net.b.weight)
-    torch.nn.init.zeros_(net.a.bias), torch.nn.init.zeros_(net.b.bias)
+    for value, tensor in ((1.0, net.a.weight), (0, net.a.bias), (0, net.b.weight), (0, net.b.bias)):
+        torch.nn.init.constant_(tensor, value)
     layers = [net.a, net.b] if gain == 1.0 else [net.b, net.a]
     net.layers, net.f = layers, lambda x: net.layers[0](x)
     return net
@@ -154,10 +134,16 @@ HIDDEN = {
     "a private attribute": Private,
     "a base class's": Derived,
     "a class attribute": in_class,
-    "constants of a generator": in_constants,
-    "an inner function": in_inner_function,
-    "a global": in_global,
-    "what a function calls": in_what_a_function_calls,
+    "constants of a generator": lambda gain: written(
+        f"def f(x): return sum(x * c for c in ({gain}, 0.5))"
+    ),
+    "an inner function": lambda gain: written(
+        f"def f(x):\n def g(y): return y * {gain}\n return g(x)"
+    ),
+    "a global": lambda gain: written("def f(x): return x * GAIN", GAIN=gain),
+    "what a function calls": lambda gain: written(
+        f"def g(x): return x * {gain}\ndef f(x): return g(x)"
+    ),
     "an object": lambda gain: Calls(Scaler(gain)),
     "a bound method": lambda gain: Calls(Scaler(gain).scale),
     "slots": lambda gain: Calls(Slots(gain)),
