@@ -268,6 +268,9 @@ if importlib.util.find_spec("diffusers") is None:  # whose classes the scheduler
 _CALLED = ("net", "cond", "time", "features", "function", "prior", "callback", "loop", "source", "target")  # fmt: skip
 
 
+LATER = {("Method", "ruler")}  # what nothing reads before the method is compiled
+
+
 class Call(NamedTuple):
     name: str
     changed: dict
@@ -331,7 +334,7 @@ _ALSO = dict(
 )  # fmt: skip
 _REMEDY = re.compile(
     r"must|give|drop|use |take|valid|allowed|needs?\b|raise|lower|call |only|no such|there is none|instead|compile|choose|at least|outside|"
-    r"strictly|becomes|leave |returned|cannot|has no|knows|build|fetch|start|none of"
+    r"strictly|becomes|leave |returned|cannot|truncated|has no|knows|build|fetch|start|none of"
 )
 
 

@@ -124,13 +124,13 @@ def test_a_latent_text_to_image_loop():
 # -- compiled plans ---------------------------------------------------------------------------
 def test_whatever_the_numbers_of_a_plan():
     """Scales of 1, steps without weights and zeros among the weights are run as in our own loop."""
-    plan = calibrated()
-    ops = list(plan.ops)
-    ops[2] = ops[2]._replace(scale=1.0)
-    ops[3] = ops[3]._replace(weights=())
-    ops[4] = ops[4]._replace(scale=1.0, weights=())
-    ops[5] = ops[5]._replace(weights=(0.0, *ops[5].weights[1:]))
-    odd = dataclasses.replace(plan, ops=tuple(ops), fit=None)
+    ops = list(calibrated().ops)
+    changes = (
+        *(dict(scale=1.0), dict(weights=()), dict(scale=1.0, weights=())),
+        dict(weights=(0.0, *ops[5].weights[1:])),
+    )
+    ops[2:6] = (op._replace(**change) for op, change in zip(ops[2:6], changes))
+    odd = dataclasses.replace(calibrated(), ops=tuple(ops), fit=None)
     pipe = pipeline(with_plans(odd))
     model = load(unet(), pipe.scheduler)
     assert off(run(pipe, 6)[-1], ddim_ode.sample(model, start(), plan=odd).x) < 1e-6
@@ -226,24 +226,21 @@ def test_half_precision_keeps_a_wide_state():
     """400 steps with nothing predicted: x shrinks by ᾱ ratios that bfloat16 cannot tell from 1."""
     scheduler = ours(method="ddim", grid="time")
     scheduler.set_timesteps(400)
-    x = start().bfloat16()
-    first = x.float()
+    x = first = start().bfloat16()
     for t in scheduler.timesteps[:-1]:
         x = scheduler.step(torch.zeros_like(x), t, x).prev_sample
-    schedule = ddim_ode.schedules.ddpm()
-    grid = scheduler.plan.grid
-    factor = float(schedule.scales(grid[-2])[0] / schedule.scales(grid[0])[0])
-    torch.testing.assert_close(x.float(), first * factor, rtol=2**-8, atol=0)
+    top, last = ddim_ode.schedules.ddpm().scales(np.array(scheduler.plan.grid)[[0, -2]])[0]
+    torch.testing.assert_close(x.float(), first.float() * float(last / top), rtol=2**-8, atol=0)
 
 
 def test_a_learned_variance_from_the_pipeline_is_split():
-    scheduler = ours(method="ddim", variance_type="learned_range")
-    scheduler.set_timesteps(2)
     x = start(channels=3)
-    out = torch.cat([x, 100 * x], 1)
-    both = scheduler.step(out, scheduler.timesteps[0], x).prev_sample
-    scheduler.set_timesteps(2)
-    assert torch.equal(both, scheduler.step(x, scheduler.timesteps[0], x).prev_sample)
+    out, ends = torch.cat([x, 100 * x], 1), []
+    for answer in (out, x):
+        scheduler = ours(method="ddim", variance_type="learned_range")
+        scheduler.set_timesteps(2)
+        ends.append(scheduler.step(answer, scheduler.timesteps[0], x).prev_sample)
+    assert torch.equal(*ends)
     plain = ours(method="ddim")
     plain.set_timesteps(2)
     expect(lambda: plain.step(out, plain.timesteps[0], x), "learned variance")
@@ -337,26 +334,22 @@ def test_a_pipeline_may_answer_in_one_buffer():
 def test_what_a_pipeline_changes_in_place_counts(dtype):
     """And, in half precision, costs no digits where nothing was changed."""
 
-    def run(change):
-        scheduler = ours(method="ddim")
-        scheduler.set_timesteps(3)
-        first, second, _ = scheduler.timesteps
-        x = scheduler.step(start().to(dtype) * 0, first, start().to(dtype)).prev_sample
-        x = change(x)
-        return scheduler.step(x * 0, second, x).prev_sample, scheduler._run.x
-
     def masked(x):
         x[:, :, :4] = 0.25
         return x
 
-    (kept, whole), (edited, ours_), (again, theirs) = (
-        run(change) for change in (lambda x: x, masked, lambda x: masked(x.clone()))
-    )
-    assert torch.equal(edited, again)
-    assert torch.equal(ours_, theirs)
-    assert torch.equal(ours_[:, :, 4:], whole[:, :, 4:])
-    assert not torch.equal(edited[:, :, :4], kept[:, :, :4])
-    assert ours_[:, :, :4].unique().numel() == 1
+    runs = []
+    for change in (lambda x: x, masked, lambda x: masked(x.clone())):
+        scheduler = ours(method="ddim")
+        scheduler.set_timesteps(3)
+        first, second, _ = scheduler.timesteps
+        x = change(scheduler.step(start().to(dtype) * 0, first, start().to(dtype)).prev_sample)
+        runs.append((scheduler.step(x * 0, second, x).prev_sample, scheduler._run.x))
+    (kept, whole), edited, again = runs
+    assert all(map(torch.equal, edited, again))
+    assert torch.equal(edited[1][:, :, 4:], whole[:, :, 4:])
+    assert not torch.equal(edited[0][:, :, :4], kept[:, :, :4])
+    assert edited[1][:, :, :4].unique().numel() == 1
 
 
 def test_a_step_that_failed_can_be_taken_again():

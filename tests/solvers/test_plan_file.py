@@ -202,16 +202,6 @@ WHOLE = fitted()
 CONTENT = plan_file.dumps(WHOLE).encode()
 
 
-@given(
-    st.lists(st.tuples(st.integers(0, len(CONTENT) - 1), st.integers(0, 255)), min_size=1, max_size=4)
-)  # fmt: skip
-def test_changed_bytes_are_never_another_plan(changes):
-    content = bytearray(CONTENT)
-    for place, byte in changes:
-        content[place] = byte
-    refused_or_whole(bytes(content))
-
-
 def test_damaged_files_are_named_and_none_is_believed():
     for end in range(0, len(CONTENT) - 2, 7):  # but for the newline at its end
         with pytest.raises(ValueError, match="p: "):
