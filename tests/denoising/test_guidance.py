@@ -251,6 +251,7 @@ def null(scale=2.0, **options):
         (lambda: Guidance(torch.tensor(2.0)), "needs null="),
         (null(interval=(3.0, 1.0)), r"interval \(3.0, 1.0\).* 0 <= low < high"),
         (null(interval=(np.nan, 1.0)), "0 <= low < high"),
+        (null(interval=(-1.0, 1.0)), "0 <= low < high"),
         (null(interval=1.0), "None guides everywhere"),
         (null(rescale=1.5), r"rescale=1.5 must be a number in \[0, 1\]"),
         (lambda: denoiser(clip=0.0), r"clip=0.0 must be a number in \(0, 3.40282e\+38\]"),

@@ -200,8 +200,8 @@ NET = ddim_ode.Denoiser(lambda x, t: torch.tanh(x) * 0.5, ddim_ode.schedules.ddp
 def test_begin_indices_inside_a_step_are_refused():
     heun, started = ours(method="heun"), ours(method="ab4", start="rk")
     heun.set_timesteps(4)
-    for index in (1, 3, 99, -1):
-        expect(lambda index=index: heun.set_begin_index(index), f"begin_index={index}(: | must be)")
+    for index, said in ((1, ": "), (3, ": "), (99, ": "), (-1, " must be a whole number")):
+        expect(lambda index=index: heun.set_begin_index(index), f"begin_index={index}{said}")
     started.set_timesteps(20)
     assert len(started.timesteps) > 20
     message = r"begin_index=10: .*none begins within start='rk'"

@@ -41,6 +41,7 @@ COSINE = dict(name="cosine", params=dict(T=1000))
         (dict(schedule={"name": "vp", "params": {"beta": 1}}), "parameter of 'vp' 'beta'"),
         (dict(variance_type="foo"), "variance_type 'foo'"),
         (dict(use_flow_sigmas=True), "not with flow matching"),
+        (dict(use_flow_sigmas=1), "use_flow_sigmas=1 must be True or False"),
         (dict(prediction_type="flow_prediction"), "does not go with use_flow_sigmas=False"),
         (dict(method="heun", plans=True, schedule=EXPONENTIAL), "both plans and method"),
     ],

@@ -298,6 +298,7 @@ def known(x0=X0, mask=MASK, seeds=SEEDS):
     ("call", "message"),
     [
         (with_sample_2(-2 * A[2]), "sample 2 point in opposite directions.*a third one"),
+        (slerp(A.float(), -2 * A.float()), "opposite directions"),
         (with_sample_2(0), "latent b of sample 2 has norm 0"),
         (with_sample_2(torch.nan), "norm nan"),
         *(

@@ -52,6 +52,8 @@ def no_memory(monkeypatch):
         (dict(in_channels=10**9), "tensors do not fit"),
         (dict(num_classes=10**9), "tensors do not fit"),
         (dict(num_classes=-1), "num_classes=-1 must be a whole number >= 0"),
+        (dict(in_channels=0), "in_channels=0 must be"),
+        (dict(attention="no"), "attention='no' must be True or False"),
         (dict(dropout=float("nan")), r"dropout=nan must lie in \[0, 1\)"),
         (dict(depth=3), "unexpected keyword argument 'depth'"),
     ],

@@ -81,6 +81,7 @@ def flow(*args, **options):
         (sample(MODEL, X, grid=GRID, noise_std=[0.1, 0.3, 0.0]), r"\[1\]=0.3 at .*\[0, 0.196"),
         (sample(MODEL, X, grid=GRID, noise_std=[0.1, 0.1, 0.01]), r"\[2\]=0.01 at .*\[0, 0\]"),
         (sample(MODEL, X, grid=GRID, noise_std=[-0.1, 0.1, 0.0]), r"noise_std\[0\]=-0.1 "),
+        (sample(MODEL, X, grid=GRID, noise_std=[np.nan, 0.1, 0.0]), r"noise_std\[0\]=nan "),
         (sample(MODEL, X, "ddpm", steps=3, seeds=[1, 2]), "seeds.*batch of 3; give one"),
         # gradients
         (sample(MODEL, X, steps=3, differentiable="twice"), "differentiable 'twice'.*checkpoint"),
