@@ -32,7 +32,7 @@ from ..denoising.inputs import Cond, check_model, device_of, sample_shape
 from ..solve.answers import ask
 from ..solve.model_key import model_key
 from ..solve.near import of_shared
-from ..solve.plan_checks import trust
+from ..solve.plan_checks import trust, warn_of_another_network
 from ..solvers.methods import Method
 from ..solvers.plan import Plan
 from .filling import Filler, check_same, explained
