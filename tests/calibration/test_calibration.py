@@ -16,6 +16,7 @@ import torch
 import ddim_ode
 from ddim_ode.calibration.family import Linear
 from ddim_ode.calibration.fitting import Problem, _damped, linearised
+from ddim_ode.solve.answers import LEVELS
 from ddim_ode.solve.reference import METHOD
 from ddim_ode.solvers.compilation import plan as compile_plan
 from ddim_ode.solvers.methods import METHODS
@@ -373,3 +374,98 @@ UP = ddim_ode.encode(mixture(), torch.zeros(1, 6), "ddim", steps=4).plan
 def test_mistakes_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         ddim_ode.calibrate(**dict(model=mixture(), nfe=4, n=8, progress=False) | options)
+
+
+# -- a network that is NaN or inf for a few inputs: those noises are left out, and said ----------
+N = 64
+MODEL = mixture()
+# What the network is known by, and the reference of the fast budget, for all noises at once.
+REFERENCE_CALLS = len(LEVELS) + 1 + 24 + 48
+
+
+def failing(noises, value=torch.nan, after=REFERENCE_CALLS):
+    """The mixture, and for these noises that value, once the reference is there."""
+    calls = 0
+
+    def net(x, t, k):
+        nonlocal calls
+        calls += 1
+        out = MODEL.net(x, t)
+        if calls > after:
+            out = torch.where(torch.isin(k, torch.tensor(noises))[:, None], value, out)
+        return out
+
+    return ddim_ode.Denoiser(net, SCHEDULE, time=lambda t, sigma: sigma)
+
+
+def fitted(model, **options):
+    """The plan, and what was warned of."""
+    given = dict(nfe=4, n=N, seed=100, shape=(6,), cond={"k": torch.arange(N)}, progress=False)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        plan = ddim_ode.calibrate(model, **(given | options))
+    assert all(issubclass(w.category, UserWarning) for w in said)
+    return plan, " ".join(str(w.message) for w in said)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, 3e38])
+def test_noises_that_fail_under_the_samplers_are_left_out(value, tmp_path):
+    """Two that are fitted, and one held out: the others are fitted as well as without them."""
+    plan, said = fitted(failing([5, 17, 50], value))
+    assert "1 of 16 noises have no finite end under" in said
+    assert "(seeds 150)" in said
+    assert plan.fit["held_out"]["n"] == 15
+    assert plan.fit["calibrated"]
+    mean, spread = log_ratio(MODEL, plan)
+    assert mean + spread < -0.1
+    plan.save(tmp_path / "plan.json")  # all of its figures are numbers
+
+
+def test_noises_lost_in_the_fit_are_named():
+    said = fitted(failing([5], after=0))[1]
+    assert "1 of 64 noises have no finite solution (seeds 105)" in said
+    said = fitted(failing(list(range(12))), nfe=3)[1]
+    assert "noises met NaN or inf in the fit (seeds 1" in said
+
+
+@pytest.mark.parametrize(
+    ("bad", "after", "message"),
+    [
+        (
+            range(48, 60),
+            REFERENCE_CALLS,
+            "12 of 16 noises have no finite end under .*seeds 148, 149",
+        ),
+        (range(N), REFERENCE_CALLS, "16 of 16 noises have no finite end"),
+        (range(40), 0, "40 of 64 noises have no finite solution.*returns? NaN or inf"),
+    ],
+)
+def test_too_many_that_fail_are_an_error(bad, after, message):
+    with pytest.raises(ValueError, match=message):
+        fitted(failing(list(bad), after=after))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "value"),
+    [
+        (1.0, 1.01, torch.nan),
+        (0.2, 0.21, torch.nan),
+        (2.5, 99.0, torch.nan),
+        (0.2, 0.21, torch.inf),
+        (0.0, 0.5, -1e30),
+    ],
+)
+def test_a_network_that_fails_in_places_has_a_plan(low, high, value):
+    def net(x, t):
+        return torch.where(((x > low) & (x < high)).any(1, keepdim=True), value, torch.tanh(2 * x))
+
+    plan, _ = fitted(ddim_ode.Denoiser(net, SCHEDULE, "x0"), shape=(2,), cond=None)
+    held = plan.fit["held_out"]
+    assert np.isfinite([held["before"], held["after"], plan.fit["reference_error"]]).all()
+    assert held["after"] <= held["before"]
+
+
+def test_features_that_fail_in_places():
+    plan, said = fitted(MODEL, cond=None, features=lambda x: torch.log(x + 2.2))
+    assert "have no finite solution" in said
+    assert plan.fit["held_out"]["after"] <= plan.fit["held_out"]["before"]
