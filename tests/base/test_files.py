@@ -7,7 +7,7 @@ import json
 import os
 import re
 import stat
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -34,26 +34,20 @@ def compared(n=8):
 
 
 # -- one file -------------------------------------------------------------------------------------
-def test_writers_of_one_file_leave_one_of_theirs(tmp_path):
+def test_writers_of_one_file_leave_one_of_theirs(tmp_path, monkeypatch):
     """Threads, and processes that have the same number."""
     texts = [str(i) * 200_000 for i in range(4)]
+    monkeypatch.setattr(os, "getpid", lambda: 1)
 
     def work():
-        os.getpid = lambda: 1
         for text in texts:
             files.write(tmp_path / "f", text)
             assert (tmp_path / "f").read_text() in texts
 
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    getpid = os.getpid
-    try:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert together(work, work) == ["None", "None"]
-    finally:
-        os.getpid = getpid
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(work) for _ in range(4)]:
+            done.result()
+    assert together(work, work) == ["None", "None"]
     assert [p.name for p in tmp_path.iterdir()] == ["f"]
 
 
@@ -121,12 +115,10 @@ def test_a_link_is_followed(tmp_path):
 
 def test_a_pipe_is_written_into(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    found = []
-    reader = threading.Thread(target=lambda: found.append((tmp_path / "pipe").read_text()))
-    reader.start()
-    files.write(tmp_path / "pipe", "new")
-    reader.join()
-    assert found == ["new"]
+    with ThreadPoolExecutor(1) as pool:
+        read = pool.submit((tmp_path / "pipe").read_text)
+        files.write(tmp_path / "pipe", "new")
+    assert read.result() == "new"
     assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
 
 

@@ -256,9 +256,10 @@ def test_the_budget_is_kept_and_counted():
             return predict(x, t)
 
         model.net = counted
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
             plan = ddim_ode.calibrate(model, nfe, n=n, progress=False)
+        assert any("2 noises are few" in str(w.message) for w in said) == (n == 2)
         assert calls <= n * (100 + 12 * nfe)
         assert calls == plan.fit["net_evals"]
 
@@ -340,6 +341,7 @@ def test_a_start_is_improved_from_its_own_first_level():
     start = compile_plan("dpmpp2m", model.schedule, [10.0, 5.0, 2.0, 0.5, 0.0])
     plan = ddim_ode.calibrate(model, 4, start=start, n=64, progress=False)
     assert plan.fit["incumbent_plan"]["method"] == "dpmpp2m"
+    assert plan.fit["calibrated"]
     x = ddim_ode.noise((6,), model.schedule, seeds=range(9000, 9064), sigma=10.0)
     exact = ddim_ode.sample(model, x.double(), METHOD, steps=150, grid="karras", sigma_max=10.0).x
     before, after = (rms(ddim_ode.sample(model, x, plan=p).x - exact).mean() for p in (start, plan))

@@ -70,22 +70,10 @@ def test_it_says_what_it_was_made_with(path, tmp_path):
     assert about["device"] == "cpu"
     asked = dict(methods=["ddim", "rk45", "unipc3"], nfe=[5, 20], n=10, seed=0, batch=64)
     assert dict(asked, grid=["trailing", "best"]).items() <= about["arguments"].items()
-    call = [
-        "compare",
-        "--model",
-        "mixture",
-        "--methods",
-        "ddim",
-        "--nfe",
-        "3",
-        "--n",
-        "3",
-        "--quiet",
-        "--out",
-    ]
-    assert main([*call, str(tmp_path)]) == 0
+    call = "compare --model mixture --methods ddim --nfe 3 --n 3 --quiet --out"
+    assert main([*call.split(), str(tmp_path)]) == 0
     about = Comparison.load(tmp_path / "compare.json").about
-    assert about["command"] == f"ddim-ode {' '.join(call)} {tmp_path}"
+    assert about["command"] == f"ddim-ode {call} {tmp_path}"
     assert about["arguments"]["n"] == 3
 
 

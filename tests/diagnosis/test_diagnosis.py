@@ -31,21 +31,22 @@ def with_scheduler(name="DDIM", prediction="eps", net=None, **config):
         return load(net or MixtureNet(schedule, prediction), scheduler)
 
 
-def bare(net_prediction="eps", declared=None, told=None, **options):
+class Behind(torch.nn.Module):
+    """A network behind a change of its answers."""
+
+    def __init__(self, inner, change):
+        super().__init__()
+        self.inner, self.change = inner, change
+
+    def forward(self, x, t):
+        return self.change(self.inner(x, t))
+
+
+def bare(prediction="eps", declared=None, told=None, change=lambda out: out, **options):
     """The same as a plain Denoiser, on DDPM's schedule unless told otherwise."""
-    net = MixtureNet(schedules.ddpm(), net_prediction, **options)
-
-    class Net(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inner = net
-
-        def forward(self, x, t):
-            return self.inner(x, t)[0]
-
-    return ddim_ode.Denoiser(
-        Net(), told or schedules.ddpm(), declared or net_prediction, time_offset=-1.0
-    )
+    net = Behind(MixtureNet(schedules.ddpm(), prediction, **options), lambda out: change(out[0]))
+    schedule = told or schedules.ddpm()
+    return ddim_ode.Denoiser(net, schedule, declared or prediction, time_offset=-1.0)
 
 
 def data(n=16):
@@ -141,27 +142,10 @@ def test_a_healthy_model_has_nothing(prediction, seen):
         assert (report, report.not_checked) == ([], {})
 
 
-def changed(change, prediction="eps"):
-    """A healthy network behind a change of its answers."""
-    healthy = bare(prediction)
-    inner = healthy.net
-
-    class Net(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inner = inner
-
-        def forward(self, x, t):
-            return change(self.inner(x, t))
-
-    healthy.net = Net()
-    return healthy
-
-
 @pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
 @SEEN
 def test_a_wrong_sign_is_told(prediction, seen):
-    (finding,) = diagnosis(changed(torch.neg, prediction), **small(seen))
+    (finding,) = diagnosis(bare(prediction, change=torch.neg), **small(seen))
     assert finding.check == "sign"
     assert finding.evidence > 1.5
     assert finding.fix == "net=lambda x, t, **cond: -net(x, t, **cond)"
@@ -172,7 +156,7 @@ def test_a_wrong_sign_is_told(prediction, seen):
     "change", [torch.zeros_like, lambda out: torch.full_like(out, 0.3)], ids=["zero", "constant"]
 )
 def test_a_network_that_does_not_look_at_x(change, seen):
-    report = diagnosis(changed(change), **small(seen))
+    report = diagnosis(bare(change=change), **small(seen))
     (finding,) = report
     assert finding.check == "untrained"
     assert "move by 0.0e+00 of their size at most, less than 0.001" in finding.message

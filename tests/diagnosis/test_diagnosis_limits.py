@@ -11,7 +11,6 @@ from test_diagnosis import (
     FAULTS,
     SEEN,
     bare,
-    changed,
     data,
     diagnosis,
     found,
@@ -142,7 +141,7 @@ def test_a_limit_does_not_hide_a_scale_of_the_input():
 @SEEN
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_what_is_no_number_is_found_through_a_limit(seen, bad):
-    model = changed(lambda out: torch.where(out > 1, bad, out))
+    model = bare(change=lambda out: torch.where(out > 1, bad, out))
     model.limit = Limit(clip=1.0)
     report = diagnosis(model, **small(seen))
     assert [finding.check for finding in report] == ["non-finite"]

@@ -245,12 +245,3 @@ def test_a_row_holds_every_metric_and_what_it_was_taken_on():
 def test_moments_alone_are_enough_for_frechet():
     row = measure(REAL, BARE, IDENTITY, metrics=["frechet_distance"])
     assert row["frechet_distance"] == pytest.approx(0, abs=1e-9)
-
-
-def test_metrics_see_a_worse_sampler_in_the_shipped_features():
-    reference = FeatureStatistics.of(IMAGES.repeat(3, 1, 1, 1), classifier_features())
-    near = (IMAGES + 0.05 * IMAGES.flip(0)).repeat(3, 1, 1, 1)
-    far = (IMAGES + 1.0 * IMAGES.flip(0)).repeat(3, 1, 1, 1)
-    rows = [measure(x, reference, classifier_features(), subsets=10) for x in (near, far)]
-    for name in METRICS:
-        assert rows[0][name] < 0.5 * rows[1][name]

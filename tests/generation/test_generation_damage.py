@@ -2,9 +2,7 @@
 
 import contextlib
 import dataclasses
-import errno
 import json
-import os
 import random
 import re
 import sys
@@ -69,17 +67,6 @@ def test_a_damaged_shard_is_made_again(tmp_path, damage):
     torch.testing.assert_close(samples(tmp_path), whole, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("error", [RuntimeError, KeyError])
-def test_a_network_that_fails_leaves_the_folder_to_another_run(tmp_path, error):
-    def net(x, t):
-        raise error("no")
-
-    broken = ddim_ode.Denoiser(net, COSINE)
-    with pytest.raises(error):
-        ddim_ode.generate(broken, 4, tmp_path, steps=2, shape=(2,), key="broken")
-    assert make(tmp_path).made == N
-
-
 def test_a_manifest_of_more_samples_than_there_can_be_costs_no_memory(tmp_path):
     shards = make(tmp_path).shards
     path = tmp_path / "manifest.json"
@@ -108,27 +95,6 @@ def test_a_shard_that_is_missing_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"shard-00007\S+: missing, one of 2 shards that are"):
         list(shards)
     assert (make(tmp_path).made, make(tmp_path).made) == (8, 0)
-
-
-def test_a_full_disk_keeps_what_is_finished(tmp_path, monkeypatch):
-    fsync, calls = os.fsync, []
-
-    def full(descriptor):
-        calls.append(descriptor)
-        if len(calls) > 3:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        fsync(descriptor)
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(
-        OSError, match=r"disk is full: 8 of 50 samples are kept.*same command"
-    ) as stop:
-        make(tmp_path)
-    assert stop.value.errno == errno.ENOSPC
-    assert not list(tmp_path.glob(".*.partial"))
-    monkeypatch.setattr(os, "fsync", fsync)
-    assert make(tmp_path).made == N - 8
-    torch.testing.assert_close(samples(tmp_path), expected(), rtol=0, atol=1e-5)
 
 
 def test_what_a_killed_writer_left_is_removed(tmp_path):
@@ -248,15 +214,6 @@ def test_mistakes_are_explained_before_anything_is_written(tmp_path, options, me
     with pytest.raises(ValueError, match=re.escape(message)):
         make(tmp_path / "new", **options)
     assert not (tmp_path / "new").exists()
-
-
-def test_the_manifest_says_what_decides_the_samples(tmp_path):
-    make(tmp_path, about=dict(note="a trial"))
-    manifest = json.loads((tmp_path / "manifest.json").read_text())
-    assert [manifest[k] for k in ("n", "seed", "shard", "shape")] == [N, 0, 4, [2]]
-    assert manifest["decides"]["schedule"] == COSINE.fingerprint
-    assert manifest["decides"]["solver"]["nfe"] == 7
-    assert manifest["about"]["note"] == "a trial"
 
 
 def test_what_is_remembered_is_no_part_of_the_identity():
