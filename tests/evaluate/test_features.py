@@ -202,6 +202,8 @@ def test_files_that_are_no_reference_are_named(tmp_path):
     refused(r"real\.safetensors: .*a damaged one")
     path.write_bytes(whole)
     tensors, config = weights.read(path)
+    weights.write(path, dict(tensors, mean=tensors["mean"] + 1), config)
+    refused("its numbers are not those saved")
     del config["features_sha256"]
     weights.write(path, tensors, config)
     refused("without 'features_sha256'; compute it again")
