@@ -110,20 +110,7 @@ def test_a_diagnosis_keeps_what_is_found():
 
 def test_sigint_in_the_reference_of_compare(tmp_path):
     cache = tmp_path / "cache"
-    call = [
-        "compare",
-        "--model",
-        "mixture",
-        "--methods",
-        "ddim",
-        "--nfe",
-        "5",
-        "--n",
-        "5000",
-        "--batch",
-        "10",
-        "--out",
-    ]
+    call = "compare --model mixture --methods ddim --nfe 5 --n 5000 --batch 10 --out"
     started = subprocess.Popen(
         [sys.executable, "-m", "ddim_ode", *call.split(), str(tmp_path)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
