@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 
 import ddim_ode
 from ddim_ode import exact, schedules
-from ddim_ode.comparison.comparison import SEARCH
+from ddim_ode.comparison.jobs import SEARCH
 from ddim_ode.comparison.result import Comparison
 
 NFE = (5, 8, 10, 20)

@@ -51,33 +51,30 @@ def args(common, tmp_path):
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_help_says_what_it_measures(name, monkeypatch, capsys):
+def test_help_says_what_it_measures_and_the_docstring_s_commands_parse(name, monkeypatch, capsys):
     script = load(name)
-    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--help"])
-    with pytest.raises(SystemExit) as stop:
-        script.main()
-    assert stop.value.code == 0
+    first, *lines = script.__doc__.splitlines()
+
+    def stopped(*words):
+        monkeypatch.setattr(sys, "argv", [f"benchmarks/{name}.py", *words])
+        with pytest.raises(SystemExit) as stop:
+            script.main()
+        return stop.value.code
+
+    assert stopped("--help") == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert " ".join(script.__doc__.splitlines()[0].split()) in shown
+    assert " ".join(first.split()) in shown
     assert name == "readme" or ("--quick" in shown and "--full" in shown and "--out" in shown)
-
-
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_the_commands_in_a_docstring_are_those_of_the_parser(name, monkeypatch):
-    script = load(name)
-    lines = [s.split("#")[0].split() for s in script.__doc__.splitlines() if "python bench" in s]
-    assert lines
 
     def complain(parser, message):
         raise SystemExit(message)
 
     monkeypatch.setattr("argparse.ArgumentParser.error", complain)
-    for line in lines:
-        assert line[1] == f"benchmarks/{name}.py"
-        monkeypatch.setattr(sys, "argv", [line[1], *line[2:], "--no-such-option"])
-        with pytest.raises(SystemExit) as stop:
-            script.main()
-        assert str(stop.value) == "unrecognized arguments: --no-such-option"
+    commands = [line.split("#")[0].split() for line in lines if "python bench" in line]
+    assert commands
+    for _, path, *words in commands:
+        assert path == f"benchmarks/{name}.py"
+        assert stopped(*words, "--no-such-option") == "unrecognized arguments: --no-such-option"
 
 
 def test_the_networks_of_nothing_are_networks():
@@ -241,7 +238,6 @@ def test_samples_are_kept_by_what_decides_them(common, tmp_path, monkeypatch):
         (("a", 1, ""), ("b", 1, ""), False),  # both decide, and not alike
         (("a", 1, ""), ("b", 0, "c a"), True),  # decided there, among the tied here
         (("a", 1, ""), ("b", 0, "c"), False),  # here it is not even tied
-        (("a", 0, "b"), ("b", 0, "a"), True),
         (("a", 0, "c"), ("b", 0, "c"), True),  # nothing is decided that could be contradicted
     ],
 )
@@ -249,21 +245,21 @@ def test_two_sets_agree_where_neither_contradicts_what_the_other_decides(
     common, tmp_path, one, other, agreed
 ):
     ranking = load("ranking")
-    rows = [
-        dict(model="m", nfe=5, gaps=3, gaps_tied=1, largest_gap_tied=0.25)
-        | dict(zip(("best", "decided", "tied"), row))
-        for row in (one, other)
-    ]
-    for pair in ((0, 1), (1, 0)):
-        assert ranking.agree(*(rows[i] for i in pair)) is agreed
+    same = dict(model="m", nfe=5, gaps=3, gaps_tied=1, largest_gap_tied=0.25)
+    rows = [same | dict(zip(("best", "decided", "tied"), row)) for row in (one, other)]
+    for pair in (rows, rows[::-1]):
+        assert ranking.agree(*pair) is agreed
     common.write_csv(tmp_path / "t.csv", rows)  # as --redraw reads them
-    for given in (rows, common.read_csv(tmp_path / "t.csv")):
-        found = ranking.summary(given)
-        assert found["decided"] == [one[1], other[1]]
-        assert found["decided_by_any"] == int(one[1] or other[1])
-        assert found["decided_by_any_and_agreed"] == int(bool(one[1] or other[1]) and agreed)
-        assert (found["gaps"], found["gaps_called_a_tie"]) == (6, 2)
-        assert found["largest_gap_called_a_tie"] == 0.25
+    expected = dict(
+        decided=[one[1], other[1]],
+        decided_by_any=int(one[1] or other[1]),
+        decided_by_any_and_agreed=int(bool(one[1] or other[1]) and agreed),
+        gaps=6,
+        gaps_called_a_tie=2,
+        largest_gap_called_a_tie=0.25,
+    )
+    for read in (rows, common.read_csv(tmp_path / "t.csv")):
+        assert expected.items() <= ranking.summary(read).items()
 
 
 def test_a_cell_is_decided_when_its_best_ties_with_no_other(common):

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from .escaping import markup
+from .table import Cell, Table
 
 _LONGEST = 1000  # characters of a cell
 ROWS = 10  # of a table with one for each sample
-_CELL = "padding:.1em .6em;text-align"
+_STYLE = "padding:.1em .6em;"
 
 
 def brief(value: Any) -> str:
@@ -44,36 +45,21 @@ def listed(values: Sequence[Any], shown: int = 4) -> str:
 
 def span(values: Iterable[float]) -> str:
     """The one value that all have, or the least and the most."""
-    ends = sorted(set(values))
-    if not ends:
-        return "–"
-    return "–".join(f"{value:g}" for value in dict.fromkeys((ends[0], ends[-1])))
+    ordered = sorted(set(values))
+    return "–".join(f"{value:g}" for value in dict.fromkeys(ordered[:1] + ordered[-1:])) or "–"
 
 
 def card(title: str, facts: Iterable[tuple[str, Any]], below: str = "") -> str:
     """A table of a name and what it says, without those that say nothing. below: HTML."""
-    rows = "".join(
-        f'<tr><th scope="row" style="{_CELL}:left">{markup(name)}</th>'
-        f'<td style="{_CELL}:left">{markup(cut(str(said)))}</td></tr>'
-        for name, said in facts
-        if said
-    )
-    return f"<p><b>{markup(title)}</b></p><table><tbody>{rows}</tbody></table>{below}"
+    rows = [(Cell(name, bold=True), cut(str(fact))) for name, fact in facts if fact]
+    table = Table((), rows, left=(0, 1)).html(_STYLE)
+    return f"<p><b>{markup(title)}</b></p>{table}{below}"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]], left: Sequence[int] = ()) -> str:
     """A table with a head; numbers to the right, the columns ``left`` to the left."""
-
-    def line(kind: str, cells: Sequence[Any]) -> str:
-        sides = ("left" if i in left else "right" for i in range(len(cells)))
-        return "".join(
-            f'<{kind} style="{_CELL}:{side}">{markup(cut(str(cell)))}</{kind.split()[0]}>'
-            for side, cell in zip(sides, cells)
-        )
-
-    body = "".join(f"<tr>{line('td', row)}</tr>" for row in rows)
-    top = line('th scope="col"', head)
-    return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
+    cells = [[cut(str(value)) for value in row] for row in rows]
+    return Table(head, cells, left, names=None).html(_STYLE)
 
 
 def note(text: str) -> str:

@@ -1,14 +1,10 @@
 """Calibration: the sampler of few network calls that fits the user's own model.
 
 Every fixed-step solver is a point of one family (family.py). ``calibrate`` finds the best textbook
-point for a model, which is the incumbent, and goes downhill from there by Gauss–Newton (fitting.py), over
-the levels, the scales and the weights together. What it minimises is the error of the end state against
-where the ODE takes the same noise. The network is only ever called; nothing of it is changed or
-differentiated.
-
-The noises are split: three quarters are fitted, one quarter is held out and decides whether the fitted plan
-is better than the incumbent at all. When to stop, the thorough budget asks all of them, and the fast one,
-which cannot pay for that, those held out.
+point for a model, the incumbent, and goes downhill from there by Gauss–Newton (fitting.py), over levels,
+scales and weights together. The network is only called, never changed or differentiated. Three quarters of
+the noises are fitted; the others decide whether the fit is better than the incumbent. When to stop, the
+thorough budget asks all noises, and the fast one, which cannot pay for that, those held out.
 """
 
 from __future__ import annotations
@@ -55,36 +51,45 @@ def calibrate(
     progress: bool = True,
     device: str | torch.device | None = None,
 ) -> Any:  # a Plan, or for several budgets dict[int, Plan]
-    """The plan of ``nfe`` network calls with the least error on this model; ``{nfe: Plan}`` for several.
-
-    shape: of ONE sample (default: the model's own, where it has one). n: noises, of the seeds
-    seed..seed+n−1, a quarter of them held out. From two upwards; below 16 a warning says that the
-    held-out figures say little. budget: ``"fast"`` spends at most n × (100 + 12 nfe) network evaluations,
-    ``"thorough"`` several times that: some n × (300 + 300 nfe), and searches all textbook samplers.
-    start: a plan to improve, instead of the best textbook sampler. cond: conditions {name: tensor (n,
-    ...)}, or f(indices (n,)) that gives them; guidance is part of the model. shared: passed to the network
-    as it is. features: f(x (b, *)) -> (b, ...), to measure the error in; default x itself. sigma_max:
-    where the noise starts (default ``model.sigma_max``, or where ``start`` does). batch: rows the network
-    gets at once. progress: a bar, and before it, on stderr, how long it will take, from a few network calls
-    that are timed (and not counted). device: where to run (default: the network's own).
+    """Fit a plan of ``nfe`` network calls to a model.
 
     The loss is ½ mean ln e² + ½ ln mean e² over the noises, e the RMS error of the end state against a
-    converged solution from the same noise. A small distance between distributions is another aim, and
-    need not follow: where a model's own solution is not the best picture, neither is a plan that comes
-    close to it (benchmarks/calibration.py, shipped). ``features`` is where to say what counts.
+    converged solution from the same noise. A small distance between distributions is another aim and need
+    not follow: where a model's own solution is not the best picture, neither is a plan that comes close to
+    it (``benchmarks/calibration.py``, shipped). ``features`` is where to say what counts.
 
-    The held-out noises say whether the fit improves on the incumbent: if the 95 % interval of the mean of
-    ln(e/e_incumbent), errors below a tenth of the incumbent's RMS smoothed to that, does not lie below 0,
-    the incumbent is returned, and a warning says why. ``plan.fit`` has the figures, in plain data. A model
-    with snap=True keeps the incumbent's levels and is fitted in the weights alone.
+    The held-out noises decide. If the 95 % interval of the mean of ln(e/e_incumbent) does not lie below 0
+    (errors below a tenth of the incumbent's RMS smoothed to that), the incumbent, the best textbook sampler
+    found, is returned with a warning. Each budget is fitted on its own: one fit does not serve them all
+    (``benchmarks/calibration.py``, transfer). The result is deterministic for a seed, on one machine.
 
-    Budgets are fitted one by one, from one reference: one fit does not serve them all. On a mixture in 64
-    dimensions the levels of a fit of 6 calls, stretched to 4 to 12 and under the best textbook method for
-    them, err 5 to 35 times as much as a fit of that budget (benchmarks/calibration.py, transfer).
+    Args:
+        model: A model with ``snap=True`` keeps the incumbent's levels and is fitted in the weights alone.
+        nfe: Network calls of the plan, or several such numbers.
+        shape: Of ONE sample (default: the model's own).
+        n: Noises, of the seeds seed..seed+n−1, at least 2; a quarter is held out. Below 16 a warning says
+            that the held-out figures say little.
+        seed: Of the first noise.
+        budget: ``"fast"`` spends at most n × (100 + 12 nfe) network evaluations; ``"thorough"`` some
+            n × (300 + 300 nfe), and searches all textbook samplers.
+        start: A plan to improve, instead of the best textbook sampler.
+        cond: Conditions {name: tensor (n, ...)}, or f(indices (n,)) that returns them. Guidance is part of
+            the model.
+        shared: Passed to the network as it is.
+        features: f(x (b, *)) -> (b, ...), to measure the error in (default: x itself).
+        sigma_max: Where the noise starts (default: ``model.sigma_max``, or where ``start`` does).
+        batch: Rows the network gets at once.
+        progress: Show a bar, and before it, on stderr, how long it will take, from a few network calls that
+            are timed (and not counted).
+        device: Where to run (default: the network's own).
 
-    Deterministic for a seed, on one machine. ValueError for fewer than two noises, an unknown budget, a
-    start of another schedule, or an nfe too small for any sampler. Ctrl-C raises
-    ``ddim_ode.Interrupted``, a KeyboardInterrupt that holds the finished plans {nfe: Plan} as ``partial``.
+    Returns:
+        The :class:`ddim_ode.Plan`, or {nfe: Plan} for several; ``plan.fit`` has the figures, in plain data.
+
+    Raises:
+        ValueError: Fewer than two noises, an unknown budget, a start of another schedule, or an nfe too
+            small for any sampler.
+        Interrupted: On Ctrl-C; a KeyboardInterrupt whose ``partial`` holds the finished plans {nfe: Plan}.
 
     >>> import ddim_ode
     >>> schedule = ddim_ode.schedules.cosine()
@@ -100,7 +105,7 @@ def calibrate(
     batch, _ = count("batch", batch), flag("progress", progress)
     if features is not None:
         features = checked(function("features", features))
-    effort = EFFORTS[one_of("budget", budget, EFFORTS)]
+    one_of("budget", budget, EFFORTS)
     if start is not None:
         check_plan(start, model)
         sigma_max = _first_level(start, sigma_max)
@@ -118,13 +123,13 @@ def calibrate(
     plans: dict[int, Plan] = {}
     try:
         with torch.no_grad(), progress_bar(progress, unit="eval", unit_scale=True) as bar:
-            run = Run(problem, x, features, batch, seed, budget, effort, bar)
+            run = Run(problem, x, features, batch, seed, budget, bar)
             run.prepare()
             for k in wanted:
                 plans[k] = run.plan(k, start)
     except KeyboardInterrupt:
-        said = f"stopped: {len(plans)} of {len(wanted)} plans are fitted, and in .partial"
-        raise Interrupted(said, _timed(plans, began)) from None
+        done = f"stopped: {len(plans)} of {len(wanted)} plans are fitted, and in .partial"
+        raise Interrupted(done, _timed(plans, began)) from None
     plans = _timed(plans, began)
     return plans[wanted[0]] if single(nfe) else plans
 

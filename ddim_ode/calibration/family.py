@@ -1,19 +1,12 @@
 """The family that every deterministic few-step sampler is a point of.
 
 With N network calls V_k = V(y_k, σ_k), a sampler that is linear in the state and in what the network
-returned is
-
-    y_0 = a_0 x_T,   y_{k+1} = a_{k+1} y_k + Σ_{j ≤ k} w_kj V_j,   the end state y_N,
-
-so it is its told levels σ_k, its scales a_k and the lower triangle w. Multistep methods have a short
-memory (w_kj = 0 for j < k − 3), stages of Runge–Kutta methods are y_k like any other, and in the textbook
-a_0 = 1. A level is only what the network (and the conversion of its prediction) is told: the state need
-not lie on it, since the scales and weights are free. This is the "non-stationary" family of Shaul et al.
-2024, "Bespoke Non-Stationary Solvers", with the levels free as well.
-
-At the start, where all is noise, a call says little: x̂₀ is near the mean of the data. So members of the
-family that go the first part of the way without one, as if x̂₀ were 0, and spend the call further down,
-are often the better ones ("analytic first step", Dockhorn et al. 2022, "GENIE").
+returned is y_0 = a_0 x_T, y_{k+1} = a_{k+1} y_k + Σ_{j ≤ k} w_kj V_j, with the end state y_N: told levels
+σ_k, scales a_k and a lower triangle w. In the textbook a_0 = 1, and multistep methods have a short
+memory. The state need not lie on the level that the network is told, since scales and weights are free:
+the "non-stationary" family of Shaul et al. 2024, "Bespoke Non-Stationary Solvers", with free levels.
+Members that go the first part of the way as if x̂₀ were 0, where a call says little, and spend that call
+further down, are often better ("analytic first step", Dockhorn et al. 2022, "GENIE").
 """
 
 from __future__ import annotations
@@ -132,9 +125,9 @@ class Linear:
     ) -> tuple[Array, Array]:
         """How far down and up one move may take each parameter: a level neither past its neighbours, nor
         past ``lowest`` and ``highest``, and towards all of these by less than half the way."""
-        told = np.concatenate([[highest], self.sigma, [lowest]])
+        levels = np.concatenate([[highest], self.sigma, [lowest]])
         with np.errstate(invalid="ignore"):  # of a start at infinity, whose level is no parameter
-            gaps = np.log(told[:-1] / told[1:])
+            gaps = np.log(levels[:-1] / levels[1:])
         low, high = np.full(len(parameters), -np.inf), np.full(len(parameters), np.inf)
         for i, (kind, k, _) in enumerate(parameters):
             if kind == "level":

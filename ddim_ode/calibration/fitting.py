@@ -1,24 +1,11 @@
 """Gauss–Newton over the family of few-step samplers (family.py), with a black-box network.
 
 The residual of noise i is r_i = g(x_i) − g(x_i*), the end state against where the ODE takes that noise
-(g: the identity, or features). With e_i the root mean square of its entries, the loss is
-
-    L = ½ mean_i ln(e_i² + f²) + ½ ln(mean_i e_i² + f²),
-
-half the geometric mean, to which no noise, easy or hard, counts more than another, and half the plain one,
-which the hard ones decide. One iteration linearises r in the parameters θ, weighs every sample by
-w_i = 1/(e_i² + f²) + 1/(mean e² + f²) and solves the damped normal equations
-
-    (Σ_i w_i J_iᵀ J_i + μ diag) δ = −Σ_i w_i J_iᵀ r_i
-
-(Levenberg–Marquardt), whose size is the number of parameters, some 7 to 10 a call. A level stays between
-its neighbours; where that bounds its step, the others go where is best with the step that is left.
-
-No gradient is taken: J is carried forward beside the run. A call turns the tangents ∂y/∂θ of its state into
-∂V/∂θ = (∂V/∂y) ∂y/∂θ and needs a directional derivative, a difference of two calls, for every direction.
-But the tangents of one sample, of which there are many, lie near a space of few dimensions, since all V of
-a sample resemble one another. So the derivatives are taken along the ``rank`` leading directions of each
-sample alone, and an iteration costs (rank + 2) × nfe calls however many parameters there are.
+(g: the identity, or features), and e_i the root mean square of its entries. The loss is
+:meth:`Problem.loss`. One iteration linearises r in the parameters θ, some 7 to 10 a call, weighs every
+sample by w_i = 1/(e_i² + f²) + 1/(mean e² + f²) and solves the damped normal equations
+(Levenberg–Marquardt) (Σ_i w_i J_iᵀ J_i + μ diag) δ = −Σ_i w_i J_iᵀ r_i. A level stays between its
+neighbours; where that bounds its step, the others go where is best with the step that is left.
 """
 
 from __future__ import annotations
@@ -63,12 +50,9 @@ class Problem:
     lost: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        f = self.features
-        self.goal = (
-            self.target
-            if f is None
-            else torch.cat([f(part) for part in torch.split(self.target, self.batch)])
-        )
+        self.goal = self.target
+        if self.features is not None:
+            self.goal = torch.cat([self.features(x) for x in self.target.split(self.batch)])
         self.size = finite_mean(_rms(self.goal))  # NaN or inf where a noise has no solution
         self.rounding = 16 * torch.finfo(self.x.dtype).eps * self.size + 1e-300
         # The step of the differences: small, for trained networks are rough; the tangents of float32 then
@@ -85,8 +69,8 @@ class Problem:
 
     def residual(self, x: Tensor, rows: Tensor) -> Tensor:
         """f(x) − f(x*), (b, entries), float64."""
-        found = x if self.features is None else self.features(x)
-        return (found - self.goal[rows])[..., None].flatten(1).double()
+        seen = x if self.features is None else self.features(x)
+        return (seen - self.goal[rows])[..., None].flatten(1).double()
 
     def errors(self, point: Linear, rows: Tensor) -> Array:
         """e_i (len(rows),) of a sampler; NaN or inf where it diverges."""
@@ -107,7 +91,11 @@ class Problem:
         return y
 
     def loss(self, errors: Array, floor: float | None = None) -> float:
-        """L of errors (n,). floor: f, by default that of these errors."""
+        """L = ½ mean ln(e² + f²) + ½ ln(mean e² + f²) of errors (n,).
+
+        Half the geometric mean, in which all noises count alike, and half the plain one, which the hard
+        ones decide. floor: f, by default that of these errors.
+        """
         errors = self.counted(errors)
         f = self.smoothing(errors) if floor is None else floor
         return float(
@@ -120,24 +108,24 @@ class Problem:
 
     def counted(self, errors: Array) -> Array:
         """Errors, where NaN or inf is as bad as the worst of the others, and as no answer at all."""
-        there = np.isfinite(errors)
-        return np.where(there, errors, np.max(errors[there], initial=self.size))
+        finite = np.isfinite(errors)
+        return np.where(finite, errors, np.max(errors[finite], initial=self.size))
 
 
 def checked(features: Features) -> Features:
     """The features, of a copy, since some change what they are given; ValueError for no features."""
 
     def call(x: Tensor) -> Tensor:
-        found: Any = features(x.clone())
-        if not isinstance(found, Tensor):
-            raise ValueError(f"features must return a tensor (b, ...), got {type(found).__name__}")
-        fits = found.ndim and len(found) == len(x) and found.numel() >= len(x)
-        if not fits or found.dtype not in (torch.float32, torch.float64):
+        seen: Any = features(x.clone())
+        if not isinstance(seen, Tensor):
+            raise ValueError(f"features must return a tensor (b, ...), got {type(seen).__name__}")
+        fits = seen.ndim and len(seen) == len(x) and seen.numel() >= len(x)
+        if not fits or seen.dtype not in (torch.float32, torch.float64):
             raise ValueError(
                 f"features of {len(x)} samples must be float32 or float64 of shape ({len(x)}, ...), got "
-                f"{found.dtype} of shape {tuple(found.shape)}"
+                f"{seen.dtype} of shape {tuple(seen.shape)}"
             )
-        return found
+        return seen
 
     return call
 
@@ -155,8 +143,8 @@ def _rms(x: Tensor) -> Tensor:
 
 def finite_mean(values: Tensor) -> float:
     """The mean of the finite ones; 0 if there are none."""
-    there = values[values.isfinite()]
-    return float(there.mean()) if len(there) else 0.0
+    finite = values[values.isfinite()]
+    return float(finite.mean()) if len(finite) else 0.0
 
 
 def _leading(tangents: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -194,22 +182,28 @@ def _along(
     unit = torch.where((size > 0) & (reach > 0), reach / torch.where(size > 0, size, 1.0), step)
     ones = (1,) * (at.ndim - 1)
     moved = at[:, None] + directions * unit.to(at).reshape(b, r, *ones)
-    there = f(moved.flatten(0, 1), r).reshape(b, r, *value.shape[1:])
-    return (there - value[:, None]) / unit.to(value).reshape(b, r, *(1,) * (value.ndim - 1))
+    values = f(moved.flatten(0, 1), r).reshape(b, r, *value.shape[1:])
+    return (values - value[:, None]) / unit.to(value).reshape(b, r, *(1,) * (value.ndim - 1))
 
 
 def linearised(
     problem: Problem, point: Linear, rows: Tensor, parameters: Sequence[Parameter], rank: int
 ) -> tuple[Tensor, Tensor]:
-    """The residuals (b, entries) of some noises, and their derivatives (b, parameters, entries)."""
+    """The residuals (b, entries) of some noises, and their derivatives (b, parameters, entries).
+
+    No gradient is taken: derivatives are carried forward beside the run. A call turns the tangents ∂y/∂θ of
+    its state into ∂V/∂θ = (∂V/∂y) ∂y/∂θ, by a difference of two calls for every direction. The many
+    tangents of one sample lie near a space of few dimensions, since all V of a sample resemble one another.
+    So each sample takes its own ``rank`` leading directions, and an iteration costs (rank + 2) × nfe calls
+    however many parameters there are.
+    """
     x = problem.x[rows]
     y = x * float(point.scale[0])
     # of y, by the parameters met so far: the first scale, if it is one
     tangents = x[:, None] if Parameter("scale", 0) in parameters else x[:, None][:, :0]
     past: list[Tensor] = []
-    slopes: list[
-        tuple[Tensor, Tensor]
-    ] = []  # of each V: coordinates (b, p, r), directions (b, r, *)
+    # of each V: coordinates (b, p, r), directions (b, r, *)
+    slopes: list[tuple[Tensor, Tensor]] = []
     for k in range(point.nfe):
         sigma, vector = float(point.sigma[k]), point.vectors[k]
         v = problem.velocity(y, sigma, vector, rows)
@@ -262,14 +256,35 @@ def normal_equations(
     size = max(1, problem.batch // rank)
     for part, w in zip(rows.split(size), torch.from_numpy(weights).split(size)):
         r, jacobian = linearised(problem, point, part, parameters, rank)
-        there = r.isfinite().all(1) & jacobian.isfinite().all(2).all(1)
-        problem.lost.update(part[~there].tolist())
-        r, jacobian = r[there], jacobian[there]
-        root = (w.to(r)[there] / r.shape[1]).sqrt()
+        finite = r.isfinite().all(1) & jacobian.isfinite().all(2).all(1)
+        problem.lost.update(part[~finite].tolist())
+        r, jacobian = r[finite], jacobian[finite]
+        root = (w.to(r)[finite] / r.shape[1]).sqrt()
         by_parameter = (jacobian * root[:, None, None]).transpose(0, 1).flatten(1)
         matrix += (by_parameter @ by_parameter.T).cpu().numpy()
         vector += (by_parameter @ (r * root[:, None]).flatten()).cpu().numpy()
     return matrix, vector
+
+
+@dataclass(frozen=True)
+class Descent:
+    """How a fit goes downhill.
+
+    levels: whether the told levels move too, within ``limits``. memory: past vectors whose weights move
+    (None: all). subset: noises of each iteration, drawn anew. patience: iterations without a better
+    judgement. allowed: rows of the network that may be spent; an iteration that might exceed them is not
+    begun.
+    """
+
+    iterations: int
+    rank: int
+    levels: bool
+    limits: tuple[float, float]
+    memory: int | None = None
+    subset: int | None = None
+    patience: int = 10
+    allowed: float = float("inf")
+    seed: int = 0
 
 
 @dataclass
@@ -286,47 +301,34 @@ def gauss_newton(
     point: Linear,
     rows: Tensor,
     judges: Tensor,
-    *,
-    iterations: int,
-    rank: int,
-    levels: bool,
-    limits: tuple[float, float],
-    memory: int | None = None,
-    subset: int | None = None,
-    patience: int = 10,
-    allowed: float = float("inf"),
-    seed: int = 0,
+    how: Descent,
     observe: Callable[[], object] = lambda: None,
 ) -> Fit:
-    """Move ``point`` downhill on the noises ``rows``, as long as the ``judges`` gain.
-
-    levels: whether the told levels move too, within ``limits``. memory: past vectors whose weights move
-    (None: all). subset: noises of each iteration, drawn anew. patience: iterations without a better
-    judgement. allowed: rows of the network that may be spent; an iteration that might exceed them is not
-    begun.
-    """
-    parameters = point.parameters(levels, memory, first_scale=problem.model.schedule.family != "vp")
-    draw = np.random.default_rng(seed)
-    size = min(subset or len(rows), len(rows))
+    """Move ``point`` downhill on the noises ``rows``, as long as the ``judges`` gain."""
+    first_scale = problem.model.schedule.family != "vp"
+    parameters = point.parameters(how.levels, how.memory, first_scale)
+    draw = np.random.default_rng(how.seed)
+    size = min(how.subset or len(rows), len(rows))
     calls = problem.model.rows_per_sample * point.nfe
-    budget = problem.evals + allowed
+    budget = problem.evals + how.allowed
     best = Fit(point, problem.errors(point, judges), 0)
     damping, stale = 1e-2, 0
-    for iteration in range(iterations):
+    for iteration in range(how.iterations):
         trial_cost = calls * (size + len(judges))
-        if problem.evals + calls * size * (rank + 3) + trial_cost > budget or stale >= patience:
+        cost = calls * size * (how.rank + 3) + trial_cost
+        if problem.evals + cost > budget or stale >= how.patience:
             break
         some = rows[torch.from_numpy(np.sort(draw.permutation(len(rows))[:size])).to(rows.device)]
         errors = problem.counted(problem.errors(point, some))
         floor = problem.smoothing(errors)
         now = problem.loss(errors, floor)
         weights = 1 / (errors**2 + floor**2) + 1 / (np.mean(errors**2) + floor**2)
-        matrix, vector = normal_equations(problem, point, some, weights, parameters, rank)
+        matrix, vector = normal_equations(problem, point, some, weights, parameters, how.rank)
         moved = None
         for _ in range(_TRIES):
             if problem.evals + trial_cost > budget:
                 break
-            step = _damped(matrix, vector, damping, point.bounds(parameters, *limits))
+            step = _damped(matrix, vector, damping, point.bounds(parameters, *how.limits))
             trial = None if step is None else point.moved(parameters, step)
             if trial is not None and problem.loss(problem.errors(trial, some), floor) < now:
                 moved, damping = trial, max(damping / 4, 1e-8)
@@ -338,10 +340,10 @@ def gauss_newton(
                 break
             continue
         point = moved
-        found = problem.errors(point, judges)
+        judged = problem.errors(point, judges)
         stale += 1
-        if problem.loss(found) < problem.loss(best.errors):
-            best, stale = Fit(point, found, iteration + 1), 0
+        if problem.loss(judged) < problem.loss(best.errors):
+            best, stale = Fit(point, judged, iteration + 1), 0
     return best
 
 

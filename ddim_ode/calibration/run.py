@@ -20,17 +20,16 @@ from ..denoising.problem import Problem as Conditioned
 from ..denoising.seeding import GENERATOR
 from ..schedules.schedule import Array
 from ..solve.answers import Answers, ask, cost_of_asking
-from ..solve.levels import Levels
 from ..solve.model_key import model_key
-from ..solve.planning import compile_for
+from ..solve.planning import plan_for
 from ..solve.reference import METHOD, in_float64
 from ..solve.sampling import sample
 from ..solve.solution import norm_per_sample
-from ..solvers.methods import get_method
+from ..solvers.methods import Method
 from ..solvers.plan import Plan
 from .family import Linear
-from .fitting import Features, Fit, Problem, finite_mean, gauss_newton
-from .search import Candidate, Effort, apart, textbook
+from .fitting import Descent, Features, Fit, Problem, finite_mean, gauss_newton
+from .search import EFFORTS, Candidate, Effort, apart, textbook
 
 _UNSURE = 0.5  # error of the reference, in units of the plan's, that makes its figures uncertain
 FEW = 16  # noises below which held-out figures say little
@@ -48,7 +47,6 @@ class Run:
     batch: int
     seed: int
     budget: str
-    effort: Effort
     bar: Any
     problem: Problem = field(init=False)
     fitted: Tensor = field(init=False)
@@ -63,29 +61,35 @@ class Run:
     def model(self) -> Denoiser:
         return self.conditioned.model
 
+    @property
+    def effort(self) -> Effort:
+        """What the budget pays for."""
+        return EFFORTS[self.budget]
+
     def prepare(self) -> None:
         """What the model answers, the reference, and which noises are fitted and which held out."""
         x, given = self.x, self.conditioned
         shape = tuple(x.shape[1:])
         self.answers = ask(given, shape, x.device)
-        self.asked = 0 if self.answers is None else cost_of_asking(given, shape)
+        if self.answers is not None:
+            self.asked = cost_of_asking(given, shape)
         coarser, target = self._reference()
         self.problem = Problem(
             given.model, x, target, given.cond, given.shared, self.features, self.batch, self.bar.n
         )
-        n = len(self.x)
+        n, every = len(self.x), torch.arange(len(self.x), device=self.x.device)
         # of a second-order method, with half the steps or fewer before: a third of the last move
-        self.off = self.problem.distances(coarser, torch.arange(n, device=self.x.device)) / 3
-        there = self._left(torch.arange(n, device=self.x.device), self.off, "solution")
+        self.off = self.problem.distances(coarser, every) / 3
+        solved = self._left(every, self.off, "solution")
         held = max(1, n // 4)
-        self.fitted, self.held = there[there < n - held], there[there >= n - held]
+        self.fitted, self.held = solved[solved < n - held], solved[solved >= n - held]
         if min(len(self.fitted), len(self.held)) == 0:
             raise ValueError(
-                f"of {n} noises only {len(there)} have a finite solution, too few to fit some and hold out "
-                "others: give more (n=)"
+                f"of {n} noises only {len(solved)} have a finite solution, too few to fit some and hold "
+                "out others: give more (n=)"
             )
-        if len(there) < FEW:
-            self._note(f"{len(there)} noises are few: the held-out figures say little below {FEW}")
+        if len(solved) < FEW:
+            self._note(f"{len(solved)} noises are few: the held-out figures say little below {FEW}")
 
     def _reference(self) -> tuple[Tensor, Tensor]:
         """Where the ODE takes the noises, before the last refinement and after it."""
@@ -93,7 +97,8 @@ class Run:
         problem = replace(self.conditioned, model=model)
         # What is steady at a few dozen calls, on trained networks too: of our methods and grids these err
         # least there, of the order of 1e-3 of the data, where others need a hundred calls and more.
-        method, name, start = get_method("unipc2"), "log_snr", None
+        method: str | Method = "unipc2"
+        name, start = "log_snr", None
         if not math.isfinite(model.sigma_max) or model.snap:
             method, name, start = METHOD, "time", "ramp"
         steps = self.effort.reference
@@ -102,8 +107,7 @@ class Run:
             steps = tuple(dict.fromkeys(min(k, most) for k in steps))
         x, ends = self.x, []
         for k in steps:
-            levels = Levels(model, k, grid=name)
-            plan = compile_for(method, levels, start, None, None, None)
+            plan = plan_for(model, method, steps=k, grid=name, start=start)
             parts = []
             for part in torch.arange(len(x)).split(self.batch):
                 own = problem.rows(part)
@@ -128,15 +132,15 @@ class Run:
 
     def _left(self, rows: Tensor, errors: Array, why: str) -> Tensor:
         """The noises ``rows`` whose errors are numbers; ValueError if too many are left out."""
-        there = torch.from_numpy(np.isfinite(errors)).to(rows.device)
-        if lost := rows[~there].tolist():
+        finite = torch.from_numpy(np.isfinite(errors)).to(rows.device)
+        if lost := rows[~finite].tolist():
             text = f"{len(lost)} of {len(rows)} noises have no finite {why} ({self._seeds(lost)})"
             if len(lost) > _LOST * len(rows):
                 raise ValueError(
                     f"{text}, too many to calibrate on the rest: the network or features return NaN or inf"
                 )
             self._note(f"{text} and are left out")
-        return rows[there]
+        return rows[finite]
 
     def _seeds(self, rows: Sequence[int]) -> str:
         some = ", ".join(str(self.seed + k) for k in rows[:5])
@@ -162,23 +166,23 @@ class Run:
                 f"nfe={nfe}: {incumbent.name} errs by {np.median(errors):.2g}, no more than the "
                 f"reference may ({np.median(floor):.2g}); nothing is left to calibrate, and it is returned"
             )
-            found = None
+            fitted = None
         else:
-            found = self._fit(candidates, held, nfe, allowed - (self.problem.evals - before))
+            fitted = self._fit(candidates, held, nfe, allowed - (self.problem.evals - before))
             if lost := sorted(self.problem.lost):
                 self._note(
                     f"nfe={nfe}: {len(lost)} noises met NaN or inf in the fit ({self._seeds(lost)}), and "
                     "were left out of those steps"
                 )
         # those held out are the last of the judges
-        after = errors if found is None else self.problem.counted(found.errors)[-len(held) :]
+        after = errors if fitted is None else self.problem.counted(fitted.errors)[-len(held) :]
         # an error by chance near zero, as in few dimensions there are, says nothing of the sampler
         f = self.problem.smoothing(errors)
         ratio = 0.5 * np.log((after**2 + f**2) / (errors**2 + f**2))
         mean, spread = float(np.mean(ratio)), _spread(ratio)
         # of the hard noises, too: the mean error is mostly theirs
-        better = found is not None and mean + spread < 0 and np.mean(after) < np.mean(errors)
-        if found is not None and not better:
+        better = fitted is not None and mean + spread < 0 and np.mean(after) < np.mean(errors)
+        if fitted is not None and not better:
             few = mean + spread >= 0 > mean  # better as far as they go
             said = "too few to tell that the fit is" if few else "where the fit is not"
             self._note(
@@ -186,20 +190,20 @@ class Run:
                 f"(mean ln ratio {mean:+.3f} ± {spread:.3f}), which is returned; more noises (n=) may help"
             )
         seeds = [self.seed + k for k in held.tolist()]
-        fit = self._record(incumbent, seeds, errors, after if better else errors, better)
-        share = fit["reference_error"] / max(fit["held_out"]["after"], 1e-300)
-        if found is not None and share > _UNSURE:
+        record = self._record(incumbent, seeds, errors, after if better else errors, better)
+        share = record["reference_error"] / max(record["held_out"]["after"], 1e-300)
+        if fitted is not None and share > _UNSURE:
             self._note(
-                f"nfe={nfe}: the reference may err by {fit['reference_error']:.2g}, {share:.0%} of the "
+                f"nfe={nfe}: the reference may err by {record['reference_error']:.2g}, {share:.0%} of the "
                 "plan's own error, and the held-out figures by as much"
                 + ("; budget='thorough' refines it" if self.budget == "fast" else "")
             )
         spent = self.asked + rate * len(self.x) * self.reference_calls
-        fit["net_evals"] = self.problem.evals - before + spent
-        fit["warnings"], self.notes = self.notes, notes
-        if found is None or not better:
-            return replace(incumbent.plan, fit=fit)
-        return found.point.to_plan(self.model.schedule, f"calibrated-{nfe}", fit)
+        record["net_evals"] = self.problem.evals - before + spent
+        record["warnings"], self.notes = self.notes, notes
+        if fitted is None or not better:
+            return replace(incumbent.plan, fit=record)
+        return fitted.point.to_plan(self.model.schedule, f"calibrated-{nfe}", record)
 
     def _record(
         self, incumbent: Candidate, seeds: Sequence[int], before: Array, after: Array, better: bool
@@ -244,23 +248,21 @@ class Run:
             textbook(self.model, nfe, self.effort, skipped) for skipped in (0, *self.effort.skips)
         ]
         share = allowed / 4 / len(searches)
-        found = [c for candidates in searches for c in self._screen(candidates, nfe, share)]
-        return sorted(found, key=lambda c: c.score)
+        screened = [c for candidates in searches for c in self._screen(candidates, nfe, share)]
+        return sorted(screened, key=lambda c: c.score)
 
-    def _screen(self, found: list[Candidate], nfe: int, allowed: float) -> list[Candidate]:
+    def _screen(self, left: list[Candidate], nfe: int, allowed: float) -> list[Candidate]:
         """The best of some candidates: fewer stay, on more noises, each round."""
-        cost = sum(min(keep, len(found)) * m for keep, m in self.effort.rounds) * nfe
+        cost = sum(min(keep, len(left)) * m for keep, m in self.effort.rounds) * nfe
         share = min(1.0, allowed / (max(cost, 1) * self.model.rows_per_sample))
         for keep, m in self.effort.rounds:
-            found = found[: max(1, int(share * keep))]
-            some = self.fitted[:m]
             scored = []
-            for candidate in found:
-                errors = self.problem.errors(candidate.point, some)
+            for candidate in left[: max(1, int(share * keep))]:
+                errors = self.problem.errors(candidate.point, self.fitted[:m])
                 scored.append(candidate._replace(score=self.problem.loss(errors)))
                 self._observe()
-            found = sorted(scored, key=lambda c: c.score)
-        return found
+            left = sorted(scored, key=lambda c: c.score)
+        return left
 
     def _fit(
         self, candidates: Sequence[Candidate], held: Tensor, nfe: int, allowed: float
@@ -289,34 +291,27 @@ class Run:
             runs = allowed / (iterations * nfe * self.model.rows_per_sample) - len(judges)
             size = max(size, int(runs / (rank + 4.5)))
         size = min(size, len(self.fitted))
-        options: dict[str, Any] = dict(
+        how = Descent(
+            iterations=effort.iterations,
             rank=rank,
-            memory=effort.memory,
             levels=not self.model.snap,
             limits=(schedule.sigma_min, self.model.sigma_max),
+            memory=effort.memory,
+            subset=size,
             seed=self.seed,
-            observe=self._observe,
         )
         end = self.problem.evals + allowed
 
-        def descend(point: Linear, iterations: int, **more: Any) -> Fit:
-            return gauss_newton(
-                self.problem,
-                point,
-                self.fitted,
-                judges,
-                iterations=iterations,
-                allowed=end - self.problem.evals,
-                **options,
-                **more,
-            )
+        def descend(point: Linear, **changes: Any) -> Fit:
+            left = replace(how, allowed=end - self.problem.evals, **changes)
+            return gauss_newton(self.problem, point, self.fitted, judges, left, self._observe)
 
         if tries:
-            found = [descend(point, tries, subset=size) for point in points]
-            points = [min(found, key=lambda fit: self.problem.loss(fit.errors)).point]
-        fit = descend(points[0], effort.iterations, subset=size)
+            fits = [descend(point, iterations=tries) for point in points]
+            points = [min(fits, key=lambda fit: self.problem.loss(fit.errors)).point]
+        fit = descend(points[0])
         if effort.whole:
-            fit = descend(fit.point, effort.whole, patience=3)
+            fit = descend(fit.point, iterations=effort.whole, subset=None, patience=3)
         return fit
 
     def _observe(self) -> None:

@@ -7,21 +7,15 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ..denoising.denoiser import Denoiser
-from ..solve.levels import Levels
-from ..solve.planning import compile_for
+from ..schedules.schedule import Schedule
+from ..solve.planning import plan_for
+from ..solvers.compilation import plan as compile_plan
 from ..solvers.methods import METHODS
 from ..solvers.plan import Plan
 from .family import Linear
 
-CUTS = (
-    5,
-    20,
-    1,
-    40,
-    2,
-    10,
-    3,
-)  # last levels of a textbook grid, in units of the schedule's least_cut
+# last levels of a textbook grid, in units of the schedule's least_cut
+CUTS = (5, 20, 1, 40, 2, 10, 3)
 GRIDS = ("quadratic", "log_snr", "karras", "time")
 
 
@@ -106,7 +100,7 @@ class Candidate(NamedTuple):
 def textbook(model: Denoiser, nfe: int, effort: Effort, skipped: int = 0) -> list[Candidate]:
     """The samplers to search, those first that usually do well. skipped: first calls that each leaves
     out, and spends further down."""
-    found: dict[Plan, Candidate] = {}
+    candidates: dict[Plan, Candidate] = {}
     if skipped:
         effort = EFFORTS["fast"]
     cuts = [(grid, cut * model.schedule.least_cut) for cut in effort.cuts for grid in GRIDS]
@@ -114,8 +108,7 @@ def textbook(model: Denoiser, nfe: int, effort: Effort, skipped: int = 0) -> lis
     for grid, cut in [*cuts[: len(GRIDS)], ("trailing", None), *cuts[len(GRIDS) :]]:
         for name in effort.methods:
             try:
-                levels = Levels(model, nfe=nfe + skipped, grid=grid, sigma_min=cut)
-                plan = compile_for(METHODS[name], levels, None, None, None, None)
+                plan = plan_for(model, name, nfe=nfe + skipped, grid=grid, sigma_min=cut)
             except ValueError as error:
                 refusal = error
                 continue
@@ -125,21 +118,33 @@ def textbook(model: Denoiser, nfe: int, effort: Effort, skipped: int = 0) -> lis
                 if plan.nfe != nfe + skipped:
                     continue
                 point = point.without_calls(skipped, model.schedule)
-            found.setdefault(plan, Candidate(f"{name}, {grid}{end}", point, grid, skipped))
-    if not found and not skipped:
+            candidates.setdefault(plan, Candidate(f"{name}, {grid}{end}", point, grid, skipped))
+    if not candidates and not skipped:
         raise refusal
-    return list(found.values())
+    return list(candidates.values())
 
 
-def apart(found: Sequence[Candidate], most: int) -> list[Candidate]:
+def apart(candidates: Sequence[Candidate], most: int) -> list[Candidate]:
     """The first of each number of skipped calls, in the order of their scores, and then those that share
     neither method nor grid with one chosen before."""
-    first = {candidate.skipped: candidate for candidate in reversed(found)}
+    first = {candidate.skipped: candidate for candidate in reversed(candidates)}
     chosen = sorted(first.values(), key=lambda c: c.score)[:most]
-    for candidate in found:
+    for candidate in candidates:
         near = any(
             c.plan.method == candidate.plan.method or c.grid == candidate.grid for c in chosen
         )
         if len(chosen) < most and not near:
             chosen.append(candidate)
     return chosen
+
+
+def incumbent_of(plan: Plan, schedule: Schedule) -> Plan | None:
+    """The textbook plan that a fit began from, compiled again; None where the fit does not say."""
+    fit = plan.fit or {}
+    if fit.get("calibrated") is False:
+        return plan
+    if (facts := fit.get("incumbent_plan")) is None:
+        return None
+    grid = [float(sigma) for sigma in facts["grid"]]  # "inf" too
+    options = {name: facts.get(name) for name in ("start", "chart", "vector")}
+    return compile_plan(facts["method"], schedule, grid, **options)

@@ -12,19 +12,86 @@ from typing import Any
 from .._base.escaping import lines
 from .._base.version import __version__
 from .._base.warn import Caution
-from . import terminal
-from .calibration import add_arguments as add_calibrate_arguments
+from . import (
+    calibration,
+    comparison,
+    doctor,
+    editing,
+    evaluation,
+    generation,
+    interpolation,
+    inversion,
+    sampling,
+    terminal,
+    training,
+)
 from .common import print_table
-from .comparison import add_arguments as add_compare_arguments
-from .doctor import add_arguments as add_doctor_arguments
-from .editing import add_arguments as add_edit_arguments
-from .evaluation import add_arguments as add_evaluate_arguments
-from .generation import add_arguments as add_generate_arguments
-from .interpolation import add_arguments as add_interpolate_arguments
-from .inversion import add_arguments as add_encode_arguments
-from .sampling import add_arguments as add_sample_arguments
-from .training import add_arguments as add_train_arguments
 
+# name: (module, help, description)
+_COMMANDS: dict[str, tuple[Any, str, str]] = {
+    "sample": (
+        sampling,
+        "make pictures with one or more solvers",
+        "Sample the same seeds with each solver: a picture, a table, a manifest. Stopped on the way, it "
+        "keeps the methods that are finished.",
+    ),
+    "compare": (
+        comparison,
+        "which solver, how many steps, for a model",
+        "Solve the same noises with each solver and to convergence: the error at each number of network "
+        "calls, as a table, pictures and a report. Stopped on the way, it keeps what is finished, and the "
+        "same command goes on from there.",
+    ),
+    "calibrate": (
+        calibration,
+        "fit plans of few network calls to a model",
+        "Fit a plan for each number of network calls to where the ODE takes the model's own noises, from "
+        "the best textbook sampler on: files for ddim-ode sample --plan, what each gains on noises held "
+        "out, and pictures.",
+    ),
+    "generate": (
+        generation,
+        "many samples into a folder, by any number of processes",
+        "Make samples into shards of a folder. Start it once per processor, by hand or under torchrun (-m "
+        "ddim_ode generate -n ...): the processes share the work. Stopped at any moment, by whatever "
+        "means, the same command makes what is missing or damaged.",
+    ),
+    "evaluate": (
+        evaluation,
+        "verify what generate made, and hold it against real data",
+        "Read a folder of ddim-ode generate shard by shard: checksums, failures, distances to real data.",
+    ),
+    "encode": (
+        inversion,
+        "pictures to latents and back",
+        "Solve the ODE from pictures up to their latents and down again: the latents in a file, a picture, "
+        "and the error of the round trip.",
+    ),
+    "interpolate": (
+        interpolation,
+        "pictures between two noises or two pictures",
+        "Go from one latent to another on a great circle, and beside it on the straight line: the latents "
+        "of seeds, or of pictures, which are encoded first.",
+    ),
+    "edit": (
+        editing,
+        "pictures under another class, from half-way up, or with a part made anew",
+        "Change pictures: --to another class by way of their latents, by adding noise of some --strength, "
+        "or inside a --mask.",
+    ),
+    "doctor": (
+        doctor,
+        "what will go wrong with a model, and the fix",
+        "Ask a model on a few noised samples what its sampling will suffer from: what it predicts, at "
+        "which scale and time, where its scheduler steps, clipping, half precision. Exit status 1 if "
+        "anything is found.",
+    ),
+    "train": (
+        training,
+        "train a U-Net on your images",
+        "Train an ε-network; the same command resumes a stopped run.",
+    ),
+}
 _LEGEND = """
 order            of the global error: with exact starting values, as run by default on many steps, and
                  from starting steps of rising order (as run on few)
@@ -62,9 +129,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _status(argv: Sequence[str] | None) -> int:
     args = _parser().parse_args(argv)
-    given = sys.argv[1:] if argv is None else argv
+    words = sys.argv[1:] if argv is None else argv
     # a path whose bytes are no text goes into records that are
-    args.command_line = [word.encode("utf-8", "backslashreplace").decode() for word in given]
+    args.command_line = [word.encode("utf-8", "backslashreplace").decode() for word in words]
     try:
         with _warnings_as_text(args.command):
             return int(args.run(args))
@@ -102,99 +169,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"ddim-ode {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
-    add_sample_arguments(
-        commands.add_parser(
-            "sample",
-            help="make pictures with one or more solvers",
-            description="Sample the same seeds with each solver: a picture, a table, a manifest. "
-            "Stopped on the way, it keeps the methods that are finished.",
-            formatter_class=_Help,
+    for name, (module, brief, description) in _COMMANDS.items():
+        module.add_arguments(
+            commands.add_parser(name, help=brief, description=description, formatter_class=_Help)
         )
-    )
-    add_compare_arguments(
-        commands.add_parser(
-            "compare",
-            help="which solver, how many steps, for a model",
-            description="Solve the same noises with each solver and to convergence: the error at each "
-            "number of network calls, as a table, pictures and a report. Stopped on the way, it keeps "
-            "what is finished, and the same command goes on from there.",
-            formatter_class=_Help,
-        )
-    )
-    add_calibrate_arguments(
-        commands.add_parser(
-            "calibrate",
-            help="fit plans of few network calls to a model",
-            description="Fit a plan for each number of network calls to where the ODE takes the model's "
-            "own noises, from the best textbook sampler on: files for ddim-ode sample --plan, what each "
-            "gains on noises held out, and pictures.",
-            formatter_class=_Help,
-        )
-    )
-    add_generate_arguments(
-        commands.add_parser(
-            "generate",
-            help="many samples into a folder, by any number of processes",
-            description="Make samples into shards of a folder. Start it once per processor, by hand or "
-            "under torchrun (-m ddim_ode generate -n ...): the processes share the work. Stopped at any "
-            "moment, by whatever means, the same command makes what is missing or damaged.",
-            formatter_class=_Help,
-        )
-    )
-    add_evaluate_arguments(
-        commands.add_parser(
-            "evaluate",
-            help="verify what generate made, and hold it against real data",
-            description="Read a folder of ddim-ode generate shard by shard: checksums, failures, and "
-            "distances to real data.",
-            formatter_class=_Help,
-        )
-    )
-    add_encode_arguments(
-        commands.add_parser(
-            "encode",
-            help="pictures to latents and back",
-            description="Solve the ODE from pictures up to their latents and down again: the latents in a "
-            "file, a picture, and the error of the round trip.",
-            formatter_class=_Help,
-        )
-    )
-    add_interpolate_arguments(
-        commands.add_parser(
-            "interpolate",
-            help="pictures between two noises or two pictures",
-            description="Go from one latent to another on a great circle, and beside it on the straight "
-            "line: the latents of seeds, or of pictures, which are encoded first.",
-            formatter_class=_Help,
-        )
-    )
-    add_edit_arguments(
-        commands.add_parser(
-            "edit",
-            help="pictures under another class, from half-way up, or with a part made anew",
-            description="Change pictures: --to another class by way of their latents, by adding noise of "
-            "some --strength, or inside a --mask.",
-            formatter_class=_Help,
-        )
-    )
-    add_doctor_arguments(
-        commands.add_parser(
-            "doctor",
-            help="what will go wrong with a model, and the fix",
-            description="Ask a model on a few noised samples what its sampling will suffer from: what it "
-            "predicts, at which scale and time, where its scheduler steps, clipping, half precision. Exit "
-            "status 1 if anything is found.",
-            formatter_class=_Help,
-        )
-    )
-    add_train_arguments(
-        commands.add_parser(
-            "train",
-            help="train a U-Net on your images",
-            description="Train an ε-network; the same command resumes a stopped run.",
-            formatter_class=_Help,
-        )
-    )
     listing = commands.add_parser("methods", help="list the solvers")
     listing.add_argument("--references", action="store_true", help="where each comes from, instead")
     listing.set_defaults(run=_print_methods)

@@ -25,13 +25,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..denoising.denoiser import Denoiser
-    from ..schedules.schedule import Schedule
     from ..solvers.plan import Plan
 
 _PICTURES = 4  # of the same seeds, in every cell of the strip
 _DOTS = 200  # end points of a 2-D model
 _STEPS = 100  # of unipc3, converged as far as the eye can tell
-_INK = dict(default="#117733", incumbent="#332288", calibrated="#CC6677")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--budget", default="fast", help="fast, or thorough: several times the network calls")
     add("--classes", default="all", help="names or numbers, in turn over the noises: 'sneaker,bag'")
     add_guidance(parser, "; a plan is fitted to it, so give what you will sample with")
-    add("--sigma-max", type=float, default=None, help="noise level to start from (the model's own)")
+    add("--sigma-max", type=float, help="noise level to start from (the model's own)")
     add_limit_arguments(parser)
     add("--batch", type=int, default=64, help="samples solved together")
     add("--device", default="cpu", help="cpu, cuda, cuda:1 ...")
@@ -145,11 +143,11 @@ def _draw(
     columns = [f"{nfe} calls" for nfe in plans]
     if pictures:
         from ..plots.pictures import solver_grid
+        from ..plots.style import STAGES
 
-        strips = [(name, _INK[name], cells) for name, cells in lines.items()]
-        figure = solver_grid(
-            [*strips, (f"{_STEPS} steps", "#222222", [converged] * len(plans))], columns
-        )
+        strips = [(name, STAGES[name], cells) for name, cells in lines.items()]
+        last = (f"{_STEPS} steps", STAGES["converged"], [converged] * len(plans))
+        figure = solver_grid([*strips, last], columns)
     else:
         from ..plots.comparisons import ends_plot
 
@@ -167,6 +165,7 @@ def _before_after(
     cond: dict[str, Tensor] | None,
 ) -> tuple[dict[str, list[Tensor | None]], Tensor]:
     """End states by sampler and budget, and where the ODE takes the same seeds."""
+    from ..calibration.search import incumbent_of
     from ..denoising.seeding import noise
     from ..solve.sampling import sample
 
@@ -174,27 +173,12 @@ def _before_after(
     x = noise(loaded.shape, model.schedule, seeds, model.sigma_max, args.device)
     lines: dict[str, list[Tensor | None]] = {"default": [], "incumbent": [], "calibrated": []}
     for nfe, plan in plans.items():
-        incumbent = _incumbent(plan, model.schedule)
+        incumbent = incumbent_of(plan, model.schedule)
         lines["default"].append(sample(model, x, nfe=nfe, cond=cond).x.cpu())
         for name, one in (("incumbent", incumbent), ("calibrated", plan)):
             made = None if one is None else sample(model, x, plan=one, cond=cond).x.cpu()
             lines[name].append(made)
     return lines, sample(model, x, "unipc3", steps=_STEPS, cond=cond).x.cpu()
-
-
-def _incumbent(plan: Plan, schedule: Schedule) -> Plan | None:
-    """The textbook plan that the fit began from, compiled again; None where the fit does not say."""
-    from ..solvers.compilation import plan as compile_plan
-
-    fit = plan.fit or {}
-    if fit.get("calibrated") is False:
-        return plan
-    made = fit.get("incumbent_plan")
-    if made is None:
-        return None
-    grid = [float(sigma) for sigma in made["grid"]]  # "inf" too
-    options = {name: made.get(name) for name in ("start", "chart", "vector")}
-    return compile_plan(made["method"], schedule, grid, **options)
 
 
 def _how_to_sample(args: argparse.Namespace, model: Denoiser, path: Path) -> str:
@@ -204,8 +188,8 @@ def _how_to_sample(args: argparse.Namespace, model: Denoiser, path: Path) -> str
         return f'sample with: ddim_ode.sample(model, x_T, plan=ddim_ode.Plan.load("{path}"))'
     name = "" if args.model == "fashion-mnist" else f" --model {shlex.quote(args.model)}"
     ode = "".join(
-        f" --{option} {given}"
+        f" --{option} {value}"
         for option in ("guidance", "clip", "threshold")
-        if (given := getattr(args, option)) is not None
+        if (value := getattr(args, option)) is not None
     )
     return f"sample with: ddim-ode sample{name} --plan {shlex.quote(str(path))}{ode}"

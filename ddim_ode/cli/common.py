@@ -6,13 +6,14 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from .._base.checks import device_of, one_of
-from .._base.escaping import plain
+from .._base.table import Table
 
 # Of a model with classes, where samples are made to be looked at.
 MOST_SEEDS = 100_000
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
+    from pathlib import Path
 
     import torch
 
@@ -35,13 +36,26 @@ def find_device(name: str) -> torch.device:
 
 def print_table(rows: list[dict[str, Any]]) -> None:
     """Aligned columns: text to the left, numbers to the right."""
-    columns = list(rows[0])
-    text = [[plain(str(row[name])) for name in columns] for row in rows]
-    widths = [max(len(name), *(len(line[i]) for line in text)) for i, name in enumerate(columns)]
-    numeric = [all(isinstance(row[name], (int, float)) for row in rows) for name in columns]
-    for line in [columns, *text]:
-        cells = [c.rjust(w) if n else c.ljust(w) for c, w, n in zip(line, widths, numeric)]
-        print("  ".join(cells).rstrip())
+    print(Table.of(rows).text())
+
+
+def counted(status: Mapping[str, int]) -> str:
+    """How many samples have which status, in words."""
+    return ", ".join(f"{n} {name}" for name, n in status.items())
+
+
+def load_real(
+    path: Path, split: str, shape: tuple[int, ...] | None, n: int | None = None
+) -> torch.Tensor:
+    """The first n real images (n, C, H, W), in [-1, 1]; ValueError for another shape than the samples'."""
+    from ..nets.data import load_images, to_unit
+
+    pixels = load_images(path, split).pixels[:n]
+    if shape is not None and tuple(pixels.shape[1:]) != shape:
+        raise ValueError(
+            f"--data {path}: images are {tuple(pixels.shape[1:])}, and the samples {shape}"
+        )
+    return to_unit(pixels)
 
 
 def parse_classes(text: str, model: Denoiser, indices: Iterable[int]) -> list[int] | None:
@@ -98,34 +112,23 @@ def parse_features(
 def add_guidance(parser: argparse.ArgumentParser, further: str = "") -> None:
     """The scale of guidance, none where nobody gives one, on every command."""
     said = f"classifier-free guidance; 1 (the default) is none, others cost twice{further}"
-    parser.add_argument("--guidance", type=float, default=None, help=said)
+    parser.add_argument("--guidance", type=float, help=said)
 
 
 def add_ode_arguments(parser: argparse.ArgumentParser) -> None:
     """What makes the ODE another than the network's own."""
     add_guidance(parser)
     add = parser.add_argument
-    add(
-        "--guidance-interval",
-        type=float,
-        nargs=2,
-        default=None,
-        metavar=("LOW", "HIGH"),
-        help="guide only where LOW < σ <= HIGH",
-    )
+    interval: dict[str, Any] = dict(type=float, nargs=2, metavar=("LOW", "HIGH"))
+    add("--guidance-interval", **interval, help="guide only where LOW < σ <= HIGH")
     add(
         "--guidance-rescale",
         type=float,
         default=0.0,
         metavar="PHI",
-        help="bring the guided prediction back to the spread of the conditional one: 0 (not) to 1",
+        help="rescale the guided prediction to the conditional one's standard deviation: 0 (off) to 1",
     )
-    add(
-        "--sigma-max",
-        type=float,
-        default=None,
-        help="noise level to start from, or to encode up to",
-    )
+    add("--sigma-max", type=float, help="noise level to start from, or to encode up to")
     add_limit_arguments(parser)
 
 
@@ -134,12 +137,10 @@ def add_limit_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--clip",
-        default=None,
         help="keep x̂₀ in [-CLIP, CLIP]: another ODE; none: do not, though the model's scheduler does",
     )
     add(
         "--threshold",
-        default=None,
         metavar="P[,MOST]",
         help="dynamic thresholding at this quantile of |x̂₀|, or MOST if that is less; none as for --clip",
     )
@@ -147,11 +148,8 @@ def add_limit_arguments(parser: argparse.ArgumentParser) -> None:
 
 def limits(args: argparse.Namespace) -> dict[str, Any]:
     """Clip and threshold, as far as they are given, as ``load_model`` takes them."""
-    return {
-        name: _limit(f"--{name}", text)
-        for name in ("clip", "threshold")
-        if (text := getattr(args, name)) is not None
-    }
+    texts = {name: getattr(args, name) for name in ("clip", "threshold")}
+    return {name: _limit(f"--{name}", text) for name, text in texts.items() if text is not None}
 
 
 def _limit(option: str, text: str) -> Any:

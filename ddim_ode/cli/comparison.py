@@ -9,37 +9,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._base.checks import count
-from .._base.escaping import lines, plain
+from .._base.escaping import lines
 from .common import (
     add_guidance,
     add_limit_arguments,
     condition,
     find_device,
     limits,
+    load_real,
     parse_classes,
     parse_features,
 )
 from .models import HELP, Loaded, load_model
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from torch import Tensor
 
     from ..comparison.distances import Measured
-    from ..comparison.report import Samples
     from ..comparison.result import Comparison
     from ..denoising.denoiser import Denoiser
     from ..evaluate.features import Features
     from ..evaluate.statistics import FeatureStatistics
 
 _N = 64
-_QUICK_N = (
-    12  # the shipped model's reference, 2,000 calls a noise at most, then fits into two minutes
-)
+_QUICK_N = 12  # the shipped model's reference, 2,000 calls a noise at most, then takes two minutes
 _NFE = (5, 8, 10, 20)
-_PICTURES = 4  # of the same seeds, in every cell of the strip
-_MOST_DOTS = 300  # of a 2-D model's end points
 _FEW = 4  # noises that a network is tried on before the long run
 _LEAST = 4  # samples that a metric takes
 _DRAWS = 10_000  # of an exact mixture, to measure against
@@ -51,7 +45,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--methods",
         nargs="+",
-        default=None,
         metavar="METHOD",
         help="names from ddim-ode methods; a selection of nine without",
     )
@@ -68,25 +61,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also the plans that ship with the model, fitted to it: one line, at the budgets they fit",
     )
     add("--nfe", nargs="+", type=int, default=list(_NFE), help="budgets of network calls")
-    add(
-        "--grid",
-        nargs="+",
-        default=None,
-        help="time, quadratic, log_snr, karras, trailing; or best",
-    )
-    add("--sigma-max", type=float, default=None, help="noise level to start from (the model's own)")
-    add("--sigma-min", nargs="+", type=float, default=None, help="last positive noise level")
-    add(
-        "--n",
-        type=int,
-        default=None,
-        help=f"noises to solve from ({_N}, and {_QUICK_N} if --quick)",
-    )
+    add("--grid", nargs="+", help="time, quadratic, log_snr, karras, trailing; or best")
+    add("--sigma-max", type=float, help="noise level to start from (the model's own)")
+    add("--sigma-min", nargs="+", type=float, help="last positive noise level")
+    add("--n", type=int, help=f"noises to solve from ({_N}, and {_QUICK_N} if --quick)")
     add("--quick", action="store_true", help="a first answer in minutes: fewer noises")
     add(
         "--seed",
         type=int,
-        default=None,
         help="of the first noise (0, or beside fitted plans the first that none of them was fitted to)",
     )
     add("--classes", default="all", help="names or numbers, in turn over the noises: 'sneaker,bag'")
@@ -98,22 +80,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--metrics",
         nargs="*",
-        default=None,
         metavar="METRIC",
         help="also distances between distributions: frechet_distance kernel_distance ...; against --data, "
         "a mixture's own draws, or else the converged solutions of the same noises",
     )
-    add("--data", type=Path, default=None, help="real images for --metrics, as for ddim-ode train")
+    add("--data", type=Path, help="real images for --metrics, as for ddim-ode train")
     add(
         "--features",
-        default=None,
         help="for --metrics: a classifier.safetensors, inception, or identity (the samples themselves)",
     )
-    add("--reference", type=float, default=None, help="RMS to which the reference is converged")
+    add("--reference", type=float, help="RMS to which the reference is converged")
     add("--confidence", type=float, default=0.95, help="of all intervals")
     add("--batch", type=int, default=32, help="samples solved together")
     add("--device", default="cpu", help="cpu, cuda, cuda:1 ...")
-    add("--cache", type=Path, default=None, help="where solved batches are kept (OUT/cache)")
+    add("--cache", type=Path, help="where solved batches are kept (OUT/cache)")
     add("--out", type=Path, default=Path("out/compare"), help="directory for the results")
     parser.set_defaults(run=_compare)
 
@@ -121,6 +101,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _compare(args: argparse.Namespace) -> int:
     from .._base.interrupted import Interrupted
     from ..comparison.comparison import compare
+    from ..comparison.samples import shown_of
     from ..solve.plan_checks import fitted_seeds
 
     loaded = load_model(args.model, args.guidance, find_device(args.device), limits(args))
@@ -159,7 +140,7 @@ def _compare(args: argparse.Namespace) -> int:
             batch=args.batch,
             reference=args.reference,
             cache=args.cache or args.out / "cache",
-            keep=_kept(args, loaded, n),
+            keep=n if args.metrics is not None else min(n, shown_of(loaded.shape)),
             confidence=args.confidence,
             progress=not args.quiet,
             device=args.device,
@@ -167,11 +148,11 @@ def _compare(args: argparse.Namespace) -> int:
     except Interrupted as error:
         result, stopped = error.partial, str(error).replace("the same call", "the same command")
     result.about["command"] = shlex.join(["ddim-ode", *args.command_line])
-    if not any(row["error"] for row in result.rows):
+    if not any(row.error for row in result.rows):
         if stopped:
             print(stopped, file=sys.stderr)
             return 130
-        notes = dict.fromkeys(row["note"] for row in result.rows)
+        notes = dict.fromkeys(row.note for row in result.rows)
         raise ValueError(f"no solver has an error: {'; '.join(notes)}")
     measured, failure = None, None
     try:
@@ -231,13 +212,6 @@ def _check_network(
         )
 
 
-def _kept(args: argparse.Namespace, loaded: Loaded, n: int) -> int:
-    """How many end states the pictures and metrics need."""
-    if args.metrics is not None:
-        return n
-    return min(n, _PICTURES if len(loaded.shape) == 3 else _MOST_DOTS)
-
-
 def _one_or_many(values: list[Any] | None) -> Any:
     return values[0] if values and len(values) == 1 else values
 
@@ -246,8 +220,8 @@ class _Measuring:
     """The metrics asked for, checked before the long run; called with the comparison after it."""
 
     def __init__(self, args: argparse.Namespace, loaded: Loaded, n: int) -> None:
-        from ..comparison.comparison import SEARCH
         from ..comparison.distances import check_metrics
+        from ..comparison.jobs import searched
 
         self.names: tuple[str, ...] = ()
         if args.metrics is None:
@@ -255,7 +229,7 @@ class _Measuring:
                 if getattr(args, option) is not None:
                     raise ValueError(f"--{option} belongs to --metrics; give both, or drop it")
             return
-        reported = n - (min(n // 2, SEARCH) if "best" in (args.grid or ()) else 0)
+        reported = n - searched(args.grid or (), n)
         if reported < _LEAST:
             raise ValueError(
                 f"--metrics needs at least {_LEAST} samples, and {reported} are reported; raise --n"
@@ -289,15 +263,8 @@ def _real(
     from ..evaluate.statistics import FeatureStatistics
 
     if args.data is not None:
-        from ..nets.data import load_images, to_unit
-
-        pixels = load_images(args.data, "test").pixels
-        if tuple(pixels.shape[1:]) != loaded.shape:
-            raise ValueError(
-                f"--data {args.data}: images are {tuple(pixels.shape[1:])}, and the model makes "
-                f"{loaded.shape}"
-            )
-        return FeatureStatistics.of(to_unit(pixels), features), f"{len(pixels):,} real images"
+        images = load_real(args.data, "test", loaded.shape)
+        return FeatureStatistics.of(images, features), f"{len(images):,} real images"
     draw = getattr(loaded.denoiser, "draw", None)
     if draw is None:
         return None, ""
@@ -313,6 +280,7 @@ def _write(
 ) -> None:
     """Everything under --out, and the short of it on the terminal."""
     from ..comparison import report
+    from ..comparison.samples import draw_samples
 
     context = report.Context(
         title=loaded.title,
@@ -326,84 +294,7 @@ def _write(
     files = report.write(args.out, result, context)
     result.to_csv(args.out / "compare.csv")
     result.to_json(args.out / "compare.json")
-    print(lines(_terminal(loaded, result, context)))
+    print(lines(report.text(result, context)))
     print(
         "\n" + "   ".join(map(str, [*files, args.out / "compare.csv", args.out / "compare.json"]))
     )
-
-
-def _terminal(loaded: Loaded, result: Comparison, context: Any) -> str:
-    from ..comparison import report, tables
-
-    def listed(lines: Sequence[tuple[str, str]]) -> list[str]:
-        width = max((len(term) for term, _ in lines), default=0)
-        return [f"  {term.rjust(width)}  {said}" for term, said in lines]
-
-    out = [f"{plain(loaded.title)}: {report.summary(result)}", ""]
-    if context.stopped:
-        out += ["Incomplete: what is best here is so among the rows that are finished.", ""]
-    out.append("Best at each budget")
-    out += listed(report.best_lines(result))
-    if targets := report.target_lines(result, context.targets):
-        out += ["", "Cheapest whose whole interval meets an error", *listed(targets)]
-    out += ["", "RMS error to the converged solution", tables.overview_text(result)]
-    measured = context.measured
-    for name in measured.names if measured else ():
-        own = report.converged_cells(result, measured.converged.get(name))
-        out += ["", measured.label(name), tables.overview_text(result, name, own)]
-    noted = dict.fromkeys(
-        f"  {plain(row['method'])} at {row['budget']}: {plain(row['note'])}"
-        for row in result.rows
-        if row["note"]
-    )
-    return "\n".join([*out, *(["", *noted] if noted else [])])
-
-
-def draw_samples(result: Comparison) -> Samples:
-    """The same noises in every cell, solvers by budgets: pictures, or dots for 2-D; else why nothing."""
-    from ..comparison.report import Samples
-    from ..plots.comparisons import ends_plot, look
-    from ..plots.pictures import solver_grid
-
-    exact = result.reference
-    shape = () if exact is None else tuple(exact.x.shape[1:])
-    pictures = len(shape) == 3 and shape[0] in (1, 3)
-    if exact is None or not (pictures or shape == (2,)):
-        return Samples(
-            f"Samples have shape {shape}: only pictures and points of a plane are drawn here."
-        )
-    budgets = sorted({row["budget"] for row in result.rows})
-    group = result.rows[0]["group"]
-    lines: dict[str, list[Tensor | None]] = {}
-    for row, x in zip(result.rows, result.samples):
-        if row["group"] in (group, "plan"):
-            cells = lines.setdefault(row["method"], [None] * len(budgets))
-            cells[budgets.index(row["budget"])] = x if x is None else x[: _most(pictures)]
-    columns = [f"{budget} calls" for budget in budgets]
-    goal = exact.x[: _most(pictures)].float()
-    on = "" if group == "default" else f" Grid: {group}."
-    if pictures:
-        top: list[Tensor | None] = [goal] * len(budgets)
-        strips = [("converged", "#222222", top)]
-        strips += [(name, look(name)["color"], cells) for name, cells in lines.items()]
-        caption = (
-            f"Seeds {_span(result.seeds[: len(goal)])} in every cell; the top row is where the ODE "
-        )
-        return Samples(
-            f"{caption}takes them, which is what a solver without error would draw.{on}",
-            solver_grid(strips, columns),
-            f"Samples of {len(lines)} solvers at {len(budgets)} budgets, below the converged solutions.",
-        )
-    return Samples(
-        f"Ends of {len(goal)} noises; grey: where the ODE takes them, joined to where the solver did.{on}",
-        ends_plot(list(lines.items()), columns, goal),
-        f"End points of {len(lines)} solvers at {len(budgets)} budgets beside the converged solutions.",
-    )
-
-
-def _most(pictures: bool) -> int:
-    return _PICTURES if pictures else _MOST_DOTS
-
-
-def _span(seeds: list[int]) -> str:
-    return f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else str(seeds[0])

@@ -11,19 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .._base.checks import count
-from .common import add_guidance, add_limit_arguments, find_device, limits
+from .common import add_guidance, add_limit_arguments, find_device, limits, load_real
 from .models import HELP, Loaded, load_model
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ..diagnosis import Diagnosis
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", nargs="?", default="fashion-mnist", help=HELP)
-    add("--data", type=Path, default=None, help="clean images, as for ddim-ode train: finds more")
+    add("--data", type=Path, help="clean images, as for ddim-ode train: finds more")
     add("--steps", type=int, default=50, help="the number of steps you mean to take")
     add("--n", type=int, default=8, help="samples to ask the model with")
     add("--seed", type=int, default=0, help="of the first noise")
@@ -44,7 +42,9 @@ def _doctor(args: argparse.Namespace) -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # what the loader leaves out is measured below
         loaded = load_model(args.model, args.guidance, device, limits(args))
-    data = None if args.data is None else _read(args.data, args.n)
+    data = None
+    if args.data is not None:
+        data = load_real(args.data, "train", None, args.n)
     try:
         findings = diagnose(
             loaded.denoiser,
@@ -82,9 +82,3 @@ def _print(args: argparse.Namespace, loaded: Loaded, findings: Diagnosis, whole:
         checks = [name for name, why in findings.not_checked.items() if why == reason]
         text = f"not checked: {', '.join(checks)}: {reason}"
         print("\n" + textwrap.fill(text, 96, subsequent_indent="  "))
-
-
-def _read(path: Path, n: int) -> Tensor:
-    from ..nets.data import load_images, to_unit
-
-    return to_unit(load_images(path, "train").pixels[:n])

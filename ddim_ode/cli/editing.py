@@ -35,7 +35,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--to",
-        default=None,
         help="classes, names or numbers: 'coat,bag'. Alone: encode under a picture's own class, decode "
         "under these, one after another",
     )
@@ -44,13 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--strength",
         type=float,
         nargs="+",
-        default=None,
         help="add noise until it is these shares of the picture, in (0, 1], and solve from there",
     )
     what.add_argument(
-        "--mask",
-        default=None,
-        help=f"make a part anew: {', '.join(HALVES)}, or a picture that is light where to",
+        "--mask", help=f"make a part anew: {', '.join(HALVES)}, or a picture that is light where to"
     )
     add("--seed", type=int, default=0, help="of the first picture's noise, and one more for each")
     add("--variants", type=int, default=3, help="of --mask, each from noises of its own")
@@ -67,16 +63,16 @@ def _edit(args: argparse.Namespace) -> int:
     targets = _targets(args, model, labels, len(pictures))
     for target in targets.values():
         check_classes(model, target, "give --to, --data with labels (IDX files, an .npz)")
-    given = [(f"pictures\n{len(pictures)} of {args.split}", pictures)]
+    strips = [(f"pictures\n{len(pictures)} of {args.split}", pictures)]
     if args.mask is not None:
         keep = ~_mask(args.mask, model.shape).to(pictures.device)
-        given.append(("what is known", torch.where(keep, pictures, torch.zeros_like(pictures))))
+        strips.append(("what is known", torch.where(keep, pictures, torch.zeros_like(pictures))))
         made = _inpainted(args, model, pictures, keep, targets)
     elif args.strength is not None:
         made = _renoised(args, model, pictures, targets)
     else:
         made = _transferred(args, model, pictures, labels, targets)
-    return write(args, model, given, made, class_names(model, labels), indices=indices)
+    return write(args, model, strips, made, class_names(model, labels), indices=indices)
 
 
 def _targets(args: argparse.Namespace, model: Trained, labels: list[int] | None, n: int) -> Targets:
@@ -138,11 +134,7 @@ def _renoised(
 
 
 def _inpainted(
-    args: argparse.Namespace,
-    model: Trained,
-    pictures: Tensor,
-    keep: Tensor,
-    targets: Targets,
+    args: argparse.Namespace, model: Trained, pictures: Tensor, keep: Tensor, targets: Targets
 ) -> Iterator[Made]:
     from ..denoising.seeding import noise
     from ..solve.inpainting import Known

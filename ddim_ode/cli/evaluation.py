@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING
 
 from .._base import files
 from .._base.checks import refuse
-from .common import find_device, parse_features
+from .._base.table import Table
+from .common import find_device, load_real, parse_features
 
 if TYPE_CHECKING:
     from ..evaluate.features import Features
     from ..evaluate.statistics import FeatureStatistics
     from ..generation.shards import Shards
-
-_METRICS = ("frechet_distance", "kernel_distance")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,45 +23,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--data",
         type=Path,
-        default=None,
         help="real images, as for ddim-ode train (the test split of an IDX pair), or a .safetensors of "
         "FeatureStatistics.save; without, the samples are verified and counted",
     )
     add(
         "--features",
-        default=None,
         help="a classifier.safetensors, inception, or identity (the samples themselves)",
     )
     add(
         "--metrics",
         nargs="+",
-        default=None,
         metavar="METRIC",
-        help=f"for --data ({' '.join(_METRICS)})",
+        help="for --data (frechet_distance kernel_distance)",
     )
     add("--keep", type=int, default=10_000, help="rows for all metrics but frechet_distance")
     add("--seed", type=int, default=0, help="of which rows, and of the metrics' own draws")
     add("--device", default="cpu", help="for the features: cpu, cuda ...")
-    add("--out", type=Path, default=None, help="folder for evaluation.csv and .json (DIR)")
+    add("--out", type=Path, help="folder for evaluation.csv and .json (DIR)")
     parser.set_defaults(run=_evaluate)
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    from ..evaluate.metrics import check_names
+    from ..evaluate.metrics import USUAL, check_names
     from ..evaluate.streaming import summarise
     from ..generation.shards import Shards
 
-    names = check_names(list(_METRICS) if args.metrics is None else args.metrics)
+    names = check_names(USUAL if args.metrics is None else args.metrics)
     shards = Shards.open(args.folder)
     features, reference = None, None
     if args.data is not None:
         features = _features(args, shards)
         reference = _reference(args.data, shards, features)
     else:
-        given = {"--features": args.features, "--metrics": args.metrics}
-        refuse("without --data nothing is compared", **given)
+        unused = {"--features": args.features, "--metrics": args.metrics}
+        refuse("without --data nothing is compared", **unused)
     try:
-        found = summarise(
+        summary = summarise(
             shards,
             features,
             reference,
@@ -75,20 +71,22 @@ def _evaluate(args: argparse.Namespace) -> int:
         raise KeyboardInterrupt("stopped: nothing is measured before all shards are read") from None
     out = args.out or args.folder
     out.mkdir(parents=True, exist_ok=True)
-    files.write_csv(out / "evaluation.csv", [found.row])
+    files.write_csv(out / "evaluation.csv", [summary.row])
     record = dict(
-        row=found.row,
-        status=dict(found.status),
-        samples_sha256=found.sha256,
+        row=summary.row,
+        status=dict(summary.status),
+        samples_sha256=summary.sha256,
         reference_sha256=None if reference is None else reference.sha256,
         run=dict(shards.run.decides),
         about=dict(shards.run.about),
     )
     files.write_json(out / "evaluation.json", record)
-    width = max(map(len, found.row))
-    for name, value in found.row.items():
-        print(f"{name:{width}}  {f'{value:.6g}' if isinstance(value, float) else value}")
-    for word, count in found.status.items():
+    facts = [
+        (name, f"{value:.6g}" if isinstance(value, float) else value)
+        for name, value in summary.row.items()
+    ]
+    print(Table((), facts, left=(0, 1)).text())
+    for word, count in summary.status.items():
         print(f"{count:,} of {shards.run.n:,} samples: {word}")
     print(f"\n{out / 'evaluation.csv'}   {out / 'evaluation.json'}")
     return 0
@@ -98,10 +96,10 @@ def _features(args: argparse.Namespace, shards: Shards) -> Features:
     from ..evaluate.features import shipped_features
 
     def default() -> Features:
-        found = shipped_features(shards.run.about.get("sha256"))
-        if found is None:
+        features = shipped_features(shards.run.about.get("sha256"))
+        if features is None:
             raise ValueError("no features for other weights than the shipped")
-        return found
+        return features
 
     find_device(args.device)
     return parse_features(args.features, shards.run.shape, default, args.device, "--data")
@@ -109,13 +107,7 @@ def _features(args: argparse.Namespace, shards: Shards) -> Features:
 
 def _reference(path: Path, shards: Shards, features: Features) -> FeatureStatistics:
     from ..evaluate.statistics import FeatureStatistics
-    from ..nets.data import load_images, to_unit
 
     if path.suffix == ".safetensors":
         return FeatureStatistics.load(path, features)
-    pixels = load_images(path, "test").pixels
-    if tuple(pixels.shape[1:]) != shards.run.shape:
-        raise ValueError(
-            f"--data {path}: images are {tuple(pixels.shape[1:])}, and the samples {shards.run.shape}"
-        )
-    return FeatureStatistics.of(to_unit(pixels), features)
+    return FeatureStatistics.of(load_real(path, "test", shards.run.shape), features)

@@ -12,6 +12,7 @@ from .common import (
     add_guidance,
     add_limit_arguments,
     condition,
+    counted,
     find_device,
     limits,
     parse_classes,
@@ -35,23 +36,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     # -n for torchrun, which takes a --n among the program's options for one of its own.
     add("-n", "--n", type=int, required=True, help="samples, those of seeds SEED to SEED+n-1")
     add("--out", type=Path, required=True, help="folder of the run, new or to be finished")
-    add("--method", default=None, help="a name from ddim-ode methods (ddim)")
-    add("--plan", default=None, metavar="FILE", help="a plan of ddim-ode calibrate, instead")
-    add("--nfe", type=int, default=None, help=f"most network calls ({_NFE} without --steps)")
-    add("--steps", type=int, default=None, help="intervals of the grid")
-    add("--grid", default=None, help="time, quadratic, log_snr, karras or trailing")
-    add("--final", default=None, help="zero (land on x̂₀) or sigma_min")
-    add("--sigma-max", type=float, default=None, help="first noise level")
-    add("--sigma-min", type=float, default=None, help="last positive noise level")
-    add("--eta", type=float, default=None, help="step noise of ddim: 0 is DDIM, 1 is DDPM")
-    add("--rtol", type=float, default=None, help="solve adaptively, with this tolerance")
-    add("--atol", type=float, default=None, help="of the same")
+    add("--method", help="a name from ddim-ode methods (ddim)")
+    add("--plan", metavar="FILE", help="a plan of ddim-ode calibrate, instead")
+    add("--nfe", type=int, help=f"most network calls ({_NFE} without --steps)")
+    add("--steps", type=int, help="intervals of the grid")
+    add("--grid", help="time, quadratic, log_snr, karras or trailing")
+    add("--final", help="zero (land on x̂₀) or sigma_min")
+    add("--sigma-max", type=float, help="first noise level")
+    add("--sigma-min", type=float, help="last positive noise level")
+    add("--eta", type=float, help="step noise of ddim: 0 is DDIM, 1 is DDPM")
+    add("--rtol", type=float, help="solve adaptively, with this tolerance")
+    add("--atol", type=float, help="of the same")
     add("--seed", type=int, default=0, help="of sample 0")
     add("--classes", default="all", help="names or numbers, repeated over the seeds: 'sneaker,bag'")
     add_guidance(parser)
     add_limit_arguments(parser)
     add("--batch", default="auto", help="samples solved together, or auto: as memory allows")
-    add("--shard", type=int, default=None, help="samples a file (64, or the batch if less)")
+    add("--shard", type=int, help="samples a file (64, or the batch if less)")
     add("--device", default="cpu", help="cpu, cuda (under torchrun: one each), cuda:1 ...")
     add("--compile", action="store_true", help="torch.compile the network")
     add("--channels-last", action="store_true", help="its convolutions' memory layout")
@@ -114,13 +115,13 @@ def _device(name: str) -> torch.device:
 
 def _solver(args: argparse.Namespace) -> dict[str, Any]:
     """What was given, and a number of calls where the method needs one."""
-    given = {name: getattr(args, name) for name in _SOLVER if getattr(args, name) is not None}
-    if args.plan is not None or given.keys() & {"nfe", "steps", "rtol", "atol"}:
-        return given
+    options = {name: getattr(args, name) for name in _SOLVER if getattr(args, name) is not None}
+    if args.plan is not None or options.keys() & {"nfe", "steps", "rtol", "atol"}:
+        return options
     from ..solve.request import chooses_steps
 
     own = chooses_steps(args.method or "ddim", placed=args.grid is not None)
-    return given if own else dict(given, nfe=_NFE)
+    return options if own else dict(options, nfe=_NFE)
 
 
 def _report(run: Generated) -> None:
@@ -133,7 +134,7 @@ def _report(run: Generated) -> None:
         shards=len(run.shards),
         shards_remade=run.remade,
         seconds=f"{run.seconds:.1f}",
-        status=", ".join(f"{count} {word}" for word, count in run.status.items()),
+        status=counted(run.status),
     )
     if run.missing:
         row["missing"] = run.missing

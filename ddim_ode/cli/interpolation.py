@@ -23,7 +23,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seeds", default="0-3", help="of noises, taken in pairs: 0-3 or 3,5,8,9 (without --data)")
     add(
         "--classes",
-        default=None,
         help="of the pairs, names or numbers: 'sneaker,bag' or all (default: none, the network alone)",
     )
     add("--points", type=int, default=9, help="pictures on each way, both ends included")
@@ -64,9 +63,9 @@ def _between(
     else:
         pictures, _, _ = load_pictures(args, model)
         both = None if labels is None else [label for label in labels for _ in range(2)]
-        found = encode(model, pictures, cond=condition(both, args.device), **how)
-        latents = found.x
-        yield Made(run_of("encode", found))
+        encoded = encode(model, pictures, cond=condition(both, args.device), **how)
+        latents = encoded.x
+        yield Made(run_of("encode", encoded))
     a, b = latents[0::2], latents[1::2]
     shares = torch.tensor(weights).to(a).reshape(-1, *[1] * a.ndim)
     ways = {"great circle": slerp(a, b, weights), "straight line": torch.lerp(a, b, shares)}

@@ -36,9 +36,9 @@ def _encode(args: argparse.Namespace) -> int:
     model = load_model(args)
     pictures, labels, indices = load_pictures(args, model)
     check_classes(model, labels, "give --data with labels (IDX files, an .npz)")
-    given = [(f"pictures\n{len(pictures)} of {args.split}", pictures)]
+    strips = [(f"pictures\n{len(pictures)} of {args.split}", pictures)]
     made = _there_and_back(args, model, pictures, labels, indices)
-    return write(args, model, given, made, class_names(model, labels), indices=indices)
+    return write(args, model, strips, made, class_names(model, labels), indices=indices)
 
 
 def _there_and_back(
@@ -54,9 +54,9 @@ def _there_and_back(
     from ..nets import weights
 
     cond, how = condition(labels, args.device), dict(progress=not args.quiet, **solver(args))
-    there = encode(model, pictures, cond=cond, **how)
-    run = run_of("encode", there)
-    latents = there.x.cpu()
+    encoded = encode(model, pictures, cond=cond, **how)
+    run = run_of("encode", encoded)
+    latents = encoded.x.cpu()
     tensors = dict(latents=latents, pictures=pictures.cpu(), indices=torch.tensor(indices))
     if labels is not None:
         tensors["labels"] = torch.tensor(labels)
@@ -64,9 +64,11 @@ def _there_and_back(
     # Three standard deviations of noise are the paper's white and black.
     yield Made(run, (f"latents\nRMS {float(latents.square().mean().sqrt()):.3f}", latents / 3))
 
-    back = decode(model, there.x, partner=there.partner, cond=cond, **how)
-    errors = (back.x - pictures).flatten(1).square().mean(dim=1).sqrt()
+    decoded = decode(model, encoded.x, partner=encoded.partner, cond=cond, **how)
+    errors = (decoded.x - pictures).flatten(1).square().mean(dim=1).sqrt()
     whole = float(errors.square().mean().sqrt())
     rms = errors.tolist()
-    yield Made(run_of("decode", back, rms=rms), (f"round trip\nRMS error {whole:.1e}", back.x))
+    yield Made(
+        run_of("decode", decoded, rms=rms), (f"round trip\nRMS error {whole:.1e}", decoded.x)
+    )
     print(f"{args.out / LATENTS}   worst round trip: RMS error {max(rms):.1e} per pixel")

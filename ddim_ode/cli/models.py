@@ -212,10 +212,10 @@ def _schedule(data: dict[str, Any]) -> Schedule:
 
     if "alphas_cumprod" in data:
         return schedules.from_alphas_cumprod(data["alphas_cumprod"])
-    given = data["schedule"]
-    if isinstance(given, str):
-        return schedules.build(given, {})
-    return schedules.build(given["name"], given.get("params", {}))
+    schedule = data["schedule"]
+    if isinstance(schedule, str):
+        return schedules.build(schedule, {})
+    return schedules.build(schedule["name"], schedule.get("params", {}))
 
 
 def _read(path: Path) -> dict[str, Any]:

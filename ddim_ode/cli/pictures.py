@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .._base.versions import versions
-from .common import add_ode_arguments, find_device, limits, parse_seeds, print_table, set_ode
+from .common import (
+    add_ode_arguments,
+    counted,
+    find_device,
+    limits,
+    parse_seeds,
+    print_table,
+    set_ode,
+)
 from .models import HELP_TRAINED, load_trained
 
 if TYPE_CHECKING:
@@ -42,9 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser, method: str, nfe: int) -> Non
     add("--method", default=method, help="a name from ddim-ode methods")
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
-        "--nfe", type=int, default=None, help=f"most network calls each way ({nfe} without --steps)"
+        "--nfe", type=int, help=f"most network calls each way ({nfe} without --steps)"
     )
-    where.add_argument("--steps", type=int, default=None, help="intervals of the grid")
+    where.add_argument("--steps", type=int, help="intervals of the grid")
     add("--device", default="cpu", help="cpu, cuda, cuda:1 ...")
     add("--out", type=Path, default=Path("out"), help="directory for the results")
     add_ode_arguments(parser)
@@ -106,24 +115,16 @@ def check_classes(model: Trained, labels: list[int] | None, remedy: str) -> None
 
 def run_of(label: str, solution: Solution, **more: Any) -> dict[str, Any]:
     """What a manifest says of one solve."""
-    said = solution.to_dict()
-    status = said["status"]
-    return dict(
-        what=label,
-        method=said["method"],
-        nfe=said["nfe"],
-        net_evals=said["net_evals"],
-        status={name: status.count(name) for name in sorted(set(status))},
-        alterations=said["alterations"],
-        sigmas=said["sigmas"],
-        **more,
-    )
+    facts = solution.to_dict()
+    kept = ("method", "nfe", "net_evals", "status", "alterations", "sigmas")
+    run = dict(what=label, **{name: facts[name] for name in kept}, **more)
+    return dict(run, status=dict(sorted(Counter(facts["status"]).items())))
 
 
 def write(
     args: argparse.Namespace,
     model: Trained,
-    given: Sequence[tuple[str, Tensor]],
+    shown: Sequence[tuple[str, Tensor]],
     made: Iterable[Made],
     headings: Sequence[str],
     **more: Any,
@@ -132,7 +133,7 @@ def write(
 
     made: solved one after another as they are taken; an error or Ctrl-C keeps what is finished.
     """
-    strips, runs, finished = list(given), [], False
+    strips, runs, finished = list(shown), [], False
     args.out.mkdir(parents=True, exist_ok=True)
     try:
         for run, strip in made:
@@ -174,14 +175,10 @@ def _report(
     files.write_json(manifest, record)
     columns = ("what", "method", "nfe", "net_evals")
     rows = [{name: run[name] for name in columns} for run in runs]
-    print_table([{**row, "status": _counted(run["status"])} for row, run in zip(rows, runs)])
+    print_table([{**row, "status": counted(run["status"])} for row, run in zip(rows, runs)])
     print(f"\n{picture}   {manifest}")
 
 
 def class_names(model: Trained, labels: list[int] | None) -> list[str]:
     """Headings of a strip that is one row, where the classes are known."""
     return [model.classes[label] for label in labels] if labels and len(labels) <= 10 else []
-
-
-def _counted(status: Mapping[str, int]) -> str:
-    return ", ".join(f"{n} {name}" for name, n in status.items())

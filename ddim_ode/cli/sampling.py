@@ -9,16 +9,19 @@ import json
 import re
 import sys
 import time
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._base import files
-from .._base.checks import count, one_of, refuse
+from .._base.checks import count, refuse
 from .._base.version import __version__
 from .._base.versions import versions
-from ..grids import NAMES
 from .common import (
     add_ode_arguments,
+    condition,
+    counted,
     find_device,
     limits,
     parse_classes,
@@ -51,18 +54,16 @@ _OPTIONS = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--model", default=None, help=f"{HELP_TRAINED} ({_DEFAULTS['model']})")
+    add("--model", help=f"{HELP_TRAINED} ({_DEFAULTS['model']})")
     add(
         "--methods",
         nargs="+",
-        default=None,
         metavar="METHOD",
         help=f"names from ddim-ode methods ({' '.join(_METHODS)}; none beside --plan)",
     )
     add(
         "--plan",
         nargs="+",
-        default=None,
         metavar="FILE",
         help="plans, of ddim-ode calibrate or Plan.save; what follows on steps and levels is for --methods",
     )
@@ -70,41 +71,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     where.add_argument(
         "--nfe",
         type=int,
-        default=None,
         help=f"most network calls of a sample ({_NFE} of a fixed plan without --steps)",
     )
-    where.add_argument(
-        "--steps", type=int, default=None, help="intervals of the grid, also of rk45 and bosh3"
-    )
+    where.add_argument("--steps", type=int, help="intervals of the grid, also of rk45 and bosh3")
     add(
         "--grid",
-        default=None,
         help="time, quadratic, log_snr, karras or trailing (default: by the number of steps); makes rk45 "
         "and bosh3 fixed plans",
     )
-    add("--final", default=None, help="zero (land on x̂₀) or sigma_min")
-    add("--sigma-min", type=float, default=None, help="last positive noise level")
-    add("--eta", type=float, default=None, help="step noise of ddim: 0 is DDIM, 1 is DDPM")
+    add("--final", help="zero (land on x̂₀) or sigma_min")
+    add("--sigma-min", type=float, help="last positive noise level")
+    add("--eta", type=float, help="step noise of ddim: 0 is DDIM, 1 is DDPM")
     add(
         "--rtol",
         type=float,
-        default=None,
         help="of the adaptive solvers: rk45, bosh3, other packages', and heun, without --steps and --nfe "
         f"({_TOLERANCE:g})",
     )
-    add("--atol", type=float, default=None, help="of the same")
-    add("--seeds", default=None, help=f"one picture each: 0-9 or 3,5,8 ({_DEFAULTS['seeds']})")
-    add(
-        "--classes",
-        default=None,
-        help="names or numbers, repeated over the seeds: 'sneaker,bag' (all)",
-    )
-    add("--batch", type=int, default=None, help=f"samples solved together ({_DEFAULTS['batch']})")
+    add("--atol", type=float, help="of the same")
+    add("--seeds", help=f"one picture each: 0-9 or 3,5,8 ({_DEFAULTS['seeds']})")
+    add("--classes", help="names or numbers, repeated over the seeds: 'sneaker,bag' (all)")
+    add("--batch", type=int, help=f"samples solved together ({_DEFAULTS['batch']})")
     add("--device", default="cpu", help="cpu, cuda, cuda:1 ...")
     add("--out", type=Path, default=Path("out"), help="directory for the results")
     add("--npz", action="store_true", help="also write the arrays, one .npz a method")
     add("--png", action="store_true", help="also write one PNG a sample")
-    add("--manifest", type=Path, default=None, help="run again what this manifest.json says")
+    add("--manifest", type=Path, help="run again what this manifest.json says")
     add_ode_arguments(parser)
     parser.set_defaults(
         run=_sample, parser=parser, sha256=None, plan_sha256=None, guidance_rescale=None
@@ -112,8 +104,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _sample(args: argparse.Namespace) -> int:
-    from ..solve.plan_checks import check_plan
-
     if args.manifest is not None:
         _apply_manifest(args)
     vars(args).update({k: v for k, v in _DEFAULTS.items() if getattr(args, k) is None})
@@ -129,13 +119,10 @@ def _sample(args: argparse.Namespace) -> int:
     for name in ("batch", "nfe", "steps"):
         if getattr(args, name) is not None:
             count(f"--{name}", getattr(args, name))
-    if args.grid is not None:
-        one_of("grid", args.grid, NAMES)
     _check_methods(args)
     model = _load_model(args)
-    for plan in plans.values():
-        check_plan(plan, model)
     solvers: dict[str, str | Plan] = {**{name: name for name in args.methods}, **plans}
+    _check_requests(model, solvers, args)
     seeds = parse_seeds(args.seeds)
     labels = parse_classes(args.classes, model, range(len(seeds)))
     args.out.mkdir(parents=True, exist_ok=True)
@@ -159,9 +146,9 @@ def _sample(args: argparse.Namespace) -> int:
 
 def _apply_manifest(args: argparse.Namespace) -> None:
     """Take the options of a manifest; ValueError if others are given beside it."""
-    given = [name for name in _OPTIONS if getattr(args, name) is not None]
-    if given:
-        raise ValueError(f"--manifest already says --{given[0].replace('_', '-')}; drop it")
+    beside = [name for name in _OPTIONS if getattr(args, name) is not None]
+    if beside:
+        raise ValueError(f"--manifest already says --{beside[0].replace('_', '-')}; drop it")
     if not args.manifest.is_file():
         raise FileNotFoundError(
             f"--manifest {args.manifest}: no such file; ddim-ode sample writes one"
@@ -224,25 +211,38 @@ def _load_plans(args: argparse.Namespace) -> dict[str, Plan]:
 
 
 def _check_methods(args: argparse.Namespace) -> None:
-    """ValueError for a name that is none, and for an option that no method, or not each, has a use for."""
+    """ValueError for an option that no method, or not each, has a use for, and so is not handed on."""
     from ..solve.request import chooses_steps
 
     adaptive = [method for method in args.methods if _is_adaptive(method, args)]
-    for method in args.methods:
-        if args.eta is not None and method != "ddim":
-            raise ValueError(f"--eta belongs to ddim, and {method} takes none; run them apart")
     placed = [name for name in ("steps", "grid") if getattr(args, name) is not None]
     if placed and adaptive:  # another package's: ours take the steps that they are given
         raise ValueError(f"{adaptive[0]} takes its own steps, and no --{placed[0]}; run it apart")
     for name in ("rtol", "atol"):
         if getattr(args, name) is None or adaptive or args.manifest is not None:
             continue
-        told = [other for other in ("steps", "grid", "nfe") if getattr(args, other) is not None]
+        placing = [n for n in ("steps", "grid", "nfe") if getattr(args, n) is not None]
         could = any(chooses_steps(method, placed=False, tolerant=True) for method in args.methods)
         raise ValueError(
             f"--{name} is for adaptive solves, and {', '.join(args.methods) or 'a plan'} takes steps "
-            "as given; drop it, " + (f"or --{told[0]}" if could and told else "or add rk45")
+            "as given; drop it, " + (f"or --{placing[0]}" if could and placing else "or add rk45")
         )
+
+
+def _check_requests(
+    model: Trained, solvers: Mapping[str, str | Plan], args: argparse.Namespace
+) -> None:
+    """What the library refuses, before anything is solved."""
+    from ..denoising.seeding import noise
+    from ..solve.planning import plan_for
+    from ..solve.request import Request
+
+    empty = noise(model.shape, model.schedule, [])
+    for solver in solvers.values():
+        options = _options(solver, args)
+        method = options.pop("method", None)
+        if Request.of(model, empty, method, options).kind == "fixed":
+            plan_for(model, method, **options)
 
 
 def _load_model(args: argparse.Namespace) -> Trained:
@@ -274,26 +274,21 @@ def _run_solver(
     from ..denoising.seeding import noise
     from ..solve.sampling import sample
 
-    options: dict[str, Any] = dict(plan=solver)
-    if isinstance(solver, str):
-        options, top = _options(solver, args), model.sigma_max
-    else:
-        top = solver.grid[0]
+    options = _options(solver, args)
+    top = model.sigma_max if isinstance(solver, str) else solver.grid[0]
     solutions: list[Solution] = []
     started = time.perf_counter()
     for i in range(0, len(seeds), args.batch):
         part = seeds[i : i + args.batch]
         x = noise(model.shape, model.schedule, part, sigma=top, device=args.device)
-        cond = None
-        if labels is not None:
-            cond = {"y": torch.tensor(labels[i : i + args.batch], device=args.device)}
+        cond = condition(labels and labels[i : i + args.batch], args.device)
         solutions.append(
             sample(model, x, seeds=part, cond=cond, progress=not args.quiet, **options)
         )
     end = torch.cat([solution.x for solution in solutions]).cpu()  # waits for the device
     seconds = time.perf_counter() - started
     first = solutions[0]
-    status = [s for solution in solutions for s in solution.status.tolist()]
+    status = Counter(s for solution in solutions for s in solution.status.tolist())
     return end, dict(
         method=label,
         steps=len(first.sigmas) - 1 if first.plan is not None else None,
@@ -301,26 +296,25 @@ def _run_solver(
         net_evals=sum(solution.net_evals for solution in solutions),
         seconds=round(seconds, 3),
         sigmas=first.to_dict()["sigmas"],
-        status={name: status.count(name) for name in sorted(set(status))},
+        status=dict(sorted(status.items())),
         alterations=first.to_dict()["alterations"],
         plan=None if first.plan is None else first.plan.to_dict(),
     )
 
 
-def _options(method: str, args: argparse.Namespace) -> dict[str, Any]:
-    """What of the command line is this method's."""
+def _options(solver: str | Plan, args: argparse.Namespace) -> dict[str, Any]:
+    """What of the command line is this solver's."""
     from ..solve.request import is_external
 
-    options: dict[str, Any] = dict(
-        method=method, final=args.final, sigma_max=args.sigma_max, sigma_min=args.sigma_min
-    )
-    if _is_adaptive(method, args):
-        if not is_external(method):
+    if not isinstance(solver, str):
+        return dict(plan=solver)
+    shared = ("final", "sigma_max", "sigma_min", "eta")
+    options = dict(method=solver, **{name: getattr(args, name) for name in shared})
+    if _is_adaptive(solver, args):
+        if not is_external(solver):
             options["dense"] = False
         rtol, atol = (_TOLERANCE if t is None else t for t in (args.rtol, args.atol))
         return options | dict(rtol=rtol, atol=atol, nfe=args.nfe)
-    if method == "ddim":
-        options["eta"] = args.eta
     nfe = _NFE if args.nfe is None and args.steps is None else args.nfe
     return options | dict(steps=args.steps, nfe=nfe, grid=args.grid)
 
@@ -382,6 +376,6 @@ def _report(
     for row in rows:
         row["steps"] = "own" if row["steps"] is None else row["steps"]
         row["seconds"] = f"{row['seconds']:.2f}"
-        row["status"] = ", ".join(f"{n} {name}" for name, n in row["status"].items())
+        row["status"] = counted(row["status"])
     print_table(rows)
     print(f"\n{args.out / 'samples.png'}   {args.out / 'manifest.json'}")

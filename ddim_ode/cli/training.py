@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--label-dropout", type=float, default=defaults.label_dropout, help="share without label")
     add("--seed", type=int, default=defaults.seed, help="of weights, batches and noise")
     add("--bf16", action="store_true", help="bfloat16 autocast")
-    add("--classes", default=None, help="class names, comma-separated, for the model file")
+    add("--classes", help="class names, comma-separated, for the model file")
     add("--checkpoint-every", type=int, default=200, help="steps")
     add("--device", default="cpu", help="cpu, cuda ...")
     parser.set_defaults(run=_train)

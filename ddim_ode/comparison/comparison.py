@@ -2,9 +2,9 @@
 
 What is measured is the error of the solver alone. For noise i, eᵢ is the root mean square over the
 entries of x̂ᵢ − x̂ᵢ*, where x̂ᵢ* is where the ODE takes that very noise (reference.py). A row's ``error``
-is the mean of eᵢ over the samples, with a bootstrap interval (statistics.py). Two rows are
-compared sample by sample, by the geometric mean of the ratios of their errors; that orders rows as their
-own geometric means do, ``error_typical``. No label, no data set and no feature network enters.
+is the mean of eᵢ over the samples, with a bootstrap interval (statistics.py). Two rows are compared
+sample by sample, by the geometric mean of the ratios of their errors, which orders rows as their own
+geometric means do, ``error_typical``. No label, data set or feature network enters.
 """
 
 from __future__ import annotations
@@ -43,14 +43,12 @@ from ..solve.solution import norm_per_sample, warn_of_scale
 from ..solvers.controller import SUCCESS
 from ..solvers.fit import ode_text
 from ..solvers.plan import Plan
-from . import jobs as candidates
+from . import jobs
 from .jobs import Job
 from .result import Comparison
 from .rows import Cell
 from .statistics import check_confidence
 from .work import Work
-
-SEARCH = 32  # noises, at most, that grid="best" is decided on
 
 
 def compare(
@@ -75,38 +73,52 @@ def compare(
     progress: bool = True,
     device: str | torch.device | None = None,
 ) -> Comparison:
-    """Every method at every budget of network calls, from the same n noises; a :class:`Comparison`.
+    """Run every method at every budget of network calls, from the same n noises.
 
-    methods: names (``"dpmpp3m:half"``, ``"torchdiffeq:euler"``), :class:`Method` and compiled :class:`Plan`
-    objects; ``{label: method}`` names them, also ``{label: {nfe: Plan}}``; None: a selection of nine. A
-    fixed-step method gets the largest plan within each budget; ``torchdiffeq:dopri5`` and its kind run at
-    their default tolerances with the budget as limit, and fail where it is not enough. nfe: the budgets.
-    shape: of ONE sample (default: the model's own, where it has one). n: noises, of the seeds
-    seed..seed+n−1, so that runs with other n agree on the samples they share.
-    cond: conditions {name: tensor (n, ...)}, or f(indices (n,)) that gives them; shared: passed to the
-    network as it is.
-    grid: a name, several (an axis of the table), or None, what ``sample`` takes by itself. ``"best"``
-    tries trailing, and time, quadratic, log_snr and karras down to σ at the times 1, 2, 3, 5, 10 and 20
-    (of 1000), for each method and budget; it decides on the first min(n/2, 32) noises and all rows report
-    on the others only, so that the choice does not flatter them. sigma_max: the level that all of them,
-    and the reference, start from (default ``model.sigma_max``). sigma_min: the last positive level, or
-    several. batch: noises solved together.
-    reference: the largest RMS difference of two refinements to accept (default 1.5e-4 of the
-    solutions' RMS, 1e-6 for exact mixtures), or known solutions (n, *shape).
-    cache: a folder in which solved batches are kept, under a hash of all that decides them; the same call
-    takes them from there. A network is also known by what it answers to four calls of one sample,
-    which the result does not count. One that is neither an exact mixture nor a ``torch.nn.Module`` needs
-    key=, a name that you change whenever the network changes; without it nothing is kept, and a warning
-    says so. keep: how many end states of each row to keep, in ``samples``. confidence: of all intervals.
-    progress: a bar, and before it, on stderr, how many network calls will be made and how long they will
-    take, from a few that are timed (and not counted). Most are the reference's: of a large model take few
-    noises, or a coarser ``reference``. device: where to solve (default: the network's own).
+    Args:
+        model: What is solved.
+        methods: Names (``"dpmpp3m:half"``, ``"torchdiffeq:euler"``), :class:`Method` and compiled
+            :class:`Plan` objects; {label: method} names them, also {label: {nfe: Plan}}; None: a
+            selection of nine. A fixed-step method gets the largest plan within each budget.
+            ``torchdiffeq:dopri5`` and its kind run at their default tolerances with the budget as limit,
+            and fail where it is too small.
+        nfe: The budgets.
+        shape: Of ONE sample (default: the model's own).
+        n: Noises, of the seeds seed..seed+n−1: runs with other n agree on the samples they share.
+        seed: Of the first noise.
+        cond: Conditions {name: tensor (n, ...)}, or f(indices (n,)) that returns them.
+        shared: Passed to the network as it is.
+        grid: A name, several (an axis of the table), or None: what ``sample`` takes by itself. ``"best"``
+            tries trailing, and time, quadratic, log_snr and karras down to σ at the times 1, 2, 3, 5, 10
+            and 20 (of 1000), for each method and budget. It decides on the first min(n/2, 32) noises, and
+            all rows report on the others only, so that the choice does not flatter them.
+        sigma_max: The level that all of them, and the reference, start from (default ``model.sigma_max``).
+        sigma_min: The last positive level, or several.
+        batch: Noises solved together.
+        reference: The largest RMS difference of two refinements to accept (default 1.5e-4 of the solutions'
+            RMS, 1e-6 for exact mixtures), or known solutions (n, *shape).
+        cache: A folder that keeps solved batches under a hash of all that decides them; the same call takes
+            them from there. A network is also known by its answers to four calls of one sample, which the
+            result does not count.
+        key: A name for the network, changed whenever it changes. With ``cache`` it is needed for one that
+            is neither an exact mixture nor a ``torch.nn.Module``: without it nothing is kept, with a
+            warning.
+        keep: How many end states of each row to keep, in ``samples``.
+        confidence: Of all intervals.
+        progress: Show a bar, and before it, on stderr, how many network calls will be made and how long
+            they will take, from a few that are timed (and not counted). Most are the reference's: for a
+            large model take few noises, or a coarser ``reference``.
+        device: Where to solve (default: the network's own).
 
-    The network evaluations made are those in the result: ``net_evals`` for the methods, the search
-    included, and ``reference.net_evals``. ValueError, before any of them, for an unknown or stochastic
-    method, an unknown grid, no budgets, or conditions of another length. A budget too small for a method,
-    and samples that fail, are said in their rows. Ctrl-C raises ``ddim_ode.Interrupted``, a
-    KeyboardInterrupt that holds the finished rows as ``partial``.
+    Returns:
+        The rows and their answers. All network evaluations made are in it: ``net_evals`` for the methods,
+        the search included, and ``reference.net_evals``. A budget too small for a method, and samples that
+        fail, are noted in their rows.
+
+    Raises:
+        ValueError: Before any network call, for an unknown or stochastic method, an unknown grid, no
+            budgets, or conditions of another length.
+        Interrupted: On Ctrl-C; a KeyboardInterrupt whose ``partial`` holds the finished rows.
 
     >>> import ddim_ode
     >>> schedule = ddim_ode.schedules.cosine()
@@ -124,88 +136,83 @@ def compare(
     batch, keep = count("batch", batch), count("keep", keep, least=0)
     flag("progress", progress)
     confidence = check_confidence(confidence)
-    entries = candidates.entries(methods, model)
+    entries = jobs.entries(methods, model)
     wanted = budgets(nfe)
-    ends = candidates.cuts(sigma_min, model)
-    names = candidates.grid_names(grid, ends)
-    todo = [row for entry in entries for row in candidates.jobs(entry, wanted, names, ends, model)]
-    searched = min(n // 2, SEARCH) if "best" in names else 0
-    if "best" in names and not searched:
-        raise ValueError(
-            f"grid='best' decides on some noises and reports on others; n={n} is too few"
-        )
+    ends = jobs.cuts(sigma_min, model)
+    names = jobs.grid_names(grid, ends)
+    todo = [row for entry in entries for row in jobs.jobs(entry, wanted, names, ends, model)]
+    searched = jobs.searched(names, n)
     shape = sample_shape(model, shape)
     place = device_of(model, device)
-    noises = noise(shape, model.schedule, range(seed, seed + n), model.sigma_max, place)
-    problem = Problem(model, conditions(cond, n, place), shared)
-    work = Work(
-        problem,
-        range(seed, seed + n),
-        noises,
-        batch,
-        keep,
-        _goal(reference),
-        *_storage(model, cache, key, shared),
-    )
+    seeds = range(seed, seed + n)
+    noises = noise(shape, model.schedule, seeds, model.sigma_max, place)
+    problem, goal = Problem(model, conditions(cond, n, place), shared), _goal(reference)
+    work = Work(problem, seeds, noises, batch, keep, goal, *_storage(model, cache, key, shared))
     fitted = [entry.solver for entry in entries if isinstance(entry.solver, Plan)]
     if key is None and (work.store.takes or any((p.fit or {}).get("answers") for p in fitted)):
         work.answers = ask(problem, shape, place)
     for plan in fitted:
-        warn_of_own_examples(plan, range(seed, seed + n), work.key)
+        warn_of_own_examples(plan, seeds, work.key)
         warn_of_another_network(plan, model, None if key else work.key, work.answers)
     if isinstance(reference, Tensor):
         work.known = given(reference, n, shape)
-    ode = [f"{model.prediction}-network", ode_text(model.alterations)]
-    altered = {k: float(v) if isinstance(v, Tensor) else v for k, v in model.alterations.items()}
+    arguments = dict(
+        methods=list(dict.fromkeys(entry.label for entry in entries)),
+        nfe=wanted,
+        shape=list(shape),
+        n=n,
+        seed=seed,
+        grid=names,
+        sigma_max=model.sigma_max,
+        sigma_min=ends,
+        batch=batch,
+        reference="given" if work.known else goal,
+        keep=keep,
+        confidence=float(confidence),
+        **{k: float(v) if isinstance(v, Tensor) else v for k, v in model.alterations.items()},
+    )
+    ode = filter(None, [f"{model.prediction}-network", ode_text(model.alterations)])
     result = Comparison(
         budgets=wanted,
         confidence=confidence,
-        seeds=list(range(seed + searched, seed + n)),
+        seeds=list(seeds[searched:]),
         searched=searched,
-        model=f"{type(model).__name__}({', '.join(filter(None, ode))})",
+        model=f"{type(model).__name__}({', '.join(ode)})",
         schedule=repr(model.schedule),
         fingerprints=dict(
             model=work.key or "unknown", schedule=model.schedule.fingerprint, version=__version__
         ),
-        about=dict(
-            **versions(),
-            device=str(place),
-            arguments=dict(
-                methods=list(dict.fromkeys(entry.label for entry in entries)),
-                nfe=wanted,
-                shape=list(shape),
-                n=n,
-                seed=seed,
-                grid=names,
-                sigma_max=model.sigma_max,
-                sigma_min=ends,
-                batch=batch,
-                reference="given" if work.known else work.goal,
-                keep=keep,
-                confidence=float(confidence),
-                **altered,
-            ),
-        ),
+        about=dict(**versions(), device=str(place), arguments=arguments),
     )
     if progress:
-        few = slice(0, batch)
-        seconds = seconds_a_call(problem.rows(few), noises[few])
-        solves = [] if work.known else [plan.nfe for plan in plans(model)]
-        calls = sum(_calls(todo, n, searched))
-        tell_comparison(seconds, n, solves, calls, len(todo), work.store.folder)
+        _tell(work, todo, searched)
     try:
         with progress_bar(progress, unit="eval", unit_scale=True) as bar:
             _run(work, todo, result, bar)
     except KeyboardInterrupt:
-        folder = work.store.folder if work.store.takes else None
-        kept = f"kept in {folder}" if folder else "in .partial (give cache=)"
-        done = f"{len(result.rows)} of {len(todo)} rows are finished and {kept}"
-        if result.reference is None:
-            kept = f"whose finished solves are kept in {folder}" if folder else "give cache="
-            done = f"0 of {len(todo)} rows are finished, the reference is not ({kept})"
-        again = "goes on from there" if folder else "starts again"
-        raise Interrupted(f"stopped: {done}; the same call {again}", result) from None
+        raise Interrupted(_stopped(work, todo, result), result) from None
     return result
+
+
+def _tell(work: Work, todo: list[list[Job]], searched: int) -> None:
+    """Say what it will cost, from a few calls of the network."""
+    few = slice(0, work.batch)
+    seconds = seconds_a_call(work.problem.rows(few), work.noises[few])
+    solves = [] if work.known else [plan.nfe for plan in plans(work.problem.model)]
+    n = len(work.noises)
+    calls = sum(_calls(todo, n, searched))
+    tell_comparison(seconds, n, solves, calls, len(todo), work.store.folder)
+
+
+def _stopped(work: Work, todo: list[list[Job]], result: Comparison) -> str:
+    """What is finished, and where it is kept."""
+    folder = work.store.folder if work.store.takes else None
+    kept = f"kept in {folder}" if folder else "in .partial (give cache=)"
+    done = f"{len(result.rows)} of {len(todo)} rows are finished and {kept}"
+    if result.reference is None:
+        kept = f"whose finished solves are kept in {folder}" if folder else "give cache="
+        done = f"0 of {len(todo)} rows are finished, the reference is not ({kept})"
+    return f"stopped: {done}; the same call {'goes on from there' if folder else 'starts again'}"
 
 
 def _calls(todo: list[list[Job]], n: int, searched: int) -> tuple[int, int]:
@@ -227,23 +234,23 @@ def _run(work: Work, todo: list[list[Job]], result: Comparison, bar: Any) -> Non
     result.reference = _part(exact, slice(searched, n))
     warn_of_scale(exact.x, work.problem.model.sigma_max)
     for row in todo:
-        first = row[0].entry.label
-        bar.set_description(f"{first} at {row[0].budget}")
+        label = row[0].entry.label
+        bar.set_description(f"{label} at {row[0].budget}")
         job, tried, evals = row[0], None, 0
         if len(row) > 1:
-            found = [(job, _solved(work, job, exact, 0, searched, bar)) for job in row]
-            job = min(found, key=lambda pair: _merit(pair[1]))[0]
-            tried, evals = len(row), sum(cell.net_evals for _, cell in found)
+            cells = [_solved(work, job, exact, 0, searched, bar) for job in row]
+            job = min(zip(row, cells), key=lambda pair: _merit(pair[1]))[0]
+            tried, evals = len(row), sum(cell.net_evals for cell in cells)
             result.search += [
                 dict(
-                    method=first,
+                    method=label,
                     budget=j.budget,
                     grid=j.grid,
                     sigma_min=c.sigma_min,
                     error=c.error,
                     error_typical=c.typical,
                 )
-                for j, c in found
+                for j, c in zip(row, cells)
             ]
         cell = None if job.refusal else _solved(work, job, exact, searched, n, bar)
         result.add(job, cell, tried, evals)
@@ -257,20 +264,12 @@ def _merit(cell: Cell) -> tuple[int, float]:
 
 
 def _reference(work: Work, searched: int, bar: Any) -> Reference:
-    found = []
-    n = len(work.noises)
-    for part in [*work.parts(0, searched), *work.parts(searched, n)]:
-        found.append(
-            solve(
-                work.problem.rows(part),
-                work.noises[part],
-                goal=work.goal,
-                store=work.store,
-                origin=work.origin(part),
-                observe=bar.update,
-            )
-        )
-    return joined(found)
+    how: dict[str, Any] = dict(goal=work.goal, store=work.store, observe=bar.update)
+    solutions = []
+    for part in [*work.parts(0, searched), *work.parts(searched, len(work.noises))]:
+        problem, origin = work.problem.rows(part), work.origin(part)
+        solutions.append(solve(problem, work.noises[part], origin=origin, **how))
+    return joined(solutions)
 
 
 def _part(whole: Reference, part: slice) -> Reference:
@@ -300,8 +299,8 @@ def _batch(work: Work, job: Job, exact: Reference, part: slice, first: int, bar:
     aim = aims(work.goal) if work.known is None else [exact.x[part]]
     parts = [*parts, solver, keep, aim, str(x.device)]
     near = Near.joined(near, Near.of(numbers, PLAN, PLAN))
-    if found := work.store.get("cell", parts, near):
-        tensors, config = found
+    if stored := work.store.get("cell", parts, near):
+        tensors, config = stored
         bar.total -= config["net_evals"]
         return Cell(tensors["errors"].double().numpy(), samples=tensors.get("samples"), **config)
     started = time.perf_counter()
@@ -351,19 +350,19 @@ def _storage(
     model: Denoiser, cache: str | Path | None, key: str | None, shared: Any
 ) -> tuple[Store, str | None]:
     """Where results are kept, and the model's key; nowhere, with a warning, if it has none."""
-    found = model_key(model, key)
+    known_as = model_key(model, key)
     if cache is None:
-        return NOWHERE, found
+        return NOWHERE, known_as
     cache = path_of("cache", cache)
-    reason = "the network is neither an exact mixture nor a torch.nn.Module" if not found else ""
-    if found:
+    reason = None
+    if not known_as:
+        reason = "the network is neither an exact mixture nor a torch.nn.Module"
+    else:
         try:
             digest(shared)
         except TypeError as error:
             reason = f"shared= cannot be hashed ({error})"
-    if reason:
-        warn(
-            f"nothing is kept in {cache}: {reason}; give key=, a name to change whenever it changes"
-        )
-        return NOWHERE, found
-    return Store(cache), found
+    if reason is None:
+        return Store(cache), known_as
+    warn(f"nothing is kept in {cache}: {reason}; give key=, a name to change whenever it changes")
+    return NOWHERE, known_as

@@ -1,8 +1,8 @@
 """Distribution metrics of what a comparison made: its kept end states, row by row.
 
-Held against real data, or against the converged solutions of the very same noises. The second says what
-the solver alone does to the distribution, and nothing of the model: it is zero for a solver without
-error. The two samples are then pairs, so the metrics that suppose independent ones are refused.
+They are measured against real data, or against the converged solutions of the same noises. The second says
+what the solver alone does to the distribution, and nothing of the model. The two samples are then pairs, so
+metrics that assume independent samples are refused.
 """
 
 from __future__ import annotations
@@ -16,13 +16,12 @@ from torch import Tensor
 
 from .._base.checks import one_of
 from ..evaluate.features import Features
-from ..evaluate.metrics import METRICS, measure
+from ..evaluate.metrics import METRICS, REGISTRY, USUAL, measure
 from ..evaluate.statistics import FeatureStatistics
 
 if TYPE_CHECKING:
     from .result import Comparison
 
-INDEPENDENT = ("kernel_distance", "mmd")  # estimated without bias from independent samples only
 # What ``measure`` says of its numbers, and the column of a comparison that has it.
 _ABOUT = dict(
     n="metrics_n",
@@ -30,13 +29,6 @@ _ABOUT = dict(
     features_sha256="metrics_features",
     reference="metrics_reference",
     reference_n="metrics_reference_n",
-)
-TITLES = dict(
-    frechet_distance="Fréchet distance",
-    kernel_distance="kernel distance (KID)",
-    sliced_wasserstein="sliced Wasserstein distance",
-    energy_distance="energy distance",
-    mmd="MMD²",
 )
 
 
@@ -56,25 +48,24 @@ class Measured:
 
     def label(self, name: str) -> str:
         """The metric, what it sees, and what it is held against."""
-        return f"{TITLES[name]} of {self.n} samples in {self.features} to {self.against}"
-
-
-def default_metrics(independent: bool) -> tuple[str, ...]:
-    """Fréchet and KID against data; against the same noises, where KID has no meaning, Wasserstein."""
-    return METRICS[:2] if independent else ("frechet_distance", "sliced_wasserstein")
+        return f"{REGISTRY[name].title} of {self.n} samples in {self.features} to {self.against}"
 
 
 def check_metrics(names: Sequence[str], independent: bool) -> tuple[str, ...]:
-    """The names, or the default for none; ValueError for one that is unknown, or has no meaning here."""
+    """The names, or a default for none; ValueError for one that is unknown, or has no meaning here.
+
+    The default against data is Fréchet and KID; against the same noises, where KID has no meaning,
+    Wasserstein in its place.
+    """
     for name in names:
-        one_of("metric", name, METRICS)
-        if name in INDEPENDENT and not independent:
+        if REGISTRY[one_of("metric", name, METRICS)].independent and not independent:
             raise ValueError(
                 f"{name} supposes independent samples, and without data the samples are held against the "
                 "converged solutions of their own noises; give data, or take frechet_distance, "
                 "sliced_wasserstein or energy_distance"
             )
-    return tuple(dict.fromkeys(names)) or default_metrics(independent)
+    default = USUAL if independent else ("frechet_distance", "sliced_wasserstein")
+    return tuple(dict.fromkeys(names)) or default
 
 
 def measure_rows(
@@ -100,14 +91,14 @@ def measure_rows(
         x = None
 
     def values(samples: Tensor) -> dict[str, Any]:
-        found = measure(samples, data, features, metrics=names)
-        about = {column: found[key] for key, column in _ABOUT.items()}
-        return {name: float(found[name]) for name in names} | about
+        row = measure(samples, data, features, metrics=names)
+        about = {column: row[key] for key, column in _ABOUT.items()}
+        return {name: float(row[name]) for name in names} | about
 
     for row, samples in zip(result.rows, result.samples):
-        row.update(dict.fromkeys((*names, *_ABOUT.values())))
-        if samples is not None and len(samples) == n and not row["failed"]:
-            row.update(values(samples))
+        row.metrics |= dict.fromkeys((*names, *_ABOUT.values()))
+        if samples is not None and len(samples) == n and not row.failed:
+            row.metrics |= values(samples)
     own = values(x) if x is not None else {}
     converged = {name: own[name] for name in names if name in own}
     return Measured(names, against, f"{features.name} features", converged, n)

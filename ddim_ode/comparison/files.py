@@ -1,8 +1,8 @@
 """Comparisons on disk: JSON with everything but the end states, sealed by a checksum of its content.
 
 Floats are written by repr and so come back to the last bit; NaN and infinities are null. A comparison is a
-measurement, so a file that was changed after it was written is refused, not repaired. Its layout, and the
-ends of its lines, may change.
+measurement: a file whose content was changed after it was written is refused, not repaired. Its layout and
+line ends may change.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a comparison runs: every method at every budget on every grid, compiled before any network call."""
+"""What a comparison runs: each method at each budget on each grid, compiled before any network call."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ from ..schedules.schedule import Schedule
 from ..solve.levels import Levels
 from ..solve.near import of_plan
 from ..solve.plan_checks import check_plan
-from ..solve.planning import compile_for
+from ..solve.planning import plan_for
 from ..solve.request import is_external, is_fixed_step
 from ..solve.sampling import sample
 from ..solvers.methods import DEFAULT_METHODS, Method, get_method
 from ..solvers.plan import Plan
 
 CUT_TIMES = (1, 2, 3, 5, 10, 20)  # of 1000; where grid="best" lets the positive levels end
+SEARCH = 32  # noises, at most, that it is decided on
 OWN, AS_GIVEN = "own steps", "plan"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of a comparison: its name, and a method to compile, an external name, or a plan."""
+    """One line of a comparison: its name, and a method to compile, another package's name, or a plan."""
 
     label: str
     solver: Method | str | Plan
@@ -38,8 +39,8 @@ class Entry:
 class Job:
     """One solve: an entry at a budget on a grid. refusal: why there is no such solve.
 
-    group: the grid as it was asked for. method, options: for a solver of another package, as in
-    :func:`ddim_ode.sample`.
+    group: the grid as it was asked for. options: of :func:`ddim_ode.sample`, for a solver of another
+    package.
     """
 
     entry: Entry
@@ -58,7 +59,7 @@ class Job:
         return self.plan.nfe if self.plan is not None else self.budget
 
     def content(self) -> tuple[list[Any], list[float]]:
-        """What decides the outcome on given noises: what is exact of it, and the numbers."""
+        """What decides the outcome on given noises, as the store keys it: exact parts, and numbers."""
         if self.plan is not None:
             return of_plan(self.plan)
         numbers = {k: v for k, v in self.options.items() if isinstance(v, float)}
@@ -71,15 +72,13 @@ def entries(methods: Any, model: Denoiser) -> list[Entry]:
     if methods is None:
         methods = DEFAULT_METHODS
     if isinstance(methods, Mapping):
-        named: list[tuple[str | None, Any]] = [
-            (str(label), solver) for label, solver in methods.items()
-        ]
+        named: list[tuple[str | None, Any]] = [(str(k), v) for k, v in methods.items()]
     else:
         named = [(None, solver) for solver in several(methods)]
-    found: dict[Any, Entry] = {}
-    for label, given in named:
+    entered: dict[Any, Entry] = {}
+    for label, one in named:
         # calibrated plans come as {nfe: Plan}
-        solvers = list(given.values()) if isinstance(given, Mapping) else [given]
+        solvers = list(one.values()) if isinstance(one, Mapping) else [one]
         if not solvers:
             raise ValueError(
                 f"methods[{shown(label)}] has no plans; give {{nfe: Plan}}, or drop it"
@@ -87,17 +86,17 @@ def entries(methods: Any, model: Denoiser) -> list[Entry]:
         for solver in solvers:
             entry = _entry(label, solver, model)
             key = (entry.label, entry.solver.nfe if isinstance(entry.solver, Plan) else None)
-            if key in found and found[key].solver != entry.solver:
+            if key in entered and entered[key].solver != entry.solver:
                 raise ValueError(
                     f"two different methods are called {entry.label!r}; name them: "
                     "methods={'name': method, ...}"
                 )
-            found[key] = entry
-    if not found:
+            entered[key] = entry
+    if not entered:
         raise ValueError(
             "methods is empty; give names of ddim_ode.methods(), or None for a selection"
         )
-    return list(found.values())
+    return list(entered.values())
 
 
 def _entry(label: str | None, solver: Any, model: Denoiser) -> Entry:
@@ -122,33 +121,44 @@ def _entry(label: str | None, solver: Any, model: Denoiser) -> Entry:
 
 def cuts(sigma_min: Any, model: Denoiser) -> list[float | None]:
     """The last positive levels asked for; ValueError unless between 0 and where the model starts."""
-    given = [None if cut is None else number("sigma_min", cut) for cut in several(sigma_min)]
+    ends = [None if cut is None else number("sigma_min", cut) for cut in several(sigma_min)]
     top = model.sigma_max
-    for cut in given:
+    for cut in ends:
         if cut is not None and not 0 < cut < top:
             raise ValueError(
                 f"sigma_min={shown(cut)} must lie in (0, {top:g}), below the level that sampling starts "
                 "from"
             )
-    if not given:
+    if not ends:
         raise ValueError("sigma_min is empty; drop it, or give a σ or several")
-    return given
+    return ends
 
 
 def grid_names(grid: Any, sigma_min: Sequence[float | None]) -> list[str | None]:
     """The grids asked for; ValueError for an unknown one, or cuts that have no grid to end."""
-    given = several(grid)
-    for name in given:
+    names = several(grid)
+    for name in names:
         if name is not None:
             one_of("grid", name, (*NAMES, "best"))
-    if not given:
+    if not names:
         raise ValueError(f"grid is empty; give names of {', '.join(NAMES)}, or 'best'")
     if any(cut is not None for cut in sigma_min):
-        if "best" in given:
+        if "best" in names:
             raise ValueError("grid='best' searches the cuts itself; drop sigma_min")
-        if given == ["trailing"]:
+        if names == ["trailing"]:
             raise ValueError("grid='trailing' puts its last level at T/steps; drop sigma_min")
-    return list(dict.fromkeys(given))
+    return list(dict.fromkeys(names))
+
+
+def searched(grids: Sequence[str | None], n: int) -> int:
+    """How many of n noises decide on ``grid="best"``, and are not reported on; ValueError for too few."""
+    if "best" not in grids:
+        return 0
+    if n < 2:
+        raise ValueError(
+            f"grid='best' decides on some noises and reports on others; n={n} is too few"
+        )
+    return min(n // 2, SEARCH)
 
 
 def jobs(
@@ -191,9 +201,8 @@ def _search(entry: Entry, budget: int, free: bool, model: Denoiser) -> list[Job]
     else:
         choices = [("trailing", None)]
         choices += [(name, cut) for name in NAMES if name != "trailing" for cut in ends]
-    found = [_job(entry, budget, "best", name, cut, free, model) for name, cut in choices]
-    possible = [job for job in found if job.refusal is None]
-    return possible or found[:1]
+    tries = [_job(entry, budget, "best", name, cut, free, model) for name, cut in choices]
+    return [job for job in tries if job.refusal is None] or tries[:1]
 
 
 def _job(
@@ -208,12 +217,10 @@ def _job(
     solver = entry.solver
     try:
         if isinstance(solver, Method):
-            levels = Levels(model, nfe=budget, grid=name, sigma_min=cut)
-            plan = compile_for(solver, levels, None, None, None, None)
-            if (
-                plan.steps == 1 and solver.nfe_per_step > 1
-            ):  # nothing but the landing, which is DDIM's
-                raise ValueError(no_room(budget, solver.name, solver.nfe_per_step + 1))
+            plan = plan_for(model, solver, nfe=budget, grid=name, sigma_min=cut)
+            if plan.steps == 1 < solver.nfe_per_step:  # nothing but the landing, which is DDIM's
+                raise ValueError(_no_room(budget, solver.name, solver.nfe_per_step + 1))
+            levels = Levels(model, nfe=budget, sigma_min=cut)
             chosen = name or levels.spacing(plan.steps, solver.nfe_per_step)[0]
             return Job(entry, budget, group, chosen, plan)
         if free:
@@ -239,9 +246,9 @@ def _external_steps(method: str, budget: int, schedule: Schedule) -> int:
         middle = (fits + over) // 2
         fits, over = (middle, over) if cost(middle) <= budget else (fits, middle)
     if fits == 1:
-        raise ValueError(no_room(budget, method, cost(2)))
+        raise ValueError(_no_room(budget, method, cost(2)))
     return fits
 
 
-def no_room(budget: int, method: str, least: int) -> str:
+def _no_room(budget: int, method: str, least: int) -> str:
     return f"nfe={budget}: one step of {method!r} and the landing cost {least} calls"

@@ -16,11 +16,13 @@ import numpy
 
 from .._base import files
 from .._base.escaping import markup, plain
+from .._base.table import Cell, Table
 from ..plots import comparisons as plots
 from ..plots.pictures import drawn as as_file
 from . import tables
 from .result import Comparison
-from .rows import by_mean
+from .rows import Row, by_mean
+from .samples import Samples
 from .tables import number
 
 if TYPE_CHECKING:
@@ -39,15 +41,6 @@ _STOPPED = (
 )
 _VERSIONS = ("ddim_ode", "python", "torch", "numpy")
 _MIN_WIDTH = 560  # below it a picture scrolls in its frame rather than shrink
-
-
-@dataclass(frozen=True)
-class Samples:
-    """What the solvers made: a picture of it, what it shows (alt), and how to read it; or only why not."""
-
-    caption: str
-    figure: Figure | None = None
-    alt: str = ""
 
 
 @dataclass(frozen=True)
@@ -94,8 +87,8 @@ def pictures(result: Comparison, context: Context) -> dict[str, Picture]:
         f"Error against network calls, both on log axes; bands are {result.confidence:.0%} intervals. "
         "A line that leaves at the top is far off."
     )
-    told = "; ".join(f"{term}: {said}" for term, said in best_lines(result))
-    alt = f"Line plot of error against network calls, one line per solver. Best at {told}."
+    best = "; ".join(f"{term}: {said}" for term, said in best_lines(result))
+    alt = f"Line plot of error against network calls, one line per solver. Best at {best}."
     out = {"compare": _drawn(result.plot(), alt, caption)}
     measured, samples = context.measured, context.samples
     for name in measured.names if measured else ():
@@ -124,18 +117,43 @@ def page(result: Comparison, context: Context, drawn: Mapping[str, Picture] | No
         samples=_samples(context.samples, drawn.get("samples")),
         rows=tables.html(result),
         reading="".join(f"<li>{markup(line)}</li>" for line in _reading(result)),
-        setup=_setup({**context.setup, **_facts(result)}),
+        setup=Table((), _setup(context, result), left=(0, 1)).html(),
         command=_if(context.command, "<p>Made by</p><pre><code>{}</code></pre>"),
     )
 
 
+def text(result: Comparison, context: Context) -> str:
+    """The short of it, for a terminal."""
+
+    def listed(pairs: Sequence[tuple[str, str]]) -> list[str]:
+        return [f"  {line}" for line in Table((), pairs, left=(1,)).text().split("\n")]
+
+    out = [f"{plain(context.title)}: {summary(result)}", ""]
+    if context.stopped:
+        out += ["Incomplete: what is best here is so among the rows that are finished.", ""]
+    out += ["Best at each budget", *listed(best_lines(result))]
+    if targets := target_lines(result, context.targets):
+        out += ["", "Cheapest whose whole interval meets an error", *listed(targets)]
+    out += ["", "RMS error to the converged solution", tables.overview_text(result)]
+    if measured := context.measured:
+        for name in measured.names:
+            own = converged_cells(result, measured.converged.get(name))
+            out += ["", measured.label(name), tables.overview_text(result, name, own)]
+    noted = dict.fromkeys(
+        f"  {plain(row.method)} at {row.budget}: {plain(row.note)}"
+        for row in result.rows
+        if row.note
+    )
+    return "\n".join([*out, *(["", *noted] if noted else [])])
+
+
 def summary(result: Comparison) -> str:
     """What was run, in one line."""
-    methods = dict.fromkeys(row["method"] for row in result.rows)
-    budgets = sorted({row["budget"] for row in result.rows})
-    one = "s" if len(methods) != 1 else ""
+    methods = {row.method for row in result.rows}
+    budgets = sorted({row.budget for row in result.rows})
+    plural = "s" if len(methods) != 1 else ""
     return (
-        f"{len(methods)} solver{one} at {_listed(budgets)} network calls, each from the same "
+        f"{len(methods)} solver{plural} at {_listed(budgets)} network calls, each from the same "
         f"{len(result.seeds)} noises, against a converged solution that is itself off by "
         f"{result.reference_error:.1e}."
     )
@@ -144,14 +162,15 @@ def summary(result: Comparison) -> str:
 def best_lines(result: Comparison) -> list[tuple[str, str]]:
     """For each budget: the best solver and what ties with it, or why none can be named."""
     lines = []
-    for budget in sorted({row["budget"] for row in result.rows}):
-        found, answer = result.ranking(budget), result.best(budget)
-        floored = [row for row in found if row["at_floor"]]
+    for budget in sorted({row.budget for row in result.rows}):
+        rows, answer = result.ranking(budget), result.best(budget)
+        floored = [row for row in rows if row.at_floor]
         if answer:
-            tied = [_name(row) for row in found if row["tie"] and row["row"] != answer["row"]]
+            tied = [_name(row) for row in rows if row.tie and row.row != answer["row"]]
             also = f"; tied with it: {', '.join(dict.fromkeys(tied))}" if tied else ""
-            ranked = [row for row in found if row["rank"]]
-            said = f"{_name(answer)}, error {_error(answer)}{also}{by_mean(ranked)}"
+            ranked = [row for row in rows if row.rank]
+            best = ranked[0]
+            said = f"{_name(best)}, error {_error(best)}{also}{by_mean(ranked)}"
         elif floored:
             said = (
                 f"at the floor, not to be told apart: {', '.join(map(_name, floored))} "
@@ -167,18 +186,17 @@ def target_lines(result: Comparison, targets: Sequence[float] = ()) -> list[tupl
     """For each error: the cheapest solver whose interval lies below it, and others at that cost."""
     lines = []
     for target in targets or _round_targets(result):
-        answer = result.recommend(target)
-        if answer:
+        if answer := result.recommend(target):
             also = [
                 _name(row)
                 for row in result.rows
-                if row["nfe"] == answer["nfe"]
-                and row["row"] != answer["row"]
-                and not row["failed"]
-                and (row["error_high"] or float("inf")) <= target
+                if row.nfe == answer["nfe"]
+                and row.row != answer["row"]
+                and not row.failed
+                and (row.error_high or float("inf")) <= target
             ]
-            calls = f"{answer['nfe']:g} calls"
-            text = f"{_name(answer)}, {calls}" + (f"; also {', '.join(also)}" if also else "")
+            text = f"{_name(result.rows[answer['row']])}, {answer['nfe']:g} calls"
+            text += f"; also {', '.join(also)}" if also else ""
         else:
             text = str(answer)
         lines.append((f"error ≤ {target:g}", text))
@@ -189,29 +207,28 @@ def _round_targets(result: Comparison) -> list[float]:
     """Round errors between what the smallest and the largest budget reach."""
     reached: dict[int, float] = {}
     for row in result.rows:
-        if row["error_high"] is not None:
-            bound = max(row["error_high"], result.floor)
-            reached[row["budget"]] = min(bound, reached.get(row["budget"], bound))
+        if row.error_high is not None:
+            bound = max(row.error_high, result.floor)
+            reached[row.budget] = min(bound, reached.get(row.budget, bound))
     if not reached:
         return []
     low, high = min(reached.values()), reached[min(reached)]
     exponents = range(int(numpy.ceil(numpy.log10(high))) + 1, -9, -1)
-    found = [s * 10.0**k for k in exponents for s in _SERIES]
-    inside = [float(f"{t:.0e}") for t in found if low <= t <= 2 * high]
-    return inside[:_MOST_TARGETS]
+    targets = (s * 10.0**k for k in exponents for s in _SERIES)
+    return [float(f"{t:.0e}") for t in targets if low <= t <= 2 * high][:_MOST_TARGETS]
 
 
-def _name(row: Mapping[str, object]) -> str:
-    method, group = plain(str(row["method"])), row["group"]
-    if group in ("default", "plan"):
+def _name(row: Row) -> str:
+    method = plain(row.method)
+    if row.group in ("default", "plan"):
         return method
-    return f"{method} (best grid: {row['grid']})" if group == "best" else f"{method} ({group})"
+    return f"{method} ({f'best grid: {row.grid}' if row.group == 'best' else row.group})"
 
 
-def _error(row: Mapping[str, float]) -> str:
-    if row["error_low"] is None:
-        return number(row["error"])
-    return f"{number(row['error'])} ({number(row['error_low'])} to {number(row['error_high'])})"
+def _error(row: Row) -> str:
+    if row.error_low is None:
+        return number(row.error)
+    return f"{number(row.error)} ({number(row.error_low)} to {number(row.error_high)})"
 
 
 def _definitions(lines: Sequence[tuple[str, str]]) -> str:
@@ -259,11 +276,11 @@ def _metrics(result: Comparison, measured: Measured | None, drawn: Mapping[str, 
     return "".join([*parts, "</section>"])
 
 
-def converged_cells(result: Comparison, value: float | None) -> list[str] | None:
+def converged_cells(result: Comparison, value: float | None) -> list[str]:
     """The last line of a metric's table: the converged solution, the same at every budget."""
     if value is None:
-        return None
-    budgets = {row["budget"] for row in result.rows}
+        return []
+    budgets = {row.budget for row in result.rows}
     return ["converged solution", *[number(value)] * len(budgets)]
 
 
@@ -297,14 +314,19 @@ def _reading(result: Comparison) -> list[str]:
         lines.append(
             f"The best grids were chosen on {result.searched} other noises than those reported."
         )
-    if any(row["note"] for row in result.rows):
+    if any(row.note for row in result.rows):
         lines.append("– : the solver could not run at that budget; the note in its row says why.")
     return lines
 
 
+def _setup(context: Context, result: Comparison) -> list[tuple[Cell, str]]:
+    facts = {**context.setup, **_facts(result)}
+    return [(Cell(name, bold=True), value) for name, value in facts.items()]
+
+
 def _facts(result: Comparison) -> dict[str, str]:
     made, seeds, made_by = result.reference, result.seeds, result.about
-    grids = dict.fromkeys(row["grid"] for row in result.rows if row["error"] is not None)
+    grids = dict.fromkeys(row.grid for row in result.rows if row.error is not None)
     facts = dict(schedule=result.schedule, seeds=f"{seeds[0]} to {seeds[-1]} (n = {len(seeds)})")
     facts["grids"] = ", ".join(grids)
     if made is not None:
@@ -318,13 +340,6 @@ def _facts(result: Comparison) -> dict[str, str]:
     versions = [f"{name} {made_by[name]}" for name in _VERSIONS if name in made_by]
     facts["versions"] = ", ".join(versions)
     return facts
-
-
-def _setup(facts: Mapping[str, str]) -> str:
-    return "".join(
-        f'<tr><th scope="row">{markup(name)}</th><td>{markup(value)}</td></tr>'
-        for name, value in facts.items()
-    )
 
 
 def _if(text: str, form: str) -> str:

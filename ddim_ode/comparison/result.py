@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,11 +16,12 @@ from torch import Tensor
 
 from .._base import files
 from .._base.checks import shown
+from .._base.escaping import plain
 from .._base.interrupted import Interrupted as Interrupted
 from ..schedules.schedule import Array
 from ..solve.reference import Reference
 from .files import FIELDS, as_json, as_numbers, read, write
-from .rows import Cell, Row, by_mean, describe, name_of, row_of
+from .rows import Cell, Ranked, Row, by_mean, describe
 from .statistics import Decision, paired_decision
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ FLOOR = 100  # times the reference's own error: below that, a row's error is not
 class Answer(dict[str, Any]):
     """A row of a comparison, or nothing (falsy); printed, it says which and why."""
 
-    def __init__(self, text: str, row: Row | None = None) -> None:
+    def __init__(self, text: str, row: Mapping[str, Any] | None = None) -> None:
         super().__init__(row or {})
         self.text = text
 
@@ -48,17 +49,23 @@ class Answer(dict[str, Any]):
 class Comparison:
     """Solvers on the same noises: ``rows``, and what follows from them.
 
-    A row is a dict: method; budget (asked) and nfe (measured, mean over samples); grid and sigma_min,
-    where its positive levels end; steps; error, the mean over samples of the per-sample RMS to the
-    reference, with error_low and error_high (None for a single sample), error_median, and error_typical,
-    the geometric mean, by which rows are ranked; seconds, of all its batches; net_evals, rows the
-    network processed; n, samples reported; failed, those of them without an error, which are left out of
-    it; status, how many of each; at_floor, whether error_typical is below ``floor`` and so not resolved
-    by the reference; note, why a row has no error.
+    A row has attributes, and can be read as a mapping, ``row["error"]``:
 
-    errors: (n,) per row, NaN for failed samples; samples: the kept end states, or None. seeds: of the
-    reported noises. search: what ``grid="best"`` tried, on the ``searched`` noises before those. about:
-    versions, device and arguments that it was made with.
+    - method, budget (asked for), nfe (measured, the mean over samples), grid, group (the grid as it was
+      asked for), sigma_min (where its positive levels end), steps
+    - error: the mean over samples of the RMS to the reference; error_low, error_high: its interval, None
+      for a single sample; error_median; error_typical: the geometric mean, by which rows are ranked
+    - at_floor: whether error_typical is below ``floor``, so that the reference does not resolve it
+    - n: samples reported; failed: those without an error, left out of it; status: how many have which
+    - seconds of all batches; net_evals: rows the network processed; search_net_evals: those of the search
+    - note: why a row has no error
+
+    Attributes:
+        errors: (n,) for each row, NaN for failed samples.
+        samples: The kept end states of each row, or None.
+        seeds: Of the reported noises.
+        search: What ``grid="best"`` tried, on the ``searched`` noises before those.
+        about: The versions, device and arguments that it was made with.
 
     Two are equal if their files would be (``to_json``): in all but the end states.
 
@@ -80,14 +87,22 @@ class Comparison:
     rows: list[Row] = field(default_factory=list)
     errors: list[Array] = field(default_factory=list)
     samples: list[Tensor | None] = field(default_factory=list)
-    search: list[Row] = field(default_factory=list)
+    search: list[dict[str, Any]] = field(default_factory=list)
     about: dict[str, Any] = field(default_factory=dict)
 
     # -- filling ------------------------------------------------------------------------------
     def add(self, job: Job, cell: Cell | None, tried: int | None, search_evals: int) -> None:
         """Append the row of a job; cell None: it could not run."""
         n = len(self.seeds)
-        facts: Row = dict(
+        row = Row(
+            row=len(self.rows),
+            method=job.entry.label,
+            budget=job.budget,
+            grid=job.grid,
+            group=job.group,
+            note=job.refusal or "",
+            n=n,
+            failed=n,
             reference_error=self.reference_error,
             search_net_evals=search_evals,
             grids_tried=tried,
@@ -95,9 +110,10 @@ class Comparison:
             model=self.fingerprints["model"],
             schedule=self.fingerprints["schedule"],
         )
-        row = row_of(job, cell, n, self.confidence, self.floor, facts)
+        if cell is not None:
+            row.fill(cell, self.confidence, self.floor)
+        self.rows.append(row)
         errors = np.full(n, np.nan) if cell is None else cell.errors
-        self.rows.append(dict(row=len(self.rows), **row))
         self.errors.append(errors)
         self.samples.append(None if cell is None else cell.samples)
 
@@ -116,7 +132,7 @@ class Comparison:
     @property
     def net_evals(self) -> int:
         """Network rows processed for the methods, the search for grids included."""
-        return sum(row["net_evals"] + row["search_net_evals"] for row in self.rows)
+        return sum(row.net_evals + row.search_net_evals for row in self.rows)
 
     @property
     def reference_net_evals(self) -> int:
@@ -124,31 +140,42 @@ class Comparison:
         return 0 if self.reference is None else self.reference.net_evals
 
     # -- answers ------------------------------------------------------------------------------
-    def ranking(self, nfe: int | None = None) -> list[Row]:
-        """The rows at one budget, best first, with rank, ratio, ratio_low, ratio_high and tie.
+    def ranking(self, nfe: int | None = None) -> list[Ranked]:
+        """The rows at one budget (None: the only one), best first, ranked by error_typical.
 
-        Ranked by error_typical. ratio: the geometric mean of the errors over those of the best row, on the
-        samples that both have, with its paired bootstrap interval; tie: whether that contains 1. The
-        confidence holds for all rows at once, by Holm's step-down (1979): k rows are compared at
-        1 − (1 − c)/k, and if some differ from the best, the m others again at 1 − (1 − c)/m. Rows at the
-        floor come first, unranked; rows with more failed samples than others come last, unranked.
+        Returns:
+            Rows with rank, ratio (the geometric mean of the errors over those of the best row, on the
+            samples that both have), its paired bootstrap interval ratio_low, ratio_high, and tie: whether
+            that contains 1. The confidence holds for all rows at once, by Holm's step-down (1979): k rows
+            are compared at 1 − (1 − c)/k, and if some differ from the best, the m others again at
+            1 − (1 − c)/m. Rows at the floor come first, rows with more failed samples than others last;
+            both are unranked.
         """
-        found = self._at(nfe)
-        ranked = self._ranked(found)
+        at_budget = self._at(nfe)
+        ranked = self._ranked(at_budget)
         decisions = self._decisions(ranked)
-        out = [self._placed(row, None, None) for row in found if row["at_floor"]]
-        out += [
-            self._placed(row, rank, decisions.get(row["row"]))
-            for rank, row in enumerate(ranked, start=1)
+        floored = [row for row in at_budget if row.at_floor]
+        placed = {row.row for row in (*floored, *ranked)}
+        return [
+            *(Ranked(**vars(row)) for row in floored),
+            *(_placed(row, i, decisions.get(row.row)) for i, row in enumerate(ranked, start=1)),
+            *(Ranked(**vars(row)) for row in at_budget if row.row not in placed),
         ]
-        seen = {row["row"] for row in out}
-        return out + [self._placed(row, None, None) for row in found if row["row"] not in seen]
 
-    def decide(self, a: int | Row, b: int | Row, confidence: float | None = None) -> Decision:
-        """The ratio of the errors of two rows (numbers or dicts), sample by sample, and whether they tie.
+    def decide(
+        self,
+        a: int | Mapping[str, Any],
+        b: int | Mapping[str, Any],
+        confidence: float | None = None,
+    ) -> Decision:
+        """The geometric mean of the ratios of two rows' errors, sample by sample, and whether they tie.
 
-        It is the geometric mean of the samples' ratios (statistics.py). ValueError where fewer than
-        two samples are finished in both.
+        Args:
+            a, b: Numbers of rows, or rows.
+            confidence: Of the interval (default: the comparison's).
+
+        Raises:
+            ValueError: Fewer than two samples are finished in both.
         """
         i, j = (row if isinstance(row, int) else row["row"] for row in (a, b))
         level = self.confidence if confidence is None else confidence
@@ -157,44 +184,42 @@ class Comparison:
     def best(self, nfe: int | None = None) -> Answer:
         """The first of the ranking at a budget (None: the only one), and what it ties with.
 
-        Empty, and printing why, where no row has an error, or rows are at the floor: those are better
-        than all others, and the reference cannot tell them apart.
+        The answer is empty, and prints why, where no row has an error, or rows are at the floor: those are
+        better than all others, and the reference cannot tell them apart.
         """
-        found = self.ranking(nfe)
-        budget = found[0]["budget"]
-        floored = [row for row in found if row["at_floor"]]
-        if floored:
-            who = ", ".join(f"{name_of(row)} ({row['grid']})" for row in floored)
+        rows = self.ranking(nfe)
+        budget = rows[0].budget
+        if floored := [row for row in rows if row.at_floor]:
+            who = ", ".join(f"{plain(row.method)} ({row.grid})" for row in floored)
             return Answer(
                 f"nfe={budget}: at the floor, and not to be ranked: {who}. Their typical errors are below "
                 f"{self.floor:.1e}, 100 × the reference's own; reference={self.reference_error / 10:.0e} "
                 "converges further"
             )
-        ranked = [row for row in found if row["rank"]]
+        ranked = [row for row in rows if row.rank]
         if not ranked:
             return Answer(f"nfe={budget}: no method has an error; the notes of the rows say why")
-        first = ranked[0]
-        tied = [name_of(row) for row in ranked[1:] if row["tie"]]
-        also = f"; not to be told apart from it: {', '.join(dict.fromkeys(tied))}" if tied else ""
-        return Answer(f"{describe(first)}{also}{by_mean(ranked)}", self.rows[first["row"]])
+        tied = dict.fromkeys(plain(row.method) for row in ranked[1:] if row.tie)
+        also = f"; not to be told apart from it: {', '.join(tied)}" if tied else ""
+        return Answer(f"{describe(ranked[0])}{also}{by_mean(ranked)}", self.rows[ranked[0].row])
 
     def recommend(self, target_error: float) -> Answer:
         """The cheapest row whose error, up to its upper bound, meets the target.
 
-        The bound is error_high, and for a row at the floor no less than the floor. Empty, and printing
-        what came closest, if none does.
+        The bound is error_high, and for a row at the floor no less than the floor. The answer is empty if
+        no row meets it, and prints what came closest.
         """
         if not isinstance(target_error, (int, float)) or not 0 < target_error < math.inf:
             raise ValueError(f"target_error={shown(target_error)} must be a positive RMS error")
-        least = min((row["failed"] for row in self.rows if row["error"] is not None), default=0)
-        bounds = []
-        for row in self.rows:
-            if row["error_high"] is not None and row["failed"] == least:
-                high = max(row["error_high"], self.floor) if row["at_floor"] else row["error_high"]
-                bounds.append((high, row))
+        least = min((row.failed for row in self.rows if row.error is not None), default=0)
+        bounds = [
+            (max(row.error_high, self.floor) if row.at_floor else row.error_high, row)
+            for row in self.rows
+            if row.error_high is not None and row.failed == least
+        ]
         meets = [row for high, row in bounds if high <= target_error]
         if meets:
-            row = min(meets, key=lambda row: (row["nfe"], row["error"]))
+            row = min(meets, key=lambda row: (row.nfe, row.error))
             return Answer(f"{describe(row)}: meets {target_error:g}", row)
         text = f"none of these meets an error of {target_error:g} with {self.confidence:.0%} confidence"
         if not bounds:
@@ -204,54 +229,50 @@ class Comparison:
 
     def _at(self, nfe: int | None) -> list[Row]:
         """The rows of one budget; ValueError if it is none of this comparison's."""
-        there = sorted({row["budget"] for row in self.rows})
-        if nfe is None and len(there) == 1:
-            nfe = there[0]
-        if nfe not in there:
+        budgets = sorted({row.budget for row in self.rows})
+        if nfe is None and len(budgets) == 1:
+            nfe = budgets[0]
+        if nfe not in budgets:
             raise ValueError(
-                f"nfe={shown(nfe)} is no budget of this comparison; give one of {there}"
+                f"nfe={shown(nfe)} is no budget of this comparison; give one of {budgets}"
             )
-        return [row for row in self.rows if row["budget"] == nfe]
+        return [row for row in self.rows if row.budget == nfe]
 
-    def _ranked(self, found: list[Row]) -> list[Row]:
-        with_error = [row for row in found if row["error"] is not None]
-        least = min((row["failed"] for row in with_error), default=0)
-        fair = [row for row in with_error if row["failed"] == least and not row["at_floor"]]
-        return sorted(fair, key=lambda row: row["error_typical"])
+    @staticmethod
+    def _ranked(rows: list[Row]) -> list[Row]:
+        with_error = [row for row in rows if row.error is not None]
+        least = min((row.failed for row in with_error), default=0)
+        fair = [row for row in with_error if row.failed == least and not row.at_floor]
+        return sorted(fair, key=lambda row: row.error_typical or 0.0)
 
     def _decisions(self, ranked: list[Row]) -> dict[int, Decision]:
         """Of each row against the first, by row number; none where both have fewer than two samples."""
-        found: dict[int, Decision] = {}
-        numbers = [row["row"] for row in ranked if self._common(row, ranked[0]) >= 2]
+        decisions: dict[int, Decision] = {}
+        numbers = [row.row for row in ranked if self._common(row, ranked[0]) >= 2]
         others = numbers[1:]
         if numbers:
-            found[numbers[0]] = self.decide(numbers[0], numbers[0])
+            decisions[numbers[0]] = self.decide(numbers[0], numbers[0])
         while others:
             level = 1 - (1 - self.confidence) / len(others)
-            found |= {i: self.decide(i, numbers[0], level) for i in others}
-            ties = [i for i in others if found[i].tie]
+            decisions |= {i: self.decide(i, numbers[0], level) for i in others}
+            ties = [i for i in others if decisions[i].tie]
             if len(ties) == len(others):
                 break
             others = ties
-        return found
+        return decisions
 
     def _common(self, a: Row, b: Row) -> int:
         """How many samples are finished in both."""
-        return int(np.isfinite(self.errors[a["row"]] + self.errors[b["row"]]).sum())
-
-    @staticmethod
-    def _placed(row: Row, rank: int | None, decision: Decision | None) -> Row:
-        ratio, low, high, tie = decision if decision is not None else (None, None, None, None)
-        return dict(row, rank=rank, ratio=ratio, ratio_low=low, ratio_high=high, tie=tie)
+        return int(np.isfinite(self.errors[a.row] + self.errors[b.row]).sum())
 
     # -- for other tools ----------------------------------------------------------------------
-    def to_dicts(self) -> list[Row]:
+    def to_dicts(self) -> list[dict[str, Any]]:
         """The rows as plain dicts."""
-        return [dict(row, status=dict(row["status"])) for row in self.rows]
+        return [dict(row, status=dict(row.status)) for row in self.rows]
 
     def to_csv(self, path: str | Path) -> None:
         """One line a row, the keys as header; text that would be a formula has a quote before it."""
-        rows = [dict(row, status=json.dumps(row["status"])) for row in self.rows]
+        rows = [dict(row, status=json.dumps(row.status)) for row in self.rows]
         files.write_csv(path, rows)
 
     def to_json(self, path: str | Path) -> None:
@@ -282,15 +303,16 @@ class Comparison:
         True
         """
         tree = read(path)
-        made, rows = tree.pop("reference"), tree["rows"]
+        made, rows = tree.pop("reference"), list(map(Row.of, tree.pop("rows")))
         if made is not None:
             gap = as_numbers(made.pop("gap"))
             made.pop("error")
             made = Reference(torch.empty(len(gap), 0, dtype=torch.float64), gap, **made)
         for row in rows:
-            row["reference_error"] = as_numbers([row["reference_error"]]).item()
+            row.reference_error = as_numbers([row.reference_error]).item()
         errors = [as_numbers(errors) for errors in tree.pop("errors")]
-        return cls(**tree, reference=made, errors=errors, samples=[None] * len(rows))
+        samples: list[Tensor | None] = [None] * len(rows)
+        return cls(**tree, rows=rows, reference=made, errors=errors, samples=samples)
 
     def _tree(self) -> dict[str, Any]:
         """All but the end states, as JSON has it."""
@@ -299,6 +321,7 @@ class Comparison:
             facts = ("solver", "error", "nfe", "net_evals", "seconds")
             tree["reference"] = {name: getattr(made, name) for name in facts}
             tree["reference"]["gap"] = made.gap.tolist()
+        tree["rows"] = self.to_dicts()
         tree["errors"] = [errors.tolist() for errors in self.errors]
         return as_json(tree)
 
@@ -356,3 +379,10 @@ class Comparison:
         from .tables import html
 
         return html(self)
+
+
+def _placed(row: Row, rank: int, decision: Decision | None) -> Ranked:
+    if decision is None:
+        return Ranked(**vars(row), rank=rank)
+    ratio, low, high, tie = decision
+    return Ranked(**vars(row), rank=rank, ratio=ratio, ratio_low=low, ratio_high=high, tie=tie)

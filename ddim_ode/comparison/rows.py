@@ -1,10 +1,10 @@
-"""The rows of a comparison: what one solve came to, as a dict of plain values, and how it is called."""
+"""The rows of a comparison: what one solve came to, and what it is called."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,25 +12,7 @@ from torch import Tensor
 
 from .._base.escaping import plain
 from ..solve.reference import Reference
-from .jobs import Job
 from .statistics import geometric_mean, mean_interval
-
-Row = dict[str, Any]
-
-
-class Ranked(Protocol):
-    """What tables need of a comparison."""
-
-    rows: list[Row]
-    reference: Reference | None
-    confidence: float
-    seeds: list[int]
-    searched: int
-
-    @property
-    def floor(self) -> float: ...
-
-    def ranking(self, nfe: int) -> list[Row]: ...
 
 
 @dataclass
@@ -56,73 +38,121 @@ class Cell:
         return geometric_mean(self.errors)
 
 
-def row_of(job: Job, cell: Cell | None, n: int, confidence: float, floor: float, facts: Row) -> Row:
-    """The row of a job on n samples; cell None: it could not run. facts: what the comparison says of it."""
-    row: Row = dict(
-        method=job.entry.label,
-        budget=job.budget,
-        nfe=None,
-        grid=job.grid,
-        sigma_min=None,
-        steps=None,
-        error=None,
-        error_low=None,
-        error_high=None,
-        error_median=None,
-        error_typical=None,
-        at_floor=False,
-        reference_error=None,
-        seconds=0.0,
-        net_evals=0,
-        search_net_evals=None,
-        grids_tried=None,
-        n=n,
-        failed=n,
-        status={},
-        group=job.group,
-        seed=None,
-        note=job.refusal or "",
-        model=None,
-        schedule=None,
-    )
-    row |= facts
-    if cell is not None:
+@dataclass(eq=False)
+class Row(Mapping[str, Any]):
+    """What one method came to at one budget. It can be read as a mapping, too: ``row["error"]``.
+
+    The fields are described at :class:`ddim_ode.Comparison`. What a solve did not reach is None.
+    metrics: columns of their own in the mapping, see :func:`.distances.measure_rows`.
+    """
+
+    row: int
+    method: str
+    budget: int
+    nfe: float | None = None
+    grid: str = ""
+    sigma_min: float | None = None
+    steps: int | None = None
+    error: float | None = None
+    error_low: float | None = None
+    error_high: float | None = None
+    error_median: float | None = None
+    error_typical: float | None = None
+    at_floor: bool = False
+    reference_error: float = float("nan")
+    seconds: float = 0.0
+    net_evals: int = 0
+    search_net_evals: int = 0
+    grids_tried: int | None = None
+    n: int = 0
+    failed: int = 0
+    status: dict[str, int] = field(default_factory=dict)
+    group: str = "default"
+    seed: int | None = None
+    note: str = ""
+    model: str = ""
+    schedule: str = ""
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> Row:
+        """The row of such a mapping; what is no field is a metric."""
+        names = {f.name for f in fields(cls)} - {"metrics"}
+        own = {name: value for name, value in plain.items() if name in names}
+        return cls(**own, metrics={k: v for k, v in plain.items() if k not in names})
+
+    def fill(self, cell: Cell, confidence: float, floor: float) -> None:
+        """Take in what the solves of the n samples gave."""
         finite = cell.errors[~np.isnan(cell.errors)]
-        row |= dict(nfe=_tidy(cell.nfe), sigma_min=cell.sigma_min, steps=cell.steps)
-        row |= dict(seconds=round(cell.seconds, 4), net_evals=cell.net_evals)
-        row |= dict(failed=n - finite.size, status=dict(sorted(Counter(cell.status).items())))
+        self.nfe = int(cell.nfe) if cell.nfe == int(cell.nfe) else cell.nfe
+        self.sigma_min, self.steps = cell.sigma_min, cell.steps
+        self.seconds, self.net_evals = round(cell.seconds, 4), cell.net_evals
+        self.failed, self.status = self.n - finite.size, dict(sorted(Counter(cell.status).items()))
         if finite.size:
-            low, high = mean_interval(finite, confidence)
-            typical = geometric_mean(finite)
-            row |= dict(error=float(finite.mean()), error_low=low, error_high=high)
-            row |= dict(error_median=float(np.median(finite)), error_typical=typical)
-            row |= dict(at_floor=typical < floor)
-        if row["failed"]:
-            why = ", ".join(f"{k} {s}" for s, k in row["status"].items() if s != "success")
-            row["note"] = f"{row['failed']} of {n} failed: {why}"
-    return row
+            self.error, self.error_median = float(finite.mean()), float(np.median(finite))
+            self.error_low, self.error_high = mean_interval(finite, confidence)
+            self.error_typical = geometric_mean(finite)
+            self.at_floor = self.error_typical < floor
+        if self.failed:
+            why = ", ".join(f"{k} {s}" for s, k in self.status.items() if s != "success")
+            self.note = f"{self.failed} of {self.n} failed: {why}"
+
+    def __getitem__(self, name: str) -> Any:
+        if name in self.metrics:
+            return self.metrics[name]
+        if name not in set(self):
+            raise KeyError(name)
+        return getattr(self, name)
+
+    def __iter__(self) -> Iterator[str]:
+        yield from (f.name for f in fields(self) if f.name != "metrics")
+        yield from self.metrics
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+@dataclass(eq=False)
+class Ranked(Row):
+    """A row in the ranking of its budget: its place, and its ratio to the best, see ``ranking``."""
+
+    rank: int | None = None
+    ratio: float | None = None
+    ratio_low: float | None = None
+    ratio_high: float | None = None
+    tie: bool | None = None
+
+
+class Ranking(Protocol):
+    """What tables need of a comparison."""
+
+    rows: list[Row]
+    reference: Reference | None
+    confidence: float
+    seeds: list[int]
+    searched: int
+
+    @property
+    def floor(self) -> float: ...
+
+    def ranking(self, nfe: int) -> list[Ranked]: ...
 
 
 def by_mean(ranked: Sequence[Row]) -> str:
     """Which row has the smallest mean error, where that is not the first: a word to append."""
-    least = min(ranked, key=lambda row: row["error"])
+    least = min(ranked, key=lambda row: row.error or 0.0)
     if least is ranked[0]:
         return ""
-    who = f"{name_of(least)}: {least['error']:.3g}"
+    who = f"{plain(least.method)}: {least.error:.3g}"
     return f"; the smallest mean, which the worst noises decide, has {who}"
 
 
 def describe(row: Row) -> str:
-    cut = f" to σ={row['sigma_min']:.3g}"
+    """A row that has an error, in one line."""
     interval = ""
-    if row["error_low"] is not None:
-        interval = f" ({row['error_low']:.3g} to {row['error_high']:.3g})"
-    return f"{name_of(row)} on {row['grid']}{cut}, nfe {row['nfe']:g}: error {row['error']:.3g}{interval}"
-
-
-def name_of(row: Row) -> str:
-    return plain(row["method"])
-
-
-def _tidy(value: float) -> float | int:
-    return int(value) if value == int(value) else value
+    if row.error_low is not None:
+        interval = f" ({row.error_low:.3g} to {row.error_high:.3g})"
+    return (
+        f"{plain(row.method)} on {row.grid} to σ={row.sigma_min:.3g}, nfe {row.nfe:g}: "
+        f"error {row.error:.3g}{interval}"
+    )

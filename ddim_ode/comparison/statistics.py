@@ -1,16 +1,12 @@
 """Intervals for means of positive per-sample errors, and a paired decision between two of them.
 
-The samples are resampled, all quantities from the same resamples. The interval is the bias-
-corrected and accelerated one (Efron 1987, "Better bootstrap confidence intervals"), whose level is
-first widened so that for normal data it has the length of Student's t (Hesterberg 2015, "What
-teachers should know about the bootstrap", section 5.3): the plain percentile interval is too short
-by √((n−1)/n) and by z against t, which at n = 20 is 7 %.
+The interval is the bias-corrected and accelerated bootstrap (Efron 1987, "Better bootstrap confidence
+intervals"), whose level is first widened so that for normal data it has the length of Student's t
+(Hesterberg 2015, "What teachers should know about the bootstrap", section 5.3).
 
-Two methods that ran on the same noises are compared by the mean of ln(aᵢ/bᵢ), resampled in pairs: what a
-hard noise adds to both errors cancels, and the ratio, a geometric mean, is that of the noises alike. The
-ratio of the two means would be that of the few noises that a method loses altogether: on mixtures of
-Gaussians, where a step may end in another mode, 256 noises leave it uncertain by a factor (ranking.py in
-benchmarks/ counts how often).
+Two methods on the same noises are compared by the mean of ln(aᵢ/bᵢ), resampled in pairs: what a hard noise
+adds to both errors cancels. The ratio of the two means would be decided by the few noises that a method
+loses altogether (``python benchmarks/ranking.py`` counts how often).
 """
 
 from __future__ import annotations
@@ -112,10 +108,10 @@ def geometric_mean(values: npt.ArrayLike) -> float:
 
 def check_confidence(confidence: float) -> float:
     """ValueError unless it is a probability strictly between 0 and 1."""
-    found = number("confidence", confidence)
-    if not 0 < found < 1:
-        raise ValueError(f"confidence={found!r} must lie strictly between 0 and 1, such as 0.95")
-    return found
+    level = number("confidence", confidence)
+    if not 0 < level < 1:
+        raise ValueError(f"confidence={level!r} must lie strictly between 0 and 1, such as 0.95")
+    return level
 
 
 @functools.lru_cache(maxsize=8)

@@ -1,4 +1,4 @@
-"""What all solves of a comparison share, and by which each batch is known to the cache."""
+"""What all solves of a comparison share, and what identifies each batch in the cache."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ from ..solve.reference import Reference
 class Work:
     """What all solves of a comparison share.
 
-    noises (n, *shape), of those seeds; the conditions of the problem have a row for each.
+    noises (n, *shape), of ``seeds``; the conditions of the problem have a row for each. batch: noises
+    solved together; keep: end states kept of each row; goal: of the reference. known: the reference, where
+    the caller gave it.
     """
 
     problem: Problem
@@ -41,18 +43,12 @@ class Work:
             yield slice(start, min(start + self.batch, last))
 
     def origin(self, part: slice) -> tuple[list[Any], Near]:
-        """Which model, noises and conditions a batch is of, to the store: exact parts, and numbers."""
+        """The model, noises and conditions of a batch, as the store keys them: exact parts, and numbers."""
         if self.store.folder is None:
             return [], NOTHING
         shared, computed = of_shared(self.problem.shared)
-        exact = [
-            __version__,
-            GENERATOR,
-            self.key,
-            shared,
-            list(self.noises.shape[1:]),
-            self.seeds[part],
-        ]
+        shape = list(self.noises.shape[1:])
+        exact = [__version__, GENERATOR, self.key, shared, shape, self.seeds[part]]
         answers = NOTHING if self.answers is None else self.answers.near
         start = Near.of(self.problem.model.sigma_max, PLAN)
         rows = of_rows({**(self.problem.rows(part).cond or {}), **computed})

@@ -1,10 +1,10 @@
 """What will go wrong when a model is sampled, measured on the model itself.
 
-The checks are of two kinds. Of the network: what it returns and what happens where there is no signal
-(network.py), what it predicts, at which scale and time (interpretation.py), whether it answers alike
-twice, and in half precision (precision.py). Of the levels (levels.py): where a scheduler or a grid steps,
-and what its departures cost at the end. Both run the model on a few noised samples; a configuration only
-says where to look."""
+The checks run the model on a few noised samples; a configuration only says where to look. Of the network:
+what it returns (network.py), what it predicts, at which scale and time (interpretation.py), whether it
+answers alike twice, and in half precision (precision.py). Of the levels (levels.py): where a scheduler or a
+grid steps, and what its departures cost. Of limits on x̂₀: limits.py.
+"""
 
 from __future__ import annotations
 
@@ -33,17 +33,28 @@ def diagnose(
     seed: int = 0,
     device: str | torch.device | None = None,
 ) -> Diagnosis:
-    """What is wrong with a model and with the scheduler it came with, the worst first.
+    """Measure what is wrong with a model, and with the scheduler it came with.
 
-    data: clean samples (N, *) in the network's space, of which n are used. With data, prediction type,
-    input scale and network time are measured against truth; without, against samples that the model
-    makes itself, which finds less. cond: conditions of n samples (classes in turn where the model knows
-    its number of classes). steps: the number of steps you mean to take; strides and levels depend on it.
+    Args:
+        model: What is to be sampled.
+        data: Clean samples (N, *) in the network's space, of which n are used. With them prediction type,
+            input scale and network time are measured against truth; without, against samples that the model
+            makes itself, which finds less.
+        cond: Conditions of n samples (default: classes in turn, where the model knows their number).
+        shared: Passed to the network as it is.
+        shape: Of ONE sample (default: the data's, or the model's own).
+        steps: The number of steps you mean to take; strides and levels depend on it.
+        n: Samples to ask the model with.
+        seed: Of the first noise.
+        device: Default: the network's own.
 
-    An empty list means that nothing was found, at these noises and this number of steps, by the checks that
-    were made: ``not_checked`` of the result names the others, each with its reason. ValueError where the
-    model cannot be asked at all (no shape, conditions missing). Ctrl-C raises
-    ``ddim_ode._base.interrupted.Interrupted``, with what was found until then as ``partial``.
+    Returns:
+        The findings, the worst first. An empty list means that the checks that were made found nothing, at
+        these noises and this number of steps; ``not_checked`` names the others, each with its reason.
+
+    Raises:
+        ValueError: The model cannot be asked at all (no shape, conditions missing).
+        Interrupted: On Ctrl-C; its ``partial`` holds what was found until then.
 
     >>> import ddim_ode
     >>> schedule = ddim_ode.schedules.ddpm()
@@ -63,14 +74,14 @@ def diagnose(
     from .probe import Probe
 
     probe = Probe(model, data, cond, shared, shape, steps, n, seed, device)
-    found: list[Finding] = []
+    findings: list[Finding] = []
     try:
-        found.extend(network.checks(probe))
+        findings.extend(network.checks(probe))
         probe.model = probe.variant(limit=probe.limit)
-        found.extend(levels.checks(probe))
-        found.extend(limits.checks(probe, [finding.check for finding in found]))
+        findings.extend(levels.checks(probe))
+        findings.extend(limits.checks(probe, [finding.check for finding in findings]))
     except KeyboardInterrupt:
-        partial = Diagnosis(found, probe.not_checked)
+        partial = Diagnosis(findings, probe.not_checked)
         raise Interrupted("stopped: these are not all of the checks", partial) from None
-    found.sort(key=lambda finding: finding.severity != "error")
-    return Diagnosis(found, probe.not_checked)
+    findings.sort(key=lambda finding: finding.severity != "error")
+    return Diagnosis(findings, probe.not_checked)

@@ -1,14 +1,11 @@
 """Which reading of a network its answers bear out, on noised samples.
 
-The measure is the *misfit*: at a level, the error of ε̂ over that of the best a·x + c, two numbers fitted to
-the same samples. As x = ᾱx̂₀ + β̄ε̂, it is the same for x̂₀, v or any other vector, so that readings can be
-compared. The mean that a network is trained for has 1 at most, wherever it is asked, and less where the
-data are not Gaussian; a wrong reading has more at some level.
-
-With data, all readings are measured on them, and a network call serves all predictions and signs at once.
-Without, each reading is measured on the samples that the model makes when it is read so. A wrong one makes
-samples that it does not recognise when they are noised again, or samples that hardly differ: an
-x0-network that is always told of much noise answers with the mean, and finds itself right.
+The measure is the *misfit*: at a level, the error of ε̂ over that of the best a·x + c. As x = ᾱx̂₀ +
+β̄ε̂, it is the same for x̂₀, v or any other vector. A trained mean has 1 at most, and less where the data
+are not Gaussian; a wrong reading has more at some level. With data, all readings are measured on them,
+and a call serves all predictions and signs at once. Without, each is measured on the samples that the
+model makes when it is read so; a wrong one does not recognise its samples when they are noised again, or
+makes samples that hardly differ.
 """
 
 from __future__ import annotations
@@ -32,16 +29,12 @@ from .readings import SCALES, Clock, Reading, clocks, others
 CLEARLY = 1.2  # ratio of misfits from which one reading is better than another
 _LITTLE, _EQUAL = 1.1, 1.03  # the same on data where it is better at each level, or hardly worse
 LEAST = 6  # different clean samples that say something of the data, and not of themselves alone
-_PRICE, _PRICES = (
-    1.05,
-    {"prediction": 1.2},
-)  # what a change must pay: who wrote it down knew the prediction
+# what a change must pay: whoever wrote the configuration knew the prediction
+_PRICE, _PRICES = 1.05, {"prediction": 1.2}
 _RACE = (1, 4)  # levels at which readings are tried first
 _FLOOR = 0.2  # relative error of an answer that is as good as none: networks are no better
-_WHOLE, _HALF = (
-    1.05,
-    1.5,
-)  # misfit at each level, at most, of samples that are known again, and perhaps
+# misfit at each level, at most, of samples that are recognised, and perhaps
+_WHOLE, _HALF = 1.05, 1.5
 _KNOWING = 0.98  # mean misfit from which a network says more than a·x + c does
 _FITTING = 1.15  # mean misfit on data of a network that is trained
 _USABLE = 1.5  # and on samples that it makes
@@ -185,9 +178,9 @@ def _on_its_own(probe: Probe) -> Better | None:
     if final and not _rivalled(final[0], [*final[1:], *first[_FINALISTS:]], own):
         best = final[0]
         bench = Bench(probe, probe.generate(probe.read(best.reading), Limit()))
-        found = _clearly(best, Trial(own, bench.misfits(own)), _USABLE)
-        if not small or (found and found.own > _OF_SMALL * found.misfit):
-            return found
+        clear = _clearly(best, Trial(own, bench.misfits(own)), _USABLE)
+        if not small or (clear and clear.own > _OF_SMALL * clear.misfit):
+            return clear
     if small:
         probe.skip(_NO_WITNESS, *OF_READING)
     if not as_it_is.recognises:
@@ -293,20 +286,20 @@ def correlation(a: Tensor, b: Tensor) -> float:
 def usable_clocks(probe: Probe) -> list[Clock]:
     """Those that the network may be asked on: elsewhere than on the CPU, an index beyond a table ends the
     process, so that there no network that may have one is told more than its schedule has."""
-    found, schedule = clocks(probe.model, probe.sigmas), probe.model.schedule
+    every, schedule = clocks(probe.model, probe.sigmas), probe.model.schedule
     net = probe.model.net
     safe = isinstance(net, nn.Module) and not any(
         isinstance(m, nn.Embedding) for m in net.modules()
     )
     if probe.device.type == "cpu" or safe:
-        return found
+        return every
     t = schedule.time(probe.sigmas)
     inside = [
         c
-        for c in found
-        if ((told := c.of(t, probe.sigmas)) >= 0).all() and (told < schedule.T).all()
+        for c in every
+        if ((times := c.of(t, probe.sigmas)) >= 0).all() and (times < schedule.T).all()
     ]
-    if len(inside) < len(found):
+    if len(inside) < len(every):
         reason = (
             f"on {probe.device.type} an index beyond a table ends the process; diagnose on the CPU"
         )

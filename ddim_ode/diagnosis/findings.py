@@ -35,8 +35,8 @@ class Diagnosis(list[Finding]):
         self.not_checked = dict(not_checked)
 
     def __str__(self) -> str:
-        found = [str(finding) for finding in self] or ["nothing found"]
-        return "\n".join([*found, *(f"not checked: {k}: {v}" for k, v in self.not_checked.items())])
+        lines = [str(finding) for finding in self] or ["nothing found"]
+        return "\n".join([*lines, *(f"not checked: {k}: {v}" for k, v in self.not_checked.items())])
 
     __repr__ = __str__
 

@@ -25,13 +25,13 @@ def dominant_error(probe: Probe) -> list[Finding]:
     """What is to be read otherwise, by the reading that the answers bear out; where none is, answers that
     are worth nothing."""
     bench = Bench(probe, probe.clean)
-    found = _one(ignores_input(probe, bench)) or misread(probe, bench)
-    found = found or _one(other_data(probe, bench)) or _one(worse_than_linear(probe, bench))
-    if found:
-        named = [finding.check for finding in found]
+    findings = _one(ignores_input(probe, bench)) or misread(probe, bench)
+    findings = findings or _one(other_data(probe, bench)) or _one(worse_than_linear(probe, bench))
+    if findings:
+        named = [finding.check for finding in findings]
         others = [check for check in OF_MEANING if check not in named]
         probe.skip(f"set {named[0]!r} right first: it hides this", *others)
-    return found
+    return findings
 
 
 def _one(finding: Finding | None) -> list[Finding]:
@@ -76,14 +76,14 @@ def _change(probe: Probe, reading: Reading) -> float:
 
 def misread(probe: Probe, bench: Bench) -> list[Finding]:
     """What is to be read otherwise, one finding for each change."""
-    found = better(probe, bench)
-    if found is None:
+    winner = better(probe, bench)
+    if winner is None:
         return []
-    changes, ratio = found.reading.changes(bench.own.prediction), found.own / found.misfit
+    changes, ratio = winner.reading.changes(bench.own.prediction), winner.own / winner.misfit
     text = ", ".join(what for what, fix in changes.values())
     message = (
-        f"{text}, the network denoises {ratio:.3g} times better (its error is {found.misfit:.2f} times "
-        f"that of the best a·x + c, and as it is read now {found.own:.2f} times)"
+        f"{text}, the network denoises {ratio:.3g} times better (its error is {winner.misfit:.2f} times "
+        f"that of the best a·x + c, and as it is read now {winner.own:.2f} times)"
     )
     return [Finding(check, "error", ratio, message, fix) for check, (_, fix) in changes.items()]
 

@@ -53,7 +53,7 @@ def cut(probe: Probe) -> Finding | None:
     elif not probe.relies:
         x0, whose = probe.free, "what the model makes without it"
     else:
-        return None  # nobody knows what belongs to them
+        return None  # what belongs to the data is not known
     limited = probe.limit(x0, x0, Level())
     moved, most = rms(limited - x0) / rms(x0), float(x0.abs().max())
     if not moved > _CUT:

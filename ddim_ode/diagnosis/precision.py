@@ -61,9 +61,7 @@ def half_precision(probe: Probe) -> Finding | None:
         name = str(dtype).removeprefix("torch.")
         try:
             half = answers(probe.variant(net=copy.deepcopy(net).to(dtype), dtype=dtype))
-        except (
-            Exception
-        ) as failure:  # no such kernels here, a network that insists on its dtype, ...
+        except Exception as failure:  # no such kernels here, a network that insists on its dtype
             reason = str(failure).strip().split("\n")[0]
             probe.skip(f"it does not run in {name} here ({reason})", f"half-precision, {name}")
             continue
@@ -95,7 +93,7 @@ def _largest_activation(
     """The largest entry of any module's output, in the network's own precision."""
     most = [0.0]
 
-    def listening(module: nn.Module, given: Any, out: Any) -> None:
+    def listening(module: nn.Module, inputs: Any, out: Any) -> None:
         if isinstance(out, Tensor) and out.is_floating_point():
             most[0] = max(most[0], float(out.abs().max()))
 

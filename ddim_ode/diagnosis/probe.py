@@ -26,22 +26,16 @@ from ..solve.sampling import sample
 from .readings import Reading
 
 _LEVELS = (0.05, 0.2, 0.4, 0.6, 0.8, 0.95)  # of T; of σ_min..σ_max in Karras' spacing where t is σ
-_ENTRIES = (
-    64  # numbers, at least, that an average is taken over: small states are asked for more often
-)
+_ENTRIES = 64  # numbers, at least, in an average: small states are asked for more often
 _FEW = 4  # samples, at least, that tell how far they are apart
 _FAR_OFF = 3.0  # RMS of samples, in units of the noise at the start, that no sound model makes
 # Little networks overshoot: of those of benchmarks/doctor.py, a quarter of the entries, by half. What
 # relies on a limit makes nothing in range without.
 _SHARE = 0.5  # of entries out of range
 BEYOND = 1.5  # times the data's largest entry, from where one is
-_SHRUNK = (
-    3.0  # times; those networks shrink to half, one that relies on a limit to a fifth and less
-)
+_SHRUNK = 3.0  # times; those networks shrink to half, one that relies on a limit to a fifth
 _TRIES = 3  # to find that range
-_PER_E_FOLD = (
-    2.5  # DDIM steps that leave no sample between two kinds of data, where σ spans decades
-)
+_PER_E_FOLD = 2.5  # DDIM steps that leave no sample between two kinds of data, over decades of σ
 OUT_OF_SCALE = "what the model makes by itself is not on the scale of its noise; give data"
 
 
@@ -96,9 +90,9 @@ class Probe:
         if cond is None and classes:
             cond = {"y": torch.arange(n) % classes}
         given = {} if cond is None else named("cond", cond)
-        given = {k: v[:n] if has_rows(v) else v for k, v in given.items()}
-        asked = conditions(given or None, n, self.device)
-        self.cond = None if asked is None else {k: v[repeated] for k, v in asked.items()}
+        first = {k: v[:n] if has_rows(v) else v for k, v in given.items()}
+        rows_of = conditions(first or None, n, self.device)
+        self.cond = None if rows_of is None else {k: v[repeated] for k, v in rows_of.items()}
         like, seed = model.schedule, seed_of(seed, 2 * rows)
         self.noise = noise(self.shape, like, range(seed, seed + rows), device=self.device)
         self.top = float(like.scales(like.sigma_max)[1]) if like.family != "vp" else 1.0
@@ -143,8 +137,8 @@ class Probe:
     def relies(self) -> bool:
         """Whether the model needs a limit on x̂₀: without one, the network's errors drive x out of reach.
 
-        A network whose ε̂ errs by e sees x̂₀ err by σe, beyond all data at the first levels. Most recover on
-        the way down.
+        A network whose ε̂ errs by e sees x̂₀ err by σe, beyond all data at the first levels. Most recover
+        on the way down.
         """
         if not self.free.isfinite().all():
             return True
@@ -165,11 +159,8 @@ class Probe:
         for _ in range(_TRIES):
             bound = float(held.median()) or 1.0
             held = _largest(self.generate(self.model, Limit(clip=bound)))
-        middle, most = (
-            free.median() > _SHRUNK * held.median(),
-            (free > _SHRUNK * held).float().mean(),
-        )
-        return bool(middle) and float(most) > 0.5
+        most = (free > _SHRUNK * held).float().mean()
+        return bool(free.median() > _SHRUNK * held.median()) and float(most) > 0.5
 
     def beyond(self, x: Tensor) -> float:
         """The share of entries far beyond :attr:`reach`."""
@@ -204,11 +195,7 @@ class Probe:
         return np.asarray((low + share * (high - low)) ** 7)
 
     def generate(
-        self,
-        model: Denoiser,
-        limit: Limit | None = None,
-        steps: int = 15,
-        rows: int | None = None,
+        self, model: Denoiser, limit: Limit | None = None, steps: int = 15, rows: int | None = None
     ) -> Tensor:
         """Samples of a variant of the model, by a few DDIM steps from a finite level.
 
@@ -249,10 +236,10 @@ class Probe:
         a foreign clock."""
         model = self.read(reading)
         level = model.snapped(self.sigmas[k : k + 1])
-        told = torch.full((len(x),), float(model.network_time(level)[0]), device=x.device)
+        times = torch.full((len(x),), float(model.network_time(level)[0]), device=x.device)
         own = reading.clock is None
         with torch.no_grad(), contextlib.nullcontext() if own else contextlib.suppress(Exception):
-            out: Tensor = model.network(x, self.conditions(len(x)), self.shared)(x, told)
+            out: Tensor = model.network(x, self.conditions(len(x)), self.shared)(x, times)
             return out.double()
         return None
 

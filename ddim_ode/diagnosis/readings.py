@@ -42,25 +42,25 @@ class Reading(NamedTuple):
 
     def changes(self, declared: str) -> dict[str, tuple[str, str]]:
         """{check: (what is done differently, the code that does it)}, the most telling first."""
-        found = {}
+        changed = {}
         if self.clock is not None:
-            found["network-time"] = f"told {self.clock.code}", self.clock.fix
+            changed["network-time"] = f"told {self.clock.code}", self.clock.fix
         if self.prediction != declared:
             text, fix = f"read as {self.prediction!r}", f"prediction={self.prediction!r}"
             if self.prediction in _KEYS:
                 fix += (
                     f" (in a scheduler's configuration prediction_type={_KEYS[self.prediction]!r})"
                 )
-            found["prediction"] = text, fix
+            changed["prediction"] = text, fix
         if self.sign < 0:
-            found["sign"] = "with the sign turned", "net=lambda x, t, **cond: -net(x, t, **cond)"
+            changed["sign"] = "with the sign turned", "net=lambda x, t, **cond: -net(x, t, **cond)"
         if self.scale != 1:
             fix = (
                 f"net=lambda x, t, **cond: net({self.scale:g} * x, t, **cond), or the schedule of that "
                 "scale (ddim_ode.schedules.ve for networks that see x/ᾱ)"
             )
-            found["input-scale"] = f"shown {self.scale:g}·x instead of x", fix
-        return found
+            changed["input-scale"] = f"shown {self.scale:g}·x instead of x", fix
+        return changed
 
     def has_changes_of(self, other: Reading, own: Reading) -> bool:
         """Whether all that ``other`` does differently from ``own`` is done so here."""
@@ -80,15 +80,15 @@ def clocks(model: Denoiser, sigmas: Array) -> list[Clock]:
     """Those of the usual clocks that are not the model's own, nor alike, at the levels σ."""
     levels = model.snapped(sigmas)
     t = model.schedule.time(levels)
-    told = [model.network_time(levels, t)]
-    found = []
+    known = [model.network_time(levels, t)]
+    fresh = []
     for clock in _usual(model):
         with np.errstate(over="ignore"):
             times = clock.of(t, levels)
-        if np.isfinite(times).all() and not any(np.allclose(times, o, _SAME, 0) for o in told):
-            told.append(times)
-            found.append(clock)
-    return found
+        if np.isfinite(times).all() and not any(np.allclose(times, o, _SAME, 0) for o in known):
+            known.append(times)
+            fresh.append(clock)
+    return fresh
 
 
 def _usual(model: Denoiser) -> Iterator[Clock]:

@@ -12,11 +12,10 @@ from .pairs import Floats, as_pair, mean_across, mean_within, squared_distances
 
 
 def energy_distance(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
-    """D (the root, as scipy.stats.energy_distance) between rows a (N, D) and b (M, D), in √unit.
+    """The root D, as of scipy.stats.energy_distance, between rows a (N, D) and b (M, D), in √unit.
 
-    The means run over all pairs, a row with itself included, which makes D² a distance between the
-    two samples (never negative, zero for equal ones) and biases it: on equal distributions D² is
-    E‖x − x'‖ (1/N + 1/M).
+    The means run over all pairs, a row with itself included. So D² is a distance between the two samples
+    (never negative, zero for equal ones), and biased: on equal distributions it is E‖x − x'‖ (1/N + 1/M).
 
     >>> import numpy as np
     >>> x = np.random.default_rng(0).standard_normal((200, 2))

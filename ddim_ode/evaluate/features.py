@@ -38,9 +38,12 @@ INCEPTION_URL = (
 class Features:
     """Rows (N, D) of images (N, C, H, W) in network space; any samples (N, *shape) for the identity.
 
-    name: what tables call it. sha256: of the function's content, see :func:`content_sha256`.
-    function: a tensor (B, *shape) to a tensor (B, D), row by row; called without gradients on
-    ``batch`` images at a time, and free to move them to its own device.
+    Attributes:
+        name: What tables call it.
+        sha256: Of the function's content, see :func:`content_sha256`.
+        function: A tensor (B, *shape) to a tensor (B, D), row by row; called without gradients, and free to
+            move images to its own device.
+        batch: Images at a time.
 
     >>> import torch
     >>> sha256 = content_sha256({}, "mean over H and W")
@@ -142,9 +145,9 @@ def classifier_features(
 
 def default_features(model: object) -> Features:
     """The shipped classifier for the shipped model. Others have no default: a metric is a choice."""
-    found = shipped_features(model.sha256) if isinstance(model, PretrainedModel) else None
-    if found is not None:
-        return found
+    features = shipped_features(model.sha256) if isinstance(model, PretrainedModel) else None
+    if features is not None:
+        return features
     raise ValueError(
         f"no default features for this {type(model).__name__}; pass some: classifier_features(path), "
         "inception_features(weights), IDENTITY for samples of few dimensions, or your own "
@@ -164,9 +167,17 @@ def inception_features(
     """The (B, 2048) features of the FID: torchmetrics' Inception v3, resizing as the original.
 
     Images (B, 1 or 3, H, W) in [-1, 1] are rounded to bytes; grey ones are repeated. Nothing is
-    downloaded or unpickled: ``weights`` is a safetensors file, by default in the folder of torch.hub, made
-    once from the .pth that torch-fidelity publishes. ImportError or FileNotFoundError that say what to
-    install, and how to make it.
+    downloaded or unpickled.
+
+    Args:
+        weights: A safetensors file, made once from the .pth that torch-fidelity publishes (default: in the
+            folder of torch.hub).
+        device: Where the network runs.
+        batch: Images at a time.
+
+    Raises:
+        ImportError: torchmetrics is missing; it says what to install.
+        FileNotFoundError: No such weights; it says how to make them.
     """
     path = (
         Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE

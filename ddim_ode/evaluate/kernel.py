@@ -51,10 +51,15 @@ def kernel_distance(
 ) -> KernelDistance:
     """KID between features a (N, D) and b (M, D): MMD² with k(x, y) = (x·y/D + 1)³.
 
-    Bińkowski et al. 2018, section 4: the mean over ``subsets`` pairs of random subsets, each of
-    ``subset_size`` different rows. Without a size: the field's 1000, or half of the smaller sample
-    where that is less (subsets that are the whole sample would scatter by nothing). Unbiased for
-    every N and size. It depends on the features' scale and on where their zero is.
+    Unbiased for every N and size. It depends on the features' scale and on where their zero is
+    (Bińkowski et al. 2018, section 4).
+
+    Args:
+        a, b: Rows of features, at least four each.
+        subsets: Pairs of random subsets to average over.
+        subset_size: Different rows in each. Default: the field's 1000, or half of the smaller sample where
+            that is less (subsets that are the whole sample would scatter by nothing).
+        seed: Of the draws.
 
     >>> import numpy as np
     >>> x, y = np.random.default_rng(0).standard_normal((2, 500, 4))
@@ -83,11 +88,14 @@ def mmd(
 ) -> float:
     """MMD² (not its root) of a (N, D) and b (M, D) with k(x, y) = exp(−‖x − y‖² / 2h²).
 
-    No unit; between −1/N − 1/M and 2.
+    Args:
+        a, b: Rows.
+        bandwidth: h, in the unit of the rows. Default: :func:`median_bandwidth` of b, so that every sample
+            held against the same b is held against the same kernel.
+        seed: Of the median's draw.
 
-    bandwidth: h, in the unit of the rows; without it :func:`median_bandwidth` of b, so that every
-    sample held against the same b is held against the same kernel (the median of both together
-    would move with a).
+    Returns:
+        Without a unit, between −1/N − 1/M and 2.
     """
     x, y = as_pair(a, b)
     h = median_bandwidth(y, seed=seed) if bandwidth is None else number("bandwidth", bandwidth)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy.typing as npt
 from torch import Tensor
@@ -24,7 +24,72 @@ from .pairs import Floats, as_rows
 from .sliced import sliced_wasserstein
 from .statistics import FeatureStatistics
 
-METRICS = ("frechet_distance", "kernel_distance", "sliced_wasserstein", "energy_distance", "mmd")
+
+class Measured(NamedTuple):
+    """What metrics are computed from, and how.
+
+    rows (N, D): the samples' features. gaussian: the mean and covariance that the Fréchet distance uses,
+    which may be of more rows than these. The others: see :func:`measure`.
+    """
+
+    rows: Floats
+    gaussian: tuple[Floats, Floats]
+    reference: FeatureStatistics
+    seed: int = 0
+    projections: int = 256
+    subsets: int = 100
+    subset_size: int | None = None
+
+
+class Metric(NamedTuple):
+    """function: a :class:`Measured` to {column: value}, its settings among them. independent: whether it
+    is estimated without bias from independent samples only."""
+
+    title: str
+    function: Callable[[Measured], dict[str, float | int]]
+    independent: bool = False
+
+
+def _frechet(m: Measured) -> dict[str, float | int]:
+    return {
+        "frechet_distance": frechet_from_moments(*m.gaussian, m.reference.mean, m.reference.cov)
+    }
+
+
+def _kernel(m: Measured) -> dict[str, float | int]:
+    options = dict(subsets=m.subsets, subset_size=m.subset_size, seed=m.seed)
+    kid = kernel_distance(m.rows, m.reference.rows, **options)  # type: ignore[arg-type]
+    return dict(
+        kernel_distance=kid.mean,
+        kernel_distance_std=kid.std,
+        subsets=kid.subsets,
+        subset_size=kid.subset_size,
+    )
+
+
+def _sliced(m: Measured) -> dict[str, float | int]:
+    d = sliced_wasserstein(m.rows, m.reference.rows, projections=m.projections, seed=m.seed)
+    return dict(sliced_wasserstein=d, projections=m.projections)
+
+
+def _energy(m: Measured) -> dict[str, float | int]:
+    return dict(energy_distance=energy_distance(m.rows, m.reference.rows))
+
+
+def _mmd(m: Measured) -> dict[str, float | int]:
+    h = median_bandwidth(m.reference.rows, seed=m.reference.seed)
+    return dict(mmd=mmd(m.rows, m.reference.rows, bandwidth=h), bandwidth=h)
+
+
+REGISTRY = dict(
+    frechet_distance=Metric("Fréchet distance", _frechet),
+    kernel_distance=Metric("kernel distance (KID)", _kernel, independent=True),
+    sliced_wasserstein=Metric("sliced Wasserstein distance", _sliced),
+    energy_distance=Metric("energy distance", _energy),
+    mmd=Metric("MMD²", _mmd, independent=True),
+)
+METRICS = tuple(REGISTRY)
+USUAL = METRICS[:2]  # against real data
 
 __all__ = [
     "IDENTITY",
@@ -58,14 +123,28 @@ def measure(
     subsets: int = 100,
     subset_size: int | None = None,
 ) -> dict[str, float | int | str]:
-    """One flat row: each metric between samples (N, *shape) in network space and the reference.
+    """Several metrics between samples and a reference, as one flat row. The features are taken once.
 
-    The features are taken once. The Fréchet distance uses all of the reference's n rows, the others
-    those it kept. Besides the metrics' values under their names (``mmd`` is squared,
-    ``kernel_distance`` has its ``kernel_distance_std`` over subsets) the row says n, seed,
-    features, reference (the starts of their hashes), reference_n and reference_rows, and each
-    metric's own settings. Compare rows of equal n only: see each metric's bias. ValueError for
-    another feature hash than the reference's, or an unknown metric.
+    The Fréchet distance uses all of the reference's n rows, the others those it kept. Compare rows of equal
+    n only: see each metric's bias.
+
+    Args:
+        samples: (N, *shape), in the network's space.
+        reference: Of real data.
+        features: Those of the reference.
+        metrics: Names of :data:`METRICS`.
+        seed: Of the metrics' own draws.
+        projections: Lines of the sliced Wasserstein distance.
+        subsets: Of the kernel distance.
+        subset_size: Rows of each subset; default as of :func:`.kernel.kernel_distance`.
+
+    Returns:
+        Each metric under its name (``mmd`` is squared; ``kernel_distance_std`` is over subsets) with its
+        settings; n, seed, features, features_sha256 and reference (the starts of their hashes),
+        reference_n and reference_rows.
+
+    Raises:
+        ValueError: Other features than the reference's, an unknown metric, or a reference without rows.
 
     >>> import numpy as np
     >>> real, made = np.random.default_rng(0).standard_normal((2, 1000, 2))
@@ -81,62 +160,30 @@ def measure(
             "FeatureStatistics.of(images, features) makes them"
         )
     reference.check(features)
-    a = as_rows("the samples' features", features(samples))
-    return measure_features(
-        a,
-        moments(a),
-        reference,
-        names,
-        seed=seed,
-        projections=projections,
-        subsets=subsets,
-        subset_size=subset_size,
-    )
+    rows = as_rows("the samples' features", features(samples))
+    how = (seed, projections, subsets, subset_size)
+    return row_of(Measured(rows, moments(rows), reference, *how), names)
 
 
-def measure_features(
-    a: Floats,
-    gaussian: tuple[Floats, Floats],
-    reference: FeatureStatistics,
-    names: Sequence[str],
-    *,
-    seed: int = 0,
-    projections: int = 256,
-    subsets: int = 100,
-    subset_size: int | None = None,
-) -> dict[str, float | int | str]:
-    """The row of :func:`measure` from features already taken: rows a (N, D), and the mean and covariance
-    that the Fréchet distance uses, which may be of more rows than these."""
-    b = reference.rows
-    if len(b) < 4 and names != ["frechet_distance"]:
+def row_of(measured: Measured, names: Sequence[str]) -> dict[str, float | int | str]:
+    """The row of :func:`measure`, from features already taken."""
+    reference = measured.reference
+    if len(reference.rows) < 4 and names != ["frechet_distance"]:
         raise ValueError(
-            f"the reference keeps {len(b)} rows, and only frechet_distance does without: "
+            f"the reference keeps {len(reference.rows)} rows, and only frechet_distance does without: "
             "compute it with FeatureStatistics.of(images, features, keep=10_000)"
         )
     row: dict[str, float | int | str] = {}
     for name in names:
-        if name == "frechet_distance":
-            row[name] = frechet_from_moments(*gaussian, reference.mean, reference.cov)
-        elif name == "kernel_distance":
-            kid = kernel_distance(a, b, subsets=subsets, subset_size=subset_size, seed=seed)
-            row |= {name: kid.mean, f"{name}_std": kid.std}
-            row |= dict(subsets=kid.subsets, subset_size=kid.subset_size)
-        elif name == "sliced_wasserstein":
-            row[name] = sliced_wasserstein(a, b, projections=projections, seed=seed)
-            row["projections"] = projections
-        elif name == "energy_distance":
-            row[name] = energy_distance(a, b)
-        else:
-            h = median_bandwidth(b, seed=reference.seed)
-            row |= {name: mmd(a, b, bandwidth=h), "bandwidth": h}
+        row |= REGISTRY[name].function(measured)
     return row | dict(
-        n=len(a),
-        seed=seed,
+        n=len(measured.rows),
+        seed=measured.seed,
         features=reference.features,
         features_sha256=reference.features_sha256[:12],
         reference=reference.sha256[:12],
         reference_n=reference.n,
-        reference_rows=len(b),
+        reference_rows=len(reference.rows),
     )
 
 

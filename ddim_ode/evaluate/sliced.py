@@ -21,11 +21,9 @@ def sliced_wasserstein(
 ) -> float:
     """SW_p between rows a (N, D) and b (M, D), in their unit; N and M may differ.
 
-    A shift by δ moves a sample by ‖δ‖/√D (p = 2). Along each line the distance between the two
-    samples is exact (the integral of the quantile functions, steps of 1/N and 1/M). The lines are
-    random orthonormal bases, uniform one by one but with less scatter than independent ones
-    (Rowland et al. 2019). Biased upwards: on equal distributions SW_p falls like 1/√N and SW_2²
-    like 1/N, never to zero.
+    A shift by δ moves a sample by ‖δ‖/√D (p = 2). Along each line the distance is exact. The lines are
+    random orthonormal bases, which scatter less than independent lines (Rowland et al. 2019). Biased
+    upwards: on equal distributions SW_p falls like 1/√N and SW_2² like 1/N, never to zero.
 
     >>> import numpy as np
     >>> x = np.random.default_rng(0).standard_normal((500, 4))

@@ -26,9 +26,11 @@ _SCALARS = ("n", "features", "features_sha256", "data_sha256", "seed")
 class FeatureStatistics:
     """The statistics of n rows of features, and some of the rows.
 
-    mean (D,), cov (D, D): float64, over all n rows, for the Fréchet distance. rows (K, D): K ≤ n of
-    them, drawn once with ``seed``, for the metrics that need samples. features, features_sha256:
-    what the rows are. data_sha256: of the data themselves (type, shape and bytes).
+    Attributes:
+        mean, cov: (D,) and (D, D), float64, over all n rows, for the Fréchet distance.
+        rows: (K, D), K ≤ n of them, drawn once with ``seed``, for the metrics that need samples.
+        features, features_sha256: What the rows are.
+        data_sha256: Of the data themselves (type, shape and bytes).
     """
 
     mean: Floats
@@ -100,9 +102,9 @@ class FeatureStatistics:
         something else.
         """
         tensors, config = weights.read(path)
-        found = config.get("kind") if isinstance(config, dict) else None
-        if found != "reference":
-            raise ValueError(f"{path}: holds a {found!r}, not a 'reference'")
+        kind = config.get("kind") if isinstance(config, dict) else None
+        if kind != "reference":
+            raise ValueError(f"{path}: holds a {kind!r}, not a 'reference'")
         try:
             contents = config["contents_sha256"]
             fields: dict[str, Any] = {name: tensors[name].numpy() for name in _ARRAYS}

@@ -23,7 +23,7 @@ from .._base.checks import count, seed_of
 from .._base.warn import warn
 from ..solvers.controller import MAX_NFE, SUCCESS
 from .features import Features
-from .metrics import METRICS, check_names, measure_features
+from .metrics import METRICS, Measured, check_names, row_of
 from .pairs import Floats, as_rows
 from .statistics import FeatureStatistics
 
@@ -151,14 +151,26 @@ def summarise(
     seed: int = 0,
     progress: bool = False,
 ) -> Summary:
-    """Read and verify every shard; with a reference, also the metrics of the good samples against it.
+    """Read and verify every shard; with a reference, also measure the good samples against it.
 
-    features: those of the reference. keep: rows for all metrics but the Fréchet distance, which uses every
-    sample. ``Summary.row``: the run's n, failed (did not arrive, left out of everything but the counts),
-    seeds, run and samples (the starts of their hashes), mean and std of the entries, and what
-    :func:`ddim_ode.evaluate.metrics.measure` says. Memory: one shard, ``keep`` rows, and a covariance.
+    Memory: one shard, ``keep`` rows, and a covariance.
 
-    ValueError for a shard that is missing or damaged, features unlike the reference's, or unknown metrics.
+    Args:
+        shards: Of :func:`ddim_ode.generate`.
+        features: Those of the reference.
+        reference: Of real data.
+        metrics: Names, see :func:`ddim_ode.evaluate.metrics.measure`.
+        keep: Rows for all metrics but the Fréchet distance, which uses every sample.
+        seed: Of which rows, and of the metrics' own draws.
+        progress: Show a bar.
+
+    Returns:
+        ``row`` has the run's n, failed (samples that did not arrive, left out of everything but the
+        counts), seeds, run and samples (the starts of their hashes), mean and std of the entries, and what
+        ``measure`` says.
+
+    Raises:
+        ValueError: A shard that is missing or damaged, features unlike the reference's, unknown metrics.
     """
     if (features is None) != (reference is None):
         raise ValueError("features and reference belong together; give both, or neither")
@@ -198,7 +210,6 @@ def summarise(
     if entries.n > 1:
         row |= dict(mean=float(entries.mean[0]), std=float(entries.cov[0, 0]) ** 0.5)
     if reference is not None:
-        moments = (gaussian.mean, gaussian.cov)
         a = as_rows("the samples' features", kept.rows)
         fewest = min(gaussian.n, reference.n)
         if "frechet_distance" in names and fewest <= a.shape[1]:
@@ -206,8 +217,8 @@ def summarise(
                 f"the Fréchet distance of {fewest} samples in {a.shape[1]} features is mostly bias (their "
                 "covariance is singular); make more samples than features, or take kernel_distance"
             )
-        measured = measure_features(a, moments, reference, names, seed=seed)
-        row |= dict(measured, n=run.n, rows=len(a))
+        measured = Measured(a, (gaussian.mean, gaussian.cov), reference, seed)
+        row |= dict(row_of(measured, names), n=run.n, rows=len(a))
     return Summary(row, status, len(bytes_of), whole.hexdigest())
 
 

@@ -1,4 +1,4 @@
-"""A folder is filled: shards that are not there are made, by who has claimed them."""
+"""Filling a folder: each process makes the missing shards that it has claimed."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _POLL = 0.2  # seconds between looks at what other processes are making
 
 
 class Filler:
-    """Makes the shards that are not there."""
+    """Makes missing shards. share: (rank, world size) of this process."""
 
     def __init__(
-        self, shards: Shards, claims: Claims, share: tuple[int, int], work: IndexedSolver, rows: int
+        self, shards: Shards, claims: Claims, share: tuple[int, int], work: IndexedSolver
     ) -> None:
-        self.shards, self.claims, self.work, self.rows = shards, claims, work, rows
+        self.shards, self.claims, self.work = shards, claims, work
         self._rank, self._world = share
         self.made = self.remade = 0
 
@@ -33,8 +33,8 @@ class Filler:
         self._drop_damaged()
         left = self._missing()
         n = self.shards.run.n
-        there = n - self._samples(left)
-        with progress_bar(progress, total=n, initial=there, unit="sample") as bar:
+        made = n - self._samples(left)
+        with progress_bar(progress, total=n, initial=made, unit="sample") as bar:
             while left:
                 with self._taken(left) as taken:
                     self._make(taken)
@@ -62,7 +62,7 @@ class Filler:
     @contextlib.contextmanager
     def _taken(self, missing: Sequence[int]) -> Iterator[list[int]]:
         """Claims on the next of those shards: a batch of our own, or a single one of another's."""
-        batch = max(1, self.rows // self.shards.run.shard)
+        batch = max(1, self.work.rows // self.shards.run.shard)
         held: list[int] = []
         try:
             with self.claims.alone():
@@ -81,8 +81,8 @@ class Filler:
     def _make(self, taken: Sequence[int]) -> None:
         if not taken:
             return
-        index = [i for k in taken for i in self.shards.index(k)]
-        parts = [self.work(index[i : i + self.rows]) for i in range(0, len(index), self.rows)]
+        index, rows = [i for k in taken for i in self.shards.index(k)], self.work.rows
+        parts = [self.work(index[i : i + rows]) for i in range(0, len(index), rows)]
         x = torch.cat([part for part, _ in parts])
         status = [s for _, part in parts for s in part]
         first = 0
@@ -93,8 +93,8 @@ class Filler:
                 self.shards.clean(self.shards.path(k).name)
             cond = self.work.cond(mine) or {}
             numbers = {name: values for name, values in cond.items() if values.ndim == 1}
-            told = self.work.conditions(cond).values
-            self.shards.write(k, x[piece], status[piece], numbers, told)
+            identity = self.work.conditions(cond).values
+            self.shards.write(k, x[piece], status[piece], numbers, identity)
             self.made += len(mine)
 
     def _drop_damaged(self) -> None:
@@ -119,24 +119,24 @@ class Filler:
         return False
 
 
-def check_same(there: Shards, run: Run) -> None:
+def check_same(shards: Shards, run: Run) -> None:
     """ValueError where the folder holds another run than this."""
-    difference = there.run.difference(run)
+    difference = shards.run.difference(run)
     if difference:
         remedy = "give another folder"
         if difference.startswith("model "):
             remedy += ", or key= where a network differs by what it only keeps (caches, counters)"
-        raise ValueError(f"{there.folder}: holds another run: {difference}; {remedy}")
+        raise ValueError(f"{shards.folder}: holds another run: {difference}; {remedy}")
 
 
 def _keep_manifest(shards: Shards) -> None:
     """Write it again if somebody has removed it, as nothing could be read without it."""
     try:
-        there = Shards.open(shards.folder)
+        kept = Shards.open(shards.folder)
     except FileNotFoundError:
         shards.save_manifest()
     else:
-        check_same(there, shards.run)
+        check_same(kept, shards.run)
 
 
 @contextlib.contextmanager

@@ -2,13 +2,12 @@
 
 Sample i has seed ``seed + i`` and the conditions of index i, and nothing else decides it: not the
 process, the batch, or how often the run was stopped. So samples are independent pieces of work, and a run
-is a folder of shards (shards.py) that any number of processes fill. Shard k belongs to process k mod W;
-who is done with his own takes what nobody holds a claim on (locks.py). Processes exchange nothing else,
-so under ``torchrun`` there is no process group, no gloo and no nccl: only its environment is read.
+is a folder of shards (shards.py) that any number of processes fill. Shard k belongs to process k mod W; a
+process that has finished its own shards takes unclaimed ones (locks.py). Processes exchange nothing else,
+so under ``torchrun`` there is no process group: only its environment is read.
 
-What is not on disk is missing, whatever the reason: the same call makes what is missing, and first checks
-what is there. Nothing is removed but a shard that is not what its checksum says, by who has claimed it: one
-that cannot be read may be good, and a run that failed may be another process's.
+The same call verifies what is on disk and makes what is missing, whatever the reason. Only a process that
+has claimed a shard removes it, and only if its checksum fails: one that cannot be read may be good.
 """
 
 from __future__ import annotations
@@ -111,29 +110,43 @@ def generate(
 ) -> Generated:
     """Make samples 0..n−1 into the folder ``out``, or those of them that are not there yet.
 
-    method, plan and ``solver``: as in :func:`ddim_ode.sample` (steps, nfe, grid, eta, rtol, ...). shape:
-    of ONE sample. Sample i has seed ``seed + i``. cond: {name: tensor (n, ...)}, or a function of indices
-    (b,) that gives the rows of these, always the same. shared: as in ``sample``.
-
-    batch: samples solved together; ``"auto"`` is 64 on a CPU and 256 elsewhere, in network calls of as many
-    rows as fit into memory. compile, channels_last, dtype: see :func:`ddim_ode.accelerate`. cuda_graph:
-    record the whole of a deterministic plan for batches of the first one's shape. shard: samples a file
-    (64, or the batch if that is less), which is all that a kill can lose beside the batch in flight.
-
-    key: a name for the model, to be changed whenever it changes, where the network is neither an exact
-    mixture nor a ``torch.nn.Module``, or counts or caches in public attributes. device: the network's own
-    by default. rank, world_size: torchrun's by default. about: plain data to keep in the manifest.
-    progress: a bar over all n samples, shown by the first process.
-
     Any number of processes may run the same call on the same folder; each returns when all n samples are
-    there. However it is divided, the samples are the same to rounding (an adaptive solve: its tolerance).
-
-    The model of a run is known by what it holds and by its answers to four calls of one sample, up to the
+    there. However they are divided, the samples are the same to rounding (of an adaptive solve: to its
+    tolerance). A model is known by what it holds and by its answers to four calls of one sample, up to the
     rounding of other processors; conditions are known row by row, for which a function is called again.
 
-    ValueError for a folder of another run, naming what differs. OSError, with the file, when the folder
-    cannot be written or is gone, a shard cannot be read, or the disk is full. What is finished is kept,
-    then and on Ctrl-C.
+    Args:
+        model: What is sampled.
+        n: Samples. Sample i has seed ``seed + i``.
+        out: The folder of the run.
+        method: As in :func:`ddim_ode.sample`.
+        plan: A compiled plan instead.
+        shape: Of ONE sample (default: the model's own).
+        seed: Of sample 0.
+        cond: {name: tensor (n, ...)}, or a function of indices (b,) that returns their rows, always the
+            same.
+        shared: As in ``sample``.
+        batch: Samples solved together. ``"auto"`` is 64 on a CPU and 256 elsewhere, in network calls of as
+            many rows as fit into memory.
+        shard: Samples a file (default: 64, or the batch if that is less), which is all that a kill can lose
+            beside the batch in flight.
+        key: A name for the model, changed whenever it changes, where the network is neither an exact
+            mixture nor a ``torch.nn.Module``, or counts or caches in public attributes.
+        device: Default: the network's own.
+        compile, channels_last, dtype: See :func:`ddim_ode.accelerate`.
+        cuda_graph: Record the whole of a deterministic plan for batches of the first one's shape.
+        rank, world_size: Default: torchrun's.
+        progress: Show a bar over all n samples, in the first process.
+        about: Plain data to keep in the manifest.
+        **solver: Of ``sample`` (steps, nfe, grid, eta, rtol, ...).
+
+    Returns:
+        The finished run, and this process's part in it.
+
+    Raises:
+        ValueError: A folder of another run; it names what differs.
+        OSError: The folder cannot be written or is gone, a shard cannot be read, or the disk is full.
+            What is finished is kept, then and on Ctrl-C.
 
     >>> import tempfile, ddim_ode
     >>> model = ddim_ode.exact.gaussian([1.0], [[0.25]], ddim_ode.schedules.cosine())
@@ -163,24 +176,21 @@ def generate(
     )
     if key is not None and isinstance(plan, Plan):
         trust(plan, fast)
-    work = IndexedSolver(
-        fast,
-        sample_shape(model, shape),
-        seed,
-        Conditions(cond, n, where),
-        shared,
-        where,
-        rows,
-        flag("cuda_graph", cuda_graph),
-        dict(solver, method=method, plan=plan),
-    )
+    graph = flag("cuda_graph", cuda_graph)
+    options = dict(solver, method=method, plan=plan)
+    one, rows_of_cond = sample_shape(model, shape), Conditions(cond, n, where)
+    work = IndexedSolver(fast, one, seed, rows_of_cond, shared, where, rows, graph, options)
     known = _model_key(model, key, shared)
-    answers = ask(work.part([0]), work.shape, where) if key is None else None
+    answers = None
+    if key is None:
+        answers = ask(work.part([0]), one, where)
+        if plan is not None:
+            warn_of_another_network(plan, model, known, answers)
     run = Run(
         n=n,
         seed=seed,
         shard=count("shard", min(_SHARD, rows, n) if shard is None else shard),
-        shape=work.shape,
+        shape=one,
         decides=dict(
             model=known,
             schedule=model.schedule.fingerprint,
@@ -192,14 +202,12 @@ def generate(
         about={"ddim_ode": __version__, "torch": torch.__version__, **_plain(about)},
         answers=None if answers is None else answers.to_dict(),
     )
-    if plan is not None and key is None:
-        warn_of_another_network(plan, model, known, answers)
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{folder}: is a file; give a folder, new or of this run")
     folder.mkdir(parents=True, exist_ok=True)
     with Claims(folder / ".claims") as claims:
         shards = _settle(folder, run, claims, any_shard=shard is None)
-        filler = Filler(shards, claims, share, work, rows)
+        filler = Filler(shards, claims, share, work)
         with explained(shards):
             filler.fill(shown and share[0] == 0)
             status = dict(shards.statuses())
@@ -212,7 +220,7 @@ def _settle(folder: Path, run: Run, claims: Claims, any_shard: bool) -> Shards:
     ours = Shards(folder, run)
     with claims.alone():
         try:
-            there = Shards.open(folder)
+            kept = Shards.open(folder)
         except FileNotFoundError:
             others = _others(folder)
             if others and not ours.whole():
@@ -223,13 +231,13 @@ def _settle(folder: Path, run: Run, claims: Claims, any_shard: bool) -> Shards:
             ours.save_manifest()
             return ours
         if any_shard:
-            run = replace(run, shard=there.run.shard)
-        # In this order: who has a claim when we ask may have a shard, and none, when we look.
-        if there.run.difference(run) and claims.idle() and not _others(folder):
+            run = replace(run, shard=kept.run.shard)
+        # In this order: a process with a claim may write its shard, and drop the claim, between the two.
+        if kept.run.difference(run) and claims.idle() and not _others(folder):
             ours.save_manifest()
             return ours
-    check_same(there, run)
-    return there
+    check_same(kept, run)
+    return kept
 
 
 def _others(folder: Path) -> list[str]:
@@ -238,32 +246,29 @@ def _others(folder: Path) -> list[str]:
 
 
 def _model_key(model: Denoiser, key: str | None, shared: Any) -> str:
-    found = model_key(model, key)
-    if key is not None:
-        if found is None:
-            raise ValueError(
-                "what guidance.null holds cannot be told from another; give plain tensors"
-            )
-        return found
-    if found is None:
+    known = model_key(model, key)
+    if known is None and key is not None:
+        raise ValueError("what guidance.null holds cannot be told from another; give plain tensors")
+    if known is None:
         raise ValueError(
             "the network is neither an exact mixture nor a torch.nn.Module, so a later call could not tell "
             "whether it is the same: give key=, a name that you change whenever it changes"
         )
-    try:
-        digest(shared)
-    except TypeError as error:
-        raise ValueError(f"shared= cannot be told from another ({error}); give key=") from None
-    return found
+    if key is None:
+        try:
+            digest(shared)
+        except TypeError as error:
+            raise ValueError(f"shared= cannot be told from another ({error}); give key=") from None
+    return known
 
 
 def _plain(about: Mapping[str, Any] | None) -> Mapping[str, Any]:
     """What a manifest can hold of ``about``: all of it, or a ValueError."""
-    found = {} if about is None else dict(named("about", about))
+    plain = {} if about is None else dict(named("about", about))
     try:
-        json.dumps(found)
+        json.dumps(plain)
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(
             f"about={shown(about)} must be plain data, as JSON has them: {error}"
         ) from None
-    return found
+    return plain

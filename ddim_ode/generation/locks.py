@@ -1,13 +1,12 @@
 """Claims on pieces of work, between threads, processes and hosts that share nothing but a folder.
 
-A claim is a lock of the operating system (flock, by the package filelock, which torch brings along) on a
-file of its own. It belongs to an open file and not to a process number, so it excludes threads, processes
-and containers alike; NFS hands it on to its server, so it holds between hosts. The system drops it when its
-owner ends, however he ends: a claim cannot outlive its owner, and nothing has to be cleaned up after
-``kill -9``. (filelock's soft lock, a marker file, would outlive him, and is not used.)
+A claim is a lock of the operating system (flock, by the package filelock) on a file of its own. It belongs
+to an open file and not to a process number, so it excludes threads, processes and containers alike; NFS
+hands it on to its server. The system drops it when its owner ends, in whatever way: a claim cannot outlive
+its owner, as a marker file would (filelock's soft lock).
 
-A claim saves work and protects no file: files are replaced whole. Where the file system has no locks
-every claim is granted, and the worst that happens is that a piece is made twice.
+A claim saves work and protects no file: files are replaced whole. Where the file system has no locks every
+claim is granted, and the worst that happens is that a piece is made twice.
 """
 
 from __future__ import annotations
@@ -88,7 +87,9 @@ class Claims:
         if path not in self._held:
             return
         with contextlib.suppress(OSError):
-            os.unlink(path)  # while it is ours: who has it open finds it gone, and tries again
+            os.unlink(
+                path
+            )  # while it is ours: another that has it open finds it gone, and tries again
         lock = self._held.pop(path)
         if lock is not None:
             lock.release()

@@ -85,11 +85,11 @@ class Run:
         mine, theirs = self._identity(), other._identity()
         for name in dict.fromkeys([*mine, *theirs]):
             if not _same(mine.get(name), theirs.get(name)):
-                there, here = (_short(identity.get(name)) for identity in (mine, theirs))
+                kept, given = (_short(identity.get(name)) for identity in (mine, theirs))
                 note = " (other classes, or another cond=)" if name == "conditions" else ""
-                return f"{name} is {there} there, and {here} here{note}"
-        said, says = (Answers.of_dict(run.answers) for run in (self, other))
-        if said is not None and says is not None and said.differ(says):
+                return f"{name} is {kept} there, and {given} here{note}"
+        before, now = (Answers.of_dict(run.answers) for run in (self, other))
+        if before is not None and now is not None and before.differ(now):
             return "model answers otherwise there than here, to the first conditions and what is shared"
         return None
 
@@ -158,7 +158,7 @@ class Shards:
         return cls(folder, run)
 
     def save_manifest(self) -> None:
-        """Write manifest.json; only for who is alone with the folder."""
+        """Write manifest.json; only inside :meth:`Claims.alone`."""
         self.clean(MANIFEST)
         files.write_json(self.folder / MANIFEST, dict(kind="samples", **asdict(self.run)))
 
@@ -177,8 +177,8 @@ class Shards:
 
     def present(self) -> set[int]:
         """The shards that have a file, by one look into the folder."""
-        found = (_SHARD.fullmatch(name) for name in os.listdir(self.folder))
-        return {k for name in found if name and (k := int(name[1])) < len(self)}
+        matches = (_SHARD.fullmatch(name) for name in os.listdir(self.folder))
+        return {k for match in matches if match and (k := int(match[1])) < len(self)}
 
     def whole(self) -> bool:
         """Whether there are shards, and each is verified and of this run."""
@@ -192,14 +192,14 @@ class Shards:
 
     def statuses(self) -> Counter[str]:
         """How many samples have which status, of the shards that are there; not verified."""
-        found: Counter[str] = Counter()
+        counts: Counter[str] = Counter()
         for k in self.present():
             # One that is damaged is being made again by the process that verifies it.
             with contextlib.suppress(FileNotFoundError, SafetensorError, IndexError):
                 files.read(self.path(k), most=1)  # for its errors: safe_open knows but one
                 with safe_open(self.path(k), framework="pt") as file:
-                    found.update(STATUSES[code] for code in file.get_tensor("status").tolist())
-        return found
+                    counts.update(STATUSES[code] for code in file.get_tensor("status").tolist())
+        return counts
 
     def write(
         self,
@@ -252,7 +252,7 @@ class Shards:
         return Shard(self.index(k), tensors["x"], status, cond, tensors["conditions"])
 
     def clean(self, name: str) -> None:
-        """Remove what killed writers of a file left behind; only for who has claimed it."""
+        """Remove what killed writers of a file left behind; only with a claim on it."""
         for partial in self.folder.glob(f".{name}.*{files.PARTIAL}"):
             partial.unlink(missing_ok=True)
 

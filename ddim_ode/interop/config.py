@@ -1,14 +1,10 @@
 """What a diffusers scheduler's configuration says, and which of it is the model's.
 
-Such a file mixes three things. The *model's*: how data were noised in training and what the network
-predicts, which a :class:`ddim_ode.Denoiser` takes over. The *sampler's*: where it steps and how,
-which ``grid=``, ``final=`` and ``method=`` replace (and :mod:`.placement` gives back on request). And
-*limits on x̂₀*, clipping and thresholding, which many networks were trained to be sampled with. A clipped
-x̂₀ beside the old ε̂ breaks x = ᾱx̂₀ + β̄ε̂, and no ODE has these steps; here ε̂ follows x̂₀, as it does in
-DDPM's posterior mean and with ``use_clipped_model_output=True`` in the DDIM scheduler.
-
-The ᾱ are computed in float64 from the same formulas, not read from diffusers' float32 products, whose
-1 − ᾱ² keeps three digits at t = 1.
+It mixes three things. The *model's*: how data were noised in training and what the network predicts. The
+*sampler's*: where it steps and how, which ``grid=``, ``final=`` and ``method=`` replace. And *limits on
+x̂₀*, clipping and thresholding: here ε̂ follows the limited x̂₀, as in DDPM's posterior mean and with
+``use_clipped_model_output=True``, since a clipped x̂₀ beside the old ε̂ breaks x = ᾱx̂₀ + β̄ε̂. The ᾱ are
+computed in float64, not read from diffusers' float32 products, whose 1 − ᾱ² keeps three digits at t = 1.
 """
 
 from __future__ import annotations
@@ -24,12 +20,7 @@ from .._base.warn import Caution, warn
 from ..denoising.guidance import Limit
 from ..schedules.schedule import Array, Schedule
 
-PREDICTIONS = {
-    "epsilon": "eps",
-    "sample": "x0",
-    "v_prediction": "v",
-    "flow_prediction": "flow",
-}
+PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
 DISCRETE = (
     *("DDIMScheduler", "DDIMParallelScheduler", "DDIMInverseScheduler"),
     *("DDPMScheduler", "DDPMParallelScheduler", "PNDMScheduler"),
@@ -197,21 +188,21 @@ def prediction_of(config: Mapping[str, Any]) -> str:
     flow = is_flow(config)
     if config.get("_class_name") in FLOW:
         return "flow"
-    given = config.get("prediction_type", "epsilon")
-    found = PREDICTIONS[one_of("prediction_type", given, PREDICTIONS)]
-    if found == ("v" if flow else "flow"):
+    written = config.get("prediction_type", "epsilon")
+    prediction = PREDICTIONS[one_of("prediction_type", written, PREDICTIONS)]
+    if prediction == ("v" if flow else "flow"):
         fitting = "epsilon, sample and " + ("flow_prediction" if flow else "v_prediction")
         raise ValueError(
-            f"prediction_type={given!r} does not go with use_flow_sigmas={flow}, where {fitting} do; give "
-            "the configuration that the network was trained with"
+            f"prediction_type={written!r} does not go with use_flow_sigmas={flow}, where {fitting} do; "
+            "give the configuration that the network was trained with"
         )
-    return found
+    return prediction
 
 
 def learns_variance(config: Mapping[str, Any]) -> bool:
     """Whether the network returns a variance as well, by the configuration's ``variance_type``."""
-    given = config.get("variance_type")
-    return given is not None and one_of("variance_type", given, _VARIANCES) in LEARNED
+    kind = config.get("variance_type")
+    return kind is not None and one_of("variance_type", kind, _VARIANCES) in LEARNED
 
 
 def limit_of(
@@ -223,10 +214,10 @@ def limit_of(
 
     A value for one takes the place of whatever is configured; None switches that one off.
     """
-    for name, told in (("clip", clip), ("threshold", threshold)):
-        if isinstance(told, str):
-            one_of(name, told, (CONFIGURED,))
-    values = [None if isinstance(told, str) else told for told in (clip, threshold)]
+    for name, value in (("clip", clip), ("threshold", threshold)):
+        if isinstance(value, str):
+            one_of(name, value, (CONFIGURED,))
+    values = [None if isinstance(value, str) else value for value in (clip, threshold)]
     if values != [None, None]:
         return Limit(*values)  # type: ignore[arg-type]
     if threshold is not None and _limits(config, "thresholding"):
@@ -245,10 +236,10 @@ def _limits(config: Mapping[str, Any], switch: str) -> bool:
 def _positive(
     config: Mapping[str, Any], key: str, default: float, most: float = float("inf")
 ) -> float:
-    found = number(key, config.get(key, default))
-    if not 0 < found <= most:
-        raise ValueError(f"{key}={found:g} must be above 0 and at most {most:g}")
-    return found
+    value = number(key, config.get(key, default))
+    if not 0 < value <= most:
+        raise ValueError(f"{key}={value:g} must be above 0 and at most {most:g}")
+    return value
 
 
 def _is_on(config: Mapping[str, Any], key: str) -> bool:

@@ -104,15 +104,18 @@ class _Network(nn.Module):
 class DiffusersModel(Denoiser):
     """A diffusers network as a :class:`ddim_ode.Denoiser`.
 
-    shape: of ONE sample, or None where the network's configuration does not say it. axes: their names, such
-    as ``"CHW"`` or ``"CFHW"`` (F frames, L length), or None. notes: what became of each key of the
-    scheduler's configuration, ``report`` the same as text. scheduler: the diffusers scheduler it came
-    with, config its settings, defaults filled in. num_classes: labels the network knows, 0 for none.
-    null_label: what guidance shows in their place, None where the network does not say. needs: the
-    conditions without which it cannot be called.
-
     Conditions go by the network's own names, ``cond={"class_labels": (B,)}`` or ``{"encoder_hidden_states":
     (B, L, D)}``; ``"y"`` is taken for class labels, as in the rest of this package.
+
+    Attributes:
+        shape: Of ONE sample, or None where the network's configuration does not say it.
+        axes: Their names, such as ``"CHW"`` or ``"CFHW"`` (F frames, L length), or None.
+        notes: What became of each key of the scheduler's configuration; ``report`` is the same as text.
+        scheduler: The diffusers scheduler it came with.
+        config: That scheduler's settings, defaults filled in.
+        num_classes: Labels the network knows, 0 for none.
+        null_label: What guidance shows in their place, None where the network does not say.
+        needs: The conditions without which it cannot be called.
     """
 
     def __init__(
@@ -179,10 +182,15 @@ class DiffusersModel(Denoiser):
         interval: tuple[float, float] | None = None,
         rescale: float = 0.0,
     ) -> None:
-        """Set classifier-free guidance: a scale, and perhaps an interval and rescale, for networks whose
-        null label is known (DiT), or a whole :class:`ddim_ode.Guidance`; None or 1 for none.
+        """Set classifier-free guidance.
 
-        ValueError for a scale alone where no null label is known.
+        Args:
+            guidance: A scale, for networks whose null label is known (DiT), or a whole
+                :class:`ddim_ode.Guidance`; None or 1 for none.
+            interval, rescale: Of a scale, as of ``Guidance``.
+
+        Raises:
+            ValueError: A scale alone where no null label is known.
         """
         if isinstance(guidance, Guidance):
             if interval is not None or rescale:
@@ -248,11 +256,11 @@ class DiffusersModel(Denoiser):
         if labels is not None and self.num_classes:
             known = self.num_classes + (self.null_label is not None)
             check_labels(labels, known, "class_labels" in (shared or {}))
-        given = {*(cond or ()), *(shared or ())}
+        names = {*(cond or ()), *(shared or ())}
         if self._takes is not None:
-            for name in sorted(given):
+            for name in sorted(names):
                 one_of("condition", name, sorted(self._takes))
-        missing = self.needs - given
+        missing = self.needs - names
         if missing:
             raise ValueError(
                 f"the network needs {', '.join(sorted(missing))}: give cond={{name: tensor (B, ...)}}, one "
@@ -274,64 +282,67 @@ def load(
     clip: float | str | None = CONFIGURED,
     threshold: Threshold | str | None = CONFIGURED,
 ) -> DiffusersModel:
-    """A diffusers model as a denoiser, ready to sample.
-
-    source: the directory of a pipeline (``model_index.json``), one with ``unet`` or ``transformer`` and
-    ``scheduler`` inside, a model's own (its scheduler's configuration in it or beside it), the id
-    of any of these on a hub, or a pipeline or model in memory. scheduler: the one to read instead, an
-    object, a directory or a ``scheduler_config.json``; a model in memory needs it.
-    guidance: a :class:`ddim_ode.Guidance`, or a scale where the null label is known (DiT). snap: only
-    whole times 0..T−1 reach the network (by default where a :class:`DDIMODEScheduler` says so). dtype: half
-    precision for weights and network input, the state stays float32. variant: which of several sets of
-    weights, such as ``"fp16"``; by default the plain ones, or with a warning the only ones. A model in
-    memory is shared and put into evaluation mode, or copied where device or dtype are others than its own;
-    one that is read goes to the CPU by default.
-
-    clip, threshold: as of :class:`ddim_ode.Denoiser`; by default ``"configured"``, what the scheduler's
-    class makes of its ``clip_sample`` and ``thresholding``, with ε̂ recomputed from the limited x̂₀. A value
-    for one takes the place of whatever is configured, None switches that one off. ``model.alterations``
-    names what is in force.
+    """A diffusers model as a denoiser, ready to sample. A VAE stays outside: x is the latent.
 
     What the configuration asks for and is not known, or not to its class, is left out with an
-    :class:`InteropWarning` that names the key; ``model.report`` lists every key. A VAE stays outside: x is
-    the latent.
+    :class:`InteropWarning` that names the key; ``model.report`` lists every key.
 
-    ValueError for a class that is not diffusers' own, an unknown scheduler, or pickled weights; OSError
-    where something is missing or cannot be read.
+    Args:
+        source: The directory of a pipeline (``model_index.json``), one with ``unet`` or ``transformer`` and
+            ``scheduler`` inside, a model's own (its scheduler's configuration in it or beside it), the id
+            of any of these on a hub, or a pipeline or model in memory. A model in memory is shared and
+            put into evaluation mode, or copied where device or dtype are others than its own.
+        scheduler: The one to read instead, an object, a directory or a ``scheduler_config.json``; a model
+            in memory needs it.
+        guidance: A :class:`ddim_ode.Guidance`, or a scale where the null label is known (DiT).
+        snap: Only whole times 0..T−1 reach the network (default: where a :class:`DDIMODEScheduler` says
+            so).
+        dtype: Half precision for weights and network input; the state stays float32.
+        device: Default: a model in memory stays where it is, others go to the CPU.
+        revision: Of the hub's repository.
+        variant: Which of several sets of weights, such as ``"fp16"``; by default the plain ones, or with a
+            warning the only ones.
+        clip, threshold: As of :class:`ddim_ode.Denoiser`; ``"configured"`` is what the scheduler's class
+            makes of its ``clip_sample`` and ``thresholding``, with ε̂ recomputed from the limited x̂₀. A
+            value for one replaces whatever is configured, None switches that one off.
+            ``model.alterations`` names what is in force.
+
+    Raises:
+        ValueError: A class that is not diffusers' own, an unknown scheduler, or pickled weights.
+        OSError: Something is missing or cannot be read.
     """
     check_installed()
     device = None if device is None else device_of(device)
-    if not isinstance(source, (str, Path)):
+    on_disk = isinstance(source, (str, Path))
+    if not on_disk:
         refuse("the model is in memory", revision=revision, variant=variant)
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise ValueError(
             f"dtype={shown(dtype)} must be a floating torch dtype such as torch.bfloat16"
         )
+    model: Any
     if isinstance(source, nn.Module):
         model = source
         if scheduler is None:
             raise ValueError("a model in memory needs scheduler=: its object, directory or file")
-        given = scheduler
-    elif isinstance(source, (str, Path)):
+    elif on_disk:
         folder = local(source, revision)
-        found = network_folder(folder)
-        given = scheduler_file(folder, found) if scheduler is None else scheduler
-        model = read_network(found, dtype, variant)
+        network = network_folder(folder)
+        scheduler = scheduler_file(folder, network) if scheduler is None else scheduler
+        model = read_network(network, dtype, variant)
+        model.requires_grad_(False)
     else:
-        found_model = next((m for n in NETWORKS if (m := getattr(source, n, None))), None)
-        if found_model is None:
+        model = next((m for n in NETWORKS if (m := getattr(source, n, None))), None)
+        if model is None:
             raise ValueError(
                 f"source={type(source).__name__}: give a directory, a hub id, a pipeline with a unet or "
                 "transformer, or a model"
             )
-        model, given = found_model, source.scheduler if scheduler is None else scheduler
+        scheduler = source.scheduler if scheduler is None else scheduler
     own = next(model.parameters(), None)
-    if isinstance(source, (str, Path)):
-        model.requires_grad_(False)
-    elif own is not None and (
-        dtype not in (None, own.dtype) or (device is not None and own.device != device)
-    ):
-        model = copy.deepcopy(model)
+    if own is not None:
+        same = dtype in (None, own.dtype) and device in (None, own.device)
+        model = model if same or on_disk else copy.deepcopy(model)
     model.eval()
     if device is not None:
         model.to(device)
@@ -339,7 +350,7 @@ def load(
         model.to(dtype)
     if dtype is None and own is not None and own.dtype in (torch.float16, torch.bfloat16):
         dtype = own.dtype
-    scheduler = read_scheduler(given, _our_scheduler)
+    scheduler = read_scheduler(scheduler, _our_scheduler)
     denoiser = DiffusersModel(model, scheduler, guidance, snap, dtype, clip, threshold)
     warn_of(denoiser.notes)
     return denoiser

@@ -74,8 +74,8 @@ def channels_of(model: nn.Module, learns: bool) -> tuple[int, int]:
             f"picture) are among them; say which {by_hand}"
         )
     # Super-resolution networks are told the noise of the small picture as a class.
-    told = config.get("class_embed_type") == "timestep"
-    if out == channels and channels % 2 == 0 and (learns or told):
+    upscales = config.get("class_embed_type") == "timestep"
+    if out == channels and channels % 2 == 0 and (learns or upscales):
         sign = "scheduler's variance_type" if learns else "class_embed_type='timestep'"
         raise ValueError(
             f"{name} turns {channels} channels into {out}, and by its {sign} half of them are a small "
@@ -100,24 +100,29 @@ def shape_of(model: nn.Module) -> tuple[int, ...] | None:
     if axes is None:
         return None
 
-    def told(key: str) -> int | None:
+    def size_of(key: str) -> int | None:
         value = config.get(key)
         return None if value is None else count(f"{key} (of the network's config.json)", value)
 
-    frames, patch = told("sample_frames") or told("video_length"), told("patch_size_t") or 1
-    if frames is not None and (ratio := told("temporal_compression_ratio")) is not None:
+    frames, patch = (
+        size_of("sample_frames") or size_of("video_length"),
+        size_of("patch_size_t") or 1,
+    )
+    if frames is not None and (ratio := size_of("temporal_compression_ratio")) is not None:
         frames = (frames - 1) // ratio + 1  # it counts those of the decoded video
         frames = -(-frames // patch) * patch  # the last patch is filled up
-    sizes = dict(C=told("in_channels"), F=frames, H=told("sample_height"), W=told("sample_width"))
+    sizes = dict(
+        C=size_of("in_channels"), F=frames, H=size_of("sample_height"), W=size_of("sample_width")
+    )
     if (size := config.get("sample_size")) is not None:
         spatial = axes.replace("C", "").replace("F", "")
-        given = list(size) if isinstance(size, (list, tuple)) else [size] * len(spatial)
-        if len(given) != len(spatial):
+        lengths = list(size) if isinstance(size, (list, tuple)) else [size] * len(spatial)
+        if len(lengths) != len(spatial):
             raise ValueError(
                 f"sample_size={size!r} of the network's config.json: give {len(spatial)} sizes, or one"
             )
         name = "sample_size (of the network's config.json)"
-        sizes |= {axis: count(name, one) for axis, one in zip(spatial, given)}
+        sizes |= {axis: count(name, one) for axis, one in zip(spatial, lengths)}
     known = tuple(size for axis in axes if (size := sizes.get(axis)) is not None)
     return known if len(known) == len(axes) else None
 

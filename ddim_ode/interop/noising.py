@@ -31,12 +31,12 @@ class ByTime(Tensor):
 
     def __getitem__(self, index: Any) -> Tensor:
         if isinstance(index, Tensor):
-            fractional, told = index.is_floating_point(), index.detach().cpu()
+            fractional, times = index.is_floating_point(), index.detach().cpu()
         else:
-            fractional, told = isinstance(index, (float, np.floating)), index
+            fractional, times = isinstance(index, (float, np.floating)), index
         if not fractional:
             return super().__getitem__(index)
-        alpha, _ = scales(self.denoiser, numbers("timestep", told))
+        alpha, _ = scales(self.denoiser, numbers("timestep", times))
         return torch.as_tensor(alpha**2).to(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ByTime:
@@ -46,14 +46,15 @@ class ByTime(Tensor):
         return ByTime.of, (self.denoiser,)
 
 
-def scales(denoiser: Denoiser, told: Array) -> tuple[Array, Array]:
+def scales(denoiser: Denoiser, times: Array) -> tuple[Array, Array]:
     """ᾱ and β̄ at network times; ValueError for one that no data were noised at in training."""
     schedule, offset = denoiser.schedule, denoiser.time_offset
-    t = told - offset
+    t = times - offset
     off = ~((t > 0) & (t <= schedule.T + 1e-3))  # as float32 has it
     if off.any():
         raise ValueError(
-            f"timesteps: {told[off].flat[0]:g} must be above {offset:g} and at most {schedule.T + offset:g}"
+            f"timesteps: {times[off].flat[0]:g} must be above {offset:g} and at most "
+            f"{schedule.T + offset:g}"
         )
     return schedule.scales(schedule.sigma(np.minimum(t, schedule.T)))
 
@@ -84,15 +85,15 @@ class Noising:
             raise ValueError(
                 f"noise must have the samples' shape {tuple(samples.shape)}, got {tuple(noise.shape)}"
             )
-        given = timesteps.detach().cpu() if isinstance(timesteps, Tensor) else timesteps
-        told = np.atleast_1d(numbers("timesteps", given))
-        if told.shape not in ((1,), (samples.shape[0],)):
+        host = timesteps.detach().cpu() if isinstance(timesteps, Tensor) else timesteps
+        times = np.atleast_1d(numbers("timesteps", host))
+        if times.shape not in ((1,), (samples.shape[0],)):
             raise ValueError(
-                f"timesteps has shape {told.shape} for {samples.shape[0]} samples; give one or B"
+                f"timesteps has shape {times.shape} for {samples.shape[0]} samples; give one or B"
             )
         shape = (-1,) + (1,) * (samples.ndim - 1)
         alpha, beta = (
             torch.as_tensor(scale).to(samples).reshape(shape)
-            for scale in scales(self._denoiser, told)
+            for scale in scales(self._denoiser, times)
         )
         return alpha, beta

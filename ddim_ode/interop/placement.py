@@ -70,17 +70,17 @@ def placement(scheduler: Any, schedule: Schedule, steps: int, mu: float | None =
         if name in _STRIDING:
             return _striding(scheduler, schedule)
         if name in _LISTED:
-            told = _numbers(scheduler.timesteps)
-            asked = schedule.sigma(told + 1)
+            times = _numbers(scheduler.timesteps)
+            asked = schedule.sigma(times + 1)
             last = schedule.sigma(1.0) if name == "TCDScheduler" else 0.0
-            return Placement(asked, np.append(asked[1:], last), told)
+            return Placement(asked, np.append(asked[1:], last), times)
         calls = 2 if name in _TWICE else 1
-        told = _numbers(scheduler.timesteps)[::calls]
+        times = _numbers(scheduler.timesteps)[::calls]
         kept = _numbers(scheduler.sigmas)
-        kept = np.append(kept[:1], kept[1::calls])[: len(told) + 1]
+        kept = np.append(kept[:1], kept[1::calls])[: len(times) + 1]
         # With flow matching theirs are the times of ours.
         levels = schedule.sigma(kept) if schedule.family == "flow" else schedule.check_sigma(kept)
-        return Placement(levels[:-1], levels[1:], told)
+        return Placement(levels[:-1], levels[1:], times)
     except ValueError as error:
         raise ValueError(
             f"{name} with {steps} steps goes to levels that its schedule does not have ({error}); give "
@@ -119,17 +119,14 @@ def starting_level(config: Mapping[str, Any], denoiser: Denoiser, steps: int) ->
 
 
 def _striding(scheduler: Any, schedule: Schedule) -> Placement:
-    told = _numbers(scheduler.timesteps)
-    if (
-        type(scheduler).__name__ == "PNDMScheduler"
-    ):  # which lists the calls inside of its steps as well
-        told = np.asarray(scheduler._timesteps, dtype=np.float64)[::-1]
-    after = told - scheduler.config.num_train_timesteps // scheduler.num_inference_steps
+    times = _numbers(scheduler.timesteps)
+    if type(scheduler).__name__ == "PNDMScheduler":  # it lists the calls inside of its steps, too
+        times = np.asarray(scheduler._timesteps, dtype=np.float64)[::-1]
+    after = times - scheduler.config.num_train_timesteps // scheduler.num_inference_steps
     last = 0.0 if scheduler.config.set_alpha_to_one else float(schedule.sigma(1.0))
     reached = np.where(after >= 0, schedule.sigma(np.maximum(after, 0) + 1), last)
-    return Placement(schedule.sigma(told + 1), reached, told)
+    return Placement(schedule.sigma(times + 1), reached, times)
 
 
 def _numbers(values: Any) -> Array:
-    found: Array = values.double().cpu().numpy()
-    return found
+    return np.asarray(values.double().cpu().numpy())

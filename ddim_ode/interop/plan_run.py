@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from .._base.checks import number, several
 from ..denoising.denoiser import Denoiser
 from ..denoising.network import check_output
 from ..solve.fixed import x0_of
@@ -13,6 +18,26 @@ from ..solve.loop import Run
 from ..solvers.plan import Plan
 
 Generators = torch.Generator | list[torch.Generator] | None
+
+
+def times_of(plan: Plan, denoiser: Denoiser) -> Tensor:
+    """The network times (nfe,) of its calls; ValueError for a plan that no pipeline can run."""
+    first = plan.ops[0]
+    if first.weights or first.scale != 1.0 or first.noise or first.node is None:
+        raise ValueError(
+            f"plan {plan.method!r} does not begin by asking the network at the state it is given; "
+            "a pipeline cannot run it"
+        )
+    levels = denoiser.snapped(np.array([node.sigma for node in plan.nodes]))
+    times = denoiser.network_time(levels, np.array([node.t for node in plan.nodes]))
+    return torch.tensor(times, dtype=torch.float32)
+
+
+def check_generators(generator: Any) -> None:
+    """ValueError unless it is a generator, several, or None."""
+    for source in [] if generator is None else several(generator):
+        if not isinstance(source, torch.Generator):
+            raise ValueError(f"generator must be a torch.Generator, got {type(source).__name__}")
 
 
 class PlanRun:
@@ -87,3 +112,79 @@ class PlanRun:
             return sample
         ours = self.shown.to(sample.dtype) == sample
         return torch.where(ours, self.shown, sample.to(self.shown.dtype))
+
+
+class Turns:
+    """Where a scheduler is in its plan: which call is due, and what a pipeline asks about that."""
+
+    config: Mapping[str, Any]
+    timesteps: Tensor
+    num_inference_steps: int | None = None
+    _whole: Plan | None = None  # of set_timesteps; the one that runs may begin later on
+    _plan: Plan | None = None
+    _run: PlanRun | None = None
+    _call = 0
+    _handed_over = False
+
+    @property
+    def plan(self) -> Plan | None:
+        """The plan that runs, from ``set_timesteps`` on (and from its begin index on)."""
+        return self._plan
+
+    @property
+    def sigmas(self) -> Tensor:
+        """σ (nfe+1,) of the level that each call looks at, and of the last that is reached, on the CPU."""
+        plan = self._whole or self._running()
+        levels = [*(node.sigma for node in plan.nodes), plan.grid[-1]]
+        return torch.tensor(levels, dtype=torch.float32)
+
+    @property
+    def begin_index(self) -> int | None:
+        """Where the run began in ``timesteps``; None before ``set_timesteps``."""
+        if self._whole is None or self._plan is None:
+            return None
+        return self._whole.nfe - self._plan.nfe
+
+    @property
+    def step_index(self) -> int | None:
+        """The next call's place in ``timesteps``; None before the first."""
+        return None if self._run is None else self._call
+
+    def previous_timestep(self, timestep: Any) -> Any:
+        """The network time below that one that is asked for next; −1 below the last."""
+        if self.num_inference_steps is None:
+            return timestep - 1
+        below = self.timesteps[self.timesteps < float(timestep) - 1e-3]
+        return below[0] if len(below) else torch.tensor(-1.0)
+
+    def __len__(self) -> int:
+        return int(self.config["num_train_timesteps"])
+
+    def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
+        """The sample: the network sees the state as it is."""
+        return sample
+
+    def _begin(self, plan: Plan, call: int) -> None:
+        self._plan, self._run, self._call = plan, None, call
+        self._handed_over = False
+
+    def _running(self) -> Plan:
+        if self._plan is None:
+            raise ValueError("call set_timesteps before step")
+        return self._plan
+
+    def _check_turn(self, timestep: Any) -> None:
+        if self._call >= len(self.timesteps):
+            raise ValueError(
+                f"all {len(self.timesteps)} network calls of this run are made; set_timesteps begins anew"
+            )
+        if isinstance(timestep, Tensor) and timestep.device.type != "cpu":
+            return
+        one = isinstance(timestep, Tensor) and timestep.numel() == 1
+        t = number("timestep", timestep.item() if one else timestep)
+        due = float(self.timesteps[self._call]) if self.timesteps.device.type == "cpu" else None
+        if due is not None and not abs(t - due) <= 1e-3:  # not a NaN either
+            raise ValueError(
+                f"step {self._call + 1} is due at t={due:g}, and was called with t={t:g}: "
+                "steps go through timesteps in order (set_timesteps begins anew, set_begin_index later on)"
+            )

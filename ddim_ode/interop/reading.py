@@ -125,12 +125,12 @@ def read_network(folder: Path, dtype: torch.dtype | None, variant: str | None = 
         )
     except Exception as error:  # of many kinds, by what is wrong with the file
         raise ValueError(f"{folder}: its weights cannot be read ({error})") from error
-    strange = {kind: found for kind, found in report.items() if found}
+    strange = {kind: keys for kind, keys in report.items() if keys}
     if strange:  # diffusers goes on with random numbers in their place
-        kind, found = next(iter(strange.items()))
+        kind, keys = next(iter(strange.items()))
         raise ValueError(
-            f"{folder}: its weights do not fit its config.json: {len(found)} {kind.replace('_', ' ')}, "
-            f"such as {sorted(map(str, found))[0]}; save both again with save_pretrained"
+            f"{folder}: its weights do not fit its config.json: {len(keys)} {kind.replace('_', ' ')}, "
+            f"such as {sorted(map(str, keys))[0]}; save both again with save_pretrained"
         )
     return model
 
@@ -142,15 +142,15 @@ def _is_several(cls: Any) -> bool:
 
 def _variant(folder: Path, wanted: str | None) -> str | None:
     """The variant to read, once every file that diffusers might read for it is known to be safetensors."""
-    found: set[str | None] = set()
+    variants: set[str | None] = set()
     for file in sorted(folder.iterdir()):
         if match := _WEIGHTS.fullmatch(file.name):
-            found.add(match[1])
+            variants.add(match[1])
         elif match := _INDEX.fullmatch(file.name):
             _check_index(file)
-            found.add(match[1] or match[2])
-    named = ", ".join(sorted(map(repr, found - {None})))
-    if wanted in found:
+            variants.add(match[1] or match[2])
+    named = ", ".join(sorted(map(repr, variants - {None})))
+    if wanted in variants:
         return wanted
     if wanted is not None:
         raise ValueError(
@@ -159,15 +159,15 @@ def _variant(folder: Path, wanted: str | None) -> str | None:
                 f"there are variant={named}"
                 if named
                 else "drop variant="
-                if found
+                if variants
                 else "nor any others"
             )
         )
-    if len(found) == 1:
-        only = found.pop()
+    if len(variants) == 1:
+        only = variants.pop()
         warn(f"variant={only!r}: the only weights in {folder}, and so taken", InteropWarning)
         return only
-    if found:
+    if variants:
         raise ValueError(f"{folder}: has weights of several variants; give variant= one of {named}")
     pickled = [file for file in sorted(folder.iterdir()) if file.suffix.lower() in _PICKLES]
     if pickled:
@@ -228,37 +228,37 @@ def class_of(config: Mapping[str, Any]) -> str | None:
     return max(fitting, key=lambda name: len(own_keys(name)), default=config.get("_class_name"))
 
 
-def read_scheduler(given: Any, ours: Callable[[Any], Any] | None = None) -> Any:
+def read_scheduler(source: Any, ours: Callable[[Any], Any] | None = None) -> Any:
     """The scheduler's object, its class looked up in diffusers, its defaults filled in.
 
     ours: makes a DDIMODEScheduler of its configuration.
     """
     import diffusers
 
-    if isinstance(given, (str, Path)):
-        path = Path(given)
+    if isinstance(source, (str, Path)):
+        path = Path(source)
         path = path / _SCHEDULER if path.is_dir() else path
-        given = _read_json(path)
-    if isinstance(given, Mapping):
+        source = _read_json(path)
+    if isinstance(source, Mapping):
         # Keys listed there would go back to their defaults, whatever they say.
-        given = {key: value for key, value in given.items() if key != "_use_default_values"}
-        if "_class_name" not in given:
+        source = {key: value for key, value in source.items() if key != "_use_default_values"}
+        if "_class_name" not in source:
             raise ValueError(
                 "this configuration does not name its scheduler (_class_name), as those in memory do not; "
                 "give the scheduler itself"
             )
-        name = one_of("scheduler", given["_class_name"], (*DISCRETE, *FLOW))
+        name = one_of("scheduler", source["_class_name"], (*DISCRETE, *FLOW))
         if name == "DDIMODEScheduler" and ours is not None:
-            return ours(given)
+            return ours(source)
         try:
-            return getattr(diffusers, name).from_config(given)
+            return getattr(diffusers, name).from_config(source)
         except Exception as error:  # of many kinds, by which entry is wrong
             raise ValueError(f"{name} cannot be made of its configuration: {error}") from error
-    if not hasattr(given, "config"):
+    if not hasattr(source, "config"):
         raise ValueError(
-            f"scheduler={shown(given)}: give its object, directory or configuration file"
+            f"scheduler={shown(source)}: give its object, directory or configuration file"
         )
-    return given
+    return source
 
 
 def _read_json(path: Path) -> dict[str, Any]:

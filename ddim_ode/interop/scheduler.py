@@ -10,7 +10,6 @@ the plan's, so any plan runs: a method on a grid, or a calibrated one from the c
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,7 +30,6 @@ from .._base.checks import (
     one_of,
     refuse,
     several,
-    shown,
 )
 from .._base.tensors import check_floating
 from ..denoising.denoiser import Denoiser
@@ -39,36 +37,15 @@ from ..denoising.guidance import Limit
 from ..denoising.network import doubled_axis, halved
 from ..grids import FINALS, NAMES
 from ..schedules.schedule import Array
-from ..solve.levels import Levels
 from ..solve.plan_checks import check_plan, warn_of_another_ode
-from ..solve.planning import compile_for
+from ..solve.planning import plan_for
 from ..solvers.methods import get_method
 from ..solvers.plan import Plan
-from .config import (
-    LIMITING,
-    check_betas,
-    is_flow,
-    learns_variance,
-    limit_of,
-    notes_of,
-    prediction_of,
-    schedule_of,
-    warn_of,
-)
+from .adoption import FLOW, OF_METHOD, adopted, check_config, plain, plan_of, trees_of
+from .config import learns_variance, limit_of, prediction_of, schedule_of
 from .noising import ByTime, Noising
 from .placement import starting_level
-from .plan_run import Generators, PlanRun
-from .reading import class_of, read_scheduler
-
-_OF_METHOD = ("method", "grid", "final", "eta", "start", "sigma_max")
-_OF_BETAS = (
-    *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas"),
-    "rescale_betas_zero_snr",
-)
-_FLOW = (
-    "DDIMODEScheduler runs in variance-preserving pipelines, not with flow matching; "
-    "ddim_ode.interop.diffusers.load takes such models"
-)
+from .plan_run import Generators, PlanRun, Turns, check_generators, times_of
 
 # Pipelines cut a list of times at a share of T. With two calls a step that is inside of one, or, where they
 # see that it is, they go back by one call and show an old level the state of the next.
@@ -80,36 +57,35 @@ _HANDED_OVER = (
 )
 
 
-class DDIMODEScheduler(Noising, SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # theirs overlap
+class DDIMODEScheduler(Turns, Noising, SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # theirs overlap
     """A diffusers scheduler that runs one of our plans.
 
     ``DDIMODEScheduler.from_config(pipe.scheduler.config, method="unipc3")`` takes the model's part of
     another scheduler's configuration (betas, prediction type, limits on x̂₀) and leaves the rest.
-
-    clip_sample, clip_sample_range, thresholding, dynamic_thresholding_ratio, sample_max_value: as of the
-    DDIM scheduler, thresholding before clipping; ε̂ is always recomputed from the limited x̂₀, which is its
-    ``use_clipped_model_output=True``. :attr:`limit` is the one in force.
-
-    method, grid, final, eta: as in :func:`ddim_ode.sample`; ``set_timesteps(n)`` compiles n steps of it.
-    start: as there, but ``"ramp"`` by default, so that each step has its ``order`` calls in ``timesteps``.
-    plans: compiled plans instead, as ``Plan.save`` writes them (see :meth:`from_plans`);
-    ``set_timesteps(n)`` takes the one of n network calls. snap: only whole times 0..T−1 reach the
-    network. time_offset: added to the schedule's t = 1..T, −1 for networks that count from 0. Network
-    times are floats, which diffusers' own networks take; without snap they need not be whole.
-    sigma_max: the level to start from; by default that of the scheduler which ``from_config`` replaces
-    (named in ``replaces``, by its spacing and offset), or where that is unknown, or higher,
-    :attr:`ddim_ode.Denoiser.sigma_max`; a named grid starts at the latter as well.
-    schedule: ``{"name": ..., "params": {...}}`` of :mod:`ddim_ode.schedules` in place of betas, such as
-    a continuous one.
-
-    ``order`` is the network calls of a step, as pipelines read it (they show progress by it, and image-to-
-    image ones count ``strength`` in it).
-
     ``DDIMPipeline`` turns whatever it is constructed with into its own scheduler: assign to
-    ``pipe.scheduler`` afterwards.
+    ``pipe.scheduler`` afterwards. ``order`` is the network calls of a step, as pipelines read it.
 
-    ValueError for a schedule that does not preserve variance (flow matching), an unknown method or grid,
-    a plan of another schedule.
+    Args:
+        num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas, prediction_type,
+            rescale_betas_zero_snr, variance_type: As of the DDIM scheduler.
+        clip_sample, clip_sample_range, thresholding, dynamic_thresholding_ratio, sample_max_value: As of
+            the DDIM scheduler, thresholding before clipping; ε̂ is always recomputed from the limited
+            x̂₀, which is its ``use_clipped_model_output=True``. :attr:`limit` is the one in force.
+        method, grid, final, eta: As in :func:`ddim_ode.sample`; ``set_timesteps(n)`` compiles n steps.
+        start: As there, but ``"ramp"`` by default, so that each step has its ``order`` calls.
+        plans: Compiled plans instead, as ``Plan.save`` writes them (see :meth:`from_plans`);
+            ``set_timesteps(n)`` takes the one of n network calls.
+        snap: Only whole times 0..T−1 reach the network. Without it times are floats, as diffusers' own
+            networks take them.
+        time_offset: Added to the schedule's t = 1..T; −1 for networks that count from 0.
+        schedule: {"name": ..., "params": {...}} of :mod:`ddim_ode.schedules` in place of betas.
+        sigma_max: The level to start from. Default: that of the scheduler which ``from_config`` replaces
+            (named in ``replaces``, by its spacing and offset), or where that is unknown, or higher, and for
+            a named grid, :attr:`ddim_ode.Denoiser.sigma_max`.
+
+    Raises:
+        ValueError: A schedule that does not preserve variance (flow matching), an unknown method or grid, a
+            plan of another schedule.
 
     >>> scheduler = DDIMODEScheduler(method="heun")
     >>> scheduler.set_timesteps(2)
@@ -149,7 +125,7 @@ class DDIMODEScheduler(Noising, SchedulerMixin, ConfigMixin):  # type: ignore[mi
         sigma_max: float | None = None,
         replaces: str | None = None,
     ) -> None:
-        self.register_to_config(**_kept(self.config))
+        self.register_to_config(**plain(self.config))
         flag("snap", snap)
         for name, value, known in (("grid", grid, NAMES), ("final", final, FINALS)):
             if value is not None:
@@ -157,10 +133,8 @@ class DDIMODEScheduler(Noising, SchedulerMixin, ConfigMixin):  # type: ignore[mi
         config = {**self.config, "_class_name": type(self).__name__}
         noise = schedule_of(config)
         if noise.family != "vp":
-            raise ValueError(_FLOW)
+            raise ValueError(FLOW)
         self._learns_variance = learns_variance(config)
-        self._whole: Plan | None = None  # of set_timesteps; the one that runs may begin later on
-        self._plan: Plan | None = None
         # Of what the network is told and what its answers mean; the pipeline is who asks it.
         prediction = prediction_of(config)
         self._denoiser = Denoiser(
@@ -172,16 +146,12 @@ class DDIMODEScheduler(Noising, SchedulerMixin, ConfigMixin):  # type: ignore[mi
             self.order = self._method.nfe_per_step
             self._ramp = "ramp" if self._method.rk_steps else None
         else:
-            exclusive(plans=plans, method=method)
-            exclusive(plans=plans, grid=grid)
-            exclusive(plans=plans, final=final)
-            exclusive(plans=plans, eta=eta)
-            exclusive(plans=plans, start=start)
-            exclusive(plans=plans, sigma_max=sigma_max)
+            for name in OF_METHOD:
+                exclusive(plans=plans, **{name: self.config[name]})
         trees = [] if plans is None else several(plans)
         if plans is not None and not trees:
             raise ValueError("plans is empty; give a plan for each number of calls, or method=")
-        self._plans = {plan.nfe: plan for plan in map(_plan_of, trees)}
+        self._plans = {plan.nfe: plan for plan in map(plan_of, trees)}
         for plan in self._plans.values():
             check_plan(plan, self._denoiser)
             warn_of_another_ode(plan, self._denoiser, piped=True)
@@ -190,11 +160,7 @@ class DDIMODEScheduler(Noising, SchedulerMixin, ConfigMixin):  # type: ignore[mi
         self.alphas = self.alphas_cumprod / torch.cat([torch.ones(1), self.alphas_cumprod[:-1]])
         self.betas = 1 - self.alphas
         self.init_noise_sigma = 1.0
-        self.num_inference_steps: int | None = None
         self.timesteps = torch.arange(num_train_timesteps - 1, -1, -1, dtype=torch.float32)
-        self._run: PlanRun | None = None
-        self._call = 0
-        self._handed_over = False
 
     @classmethod
     def from_config(cls, config: Any = None, *args: Any, **options: Any) -> Any:
@@ -203,25 +169,7 @@ class DDIMODEScheduler(Noising, SchedulerMixin, ConfigMixin):  # type: ignore[mi
         What it says by its class's defaults counts as well (diffusers would put ours in their place).
         ValueError for a scheduler that is not of variance-preserving diffusion, or an unknown option.
         """
-        _check_config(config)
-        if is_flow({**config, **options}):
-            raise ValueError(_FLOW)
-        name = config.get("_class_name", cls.__name__)
-        ours = "plans" in config or config.get("_class_name") == cls.__name__
-        replaced = None if ours else class_of(config)
-        if name != cls.__name__:  # a file need not say what its class has by default
-            config = {**read_scheduler(config).config, **config}
-        check_betas({**config, **options})
-        if config.get("schedule") is not None and "schedule" not in options:
-            reason = "the configuration has schedule= in place of betas (schedule=None goes back to them)"
-            refuse(reason, **{key: options.get(key) for key in _OF_BETAS})
-        notes = notes_of(config, limit_of(config))
-        lost = [note for note in notes if note.outcome == "left out" and note.key not in options]
-        warn_of(lost)
-        off = {"_use_default_values", *LIMITING.keys() & {note.key for note in lost}}
-        config = {key: value for key, value in config.items() if key not in off}
-        if replaced is not None:
-            config = {**config, "replaces": replaced, "sigma_max": None}
+        config = adopted(config, options)
         if not options.get("return_unused_kwargs"):
             known = [n for n in inspect.signature(cls.__init__).parameters if n != "self"]
             for name in options.keys() - {"return_unused_kwargs"}:
@@ -237,25 +185,11 @@ class DDIMODEScheduler(Noising, SchedulerMixin, ConfigMixin):  # type: ignore[mi
         config: of the pipeline's own scheduler, for the schedule and prediction type. options: more
         arguments of the constructor. ValueError for two plans of as many calls.
         """
-        _check_config(config)
-        plans = several(plans)
-        for plan in plans:
-            if not isinstance(plan, Plan):
-                raise ValueError(
-                    f"plans must be Plans, got {shown(plan)}; ddim_ode.Plan.load reads a file"
-                )
-        trees = [json.loads(plan.to_json()) for plan in plans]
-        calls = sorted(plan.nfe for plan in plans)
-        if len(set(calls)) < len(calls):
-            raise ValueError(f"plans of {calls} calls: give one plan for each number of calls")
-        kept = {k: v for k, v in config.items() if k not in _OF_METHOD}
+        check_config(config)
+        trees = trees_of(plans)
+        kept = {k: v for k, v in config.items() if k not in OF_METHOD}
         made: DDIMODEScheduler = cls.from_config(kept, plans=trees, **options)
         return made
-
-    @property
-    def plan(self) -> Plan | None:
-        """The plan that runs, from ``set_timesteps`` on (and from its begin index on)."""
-        return self._plan
 
     @property
     def limit(self) -> Limit:
@@ -271,9 +205,11 @@ class DDIMODEScheduler(Noising, SchedulerMixin, ConfigMixin):  # type: ignore[mi
     ) -> None:
         """Compile, or choose, the plan of the next run, and forget the last one's state.
 
-        num_inference_steps: steps of the method, or with ``plans`` network calls. timesteps: the
-        network times to step through instead, falling. sigmas: the levels to step through instead, falling,
-        the last included (0 to land on x̂₀). ``timesteps`` (n,) are then those of each call.
+        Args:
+            num_inference_steps: Steps of the method, or with ``plans`` network calls.
+            device: Of ``timesteps`` (nfe,), the network time of each call.
+            timesteps: The network times to step through instead, falling.
+            sigmas: The levels to step through instead, falling, the last included (0 to land on x̂₀).
         """
         exclusive(num_inference_steps=num_inference_steps, timesteps=timesteps, sigmas=sigmas)
         if timesteps is not None or sigmas is not None:
@@ -295,24 +231,25 @@ class DDIMODEScheduler(Noising, SchedulerMixin, ConfigMixin):  # type: ignore[mi
         elif sigmas is not None:
             plan = self._compile(grid=host_numbers("sigmas", sigmas))
         elif timesteps is not None:
-            told = np.atleast_1d(host_numbers("timesteps", timesteps))
-            if not (np.diff(told) < 0).all():
-                raise ValueError(f"timesteps={told.tolist()} must fall from each to the next")
-            plan = self._compile(timesteps=told - self._denoiser.time_offset)
+            times = np.atleast_1d(host_numbers("timesteps", timesteps))
+            if not (np.diff(times) < 0).all():
+                raise ValueError(f"timesteps={times.tolist()} must fall from each to the next")
+            plan = self._compile(timesteps=times - self._denoiser.time_offset)
         else:
             steps = count("num_inference_steps", num_inference_steps)
             first = starting_level(self.config, self._denoiser, steps)
             plan = self._compile(steps, self.config["grid"], sigma_max=first)
         where = None if device is None else device_of(device)
-        self._whole, self.timesteps = plan, self._told(plan).to(where)
+        self._whole, self.timesteps = plan, times_of(plan, self._denoiser).to(where)
         self.num_inference_steps = len(self.timesteps)
         self._begin(plan, 0)
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Begin at that entry of ``timesteps`` (pipelines that start from an image); 0 is the whole run.
 
-        ValueError where the plan cannot: a compiled plan, or calls from there that are not those of the
-        same method begun at that level.
+        Raises:
+            ValueError: A compiled plan, or calls from there that are not those of the same method begun at
+                that level.
         """
         self._running()
         whole = self._whole
@@ -339,17 +276,13 @@ class DDIMODEScheduler(Noising, SchedulerMixin, ConfigMixin):  # type: ignore[mi
                 "method of one call a step"
             )
         rest = self._compile(grid=np.array(whole.grid[step:]))
-        if not torch.equal(self._told(rest), self.timesteps[begin:].cpu()):
+        if not torch.equal(times_of(rest, self._denoiser), self.timesteps[begin:].cpu()):
             raise ValueError(
                 f"{rest.method!r} begun there would ask the network at other times than listed; begin at "
                 "0, or use a one-step method"
             )
         self._begin(rest, begin)
         self._handed_over = self.order == 2
-
-    def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
-        """The sample: the network sees the state as it is."""
-        return sample
 
     def step(
         self,
@@ -363,12 +296,21 @@ class DDIMODEScheduler(Noising, SchedulerMixin, ConfigMixin):  # type: ignore[mi
     ) -> DDIMSchedulerOutput | tuple[Tensor, Tensor]:
         """Take the network's answer at ``sample`` and go on to the next call, or to the end.
 
-        Returns ``prev_sample``, what to show the network next, and ``pred_original_sample``, x̂₀ as this
-        call has it.
+        Args:
+            model_output: (B, *), or twice the channels where a variance is learned.
+            timestep: The next of ``timesteps``.
+            sample: (B, *), what the network was shown.
+            eta: Only what the scheduler was made with; 0 and None ask for nothing.
+            generator: Of the step noise, if any.
+            use_clipped_model_output: True or None where x̂₀ is limited.
+            return_dict: False returns a tuple.
 
-        Calls go through ``timesteps`` in their order; a step out of order is a ValueError (checked where t
-        is a number or on the CPU, so as not to wait for a device). generator: of the step noise, if any.
-        eta: only what the scheduler was made with; 0 and None ask for nothing.
+        Returns:
+            ``prev_sample``, what to show the network next, and ``pred_original_sample``, x̂₀ of this call.
+
+        Raises:
+            ValueError: A step out of order (checked where t is a number or on the CPU, so as not to wait
+                for a device), or an option of the scheduler's constructor.
         """
         plan = self._running()
         if self._handed_over:
@@ -385,11 +327,7 @@ class DDIMODEScheduler(Noising, SchedulerMixin, ConfigMixin):  # type: ignore[mi
                 f"eta={asked:g}: step noise is compiled in set_timesteps; make the scheduler with "
                 f"DDIMODEScheduler(..., eta={asked:g})"
             )
-        for source in [] if generator is None else several(generator):
-            if not isinstance(source, torch.Generator):
-                raise ValueError(
-                    f"generator must be a torch.Generator, got {type(source).__name__}"
-                )
+        check_generators(generator)
         flag("return_dict", return_dict)
         self._check_turn(timestep)
         check_floating(sample, "sample")
@@ -416,39 +354,6 @@ class DDIMODEScheduler(Noising, SchedulerMixin, ConfigMixin):  # type: ignore[mi
         self._handed_over = False
         return noised
 
-    @property
-    def sigmas(self) -> Tensor:
-        """σ (nfe+1,) of the level that each call looks at, and of the last that is reached, on the CPU."""
-        plan = self._running()
-        if self._whole is not None:
-            plan = self._whole
-        return torch.tensor(
-            [*(node.sigma for node in plan.nodes), plan.grid[-1]], dtype=torch.float32
-        )
-
-    @property
-    def begin_index(self) -> int | None:
-        """Where the run began in ``timesteps``; None before ``set_timesteps``."""
-        return (
-            None if self._whole is None or self._plan is None else self._whole.nfe - self._plan.nfe
-        )
-
-    @property
-    def step_index(self) -> int | None:
-        """The next call's place in ``timesteps``; None before the first."""
-        return None if self._run is None else self._call
-
-    def previous_timestep(self, timestep: Any) -> Any:
-        """The network time below that one that is asked for next; −1 below the last."""
-        if self.num_inference_steps is None:
-            return timestep - 1
-        below = self.timesteps[self.timesteps < float(timestep) - 1e-3]
-        return below[0] if len(below) else torch.tensor(-1.0)
-
-    def __len__(self) -> int:
-        return int(self.config["num_train_timesteps"])
-
-    # -- the run ------------------------------------------------------------------------------
     def _compile(
         self,
         steps: int | None = None,
@@ -456,85 +361,19 @@ class DDIMODEScheduler(Noising, SchedulerMixin, ConfigMixin):  # type: ignore[mi
         timesteps: Array | None = None,
         sigma_max: float | None = None,
     ) -> Plan:
-        final = self.config["final"] if isinstance(grid, (str, type(None))) else None
-        where: dict[str, Any] = dict(grid=grid, timesteps=timesteps, final=final)
-        levels = Levels(self._denoiser, steps, **where, sigma_max=sigma_max)
-        start = self._ramp if self.config["start"] is None else self.config["start"]
-        return compile_for(self._method, levels, start, None, self.config["eta"], None)
-
-    def _told(self, plan: Plan) -> Tensor:
-        """The network times (nfe,) of its calls; ValueError for a plan that no pipeline can run."""
-        first = plan.ops[0]
-        if first.weights or first.scale != 1.0 or first.noise or first.node is None:
-            raise ValueError(
-                f"plan {plan.method!r} does not begin by asking the network at the state it is given; "
-                "a pipeline cannot run it"
-            )
-        nodes = plan.nodes
-        levels = self._denoiser.snapped(np.array([node.sigma for node in nodes]))
-        host = self._denoiser.network_time(levels, np.array([node.t for node in nodes]))
-        return torch.tensor(host, dtype=torch.float32)
-
-    def _begin(self, plan: Plan, call: int) -> None:
-        self._plan, self._run, self._call = plan, None, call
-        self._handed_over = False
-
-    def _running(self) -> Plan:
-        if self._plan is None:
-            raise ValueError("call set_timesteps before step")
-        return self._plan
-
-    def _check_turn(self, timestep: Any) -> None:
-        if self._call >= len(self.timesteps):
-            raise ValueError(
-                f"all {len(self.timesteps)} network calls of this run are made; set_timesteps begins anew"
-            )
-        if isinstance(timestep, Tensor) and timestep.device.type != "cpu":
-            return
-        one = isinstance(timestep, Tensor) and timestep.numel() == 1
-        t = number("timestep", timestep.item() if one else timestep)
-        due = float(self.timesteps[self._call]) if self.timesteps.device.type == "cpu" else None
-        if due is not None and not abs(t - due) <= 1e-3:  # not a NaN either
-            raise ValueError(
-                f"step {self._call + 1} is due at t={due:g}, and was called with t={t:g}: "
-                "steps go through timesteps in order (set_timesteps begins anew, set_begin_index later on)"
-            )
-
-
-def _check_config(config: Any) -> None:
-    if not isinstance(config, Mapping):
-        whose = "its .config" if hasattr(config, "config") else "a scheduler's .config"
-        raise ValueError(
-            f"config must be a configuration, got {type(config).__name__}; give {whose}"
+        named = grid is None or isinstance(grid, str)
+        return plan_for(
+            self._denoiser,
+            self._method,
+            steps=steps,
+            grid=grid,
+            timesteps=timesteps,
+            sigma_max=sigma_max,
+            final=self.config["final"] if named else None,
+            start=self._ramp if self.config["start"] is None else self.config["start"],
+            eta=self.config["eta"],
         )
-
-
-def _kept(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings as the configuration's file, which is JSON, keeps them; ValueError for one it cannot."""
-    kept = {}
-    for name, value in config.items():
-        kept[name] = value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
-        try:
-            json.dumps(kept[name])
-        except (TypeError, ValueError, RecursionError):
-            raise ValueError(
-                f"{name}={shown(value)} cannot be kept in the scheduler's configuration; give plain "
-                "numbers (float(...)), texts, or lists of them"
-            ) from None
-    return kept
 
 
 def _nobody(x: Tensor, t: Tensor) -> Tensor:
     raise RuntimeError("the network of a pipeline is the pipeline's to ask")
-
-
-def _plan_of(tree: Mapping[str, Any]) -> Plan:
-    """A plan of a configuration, checked as a plan's file is."""
-    try:
-        text = json.dumps(tree)
-    except (TypeError, ValueError, RecursionError):
-        raise ValueError(
-            f"plans must be those of a configuration, got {shown(tree)}; DDIMODEScheduler.from_plans "
-            "takes Plans"
-        ) from None
-    return Plan.from_json(text, "plans in the scheduler's configuration")

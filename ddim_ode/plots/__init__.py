@@ -3,6 +3,7 @@
 plan_plot     a plan: the levels of its calls, its weights as a heat map
 errors_plot   error against network calls; metric_plot: any other column of a comparison's rows
 ends_plot     where solvers take noises in the plane
+look          the colour, marker and line of a method
 sample_grid, solver_grid   pictures of samples; save_figure writes a figure, whole or not at all
 """
 
@@ -12,20 +13,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 _NAMES = {
-    **dict.fromkeys(("ends_plot", "errors_plot", "look", "metric_plot"), "comparisons"),
+    **dict.fromkeys(("ends_plot", "errors_plot", "metric_plot"), "comparisons"),
     **dict.fromkeys(("sample_grid", "save_figure", "solver_grid"), "pictures"),
     "plan_plot": "plans",
+    "look": "style",
 }
 
 if TYPE_CHECKING:
     from .comparisons import ends_plot as ends_plot
     from .comparisons import errors_plot as errors_plot
-    from .comparisons import look as look
     from .comparisons import metric_plot as metric_plot
     from .pictures import sample_grid as sample_grid
     from .pictures import save_figure as save_figure
     from .pictures import solver_grid as solver_grid
     from .plans import plan_plot as plan_plot
+    from .style import look as look
 
 
 def __getattr__(name: str) -> Any:

@@ -1,48 +1,28 @@
-"""Pictures of comparisons. A method has one colour and marker, in every picture."""
+"""Pictures of comparisons: lines of solvers over network calls, and where they end in the plane."""
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, NullLocator
 
 from .._base.checks import exclusive, numbers, one_of, several
 from .._base.escaping import label as as_label
-from ..solvers.methods import CALIBRATED, DEFAULT_METHODS, METHODS
-from .style import blank_figure
+from .style import DOTS, FLOOR, FRAME, GREY, INK, blank_figure, plain_numbers, rule
+from .style import look as look
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Row = Mapping[str, Any]
-_INK, _RULE = "#222222", "#e5e5e5"
-# Paul Tol's "muted" scheme, told apart by colour-blind readers, in an order that keeps the methods that
-# are usually shown together apart; a second and third round have other markers and dashes.
-_COLOURS = (
-    *("#332288", "#CC6677", "#DDAA33", "#117733", "#88CCEE"),
-    *("#882255", "#44AA99", "#AA4499", "#999933"),
-)
-_ROUNDS: tuple[tuple[str, Any], ...] = (("o", "-"), ("s", (0, (5, 1.5))), ("^", (0, (1.5, 1.2))))
-_ORDER = (*DEFAULT_METHODS, *(name for name in METHODS if name not in DEFAULT_METHODS))
 _PER_ROW = 3
 _LABEL_GAP = 11.0  # points between two names at the right
 _LEAST, _MOST = 2, 100  # inches of a figure
 _SHORT = 30  # points: a leader from the last budget
-
-
-def look(method: str) -> dict[str, Any]:
-    """Colour, marker and line style of a method: the same everywhere, also for names of your own."""
-    if method == CALIBRATED:
-        return dict(color=_INK, marker="s", linestyle="-")
-    known = method in _ORDER
-    i = _ORDER.index(method) if known else zlib.crc32(method.encode()) % (3 * len(_COLOURS))
-    marker, line = _ROUNDS[i // len(_COLOURS) % len(_ROUNDS)]
-    return dict(color=_COLOURS[i % len(_COLOURS)], marker=marker, linestyle=line)
 
 
 def errors_plot(
@@ -57,10 +37,10 @@ def errors_plot(
     Both axes are logarithmic; bands are the rows' intervals; below the grey line errors are not resolved
     by the reference. methods, figsize, ax, and what is refused: see :meth:`ddim_ode.Comparison.plot`.
     """
-    there = dict.fromkeys(row["method"] for row in rows)
+    known = dict.fromkeys(row["method"] for row in rows)
     rows = [row for row in rows if row["error"] and row["nfe"]]
     if methods is not None:
-        chosen = [one_of("method", name, there) for name in several(methods)]
+        chosen = [one_of("method", name, known) for name in several(methods)]
         rows = [row for row in rows if row["method"] in chosen]
     if not rows:
         raise ValueError("nothing to draw: no row has an error; the notes of the rows say why")
@@ -68,8 +48,8 @@ def errors_plot(
     for axis, shown in panels:
         _bands(axis, shown)
         if floor > 0:
-            axis.axhline(floor, color="#888888", lw=0.8)
-            axis.axhspan(0, floor, color="#888888", alpha=0.12, lw=0)
+            axis.axhline(floor, color=FLOOR, lw=0.8)
+            axis.axhspan(0, floor, color=FLOOR, alpha=0.12, lw=0)
     for axis, _ in panels:  # a caller's axes need not share theirs
         _calls_axis(axis, rows)
         _error_axis(axis, rows, floor, said=axis is panels[0][0])
@@ -93,7 +73,7 @@ def metric_plot(
     values = np.array([row[metric] for row in rows] + ([] if converged is None else [converged]))
     for axis, _ in panels:
         if converged is not None:
-            axis.axhline(converged, color=_INK, lw=1, ls=(0, (4, 3)), zorder=1)
+            axis.axhline(converged, color=INK, lw=1, ls=(0, (4, 3)), zorder=1)
             axis.annotate(
                 "converged solution",
                 (0.01, converged),
@@ -101,7 +81,7 @@ def metric_plot(
                 xytext=(0, 3),
                 textcoords="offset points",
                 fontsize=7.5,
-                color=_INK,
+                color=INK,
                 bbox=dict(facecolor="white", alpha=0.8, lw=0, pad=0.5),
             )
     first = panels[0][0]
@@ -110,7 +90,7 @@ def metric_plot(
         first.set_yscale("log")
         top = min(values.max(), 30 * float(np.median(values)))
         first.set_ylim(values.min() / 1.3, top * 1.3)
-        _plain_numbers(first, top / values.min())
+        _log_numbers(first, top / values.min())
     for axis, shown in panels:
         _name_lines(figure, axis, shown, metric)
     return figure
@@ -144,8 +124,8 @@ def ends_plot(
             axis = axes[i, j]
             axis.set(xlim=middle[0] + np.array([-half, half]), xticks=[], yticks=[])
             axis.set(ylim=middle[1] + np.array([-half, half]))
-            axis.spines[:].set_color("#cccccc")
-            axis.plot(*goal.T, ".", color="#999999", ms=2.5)
+            axis.spines[:].set_color(FRAME)
+            axis.plot(*goal.T, ".", color=DOTS, ms=2.5)
             if ends is None:
                 axis.text(0.5, 0.5, "not run", transform=axis.transAxes, ha="center", fontsize=7)
             else:
@@ -156,9 +136,7 @@ def ends_plot(
                 axis.set_title(as_label(columns[j]), fontsize=8.5)
         name = as_label(method)
         axes[i, 0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8.5)
-    figure.text(
-        left / width, 0.08 / height, "grey: the converged ends", fontsize=7.5, color="#777777"
-    )
+    figure.text(left / width, 0.08 / height, "grey: the converged ends", fontsize=7.5, color=GREY)
     return figure
 
 
@@ -186,8 +164,7 @@ def _panels(
             axis.plot(*points, **look(method), ms=4.5, lw=1.5, label=as_label(method))
         axis.set_xlabel("network calls per sample")
         axis.set_ylabel(as_label(label))
-        axis.grid(True, color=_RULE, lw=0.6)
-        axis.spines[["top", "right"]].set_visible(False)
+        rule(axis)
         if group not in ("default", "plan"):
             axis.set_title("best grid of each" if group == "best" else as_label(group), fontsize=10)
         panels.append((axis, shown))
@@ -277,23 +254,20 @@ def _error_axis(axis: Any, rows: Sequence[Row], floor: float, said: bool) -> Non
                 textcoords="offset points",
                 va="top",
                 fontsize=7.5,
-                color="#666666",
+                color=GREY,
             )
     axis.set_ylim(bottom / 1.6, top * 1.4)
-    _plain_numbers(axis, top / bottom)
+    _log_numbers(axis, top / bottom)
 
 
-def _plain_numbers(axis: Any, span: float) -> None:
-    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if span < 300 else (1,)))
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.yaxis.set_minor_formatter(NullFormatter())
+def _log_numbers(axis: Any, span: float) -> None:
+    plain_numbers(axis.yaxis, (1, 2, 5) if span < 300 else (1,))
 
 
 def _apart(values: Sequence[float]) -> list[float]:
     """Those of the rising values that leave room for the number before, the largest kept."""
-    least = max(
-        1.12, (values[-1] / values[0]) ** (1 / 18)
-    )  # a number takes a twentieth of the axis
+    # a number takes a twentieth of the axis
+    least = max(1.12, (values[-1] / values[0]) ** (1 / 18))
     kept: list[float] = []
     for value in reversed(values):
         if not kept or kept[-1] / value > least:
@@ -329,7 +303,7 @@ def _name_lines(figure: Figure, axis: Any, rows: Sequence[Row], key: str) -> Non
             textcoords="offset points",
             va="center",
             fontsize=8.5,
-            color=_INK,  # the lighter colours do not read as text
+            color=INK,  # the lighter colours do not read as text
             arrowprops=dict(
                 arrowstyle="-",
                 lw=1,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator
@@ -16,19 +16,15 @@ from torch import Tensor
 from .._base import files
 from .._base.escaping import label as as_label
 from ..nets.data import to_pixels
-from .style import blank_figure
+from .style import CURVE, INK, blank_figure, rule
 
-_INK = "#222222"
 _PER_ROW = 10
 _CELL = 0.8  # inches a picture
 _LABEL = 1.25  # inches for the names on the left
 _MARGIN = 1  # blank pixels around a picture
 
 
-def sample_grid(
-    strips: Sequence[tuple[str, Tensor]],
-    columns: Sequence[str] = (),
-) -> Figure:
+def sample_grid(strips: Sequence[tuple[str, Tensor]], columns: Sequence[str] = ()) -> Figure:
     """A figure of strips (label, images (N, C, H, W) in [-1, 1]), wrapped at ten columns.
 
     columns: headings, one per column. A label's first line is set in bold.
@@ -49,17 +45,16 @@ def sample_grid(
         y -= n_rows * _CELL
         box = (_LABEL / width, y / height, per_row * _CELL / width, n_rows * _CELL / height)
         axes = figure.add_axes(box)
-        axes.imshow(panel, cmap="gray_r", vmin=0, vmax=255, interpolation="nearest", aspect="auto")
-        axes.set_axis_off()
+        _show(axes, panel)
         name, _, detail = map(as_label, label.partition("\n"))
         middle = (y + n_rows * _CELL / 2) / height
-        figure.text(0.1 / width, middle, name, va="bottom", size=9.5, weight="bold", color=_INK)
-        figure.text(0.1 / width, middle - 0.03 / height, detail, va="top", size=8, color=_INK)
+        figure.text(0.1 / width, middle, name, va="bottom", size=9.5, weight="bold", color=INK)
+        figure.text(0.1 / width, middle - 0.03 / height, detail, va="top", size=8, color=INK)
         y -= gap
     for i, heading in enumerate(columns[:per_row]):
         x = (_LABEL + (i + 0.5) * _CELL) / width
         where = 1 - (top - 0.06) / height
-        figure.text(x, where, as_label(heading), ha="center", va="bottom", size=8, color=_INK)
+        figure.text(x, where, as_label(heading), ha="center", va="bottom", size=8, color=INK)
     return figure
 
 
@@ -82,7 +77,7 @@ def solver_grid(
         mark = Line2D([0.1 / width], [middle], marker="o", ms=4, color=colour)
         figure.add_artist(mark)
         name = as_label(label)
-        figure.text(0.2 / width, middle, name, va="center", size=8.5, weight="bold", color=_INK)
+        figure.text(0.2 / width, middle, name, va="center", size=8.5, weight="bold", color=INK)
         for j, pictures in enumerate(cells):
             x = left + j * (k * cell + gap)
             if pictures is None:
@@ -90,18 +85,19 @@ def solver_grid(
                 continue
             box = (x / width, y / height, len(pictures) * cell / width, cell / height)
             axes = figure.add_axes(box)
-            axes.set_axis_off()
             blank = -1.0 if pictures.shape[1] == 1 else 1.0  # the paper's colour
-            shown = _mosaic(pictures.nan_to_num(nan=blank), len(pictures), 1)
-            axes.imshow(
-                shown, cmap="gray_r", vmin=0, vmax=255, interpolation="nearest", aspect="auto"
-            )
+            _show(axes, _mosaic(pictures.nan_to_num(nan=blank), len(pictures), 1))
     for j, heading in enumerate(columns):
         x = left + j * (k * cell + gap) + k * cell / 2
         where = 1 - (top - 0.08) / height
         name = as_label(heading)
-        figure.text(x / width, where, name, ha="center", va="bottom", size=8.5, color=_INK)
+        figure.text(x / width, where, name, ha="center", va="bottom", size=8.5, color=INK)
     return figure
+
+
+def _show(axes: Any, pixels: np.ndarray) -> None:
+    axes.imshow(pixels, cmap="gray_r", vmin=0, vmax=255, interpolation="nearest", aspect="auto")
+    axes.set_axis_off()
 
 
 def drawn(figure: Figure, kind: str = "png", dpi: float | None = None) -> bytes:
@@ -142,15 +138,13 @@ def _mosaic(images: Tensor, per_row: int, n_rows: int) -> np.ndarray:
 
 def loss_curve(steps: Sequence[int], losses: Sequence[float]) -> Figure:
     """Training loss against step, on log axes."""
-    figure = Figure(figsize=(5.2, 3.0), dpi=150, facecolor="white", layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = blank_figure(5.2, 3.0, dpi=150, layout="constrained")
     axes = figure.add_subplot()
-    axes.loglog(steps, losses, color="#08519c", lw=1.5)
+    axes.loglog(steps, losses, color=CURVE, lw=1.5)
     axes.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("{x:g}")
     axes.set_xlabel("optimiser step")
     axes.set_ylabel("ε-loss per pixel, mean of 50 steps")
-    axes.grid(True, which="both", color="#e5e5e5", lw=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
+    rule(axes, "both")
     return figure

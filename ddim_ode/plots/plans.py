@@ -7,31 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from .._base.escaping import label
 from ..grids import NAMES, make_grid
 from ..solvers.plan import Plan
-from .style import blank_figure
+from .style import EMPTY, GRIDS, INK, blank_figure, plain_numbers, rule
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     from ..schedules.schedule import Schedule
 
-_INK, _RULE = "#222222", "#e5e5e5"
 _MOST_NUMBERS = 12  # calls, beyond which a cell has no room for its number
 # inches: a cell, the least and most of a side of the heat map, the width of the levels
 _CELL, _LEAST, _MOST, _LEVELS = 0.44, 2.6, 8.0, 3.6
-# Paul Tol's "bright" scheme and two dashes, told apart without colour too
-_GRIDS: dict[str, dict[str, Any]] = {
-    name: dict(color=colour, linestyle=line)
-    for name, colour, line in zip(
-        NAMES,
-        ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#AA3377"),
-        ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (5, 1.5, 1, 1.5)), (0, (3, 3))),
-    )
-}
 
 
 def plan_plot(plan: Plan, schedule: Schedule | None = None) -> Figure:
@@ -63,8 +52,8 @@ def plan_plot(plan: Plan, schedule: Schedule | None = None) -> Figure:
 
 
 def _levels(axis: Any, plan: Plan, schedule: Schedule | None) -> None:
-    told = np.array([node.sigma for node in plan.nodes])
-    finite = told[np.isfinite(told)]
+    levels = np.array([node.sigma for node in plan.nodes])
+    finite = levels[np.isfinite(levels)]
     ceiling = 3 * max(finite, default=1.0)  # where an infinite level is drawn
 
     def drawn(sigmas: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -72,25 +61,23 @@ def _levels(axis: Any, plan: Plan, schedule: Schedule | None) -> None:
 
     calls = np.arange(1, plan.nfe + 1)
     for name, sigmas in _named_grids(plan, schedule).items():
-        axis.plot(calls, drawn(sigmas), lw=1.1, **_GRIDS[name], label=name, zorder=1)
+        axis.plot(calls, drawn(sigmas), lw=1.1, **GRIDS[name], label=name, zorder=1)
     mine = label(plan.method)
-    axis.plot(calls, drawn(told), "o-", color=_INK, lw=1.8, ms=4.5, label=mine, zorder=3)
+    axis.plot(calls, drawn(levels), "o-", color=INK, lw=1.8, ms=4.5, label=mine, zorder=3)
     if plan.nfe <= _MOST_NUMBERS:
-        for call, sigma, y in zip(calls, told, drawn(told)):
+        for call, sigma, y in zip(calls, levels, drawn(levels)):
             axis.annotate(
                 f"{sigma:.3g}" if math.isfinite(sigma) else "∞",
                 (call, y),
                 xytext=(5, 4),
                 textcoords="offset points",
                 fontsize=7.5,
-                color=_INK,
+                color=INK,
                 bbox=dict(boxstyle="square,pad=0.1", fc="white", ec="none", alpha=0.75),
                 zorder=4,
             )
     axis.set_yscale("log")
-    axis.yaxis.set_major_locator(LogLocator())
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.yaxis.set_minor_formatter(NullFormatter())
+    plain_numbers(axis.yaxis)
     axis.margins(y=0.08)
     axis.set_xticks(calls[:: -(-plan.nfe // _MOST_NUMBERS)])
     axis.set_xlim(calls[0] - 0.04 * plan.nfe, calls[-1] + 0.1 * plan.nfe)
@@ -98,8 +85,7 @@ def _levels(axis: Any, plan: Plan, schedule: Schedule | None) -> None:
     axis.set_ylabel("σ the network is told", fontsize=8.5)
     axis.tick_params(labelsize=7.5)
     axis.set_title("Levels", fontsize=9.5, loc="left")
-    axis.grid(True, color=_RULE, lw=0.6)
-    axis.spines[["top", "right"]].set_visible(False)
+    rule(axis)
     axis.legend(frameon=False, fontsize=7.5, loc="lower left")
 
 
@@ -128,12 +114,12 @@ def _weights(figure: Figure, axis: Any, bar: Any, plan: Plan) -> None:
     even = bool((np.abs(sums) > 0.05 * sizes).all())
     table = table / (sums if even else sizes)[:, None]
     most = max(float(np.nanmax(np.abs(table))), 1.0)
-    axis.set_facecolor("#f2f2f2")  # answers that this op could not, or does not, read
+    axis.set_facecolor(EMPTY)  # answers that this op could not, or does not, read
     image = axis.imshow(table, cmap="RdBu", vmin=-most, vmax=most, aspect="auto")
     if plan.nfe <= _MOST_NUMBERS and len(table) <= 3 * _MOST_NUMBERS:
         for i, j in np.argwhere(np.isfinite(table)):
             dark = abs(table[i, j]) > 0.6 * most
-            colour = "white" if dark else _INK
+            colour = "white" if dark else INK
             axis.text(j, i, f"{table[i, j]:.2f}", ha="center", va="center", size=7, color=colour)
     if len(table) <= 2 * _MOST_NUMBERS:
         axis.set_yticks(range(len(names)), names, fontsize=7.5)

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from .._base import table
 from .._base.checks import count, exclusive, flag, one_of, shown, text_of
 from .chart import CHARTS
 from .plan import Plan
@@ -310,17 +311,17 @@ class Table(list[dict[str, object]]):
     """Rows with the same keys, which print as a table."""
 
     def _repr_html_(self) -> str:
-        from .._base.notebook import table
+        from .._base import notebook
 
         head = list(self[0]) if self else []
-        return table(head, [[_cell(row[key]) for key in head] for row in self], range(len(head)))
+        return notebook.table(
+            head, [[_cell(row[key]) for key in head] for row in self], range(len(head))
+        )
 
     def __str__(self) -> str:
         head = list(self[0]) if self else []
-        cells = [head, *([_cell(row[key]) for key in head] for row in self)]
-        widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
-        lines = ("  ".join(c.ljust(w) for c, w in zip(row, widths)).rstrip() for row in cells)
-        return "\n".join(lines)
+        cells = [[_cell(row[key]) for key in head] for row in self]
+        return table.Table(head, cells, range(len(head))).text()
 
     __repr__ = __str__
 

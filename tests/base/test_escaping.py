@@ -33,13 +33,10 @@ NAMES = (
 )
 
 
-def compared():
-    """Every name at two budgets."""
-    methods = {name: "ddim" for name in NAMES}
-    return ddim_ode.compare(mixture_2d(DDPM), methods, nfe=[3, 5], n=4, progress=False)
-
-
-RESULT = compared()
+# Every name at two budgets.
+RESULT = ddim_ode.compare(
+    mixture_2d(DDPM), {name: "ddim" for name in NAMES}, nfe=[3, 5], n=4, progress=False
+)
 
 
 def shown_as(text):
@@ -60,12 +57,11 @@ def test_no_picture_reads_a_formula():
     cells = [torch.zeros(1, 1, 4, 4)]
     plan = ddim_ode.plan("ddim", COSINE, [9.0, 1.0, 0.0])
     odd = dataclasses.replace(plan, method="$\\frac$")
+    ends = [(name, [torch.zeros(4, 2)]) for name in NAMES]
     figures = [
         RESULT.plot(),
         plots.metric_plot(RESULT.rows, "error", "$\\frac$"),
-        plots.ends_plot(
-            [(name, [torch.zeros(4, 2)]) for name in NAMES], ["$\\frac$"], torch.ones(4, 2)
-        ),
+        plots.ends_plot(ends, ["$\\frac$"], torch.ones(4, 2)),
         pictures.sample_grid([(f"{name}\n$\\frac$", cells[0]) for name in NAMES[:5]], ["$\\frac$"]),
         pictures.solver_grid([(name, "#222222", cells) for name in NAMES], ["$\\frac$"]),
         plans.plan_plot(odd),
@@ -73,9 +69,7 @@ def test_no_picture_reads_a_formula():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # fonts that lack a sign
         for figure in figures:
-            figure.savefig(
-                io.BytesIO(), format="png"
-            )  # mathtext would refuse \frac without arguments
+            figure.savefig(io.BytesIO())  # mathtext would refuse \frac without arguments
             texts = [text.get_text() for text in figure.findobj(Text)]
             assert any(r"\$\frac\$" in text for text in texts)
             assert not any("\x1b" in text for text in texts)
@@ -84,10 +78,8 @@ def test_no_picture_reads_a_formula():
 def test_tables_have_one_line_a_row_and_no_escapes(capsys):
     for text in (tables.text(RESULT), tables.overview_text(RESULT)):
         assert all(line.isprintable() for line in text.split("\n"))
-        assert sum("[31mred" in line for line in text.split("\n")) in (
-            1,
-            2,
-        )  # a line, or one a budget
+        lines_of_one = sum("[31mred" in line for line in text.split("\n"))
+        assert lines_of_one in (1, 2)  # a line, or one a budget
         assert r"two\nlines" in text
     assert str(RESULT.best(3)).isprintable()
     print_table([dict(name=name, n=1) for name in NAMES])

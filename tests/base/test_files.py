@@ -7,13 +7,13 @@ import json
 import os
 import re
 import stat
-import subprocess
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from problems import COSINE, DDPM, mixture_2d
 from small_runs import make, together
 
@@ -34,26 +34,20 @@ def compared(n=8):
 
 
 # -- one file -------------------------------------------------------------------------------------
-def test_writers_of_one_file_leave_one_of_theirs(tmp_path):
+def test_writers_of_one_file_leave_one_of_theirs(tmp_path, monkeypatch):
     """Threads, and processes that have the same number."""
     texts = [str(i) * 200_000 for i in range(4)]
+    monkeypatch.setattr(os, "getpid", lambda: 1)
 
     def work():
-        os.getpid = lambda: 1
         for text in texts:
             files.write(tmp_path / "f", text)
             assert (tmp_path / "f").read_text() in texts
 
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    getpid = os.getpid
-    try:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert together(work, work) == ["None", "None"]
-    finally:
-        os.getpid = getpid
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(work) for _ in range(4)]:
+            done.result()
+    assert together(work, work) == ["None", "None"]
     assert [p.name for p in tmp_path.iterdir()] == ["f"]
 
 
@@ -76,10 +70,9 @@ def test_what_fails_on_the_way_leaves_what_was_there(tmp_path, monkeypatch, step
         files.write(path, "new")
     monkeypatch.undo()
     if isinstance(stop, OSError):
-        assert str(stopped.value) == (
-            "[Errno 28] not written, and what was there before is kept: No space left on device: "
-            f"'{path}'"
-        )
+        assert stopped.value.errno == errno.ENOSPC
+        said = "not written, and what was there before is kept: No space left on device: "
+        assert f"{said}'{path}'" in str(stopped.value)
     assert path.read_bytes() == OLD
     assert [p.name for p in tmp_path.iterdir()] == ["f"]
 
@@ -93,37 +86,6 @@ def _opens_files_that(fail):
             yield type("File", (), {"write": fail})()
 
     return opened
-
-
-@pytest.fixture(params=["tmpfs", "told"])
-def full_disk(request, tmp_path, monkeypatch):
-    """A folder on a disk with room for 64 kB: a real one where we may mount it, and one that is told so."""
-    if request.param == "told":
-        real = os.fsync
-
-        def fsync(descriptor):
-            if os.fstat(descriptor).st_size > 2**16:
-                raise OSError(errno.ENOSPC, "No space left on device")
-            real(descriptor)
-
-        monkeypatch.setattr(os, "fsync", fsync)
-        yield tmp_path
-        return
-    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)]
-    if os.name != "posix" or subprocess.run(command, stderr=subprocess.DEVNULL).returncode:
-        pytest.skip("nothing may be mounted here; the other of the two cases is the same")
-    yield tmp_path
-    subprocess.run(["umount", str(tmp_path)], check=True)
-
-
-def test_a_full_disk_keeps_the_old_file(full_disk):
-    path = full_disk / "f.json"
-    files.write_json(path, ["old"])
-    with pytest.raises(OSError, match=r"No space left on device: .*f\.json'") as stop:
-        files.write_json(path, ["new"] * 20_000)
-    assert stop.value.errno == errno.ENOSPC
-    assert json.loads(path.read_text()) == ["old"]
-    assert [p.name for p in full_disk.iterdir()] == ["f.json"]
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
@@ -153,12 +115,10 @@ def test_a_link_is_followed(tmp_path):
 
 def test_a_pipe_is_written_into(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    found = []
-    reader = threading.Thread(target=lambda: found.append((tmp_path / "pipe").read_text()))
-    reader.start()
-    files.write(tmp_path / "pipe", "new")
-    reader.join()
-    assert found == ["new"]
+    with ThreadPoolExecutor(1) as pool:
+        read = pool.submit((tmp_path / "pipe").read_text)
+        files.write(tmp_path / "pipe", "new")
+    assert read.result() == "new"
     assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
 
 
@@ -199,14 +159,11 @@ def test_what_cannot_be_is_named(tmp_path, name, kind):
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
-def test_the_longest_names_can_be_written(tmp_path):
+def test_odd_names_can_be_written(tmp_path):
     for name in ("x" * 255, "σ" * 127):
         files.write(tmp_path / name, "new")
         assert (tmp_path / name).read_text() == "new"
-
-
-def test_a_name_that_is_no_text_can_be_written_down(tmp_path):
-    files.write_json(tmp_path / "f.json", os.fsdecode(b"a\xff"))
+    files.write_json(tmp_path / "f.json", os.fsdecode(b"a\xff"))  # which is no text
     assert json.loads((tmp_path / "f.json").read_text(encoding="utf-8")) == os.fsdecode(b"a\xff")
 
 
@@ -346,7 +303,5 @@ def test_pictures_are_those_of_a_plain_savefig(tmp_path):
     assert (tmp_path / "ours.png").read_bytes() == (tmp_path / "plain.png").read_bytes()
     x = torch.linspace(-1, 1, 16).reshape(1, 1, 4, 4)
     pictures.save_images(tmp_path, x, ["one"])
-    from PIL import Image
-
     with Image.open(tmp_path / "one.png") as picture:
         assert np.array_equal(np.asarray(picture), data.to_pixels(x)[0, 0].numpy())

@@ -10,14 +10,16 @@ import time
 import numpy as np
 import pytest
 import torch
+from commands import run, stop_at
 from problems import COSINE, Counting, mixture_1d
 
 import ddim_ode
 from ddim_ode._base.interrupted import Interrupted
-from ddim_ode.cli import main
+from ddim_ode.calibration.run import Run
 from ddim_ode.comparison import comparison
-from ddim_ode.generation.shards import Shards
-from ddim_ode.nets import weights
+from ddim_ode.diagnosis import levels
+from ddim_ode.evaluate import streaming
+from ddim_ode.nets import train, weights
 from ddim_ode.solve import reference
 
 STEPS = (4, 6, 8, 11)
@@ -106,123 +108,77 @@ def test_a_diagnosis_keeps_what_is_found():
 # -- the command line, really interrupted ---------------------------------------------------------
 
 
-def interrupted(call, ready):
-    """Start ddim-ode, send SIGINT once ``ready()``; its status, and what it said on stderr."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+def test_sigint_in_the_reference_of_compare(tmp_path):
+    cache = tmp_path / "cache"
+    call = "compare --model mixture --methods ddim --nfe 5 --n 5000 --batch 10 --out"
     started = subprocess.Popen(
-        [sys.executable, "-m", "ddim_ode", *call],
-        env=environment,
+        [sys.executable, "-m", "ddim_ode", *call.split(), str(tmp_path)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         # one begun in the background, as the tests may be, would ignore it
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-    waited = time.monotonic() + 120
-    while not ready() and started.poll() is None and time.monotonic() < waited:
+    end = time.monotonic() + 120
+    while len(list(cache.glob("*.safetensors"))) < 3 and time.monotonic() < end:
+        assert started.poll() is None
         time.sleep(0.02)
     started.send_signal(signal.SIGINT)
     _, said = started.communicate(timeout=60)
-    return started.returncode, said
-
-
-def test_sigint_in_the_reference_of_compare(tmp_path):
-    cache = tmp_path / "cache"
-    call = ["compare", "--model", "mixture", "--methods", "ddim", "--nfe", "5", "--n", "5000"]
-    call += ["--batch", "10", "--out", str(tmp_path)]
-    status, said = interrupted(call, lambda: len(list(cache.glob("*.safetensors"))) > 2)
-    assert status == 130
-    assert (
-        f"0 of 1 rows are finished, the reference is not (whose finished solves are kept in {cache}"
-        in said
-    )
+    assert started.returncode == 130
+    finished = "0 of 1 rows are finished, the reference is not (whose finished solves are kept in "
+    assert f"{finished}{cache}" in said
     assert "the same command goes on from there" in said
     assert "noises × 604 to 4,709 calls for the reference" in said  # what it will cost
-    kept = list(cache.iterdir())
+    kept = [weights.read(path)[0] for path in cache.iterdir()]
     assert len(kept) > 2
-    for path in kept:
-        tensors, _ = weights.read(path)
-        assert tensors["x"].shape == (10, 2)
-
-
-def test_sigint_in_generate_keeps_whole_shards(tmp_path):
-    call = ["generate", "--model", "mixture", "-n", "200000", "--nfe", "4", "--out", str(tmp_path)]
-    status, said = interrupted(call, lambda: len(list(tmp_path.glob("*.safetensors"))) > 2)
-    assert status == 130
-    assert f"what is finished is kept in {tmp_path}, and the same command makes the rest" in said
-    shards = Shards.open(tmp_path)
-    there = sorted(shards.present())
-    assert len(there) > 2
-    for k in there:  # verified as it is read
-        assert torch.isfinite(shards.read(k).x).all()
-
-
-def stop_at(monkeypatch, module, name, call):
-    """The function of that name is interrupted the ``call``-th time."""
-    calls, function = [], getattr(module, name)
-
-    def counted(*args, **kwargs):
-        calls.append(1)
-        if len(calls) == call:
-            raise KeyboardInterrupt
-        return function(*args, **kwargs)
-
-    monkeypatch.setattr(module, name, counted)
+    assert all(tensors["x"].shape == (10, 2) for tensors in kept)
 
 
 def test_calibrate_names_the_plans_and_what_is_missing(tmp_path, monkeypatch, capsys):
-    from ddim_ode.calibration.run import Run
-
     stop_at(monkeypatch, Run, "plan", 2)
     call = ["calibrate", "--model", "mixture", "--nfe", "3", "4", "--n", "16", "--quiet"]
-    assert main([*call, "--out", str(tmp_path)]) == 130
-    said = capsys.readouterr()
+    assert run(*call, "--out", tmp_path) == 130
     path = tmp_path / "nfe-3.json"
-    assert said.err == f"ddim-ode calibrate: stopped: {path} kept; missing are --nfe 4\n"
+    said = f"ddim-ode calibrate: stopped: {path} kept; missing are --nfe 4\n"
+    assert capsys.readouterr().err == said
     assert ddim_ode.Plan.load(path).nfe == 3
     stop_at(monkeypatch, Run, "prepare", 1)
-    assert main([*call, "--out", str(tmp_path)]) == 130
+    assert run(*call, "--out", tmp_path) == 130
     assert "nothing is finished; missing are --nfe 3 4" in capsys.readouterr().err
 
 
 def test_doctor_prints_what_is_found_until_then(monkeypatch, capsys):
-    from ddim_ode.diagnosis import levels
-
-    stop_at(monkeypatch, levels, "checks", 1)
-    assert main(["doctor", "mixture", "--json"]) == 130
-    said = capsys.readouterr()
-    assert "these are not all of the checks" in said.err
-    assert json.loads(said.out)["findings"] == []
-    assert main(["doctor", "mixture"]) == 0
-    capsys.readouterr()
-    stop_at(monkeypatch, levels, "checks", 1)
-    assert main(["doctor", "mixture"]) == 130
-    assert "nothing found" not in capsys.readouterr().out  # which is more than is known
+    for words in (["--json"], []):
+        with monkeypatch.context() as patch:
+            stop_at(patch, levels, "checks", 1)
+            assert run("doctor", "mixture", *words) == 130
+        said = capsys.readouterr()
+        assert "these are not all of the checks" in said.err
+        assert "nothing found" not in said.out  # which is more than is known
+        assert not words or json.loads(said.out)["findings"] == []
 
 
 def test_evaluate_and_train_say_what_is_kept(tmp_path, monkeypatch, capsys):
-    from ddim_ode.evaluate import streaming
-    from ddim_ode.nets import train
-
-    run = ["--model", "mixture", "-n", "4", "--nfe", "1", "--out", str(tmp_path / "run")]
-    assert main(["generate", *run]) == 0
+    folder = tmp_path / "run"
+    assert run("generate", "--model", "mixture", "-n", "4", "--nfe", "1", "--out", folder) == 0
     stop_at(monkeypatch, streaming, "progress_bar", 1)
-    assert main(["evaluate", str(tmp_path / "run")]) == 130
+    assert run("evaluate", folder) == 130
     assert "nothing is measured before all shards are read" in capsys.readouterr().err
-    assert not (tmp_path / "run/evaluation.json").exists()
+    assert not (folder / "evaluation.json").exists()
 
     np.savez(tmp_path / "set.npz", images=np.zeros((8, 8, 8), np.uint8))
-    call = ["train", "--data", str(tmp_path / "set.npz"), "--steps", "4", "--channels", "8"]
-    call += ["--batch-size", "4", "--out", str(tmp_path / "net")]
-    stop_at(monkeypatch, train, "eps_loss", 1)
-    assert main(call) == 130
-    assert "stopped at step 0; nothing is kept" in capsys.readouterr().err
-    monkeypatch.undo()
-    stop_at(monkeypatch, train, "eps_loss", 3)
-    assert main(call) == 130
-    said = capsys.readouterr().err
+    call = ["train", "--data", tmp_path / "set.npz", "--steps", "4", "--channels", "8"]
+    call += ["--batch-size", "4", "--out", tmp_path / "net"]
     checkpoint = tmp_path / "net/checkpoint.safetensors"
-    assert f"stopped at step 2; {checkpoint}, of step 2, is kept" in said
+    for stop, said in (
+        (1, "stopped at step 0; nothing is kept"),
+        (3, f"stopped at step 2; {checkpoint}, of step 2, is kept"),
+    ):
+        with monkeypatch.context() as patch:
+            stop_at(patch, train, "eps_loss", stop)
+            assert run(*call) == 130
+        assert said in capsys.readouterr().err
     assert weights.read(checkpoint)[1]["step"] == 2
-    monkeypatch.undo()
-    assert main(call) == 0
+    assert run(*call) == 0

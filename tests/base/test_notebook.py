@@ -67,9 +67,8 @@ def test_nothing_fills_pages(shown):
             assert 2 <= len(cells(value._repr_html_())) < 60, name
 
 
-def test_a_solution_is_shown_with_what_it_cost(shown):
-    rows = dict(cells(shown["solution"]._repr_html_()))
-    assert rows == {
+def test_a_solution_is_shown_with_what_it_cost_and_what_failed(shown):
+    assert dict(cells(shown["solution"]._repr_html_())) == {
         "x": "(300, 2)",
         "network calls": "7",
         "network evaluations": "2,100",
@@ -81,16 +80,11 @@ def test_a_solution_is_shown_with_what_it_cost(shown):
     rows = dict(cells(sol._repr_html_()))
     assert rows["network calls"] == f"{sol.sample_nfe.min()}–{sol.sample_nfe.max()}"
     assert rows["error, estimated"] == f"{float(sol.error.mean()):.2g}"
-
-
-def test_failures_and_alterations_are_shown():
-    def net(x, t):
-        return torch.where(x < 0, torch.nan, 1.0)
-
-    model = ddim_ode.Denoiser(net, COSINE, "x0", clip=2.0)
+    failing = ddim_ode.Denoiser(
+        lambda x, t: torch.where(x < 0, torch.nan, 1.0), COSINE, "x0", clip=2
+    )
     x = torch.tensor([[1.0], [-1.0], [2.0]])
-    page = ddim_ode.sample(model, x, steps=3)._repr_html_()
-    rows = dict(cells(page))
+    rows = dict(cells(ddim_ode.sample(failing, x, steps=3)._repr_html_()))
     assert rows["status"] == "2 success, 1 non_finite"
     assert rows["altered by"] == "clip 2"
 
@@ -140,16 +134,18 @@ def test_a_run_is_shown_with_where_it_is(shown):
     assert repr(shown["shard"]) == "Shard(samples=range(0, 64), x=tensor (64, 2))"
 
 
-def test_a_diagnosis_reads_as_what_it_prints(shown):
+def test_a_diagnosis_and_the_table_of_methods_read_as_what_they_print(shown):
     assert repr(shown["diagnosis"]).startswith("nothing found\nnot checked: half-precision: ")
     finding = Finding("a", "error", 1.0, "x < y & <b>z</b>", "f" * 2000)
-    found = Diagnosis([finding], {"b": "<i>why</i>"})
-    page = found._repr_html_()
+    page = Diagnosis([finding], {"b": "<i>why</i>"})._repr_html_()
     assert cells(page)[1][:3] == ["error", "a", "x < y & <b>z</b>"]
     assert len(cells(page)[1][3]) == 1000
     assert "<b>" not in page
     assert "&lt;i&gt;why" in page
     assert cells(Diagnosis([], {})._repr_html_())[1][1] == "nothing found"
+    head, *rows = cells(shown["methods"]._repr_html_())
+    assert head == list(shown["methods"][0])
+    assert [row[0] for row in rows] == [row["name"] for row in shown["methods"]]
 
 
 def test_names_are_text_and_never_markup():
@@ -157,17 +153,7 @@ def test_names_are_text_and_never_markup():
     plan = ddim_ode.plan("ddim", COSINE, [5.0, 1.0, 0.0])
     line = evil.partition("\n")[0]  # a plan's names are printable, and checked
     fit = dict(model=line, incumbent=line, warnings=[line])
-    page = dataclasses.replace(plan, method=line, fit=fit)._repr_html_()
-    assert "<script" not in page
-    model = mixture_2d(COSINE)
     x = ddim_ode.noise((2,), COSINE, seeds=[0])
-    sol = dataclasses.replace(ddim_ode.sample(model, x, steps=2), method=evil)
-    assert "<script" not in sol._repr_html_()
-    r = ddim_ode.compare(model, {evil: "ddim"}, [3], n=2, reference=1e-2, progress=False)
-    assert "<script" not in r._repr_html_()
-
-
-def test_the_table_of_methods_is_one_in_a_notebook(shown):
-    head, *rows = cells(shown["methods"]._repr_html_())
-    assert head == list(shown["methods"][0])
-    assert [row[0] for row in rows] == [row["name"] for row in shown["methods"]]
+    sol = dataclasses.replace(ddim_ode.sample(mixture_2d(COSINE), x, steps=2), method=evil)
+    for value in (dataclasses.replace(plan, method=line, fit=fit), sol):
+        assert "<script" not in value._repr_html_()

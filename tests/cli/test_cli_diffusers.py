@@ -1,15 +1,15 @@
-"""The commands on directories of diffusers draw what the library makes of the same network."""
+"""The commands on directories of diffusers draw what the library makes of the same network and limits."""
 
 import json
 
 import numpy as np
 import pytest
 import torch
+from commands import arrays, run, tree
 from peers import load as peer
 from tiny_pipelines import SIDE, dit, save, text_unet, unet
 
 import ddim_ode
-from ddim_ode.cli import main
 from ddim_ode.generation.shards import Shards
 from ddim_ode.interop.diffusers import load
 from ddim_ode.nets import weights
@@ -17,7 +17,8 @@ from ddim_ode.nets.data import to_unit
 
 
 def scheduler(**options):
-    return peer("diffusers").DDIMScheduler(clip_sample=False, prediction_type="sample", **options)
+    config = dict(clip_sample=False, prediction_type="sample")
+    return peer("diffusers").DDIMScheduler(**config | options)
 
 
 @pytest.fixture(scope="module")
@@ -39,11 +40,8 @@ def pictures(tmp_path_factory):
     return path
 
 
-def run(*words):
-    return main([str(word) for word in words])
-
-
 SAMPLE = ["--methods", "ddim,heun", "--steps", "2", "--seeds", "0-4", "--npz"]
+DDIM = ["--methods", "ddim", *SAMPLE[2:]]
 
 
 def test_sample_draws_what_the_library_makes(plain, tmp_path):
@@ -51,7 +49,7 @@ def test_sample_draws_what_the_library_makes(plain, tmp_path):
     model = load(plain)
     x = ddim_ode.noise(model.shape, model.schedule, range(5))
     for method in ("ddim", "heun"):
-        made = np.load(tmp_path / f"{method}.npz")["x"]
+        made = arrays(tmp_path / f"{method}.npz")["x"]
         np.testing.assert_allclose(made, ddim_ode.sample(model, x, method, steps=2).x, atol=1e-5)
 
 
@@ -77,7 +75,7 @@ def test_classes_without_a_null_label_are_sampled_unguided(labelled, tmp_path):
     assert not torch.allclose(end, other, atol=1e-2)
     call = ["--model", labelled, "--classes", "2,0", "--steps", "2"]
     assert run("sample", *call, "--methods", "ddim", *SAMPLE[4:], "--out", tmp_path / "s") == 0
-    np.testing.assert_allclose(np.load(tmp_path / "s/ddim.npz")["x"], end, atol=1e-5)
+    np.testing.assert_allclose(arrays(tmp_path / "s/ddim.npz")["x"], end, atol=1e-5)
     assert run("generate", *call, "-n", "5", "--method", "ddim", "--out", tmp_path / "g") == 0
     made = torch.cat([shard.x for shard in Shards.open(tmp_path / "g")])
     torch.testing.assert_close(made, end, rtol=0, atol=1e-5)
@@ -88,13 +86,6 @@ def test_a_plan_is_fitted_without_the_guidance_that_nobody_gave(labelled, tmp_pa
     assert run("calibrate", "--model", labelled, *fast) == 0
     fit = ddim_ode.Plan.load(tmp_path / "nfe-1.json").fit
     assert (fit["guidance"], fit["alterations"]) == (None, {})
-
-
-@pytest.mark.parametrize("command", ["sample", "generate"])
-def test_guidance_without_a_null_label_names_the_way_out(labelled, tmp_path, capsys, command):
-    n = ["-n", "2"] if command == "generate" else []
-    assert run(command, "--model", labelled, "--guidance", "3", *n, "--out", tmp_path) == 2
-    assert "guidance=1 is the network alone" in capsys.readouterr().err
 
 
 def test_encode_goes_up_and_down_under_the_pictures_classes(labelled, pictures, tmp_path):
@@ -113,41 +104,154 @@ def test_interpolate_and_edit_take_them(plain, labelled, pictures, tmp_path):
     fast = ["--method", "ddim", "--steps", "2", "--out", tmp_path]
     points = ["--seeds", "0-1", "--points", "3"]
     assert run("interpolate", "--model", plain, *points, *fast) == 0
-    manifest = json.loads((tmp_path / "interpolate.json").read_text())
+    manifest = tree(tmp_path / "interpolate.json")
     assert manifest["model"]["sha256"] == load(plain).sha256
     assert [r["net_evals"] for r in manifest["runs"]] == [3 * 2] * 2
     data = ["--data", pictures, "--indices", "0-1"]
     assert run("edit", "--model", labelled, *data, "--to", "2", *fast) == 0
-    runs = json.loads((tmp_path / "edit.json").read_text())["runs"]
+    runs = tree(tmp_path / "edit.json")["runs"]
     assert [r["what"] for r in runs] == ["encode", "decode, to 2"]
     assert all(r["alterations"] == {} for r in runs)
 
 
-@pytest.mark.parametrize("command", ["sample", "interpolate"])
-def test_classes_that_are_missing_are_asked_for(labelled, tmp_path, capsys, command):
-    words = [] if command == "interpolate" else ["--classes", "9"]
-    assert run(command, "--model", labelled, *words, "--out", tmp_path) == 2
-    said = capsys.readouterr().err
-    assert ("--classes" in said) if command == "interpolate" else ("unknown class '9'" in said)
+@pytest.fixture(scope="module")
+def unfit(tmp_path_factory):
+    """Folders whose networks need what no command line says, or make no pictures."""
+    made = {}
+    for make, part in ((text_unet, "unet"), (dit, "transformer")):
+        folder = made[make.__name__] = tmp_path_factory.mktemp("unfit")
+        make().save_pretrained(folder / part)
+        scheduler().save_pretrained(folder / "scheduler")
+    return made
 
 
 @pytest.mark.parametrize(
-    ("make", "commands", "message"),
+    ("model", "line", "said"),
     [
-        (text_unet, ("sample", "generate", "doctor"), "needs encoder_hidden_states, which"),
-        (dit, ("sample",), "latents of 2 channels"),
+        ("labelled", "sample --guidance 3", "guidance=1 is the network alone"),
+        ("labelled", "generate -n 2 --guidance 3", "guidance=1 is the network alone"),
+        ("labelled", "sample --classes 9", "unknown class '9'"),
+        ("labelled", "interpolate", "--classes"),
+        ("text_unet", "sample", "needs encoder_hidden_states, which"),
+        ("text_unet", "generate -n 1", "needs encoder_hidden_states, which"),
+        ("text_unet", "doctor", "needs encoder_hidden_states, which"),
+        ("dit", "sample", "latents of 2 channels"),
     ],
 )
-def test_what_the_commands_cannot_take(make, commands, message, tmp_path, capsys):
-    part = "unet" if make is text_unet else "transformer"
-    make().save_pretrained(tmp_path / "model" / part)
-    scheduler().save_pretrained(tmp_path / "model/scheduler")
-    for command in commands:
-        words = ["-n", "1"] if command == "generate" else []
-        words = (
-            [tmp_path / "model"] if command == "doctor" else ["--model", tmp_path / "model", *words]
-        )
-        out = [] if command == "doctor" else ["--out", tmp_path / "out"]
-        assert run(command, *words, *out) == 2
-        assert message in capsys.readouterr().err
-        assert not (tmp_path / "out").exists()
+def test_what_the_commands_cannot_take(labelled, unfit, model, line, said, tmp_path, capsys):
+    command, *words = line.split()
+    folder = labelled if model == "labelled" else unfit[model]
+    out = tmp_path / "out"
+    call = [folder] if command == "doctor" else ["--model", folder, *words, "--out", out]
+    assert run(command, *call) == 2
+    assert said in capsys.readouterr().err
+    assert model == "labelled" or not out.exists()
+
+
+# -- --clip and --threshold: what is configured by default, what is told instead, and none -------
+BOUND = 0.05
+
+
+def clipping(clip_sample=True):
+    return scheduler(clip_sample=clip_sample, clip_sample_range=BOUND)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Whose scheduler clips to half of what its network makes."""
+    return save(tmp_path_factory.mktemp("clipping"), unet(), clipping())
+
+
+TOLD = [
+    ([], {"clip": BOUND}),
+    (["--clip", "none"], {}),
+    (["--clip", "0.02"], {"clip": 0.02}),
+    (["--threshold", "0.9"], {"threshold": 0.9}),
+    (["--threshold", "0.9,1.5"], {"threshold": [0.9, 1.5]}),
+    (["--threshold", "none"], {"clip": BOUND}),
+]
+
+
+@pytest.mark.parametrize(("told", "named"), TOLD)
+def test_sample_limits_as_configured_or_told_and_again(folder, told, named, tmp_path):
+    assert run("sample", "--model", folder, *told, *DDIM, "--out", tmp_path / "a") == 0
+    model = load(folder, **dict(clip=None, threshold=None) | named)
+    x = ddim_ode.noise(model.shape, model.schedule, range(5))
+    expected = ddim_ode.sample(model, x, "ddim", steps=2)
+    made = arrays(tmp_path / "a/ddim.npz")["x"]
+    np.testing.assert_allclose(made, expected.x, atol=1e-6)
+    manifest = tmp_path / "a/manifest.json"
+    assert tree(manifest)["runs"][0]["alterations"] == named
+    assert run("sample", "--manifest", manifest, "--npz", "--out", tmp_path / "b") == 0
+    assert np.array_equal(arrays(tmp_path / "b/ddim.npz")["x"], made)
+
+
+def test_a_manifest_is_not_of_another_configuration(tmp_path):
+    """Of a limit that is gone from the folder, or has come to it (first manifests: numbers or nothing)."""
+    model = save(tmp_path / "model", unet(), clipping())
+    out = ["--out", tmp_path / "a"]
+    assert run("sample", "--model", model, *DDIM, *out) == 0
+    save(model, unet(), clipping(clip_sample=False))
+    manifest = tmp_path / "a/manifest.json"
+    said = tree(manifest)
+
+    def again():
+        assert run("sample", "--manifest", manifest, "--out", tmp_path / "b") == 0
+        return tree(tmp_path / "b/manifest.json")["runs"][0]["alterations"]
+
+    assert again() == {"clip": BOUND}
+    save(model, unet(), clipping())
+    for clip, named in ((None, {}), (0.03, {"clip": 0.03})):
+        said["options"] |= dict(clip=clip, threshold=None)
+        manifest.write_text(json.dumps(said))
+        assert again() == named
+
+
+@pytest.mark.parametrize(("told", "named"), TOLD[:2])
+def test_generate_and_compare_run_on_the_limited_ode(folder, told, named, tmp_path, capsys):
+    call = ["-n", "3", "--method", "ddim", "--steps", "2", "--out", tmp_path / "g"]
+    assert run("generate", "--model", folder, *told, *call) == 0
+    made = torch.cat([shard.x for shard in Shards.open(tmp_path / "g")])
+    assert (float(made.abs().max()) <= BOUND * (1 + 1e-6)) == bool(named)
+    call = ["--methods", "ddim", "--nfe", "2", "--n", "2", "--reference", "0.1"]
+    assert run("compare", "--model", folder, *told, *call, "--out", tmp_path / "c") == 0
+    shown = capsys.readouterr().out
+    result = tree(tmp_path / "c/compare.json")
+    (page,) = (tmp_path / "c").glob("*.html")
+    for text in (shown, result["model"], page.read_text()):
+        assert ("clip 0.05" in text) == bool(named)
+
+
+def test_calibrate_keeps_the_limit_in_its_plan(tmp_path, capsys):
+    call = ["--model", "mixture", "--nfe", "2", "--n", "4", "--clip", "0.5", "--out", tmp_path]
+    assert run("calibrate", *call) == 0
+    assert ddim_ode.Plan.load(tmp_path / "nfe-2.json").fit["alterations"] == {"clip": 0.5}
+
+
+def test_pictures_are_made_limited_and_encoded_without(folder, pictures, tmp_path, capsys):
+    fast = ["--model", folder, "--method", "ddim", "--steps", "2", "--out", tmp_path]
+    data = ["--data", pictures, "--indices", "0-1"]
+
+    def runs(command, *words):
+        assert run(command, *fast, *words) == 0
+        return [row["alterations"] for row in tree(tmp_path / f"{command}.json")["runs"]]
+
+    assert runs("interpolate", "--seeds", "0-1", "--points", "2") == [{"clip": BOUND}] * 2
+    assert runs("edit", *data, "--strength", "0.5") == [{"clip": BOUND}]
+    assert runs("edit", *data, "--strength", "0.5", "--clip", "none") == [{}]
+    assert run("encode", *fast, *data) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert (
+        "(clip 0.05), which cannot be undone: entries at the limit are the same for many" in error
+    )
+    assert "--clip none" in error
+    assert runs("encode", *data, "--clip", "none") == [{}, {}]
+
+
+@pytest.mark.parametrize("model", ["mixture", "fashion-mnist"])
+def test_models_without_a_configuration_are_limited_as_told(model, tmp_path):
+    words = ["--model", model, "-n", "2", "--method", "ddim", "--steps", "1"]
+    assert run("generate", *words, "--clip", "0.1", "--out", tmp_path / "a") == 0
+    assert run("generate", *words, "--clip", "none", "--out", tmp_path / "b") == 0
+    made = [next(iter(Shards.open(tmp_path / name))).x.abs().max() for name in ("a", "b")]
+    assert float(made[0]) <= 0.1 * (1 + 1e-6) < float(made[1])

@@ -69,24 +69,11 @@ def test_it_says_what_it_was_made_with(path, tmp_path):
     assert (about["torch"], about["ddim_ode"]) == (torch.__version__, ddim_ode.__version__)
     assert about["device"] == "cpu"
     asked = dict(methods=["ddim", "rk45", "unipc3"], nfe=[5, 20], n=10, seed=0, batch=64)
-    assert asked.items() <= about["arguments"].items()
-    assert about["arguments"]["grid"] == ["trailing", "best"]
-
-    call = [
-        "compare",
-        "--model",
-        "mixture",
-        "--methods",
-        "ddim",
-        "--nfe",
-        "3",
-        "--n",
-        "3",
-        "--quiet",
-    ]
-    assert main([*call, "--out", str(tmp_path)]) == 0
+    assert dict(asked, grid=["trailing", "best"]).items() <= about["arguments"].items()
+    call = "compare --model mixture --methods ddim --nfe 3 --n 3 --quiet --out"
+    assert main([*call.split(), str(tmp_path)]) == 0
     about = Comparison.load(tmp_path / "compare.json").about
-    assert about["command"] == f"ddim-ode {' '.join(call)} --out {tmp_path}"
+    assert about["command"] == f"ddim-ode {call} {tmp_path}"
     assert about["arguments"]["n"] == 3
 
 
@@ -108,7 +95,6 @@ def test_layout_and_line_ends_are_no_content(result, path, tmp_path):
 
 def test_no_damage_is_believed(path, tmp_path):
     data, rng, damaged = path.read_bytes(), random.Random(0), tmp_path / "damaged.json"
-    tree = json.loads(data)
 
     def flipped():
         k = rng.randrange(len(data) - 1)
@@ -116,13 +102,10 @@ def test_no_damage_is_believed(path, tmp_path):
 
     def changed():
         """One number, somewhere."""
-        node, at, whole = tree, None, json.loads(data)
-        node = whole
+        node = whole = json.loads(data)
         while isinstance(node, (dict, list)) and node:
-            parent, at = (
-                node,
-                rng.choice(list(node) if isinstance(node, dict) else range(len(node))),
-            )
+            keys = list(node) if isinstance(node, dict) else range(len(node))
+            parent, at = node, rng.choice(keys)
             node = parent[at]
         parent[at] = 0.123
         return json.dumps(whole).encode()
@@ -144,8 +127,6 @@ def test_no_damage_is_believed(path, tmp_path):
     ("content", "message"),
     [
         (b"", "truncated, or not a comparison's JSON"),
-        (b"[1, 2]", "not a comparison of this version"),
-        (b'{"rows": []}', "not a comparison of this version"),
         (b'{"format": "ddim_ode plan", "version": 1}', "not a comparison of this version"),
         (b'{"format": "ddim_ode comparison", "version": 2}', "not a comparison of this version"),
         (b'{"format": "ddim_ode comparison", "version": 1}', "damaged, or changed after it was"),
@@ -154,7 +135,6 @@ def test_no_damage_is_believed(path, tmp_path):
         (b'{"a": 1, "a": 1}', "the key 'a' is there twice"),
         (b'{"a": NaN}', "NaN is no finite number"),
         (b'{"a": 1e999}', "1e999 is no finite number"),
-        (b"\x93NUMPY", "truncated, or not"),
     ],
 )
 def test_foreign_files_are_refused(tmp_path, content, message):

@@ -12,9 +12,9 @@ import torch
 from problems import DDPM, mixture_2d
 
 import ddim_ode
-from ddim_ode.cli.comparison import draw_samples
 from ddim_ode.comparison import report, tables
 from ddim_ode.comparison.distances import check_metrics, measure_rows
+from ddim_ode.comparison.samples import draw_samples
 from ddim_ode.evaluate.features import IDENTITY
 from ddim_ode.plots.pictures import solver_grid
 from ddim_ode.solve import reference
@@ -105,35 +105,44 @@ def test_page_says_what_the_comparison_says(page, result):
         assert tables.number(row["error"]) in text
 
 
-def test_answers_name_the_best_what_ties_and_what_is_cheapest(result):
+def test_answers_name_the_best_and_what_is_cheapest(result):
     best = dict(report.best_lines(result))
     assert best["5 calls"].startswith(f"{result.best(5)['method']}, error ")
     for term, said in report.target_lines(result):
         row = result.recommend(float(term.split()[-1]))
         assert said.startswith(f"{row['method']}, {row['nfe']} calls")
     assert "none of these" in dict(report.target_lines(result, [1e-9]))["error ≤ 1e-09"]
+
+
+def test_a_method_against_itself_is_a_tie_and_said_to_be():
     plan = ddim_ode.plan("ddim", DDPM, ddim_ode.grids.make_grid("trailing", DDPM, 5))
-    twice = compare(mixture_2d(DDPM), {"a": "ddim", "b": plan}, [5])
-    assert re.search(r"; tied with it: [ab]\b", dict(report.best_lines(twice))["5 calls"])
-    assert sorted(line.cells[0].mark for line in tables.overview(twice)) == ["best", "tie"]
+    r = compare(mixture_2d(DDPM), {"a": "ddim", "b": plan}, [5])
+    assert r.decide(*r.rows) == (1.0, 1.0, 1.0, True)
+    assert re.search(r"; tied with it: [ab]\b", dict(report.best_lines(r))["5 calls"])
+    assert sorted(line.cells[0].mark for line in tables.overview(r)) == ["best", "tie"]
 
 
 def test_nothing_is_best_where_rows_are_at_the_floor(monkeypatch):
     monkeypatch.setattr(reference, "STEPS", (60, 120))
-    r = compare(mixture_2d(DDPM), ["ddim", "unipc3"], [10, 100])
+    r = compare(mixture_2d(DDPM), ["ddim", "unipc3"], [10, 50, 100])
+    row = next(row for row in r.rows if (row["method"], row["budget"]) == ("unipc3", 100))
+    assert row["at_floor"]
+    assert row["error_typical"] < r.floor == 100 * r.reference_error
+    assert not r.best(100)
+    assert r.best(10)["method"] == "unipc3"
+    assert [entry["rank"] for entry in r.ranking(100)] == [None, 1]
+    assert not r.recommend(r.floor / 2)
+    assert r.recommend(r.floor * 1.01)["method"] == "unipc3"
+    targets = [float(term.split()[-1]) for term, _ in report.target_lines(r)]
+    assert min(targets) >= r.floor > row["error_high"]
     marks = {line.method: [cell.mark for cell in line.cells] for line in tables.overview(r)}
-    assert marks["unipc3"] == ["best", "floor"]
-    assert marks["ddim"][1] == ""
-    assert "at the floor" in dict(report.best_lines(r))["100 calls"]
-    text = tables.overview_text(r)
-    assert text.count("*") == 2  # the best, and its legend
-    assert f"below {r.floor:.1e}" in text
+    assert (marks["unipc3"][0], marks["unipc3"][2], marks["ddim"][2]) == ("best", "floor", "")
+    assert "at floor" in r.table()
+    for text in (str(r.best(100)), dict(report.best_lines(r))["100 calls"]):
+        assert "at the floor" in text
+    assert f"below {r.floor:.1e}" in tables.overview_text(r)
     page = report.page(r, report.Context("m"))
-    assert page.count('class="floor"') == page.count("at floor</small>") == 1
-    fine = compare(mixture_2d(DDPM), ["ddim", "unipc3"], [50, 100])
-    targets = [float(term.split()[-1]) for term, _ in report.target_lines(fine)]
-    assert targets
-    assert min(targets) >= fine.floor > fine.rows[-1]["error_high"]
+    assert page.count('class="floor"') == page.count("at floor</small>") > 0
 
 
 def test_overview_is_aligned_and_explains_the_signs_it_uses(result):
@@ -163,7 +172,7 @@ def test_metrics_against_the_same_noises_vanish_with_the_error():
 
 def test_metrics_leave_out_rows_with_failed_samples(result):
     r = compare(mixture_2d(DDPM), ["ddim"], [5])
-    r.rows[0]["failed"] = 1
+    r.rows[0].failed = 1
     measure_rows(r, IDENTITY, metrics=["energy_distance"])
     assert r.rows[0]["energy_distance"] is None
 

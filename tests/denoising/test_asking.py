@@ -13,31 +13,30 @@ from ddim_ode import Denoiser, Guidance
 X = points(3, 2)
 
 
+def raising(x, t, y):
+    y += 1  # the class of the next call
+    return 0.5 * x
+
+
+def hurrying(x, t, y):
+    t /= 1000  # which a checkpointed solve would do twice
+    return 0.5 * x
+
+
+@pytest.mark.parametrize("guidance", [None, Guidance(2.0, {"y": 0})], ids=["plain", "guided"])
 @pytest.mark.parametrize(
-    "options", [{}, dict(guidance=Guidance(2.0, {"y": 0}))], ids=["plain", "guided"]
+    ("net", "message"),
+    [
+        (lambda x, t, y: x.mul_(0.5), r"x in place; use x \* c, not x.mul_"),
+        (raising, "y in place"),
+        (hurrying, "t in place"),
+    ],
 )
-def test_a_network_that_changes_x_in_place_is_refused(options):
-    model = Denoiser(lambda x, t, y: x.mul_(0.5), COSINE, **options)
+def test_a_network_that_changes_what_it_is_given_is_refused(net, message, guidance):
+    model = Denoiser(net, COSINE, guidance=guidance)
     cond = {"y": torch.ones(3, dtype=torch.long)}
-    message = r"changes its x in place; use x \* c, not x.mul_"
-    expect(sample(model, X.clone(), "ab2", steps=3, cond=cond), message)
-
-    def raising(x, t, y):
-        y += 1  # the class of the next call
-        return 0.5 * x
-
-    model = Denoiser(raising, COSINE, **options)
-    expect(sample(model, X, "ab2", steps=3, cond=cond), "the network changes its y in place")
-
-    def hurrying(x, t, y):
-        t /= 1000  # which a checkpointed solve would do twice
-        return 0.5 * x
-
-    model = Denoiser(hurrying, COSINE, **options)
-    expect(
-        sample(model, X, steps=3, cond=cond, differentiable="checkpoint"),
-        "the network changes its t in place",
-    )
+    how = dict(differentiable="checkpoint") if net is hurrying else {}
+    expect(sample(model, X.clone(), "ab2", steps=3, cond=cond, **how), f"changes its {message}")
 
 
 @pytest.mark.parametrize(
@@ -85,26 +84,30 @@ def test_a_network_that_returns_one_buffer_is_refused():
     assert torch.equal(*ends)
 
 
+class Constant(torch.nn.Module):
+    """A network of buffers alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("matrix", torch.eye(2).bfloat16())
+
+    def forward(self, x, t):
+        return x @ self.matrix
+
+
 def test_a_network_in_another_precision_is_told_the_remedy():
     net = Timeless(torch.nn.Linear(2, 2).double())
-    message = r"are torch.float64, fails on x of torch.float32 .* give Denoiser\(..., dtype=torch.float64\)"
+    message = r"torch.float64, fails on x of torch.float32 .*Denoiser\(..., dtype=torch.float64\)"
     expect(sample(Denoiser(net, COSINE), X.float(), steps=2), message)
     told = Denoiser(net, COSINE, dtype=torch.float64)
     assert ddim_ode.sample(told, X.float(), steps=2).x.dtype == torch.float32
     matrix = torch.eye(2, dtype=torch.float64)
     wide = Denoiser(lambda x, t: x @ matrix, COSINE, dtype=torch.float16)
     expect(sample(wide, X.float(), steps=2), r"fails on x of torch.float16 \(.*; drop dtype=")
-
-    class Constant(torch.nn.Module):  # a network of buffers alone
-        def __init__(self):
-            super().__init__()
-            self.register_buffer("matrix", torch.eye(2).bfloat16())
-
-        def forward(self, x, t):
-            return x @ self.matrix
-
-    message = r"weights are torch.bfloat16, .* give Denoiser\(..., dtype=torch.bfloat16\)"
-    expect(sample(Denoiser(Constant(), COSINE), X.float(), steps=2), message)
+    for half in (Constant(), Words().bfloat16(), Words().bfloat16().forward):
+        cond = {} if isinstance(half, Constant) else dict(text=X, y=X[:, 0].long())
+        message = r"weights are torch.bfloat16, .*Denoiser\(..., dtype=torch.bfloat16\)"
+        expect(sample(Denoiser(half, COSINE), X.float(), steps=2, cond=cond), message)
 
 
 class InTheDtypeOfT(torch.nn.Module):
@@ -115,11 +118,10 @@ class InTheDtypeOfT(torch.nn.Module):
         self.of_t, self.of_x = torch.nn.Linear(8, 16), torch.nn.Linear(2, 16)
         self.norm, self.out = torch.nn.LayerNorm(16), torch.nn.Linear(16, 2)
 
-    def forward(self, x, t, text=None):
+    def forward(self, x, t):
         angles = t[:, None] * 10_000.0 ** -(torch.arange(4) / 4)
         of_t = self.of_t(torch.cat([angles.sin(), angles.cos()], 1))
-        h = self.of_x(x) + of_t if text is None else self.of_x(x + text) + of_t
-        return self.out(torch.relu(self.norm(h)))
+        return self.out(torch.relu(self.norm(self.of_x(x) + of_t)))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
@@ -149,50 +151,33 @@ def test_a_network_whose_time_embedding_follows_t(dtype, wrapped):
     torch.testing.assert_close(*ends, rtol=0, atol=10 * eps)
 
 
-def test_what_a_half_network_still_cannot_take_is_told():
-    """t is in the precision of the layers, a condition is not, or the network mixes them by itself."""
-    net = InTheDtypeOfT().bfloat16()
-    model = Denoiser(net, COSINE, dtype=torch.bfloat16)
-    cond = dict(text=torch.ones(3, 2))
-    message = "give text as torch.bfloat16 too, and not torch.float32"
-    expect(sample(model, X.float(), steps=2, cond=cond), message)
-    cond = dict(text=torch.ones(3, 2).bfloat16())
-    assert ddim_ode.sample(model, X.float(), steps=2, cond=cond).x.isfinite().all()
-    expect(
-        sample(Denoiser(net, COSINE), X.float(), steps=2),
-        r"weights are torch.bfloat16, .* give Denoiser\(..., dtype=torch.bfloat16\)",
-    )
+class Words(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.words = torch.nn.Linear(2, 2), torch.nn.Embedding(3, 2)
 
-    class Wide(InTheDtypeOfT):
-        def forward(self, x, t):
-            return super().forward(x, t.double()) @ torch.eye(2, dtype=torch.float64)
+    def forward(self, x, t, text, y):
+        return self.layer(x) + self.layer(text) + self.words(y)
 
-    message = r"fails on x of torch.bfloat16 .*; t is float32 or wider here: .* t\.to\(x\.dtype\)"
-    expect(sample(Denoiser(Wide().bfloat16(), COSINE, dtype=torch.bfloat16), X, steps=2), message)
+
+class Wide(InTheDtypeOfT):
+    def forward(self, x, t):
+        return super().forward(x, t.double()) @ torch.eye(2, dtype=torch.float64)
 
 
 def test_a_condition_in_another_precision_is_named():
-    class Net(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer, self.words = torch.nn.Linear(2, 2), torch.nn.Embedding(3, 2)
-
-        def forward(self, x, t, text, y):
-            return self.layer(x) + self.layer(text) + self.words(y)
-
-    model = Denoiser(Net().bfloat16(), COSINE, dtype=torch.bfloat16)
-    cond = dict(text=torch.ones(3, 2), y=torch.zeros(3, dtype=torch.long))
-    message = "give text as torch.bfloat16 too, and not torch.float32"
-    expect(sample(model, X.float(), steps=2, cond=cond), message)
-    cond = dict(text=torch.ones(3, 2).bfloat16(), y=torch.zeros(3))
-    message = (
-        r"an embedding takes whole numbers \(.*; give y.long\(\), if it looks that up; else t is"
-    )
-    expect(sample(model, X.float(), steps=2, cond=cond), message)
-    expect(
-        sample(Denoiser(Net().bfloat16().forward, COSINE), X.float(), steps=2, cond=cond),
-        "weights are torch.bfloat16, .* give Denoiser",  # of a bound method, too
-    )
+    model = Denoiser(Words().bfloat16(), COSINE, dtype=torch.bfloat16)
+    for text, y, message in (
+        (
+            torch.ones(3, 2),
+            torch.zeros(3).long(),
+            "text as torch.bfloat16 too, and not torch.float",
+        ),
+        (torch.ones(3, 2).bfloat16(), torch.zeros(3), "an embedding takes whole .*; give y.long()"),
+    ):
+        expect(sample(model, X.float(), steps=2, cond=dict(text=text, y=y)), message)
+    message = r"fails on x of torch.bfloat16 .*; t is float32 or wider here: .* t\.to\(x\.dtype\)"
+    expect(sample(Denoiser(Wide().bfloat16(), COSINE, dtype=torch.bfloat16), X, steps=2), message)
 
 
 @pytest.mark.parametrize(
@@ -207,13 +192,9 @@ def test_another_error_keeps_its_own_words(text):
         with pytest.raises(RuntimeError) as said:
             sample(model, X, steps=2, cond=dict(w=w))()
         assert str(said.value) == text
-
-
-def test_a_condition_of_the_same_precision_is_not_blamed():
-    def net(x, t, w):
-        raise RuntimeError("expected scalar type Double")
-
-    model = Denoiser(net, COSINE, dtype=torch.float32)
+    text = (
+        "expected scalar type Double"  # which a condition of the same precision is not blamed for
+    )
     expect(sample(model, X, steps=2, cond=dict(w=torch.ones(3))), "; drop dtype=")
 
 
@@ -232,58 +213,58 @@ def test_answers_that_are_no_real_numbers_are_refused(dtype, options):
     expect(sample(model, X, steps=2), f"returned {dtype}; it must return real numbers")
 
 
+class Attending(torch.nn.Module):
+    def __init__(self, dropout):
+        super().__init__()
+        self.mix = torch.nn.MultiheadAttention(2, 1, dropout=dropout, batch_first=True)
+
+    def forward(self, x, t):
+        return self.mix(x[:, None], x[:, None], x[:, None])[0][:, 0]
+
+
+class Recurring(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.cell = torch.nn.LSTM(2, 2, num_layers=2, dropout=0.1, batch_first=True)
+
+    def forward(self, x, t):
+        return self.cell(x[:, None])[0][:, 0]
+
+
+def of(*layers):
+    return Timeless(torch.nn.Sequential(torch.nn.Linear(2, 2), *layers))
+
+
 @pytest.mark.parametrize(
-    ("layer", "warns"),
+    ("net", "named"),
     [
-        (torch.nn.Dropout(0.5), True),
-        (torch.nn.BatchNorm1d(2), True),
-        (torch.nn.LayerNorm(2), False),
-        (torch.nn.Dropout(0.0), False),
+        (of(torch.nn.Dropout(0.5)), "Dropout"),
+        (of(torch.nn.BatchNorm1d(2)), "BatchNorm1d"),
+        (of(torch.nn.LayerNorm(2), torch.nn.Dropout(0.0)), None),
+        (Attending(0.1), "MultiheadAttention"),
+        (Attending(0.0), None),
+        (Attending(0.1).forward, "MultiheadAttention"),  # a bound method
+        (Recurring(), "LSTM"),
     ],
 )
-def test_training_mode_is_warned_of_where_it_matters(layer, warns, recwarn):
-    model = Denoiser(Timeless(torch.nn.Sequential(torch.nn.Linear(2, 2), layer)), COSINE)
-    ddim_ode.sample(model, X.float(), steps=2)
-    said = [str(w.message) for w in recwarn if "training mode" in str(w.message)]
-    assert len(said) == warns
-    assert not warns or f"{type(layer).__name__} inside; call net.eval() first" in said[0]
-    model.net.eval()
-    ddim_ode.sample(model, X.float(), steps=2)
-    assert len([w for w in recwarn if "training mode" in str(w.message)]) == warns
+def test_training_mode_is_warned_of_where_it_matters(net, named):
+    model = Denoiser(net, COSINE)
+    module = getattr(net, "__self__", net)
 
-
-def test_training_mode_is_seen_wherever_it_hides():
-    class Attending(torch.nn.Module):
-        def __init__(self, dropout):
-            super().__init__()
-            self.mix = torch.nn.MultiheadAttention(2, 1, dropout=dropout, batch_first=True)
-
-        def forward(self, x, t):
-            return self.mix(x[:, None], x[:, None], x[:, None])[0][:, 0]
-
-    def said(net):
-        with warnings.catch_warnings(record=True) as heard:
+    def said():
+        with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
-            ddim_ode.sample(Denoiser(net, COSINE), X.float(), steps=2)
-        return [str(w.message) for w in heard if "training mode" in str(w.message)]
+            ddim_ode.sample(model, X.float(), steps=2)
+        return [str(w.message) for w in told if "training mode" in str(w.message)]
 
-    assert "MultiheadAttention" in said(Attending(0.1))[0]
-    assert not said(Attending(0.0))
-    assert said(Attending(0.1).forward)  # a bound method
-
-    class Recurring(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.cell = torch.nn.LSTM(2, 2, num_layers=2, dropout=0.1, batch_first=True)
-
-        def forward(self, x, t):
-            return self.cell(x[:, None])[0][:, 0]
-
-    assert "LSTM" in said(Recurring())[0]
-    parent = Attending(0.1).eval()
-    assert not said(parent)
-    parent.mix.train()
-    assert said(parent)
+    heard = said()
+    assert len(heard) == (named is not None)
+    assert named is None or f"{named} inside; call net.eval() first" in heard[0]
+    module.eval()
+    assert not said()
+    if isinstance(net, Attending) and named:
+        net.mix.train()  # within a parent that is not
+        assert said()
 
 
 def test_warnings_point_at_the_caller(recwarn):
@@ -297,14 +278,10 @@ def test_warnings_point_at_the_caller(recwarn):
 def test_an_index_beyond_a_table_points_to_the_time_offset():
     table = torch.nn.Embedding(1000, 2)
     net = lambda x, t: x + table(t.round().long())  # noqa: E731
-    model = ddim_ode.Denoiser(net, ddim_ode.schedules.ddpm(), snap=True, shape=(2,))
-    with pytest.raises(ValueError, match=r"out of range.*time_offset=-1\.0"):
-        ddim_ode.sample(model, torch.zeros(3, 2), nfe=5)
-    model = ddim_ode.Denoiser(net, ddim_ode.schedules.ddpm(), snap=True, time_offset=-1.0)
-    assert ddim_ode.sample(model, torch.zeros(3, 2), nfe=5).nfe == 5
-
-
-def test_a_network_without_a_time_is_wrapped():
-    model = ddim_ode.Denoiser(torch.nn.Identity(), ddim_ode.schedules.ddpm(), shape=(2,))
-    with pytest.raises(ValueError, match=r"takes no time, wrap it: net = lambda x, t: own\(x\)"):
-        ddim_ode.sample(model, torch.zeros(3, 2), nfe=5)
+    schedule = ddim_ode.schedules.ddpm()
+    model = Denoiser(net, schedule, snap=True)
+    expect(sample(model, X.float(), nfe=5), r"out of range.*time_offset=-1\.0")
+    model = Denoiser(net, schedule, snap=True, time_offset=-1.0)
+    assert ddim_ode.sample(model, X.float(), nfe=5).nfe == 5
+    wrapped = r"takes no time, wrap it: net = lambda x, t: own\(x\)"
+    expect(sample(Denoiser(torch.nn.Identity(), schedule), X, nfe=5), wrapped)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from problems import COSINE, mixture_2d, points
+from refusals import expect, sample
 
 import ddim_ode
 
@@ -60,62 +61,8 @@ SHIPPED_ONLY = {
     "two axes": ({"y": Y[:, None]}, "whole numbers"),
     "too high": ({"y": Y + 10}, "the network knows 0 to 10"),
     "below 0": ({"y": -Y}, "the network knows 0 to 10"),
-    "another name": (
-        {"class_labels": Y},
-        "unknown condition 'class_labels'; valid, nearest first: y",
-    ),
+    "another name": ({"class_labels": Y}, "condition 'class_labels'; valid, nearest first: y"),
 }
-
-
-@pytest.mark.parametrize("call", CALLS)
-@pytest.mark.parametrize("kind", WRONG)
-def test_of_an_exact_mixture(kind, call):
-    cond, message = WRONG[kind]
-    if call == "diagnose" and kind == "too many":
-        return  # it takes the first n
-    with pytest.raises(ValueError, match=message):
-        CALLS[call](MIXTURE, POINTS, cond=cond)
-
-
-@pytest.mark.parametrize("kind", {**WRONG, **SHIPPED_ONLY})
-def test_of_the_shipped_model(kind):
-    cond, message = {**WRONG, **SHIPPED_ONLY}[kind]
-    for call in ("call", "sample", "rk45", "adjoint", "likelihood", "flow", "batch"):
-        with pytest.raises(ValueError, match=message):
-            CALLS[call](SHIPPED, X, cond=cond)
-
-
-@pytest.mark.parametrize("call", [call for call in CALLS if call != "adjoint"])
-def test_what_a_mixture_does_not_know_is_dropped(call):
-    for given in (dict(cond={"y": Y}), dict(shared={"y": 3})):
-        with pytest.raises(ValueError, match="knows no condition 'y'; drop cond and shared"):
-            CALLS[call](MIXTURE, POINTS, **given)
-
-
-def test_shared_of_the_wrong_type():
-    for call in ("call", "sample", "rk45", "scipy", "encode", "likelihood", "flow"):
-        for model, x in ((SHIPPED, X), (MIXTURE, POINTS)):
-            with pytest.raises(ValueError, match=r"shared=3 must be \{name: value}"):
-                CALLS[call](model, x, shared=3)
-
-
-@pytest.mark.parametrize(
-    ("net", "given", "message"),
-    [
-        (lambda x, t: x, dict(cond={"y": Y}), r"called as net\(x, t, y=y\).* drop the conditions"),
-        (lambda x, t: x, dict(shared={"w": 1}), r"called as net\(x, t, w=w\)"),
-        (lambda x, t, y: x, {}, r"called as net\(x, t\).*'y'.* give those that it needs as cond="),
-        (torch.nn.Identity(), {}, r"called as net\(x, t\)"),
-    ],
-)  # fmt: skip
-def test_names_that_a_network_does_not_take(net, given, message):
-    with pytest.raises(ValueError, match=message):
-        ddim_ode.sample(ddim_ode.Denoiser(net, COSINE), POINTS, steps=2, **given)
-
-
-def test_a_networks_own_mistake_comes_through():
-    with pytest.raises(TypeError, match="can only concatenate str"):
-        ddim_ode.sample(ddim_ode.Denoiser(lambda x, t: "a" + x, COSINE), POINTS, steps=2)
 
 
 def test_sizes_that_the_shipped_network_cannot_halve():
@@ -127,22 +74,62 @@ def test_sizes_that_the_shipped_network_cannot_halve():
 
 @pytest.mark.parametrize("nfe", [[6], "6", None, 6.0, True, {}])
 def test_the_shipped_plans_are_asked_for_by_whole_numbers(nfe):
-    with pytest.raises(ValueError, match=r"nfe=.* must be a whole number"):
-        SHIPPED.calibrated(nfe)
+    expect(lambda: SHIPPED.calibrated(nfe), r"nfe=.* must be a whole number")
     if not isinstance(nfe, (list, dict)):
-        with pytest.raises(ValueError, match=r"budgets=.* must be a whole number"):
-            SHIPPED.calibrated_within([nfe])
+        expect(lambda: SHIPPED.calibrated_within([nfe]), r"budgets=.* must be a whole number")
 
 
-def test_x_without_a_batch_axis_is_named():
-    with pytest.raises(ValueError, match=r"x is \(1, 28, 28\).* give x\[None\], a batch of one"):
-        ddim_ode.sample(SHIPPED, torch.zeros(1, 28, 28), nfe=1)
-    model = ddim_ode.Denoiser(lambda x, t: x, COSINE, shape=(3,))
-    with pytest.raises(ValueError, match=r"x is \(2,\).* give \(B, 3\)"):
-        ddim_ode.sample(model, torch.zeros(2), nfe=1)
+OF_MIXTURES = [*WRONG, "not known", "shared", "shared of no names"]
 
 
-def test_a_condition_on_meta_is_named():
-    model = ddim_ode.Denoiser(lambda x, t, c: x * c, COSINE, shape=(2,))
-    with pytest.raises(ValueError, match=r"cond\['c'\] is on meta"):
-        ddim_ode.compare(model, ["ddim"], nfe=2, n=4, cond={"c": torch.ones(4, 1, device="meta")})
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("kind", OF_MIXTURES)
+def test_wherever_a_condition_goes_it_is_named(kind, call):
+    if call == "diagnose" and kind == "too many":
+        return  # it takes the first n
+    cond, message = WRONG.get(kind, ({"y": Y}, "knows no condition 'y'; drop cond and shared"))
+    given = dict(cond=cond)
+    if kind == "shared":
+        given = dict(shared={"y": 3})
+    if kind == "shared of no names":
+        given, message = dict(shared=3), r"shared=3 must be \{name: value}"
+    expect(lambda: CALLS[call](MIXTURE, POINTS, **given), message)
+
+
+@pytest.mark.parametrize(
+    "call", ["call", "sample", "rk45", "adjoint", "likelihood", "flow", "batch"]
+)
+def test_what_the_shipped_network_knows_is_named(call):
+    for cond, message in (*WRONG.values(), *SHIPPED_ONLY.values()):
+        expect(lambda cond=cond: CALLS[call](SHIPPED, X, cond=cond), message)
+    expect(lambda: CALLS[call](SHIPPED, X, shared=3), r"shared=3 must be \{name: value}")
+
+
+def own(net, **options):
+    return ddim_ode.Denoiser(net, COSINE, **options)
+
+
+@pytest.mark.parametrize(
+    ("model", "x", "given", "message"),
+    [
+        (own(lambda x, t: x), POINTS, dict(cond={"y": Y}), r"net\(x, t, y=y\).* drop the cond"),
+        (own(lambda x, t: x), POINTS, dict(shared={"w": 1}), r"net\(x, t, w=w\)"),
+        (own(lambda x, t, y: x), POINTS, {}, r"net\(x, t\).*'y'.* give those .* as cond="),
+        (own(torch.nn.Identity()), POINTS, {}, r"called as net\(x, t\)"),
+        (SHIPPED, X[0], {}, r"x is \(1, 28, 28\).* give x\[None\], a batch of one"),
+        (own(lambda x, t: x, shape=(3,)), POINTS[0], {}, r"x is \(2,\).* give \(B, 3\)"),
+        (
+            own(lambda x, t, c: x * c),
+            POINTS,
+            dict(cond={"c": torch.ones(2, 1, device="meta")}),
+            r"cond\['c'\] is on meta",
+        ),
+    ],
+)
+def test_what_a_network_does_not_take_is_named(model, x, given, message):
+    expect(sample(model, x, steps=2, **given), message)
+
+
+def test_a_networks_own_mistake_comes_through():
+    with pytest.raises(TypeError, match="can only concatenate str"):
+        ddim_ode.sample(own(lambda x, t: "a" + x), POINTS, steps=2)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from problems import COSINE, DDPM, points
+from refusals import expect
 
 import ddim_ode
 from ddim_ode import Denoiser, Guidance
@@ -39,12 +40,13 @@ def wide(prediction="eps", **options):
 # -- thresholding -----------------------------------------------------------------------------
 @pytest.mark.parametrize("p", [0.001, 0.3, 0.5, 0.995, 1.0])
 @pytest.mark.parametrize("n", [1, 2, 7, 1000])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_the_quantile_is_torch_s(p, n, dtype):
     x0 = 30 * points(3, n, seed=n).to(dtype)
     s = torch.quantile(x0.abs().double(), p, dim=1, keepdim=True).clamp_min(1.0)
     expected = (torch.minimum(x0.abs().double(), s) / s * x0.sign()).to(dtype)
-    torch.testing.assert_close(limited(x0, threshold=p), expected)
+    near = dict(rtol=2**-6, atol=2**-6) if dtype.itemsize == 2 else {}
+    torch.testing.assert_close(limited(x0, threshold=p), expected, **near)
 
 
 def test_a_sample_of_more_than_2_to_the_24_entries():
@@ -72,13 +74,6 @@ def test_samples_of_one_entry_of_none_and_of_many_axes():
         assert torch.equal(ddim_ode.sample(model, x, steps=2).x, torch.ones(shape))
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_limited_as_its_numbers_are(dtype):
-    x0 = (10 * points(3, 50)).to(dtype)
-    wide = limited(x0.double(), threshold=0.8)
-    torch.testing.assert_close(limited(x0, threshold=0.8).double(), wide, rtol=2**-6, atol=2**-6)
-
-
 @pytest.mark.parametrize("limit", LIMITS)
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_what_is_no_number_stays_none_and_with_its_sample(limit, bad):
@@ -97,14 +92,6 @@ def test_a_quantile_has_a_most(most, s):
     expected = x0.clamp(-s, s) / s
     torch.testing.assert_close(limited(x0, threshold=(1.0, most)), expected)
     assert Limit(threshold=(0.9, torch.inf)).to_dict() == Limit(threshold=0.9).to_dict()
-
-
-@pytest.mark.parametrize(
-    "bad", [(0.9, 0.0), (0.9, -1.0), (0.9, "1"), (0.9,), (0.9, 1.0, 2.0), "0.9"]
-)
-def test_a_threshold_of_another_kind_is_refused(bad):
-    with pytest.raises(ValueError, match=r"threshold=.* must be a number in"):
-        Denoiser(lambda x, t: x, COSINE, threshold=bad)
 
 
 # -- the ODE that a limit makes ---------------------------------------------------------------
@@ -185,15 +172,6 @@ def test_a_learned_variance_is_no_part_of_x0():
 
 
 @pytest.mark.parametrize("limit", LIMITS)
-def test_the_call_that_is_cut_short_says_so(limit):
-    x = ddim_ode.noise((16,), DDPM, range(4))
-    sol = ddim_ode.sample(two_valued(**limit), x, "rk45", nfe=20)
-    assert set(sol.status) == {"max_nfe"}
-    assert sol.nfe <= 20
-    assert torch.isfinite(sol.x).all()
-
-
-@pytest.mark.parametrize("limit", LIMITS)
 def test_gradients_pass_where_nothing_is_limited(limit):
     """And a clipped entry has none."""
     x = points(2, 6).requires_grad_()
@@ -238,8 +216,7 @@ def test_a_plan_remembers_the_limit_and_warns_without():
 def test_a_folder_of_samples_is_of_one_limit(tmp_path):
     options = dict(method="ddim", steps=3, progress=False)
     ddim_ode.generate(two_valued(clip=0.5), 4, tmp_path, **options)
-    with pytest.raises(ValueError, match=r"clip|model"):
-        ddim_ode.generate(two_valued(), 4, tmp_path, **options)
+    expect(lambda: ddim_ode.generate(two_valued(), 4, tmp_path, **options), r"clip|model")
 
 
 @pytest.mark.parametrize("limit", LIMITS)

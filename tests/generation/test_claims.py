@@ -2,8 +2,8 @@
 
 import subprocess
 import sys
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from small_runs import without_locks
@@ -54,7 +54,7 @@ def test_a_claim_is_one_thread_s(tmp_path):
 def test_one_at_a_time_is_alone(tmp_path):
     inside, most = [], []
 
-    def work():
+    def work(_):
         with Claims(tmp_path / "claims") as claims:
             for _ in range(20):
                 with claims.alone():
@@ -63,11 +63,8 @@ def test_one_at_a_time_is_alone(tmp_path):
                     time.sleep(1e-4)
                     inside.pop()
 
-    threads = [threading.Thread(target=work) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(8)))
     assert most == [1] * 160
 
 

@@ -2,9 +2,7 @@
 
 import contextlib
 import dataclasses
-import errno
 import json
-import os
 import random
 import re
 import sys
@@ -44,43 +42,29 @@ def test_any_changed_byte_is_found(tmp_path):
             shards.read(1)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "flipped", "of another index", "no shard"])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "of another index", "no shard", "link"])
 def test_a_damaged_shard_is_made_again(tmp_path, damage):
     shards = make(tmp_path).shards
     whole, path = samples(tmp_path), shards.path(5)
     good = path.read_bytes()
-    bad = {
-        "truncated": good[:-3],
-        "flipped": good[:-3] + bytes([good[-3] ^ 16]) + good[-2:],
-        "of another index": shards.path(4).read_bytes(),
-        "no shard": b"",
-    }[damage]
-    path.write_bytes(bad)
+    path.unlink()
+    if damage == "link":
+        path.symlink_to(tmp_path / "gone")
+    else:
+        path.write_bytes(
+            {
+                "cut": good[:-3],
+                "flipped": good[:-3] + bytes([good[-3] ^ 16]) + good[-2:],
+                "of another index": shards.path(4).read_bytes(),
+                "no shard": b"",
+            }[damage]
+        )
     with pytest.raises(ValueError, match="shard-00005"):
         samples(tmp_path)
     run = make(tmp_path)
     assert (run.made, run.remade) == (4, 1)
-    torch.testing.assert_close(samples(tmp_path), whole, rtol=0, atol=1e-5)
-
-
-def test_a_link_to_nowhere_is_no_shard(tmp_path):
-    path = make(tmp_path).shards.path(5)
-    path.unlink()
-    path.symlink_to(tmp_path / "gone")
-    assert make(tmp_path).remade == 1
     assert not path.is_symlink()
-    assert samples(tmp_path).shape == (N, 2)
-
-
-@pytest.mark.parametrize("error", [RuntimeError, TypeError, KeyError, ZeroDivisionError])
-def test_a_network_that_fails_leaves_the_folder_to_another_run(tmp_path, error):
-    def net(x, t):
-        raise error("no")
-
-    broken = ddim_ode.Denoiser(net, COSINE)
-    with pytest.raises(error):
-        ddim_ode.generate(broken, 4, tmp_path, steps=2, shape=(2,), key="broken")
-    assert make(tmp_path).made == N
+    torch.testing.assert_close(samples(tmp_path), whole, rtol=0, atol=1e-5)
 
 
 def test_a_manifest_of_more_samples_than_there_can_be_costs_no_memory(tmp_path):
@@ -113,27 +97,6 @@ def test_a_shard_that_is_missing_is_named(tmp_path):
     assert (make(tmp_path).made, make(tmp_path).made) == (8, 0)
 
 
-def test_a_full_disk_keeps_what_is_finished(tmp_path, monkeypatch):
-    fsync, calls = os.fsync, []
-
-    def full(descriptor):
-        calls.append(descriptor)
-        if len(calls) > 3:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        fsync(descriptor)
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(
-        OSError, match=r"disk is full: 8 of 50 samples are kept.*same command"
-    ) as stop:
-        make(tmp_path)
-    assert stop.value.errno == errno.ENOSPC
-    assert not list(tmp_path.glob(".*.partial"))
-    monkeypatch.setattr(os, "fsync", fsync)
-    assert make(tmp_path).made == N - 8
-    torch.testing.assert_close(samples(tmp_path), expected(), rtol=0, atol=1e-5)
-
-
 def test_what_a_killed_writer_left_is_removed(tmp_path):
     for name in (".manifest.json.1.partial", ".shard-00003.safetensors.1.partial"):
         (tmp_path / name).write_text("half a file")
@@ -149,23 +112,20 @@ def test_what_a_killed_writer_left_is_removed(tmp_path):
         (dict(seed=1), "seed is 0 there, and 1 here"),
         (dict(shard=5), "shard is 4 there, and 5 here"),
         (dict(steps=5), "nfe is 7 there, and 9 here"),
-        (dict(method="midpoint"), 'method is "heun" there, and "midpoint" here'),
+        (dict(method="rk45", steps=None), 'method is "heun" there, and "rk45" here'),
         (dict(grid="karras"), "grid is "),
         (dict(variant=None, chart="data"), "chart is "),
         (dict(model=mixture_2d(ddim_ode.schedules.vp())), "model is "),
         (dict(dtype=torch.float64), 'network_dtype is null there, and "torch.float64" here'),
         (dict(cond=lambda index: dict(y=index)), "conditions is null there"),
-        (dict(method="rk45", steps=None), 'method is "heun" there, and "rk45" here'),
     ],
 )
 def test_a_folder_of_another_run_is_refused(tmp_path, changed, message):
-    make(tmp_path)
-    whole = samples(tmp_path)
-    with pytest.raises(ValueError, match="holds another run") as refusal:
+    before = {p.name: p.stat().st_mtime_ns for p in make(tmp_path).shards.folder.iterdir()}
+    with pytest.raises(ValueError, match=f"{tmp_path}.* holds another run") as refusal:
         make(tmp_path, **changed)
     assert message in str(refusal.value)
-    assert str(tmp_path) in str(refusal.value)
-    torch.testing.assert_close(samples(tmp_path), whole, rtol=0, atol=1e-5)
+    assert before == {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
 
 
 def test_a_run_of_other_noise_is_not_gone_on_with(tmp_path, monkeypatch):
@@ -188,22 +148,6 @@ def test_a_plan_of_another_model_is_warned_of(tmp_path):
         make(tmp_path / "c", **dict(options, plan=plan))
 
 
-def test_another_network_is_told_of_key(tmp_path):
-    class Net(torch.nn.Module):
-        calls = 0
-
-        def forward(self, x, t):
-            self.calls += 1
-            return 0.5 * x
-
-    model = ddim_ode.Denoiser(Net(), COSINE, shape=(2,))
-    make(tmp_path, model=model)
-    with pytest.raises(
-        ValueError, match=r"model is .* or key= where a network differs by what it only"
-    ):
-        make(tmp_path, model=model)
-
-
 def test_a_key_stands_for_the_network_alone(tmp_path):
     def model(**options):
         return ddim_ode.Denoiser(lambda x, t: torch.tanh(x), COSINE, "x0", **options)
@@ -221,15 +165,19 @@ def test_runs_that_differ_in_speed_alone_are_the_same(tmp_path, monkeypatch):
     assert make(tmp_path, batch=3, compile=True, progress=True).made == 0
 
 
-def test_a_folder_with_other_files_is_refused(tmp_path):
-    (tmp_path / "thesis.txt").write_text("")
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    (tmp_path / "thesis.txt").touch()
     with pytest.raises(ValueError, match=r"is not empty \(thesis.txt\) and holds no manifest.json"):
         make(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"holds no manifest\.json"):
+        Shards.open(tmp_path)
+    for folder in (tmp_path / "thesis.txt", *(["/proc/new"] if sys.platform == "linux" else [])):
+        with pytest.raises(OSError, match=str(folder)):
+            make(folder)
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["", "{", "[]", "{}", '{"kind": "samples"}', '{"kind": "x", "n": 1}', TWICE],
+    "text", ["", "[]", "{}", '{"kind": "samples"}', '{"kind": "x", "n": 1}', TWICE]
 )
 def test_a_damaged_manifest_is_named(tmp_path, text):
     (tmp_path / "manifest.json").write_text(text)
@@ -237,26 +185,13 @@ def test_a_damaged_manifest_is_named(tmp_path, text):
         make(tmp_path)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="a folder that not even root can write to")
-@pytest.mark.parametrize("folder", ["/proc/new", "/proc/self"])
-def test_a_folder_that_cannot_be_written_is_named(folder):
-    with pytest.raises(OSError, match=folder):
-        make(folder)
-
-
-def test_a_folder_that_cannot_be_is_explained(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="file"):
-        make(tmp_path / "file")
-    with pytest.raises(FileNotFoundError, match=r"holds no manifest\.json"):
-        Shards.open(tmp_path)
+KEYLESS = ddim_ode.Denoiser(lambda x, t: x, COSINE)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (dict(n=0), "n=0 must be a whole number >= 1"),
-        (dict(n=2.5), "n=2.5"),
         (dict(seed=-1), "seed=-1"),
         (dict(batch=0), "batch=0"),
         (dict(batch="big"), "batch='big' must be a whole number >= 1, or 'auto'"),
@@ -266,8 +201,8 @@ def test_a_folder_that_cannot_be_is_explained(tmp_path):
         (dict(method="hun"), "unknown method 'hun'"),
         (dict(steps=None), "needs to know where to step"),
         (dict(model=lambda x, t: x), "model must be a Denoiser, got function"),
-        (dict(model=ddim_ode.Denoiser(lambda x, t: x, COSINE), shape=(2,)), "give key="),
-        (dict(model=ddim_ode.Denoiser(lambda x, t: x, COSINE)), "give shape="),
+        (dict(model=KEYLESS, shape=(2,)), "give key="),
+        (dict(model=KEYLESS), "give shape="),
         (dict(shared=dict(f=print)), "shared= cannot be told from another"),
         (dict(cond=dict(y=torch.zeros(3))), "one row per noise (50)"),
         (dict(compile=3), "compile=3"),
@@ -279,15 +214,6 @@ def test_mistakes_are_explained_before_anything_is_written(tmp_path, options, me
     with pytest.raises(ValueError, match=re.escape(message)):
         make(tmp_path / "new", **options)
     assert not (tmp_path / "new").exists()
-
-
-def test_the_manifest_says_what_decides_the_samples(tmp_path):
-    make(tmp_path, about=dict(note="a trial"))
-    manifest = json.loads((tmp_path / "manifest.json").read_text())
-    assert [manifest[k] for k in ("n", "seed", "shard", "shape")] == [N, 0, 4, [2]]
-    assert manifest["decides"]["schedule"] == COSINE.fingerprint
-    assert manifest["decides"]["solver"]["nfe"] == 7
-    assert manifest["about"]["note"] == "a trial"
 
 
 def test_what_is_remembered_is_no_part_of_the_identity():

@@ -7,10 +7,14 @@ import os
 import time
 
 import filelock
+import numpy as np
 import torch
 from problems import COSINE, mixture_2d
 
 import ddim_ode
+from ddim_ode.cli.models import load_model
+from ddim_ode.evaluate.features import IDENTITY
+from ddim_ode.evaluate.statistics import FeatureStatistics
 from ddim_ode.generation.generation import generate
 from ddim_ode.generation.shards import Shards
 
@@ -103,3 +107,24 @@ def numbered_one(work):
         return together(lambda: f"{os.getpid()} {work()}")[0]
 
     return inside
+
+
+def some_failing(folder, n=60, shard=7, failing=()):
+    """Shards of samples of the mixture of the command line, NaN at these indices."""
+    model = load_model("mixture").denoiser
+
+    class Net(torch.nn.Module):
+        def forward(self, x, t, bad):
+            return torch.where(bad[:, None], torch.nan, model.net(x, t))
+
+    def cond(index):
+        return dict(bad=torch.isin(index, torch.tensor(list(failing) or [-1])))
+
+    broken = ddim_ode.Denoiser(Net(), model.schedule, time_offset=model.time_offset)
+    return generate(broken, n, folder, steps=4, shape=(2,), shard=shard, cond=cond).shards
+
+
+def reference(keep=10_000):
+    """What such samples are compared with."""
+    rows = np.random.default_rng(1).standard_normal((500, 2))
+    return FeatureStatistics.of(rows, IDENTITY, keep=keep)

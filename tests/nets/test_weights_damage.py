@@ -2,10 +2,12 @@
 
 import json
 import os
+import pickle
 
 import numpy as np
 import pytest
 import torch
+from refusals import expect
 from safetensors.torch import load, save
 
 import ddim_ode
@@ -57,9 +59,24 @@ def test_damaged_files_are_named_and_none_is_believed(whole, tmp_path):
         refused_or_whole(path, bytes(damaged), known)
 
 
+class Trap:
+    def __init__(self, witness):
+        self.witness = witness
+
+    def __reduce__(self):
+        return open, (self.witness, "w")
+
+
 def test_a_damaged_model_is_not_loaded(whole, tmp_path):
     content, rng = whole.read_bytes(), np.random.default_rng(1)
-    path = tmp_path / "model.safetensors"
+    path, witness = tmp_path / "model.safetensors", tmp_path / "ran"
+    for size in (0, 5, 1000, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:size])
+        with pytest.raises(ValueError, match=r"model\.safetensors: truncated"):
+            ddim_ode.load(path)
+    path.write_bytes(pickle.dumps(Trap(str(witness))))
+    expect(lambda: ddim_ode.load(path), "not a safetensors file")
+    assert not witness.exists()
     for _ in range(40):
         damaged = bytearray(content)
         damaged[int(rng.integers(len(content)))] ^= 1 << int(rng.integers(8))
@@ -73,15 +90,14 @@ def test_a_damaged_model_is_not_loaded(whole, tmp_path):
 
 
 @pytest.mark.parametrize("field", list(CONFIG))
-@pytest.mark.parametrize("value", [10**400, None, "x", [1], {"channels": [1]}, True, 0.5, -1])
+@pytest.mark.parametrize("value", [10**400, None, {"channels": [1]}, -1])
 def test_a_configuration_that_was_altered_is_named(whole, tmp_path, field, value):
     tensors = load(whole.read_bytes())
     path = tmp_path / "altered.safetensors"
     stored = weights._metadata(tensors, json.dumps(CONFIG))
     altered = json.dumps({**CONFIG, field: value})
     path.write_bytes(save(tensors, {**stored, "config": altered}))
-    with pytest.raises(ValueError, match=r"altered\.safetensors: .* of its checksum"):
-        ddim_ode.load(path)
+    expect(lambda: ddim_ode.load(path), r"altered\.safetensors: .* of its checksum")
 
 
 def test_files_without_a_checksum_are_read_and_other_fields_are_not(whole, tmp_path):
@@ -90,5 +106,4 @@ def test_files_without_a_checksum_are_read_and_other_fields_are_not(whole, tmp_p
     path.write_bytes(save(tensors, {"config": json.dumps(CONFIG)}))
     assert weights.read(path)[1] == CONFIG
     path.write_bytes(save(tensors, {"config": json.dumps(CONFIG), "sha255": "0"}))
-    with pytest.raises(ValueError, match="unknown field 'sha255'"):
-        weights.read(path)
+    expect(lambda: weights.read(path), "unknown field 'sha255'")

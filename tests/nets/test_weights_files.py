@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from refusals import expect
 from safetensors.torch import save_file
 
 import ddim_ode
@@ -13,12 +14,9 @@ from ddim_ode.nets.pretrained import load_classifier
 from ddim_ode.nets.unet import UNet
 
 CONFIG = dict(
-    kind="unet",
-    shape=[1, 8, 8],
-    schedule=dict(name="exponential", params={}),
-    prediction="eps",
+    kind="unet", shape=[1, 8, 8], schedule=dict(name="exponential", params={}), prediction="eps",
     time_offset=0.0,
-)
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -46,29 +44,24 @@ def no_memory(monkeypatch):
         (dict(channels=[8] * 10**6), "1000000 blocks, of the"),
         (dict(blocks=-1), "blocks=-1 must be a whole number >= 1"),
         (dict(blocks=1.5), "blocks=1.5 must be a whole number"),
-        (dict(blocks="many"), "blocks='many' must be a whole number"),
-        (dict(blocks=float("nan")), "blocks=nan must be a whole number"),
         (dict(channels=[10**5, 8]), "tensors do not fit"),  # 400 GB
         (dict(channels=[10**9, 8]), "not one of ddim_ode's"),  # more bytes than 64 bits count
         (dict(channels=[8, -8]), "channels=-8 must be a whole number"),
-        (dict(channels=["8", 8]), "channels='8' must be a whole number"),
         (dict(channels=[]), "has no level"),
         (dict(channels=8), "not one of ddim_ode's"),
         (dict(in_channels=10**9), "tensors do not fit"),
-        (dict(in_channels=0), "in_channels=0 must be"),
         (dict(num_classes=10**9), "tensors do not fit"),
         (dict(num_classes=-1), "num_classes=-1 must be a whole number >= 0"),
+        (dict(in_channels=0), "in_channels=0 must be"),
         (dict(attention="no"), "attention='no' must be True or False"),
         (dict(dropout=float("nan")), r"dropout=nan must lie in \[0, 1\)"),
-        (dict(dropout="0.1"), "dropout='0.1' must be real numbers"),
         (dict(depth=3), "unexpected keyword argument 'depth'"),
     ],
 )
 def test_networks_that_the_tensors_are_not(net, tmp_path, no_memory, change, match):
     path = tmp_path / "model.safetensors"
     weights.write(path, net.state_dict(), dict(CONFIG, net=net.config | change))
-    with pytest.raises(ValueError, match=f"model.safetensors: .*{match}"):
-        ddim_ode.load(path)
+    expect(lambda: ddim_ode.load(path), f"model.safetensors: .*{match}")
 
 
 @pytest.mark.parametrize(
@@ -79,18 +72,30 @@ def test_networks_that_the_tensors_are_not(net, tmp_path, no_memory, change, mat
         (dict(shape="118"), "shape='118' must be that of ONE sample"),
         (dict(shape=[1, -8, 8]), "shape=-8 must be a whole number"),
         (dict(classes=["a", "b"]), "and 2 classes are not those"),
-        (dict(time_offset="late"), "time_offset='late' must be real numbers"),
         (dict(time_offset=float("nan")), "time_offset=nan must be finite"),
-        (dict(prediction="noise"), "unknown prediction 'noise'"),
+        (dict(prediction="noise"), "prediction 'noise'"),
         (dict(schedule=dict(name="ddpm", params=dict(T=10**12))), "T=1000000000000 must be"),
         (dict(schedule="exponential"), "not one of ddim_ode's"),
+        (dict(schedule=None), r"not one of ddim_ode's"),
     ],
 )
 def test_models_that_the_network_is_not(net, tmp_path, change, match):
     path = tmp_path / "model.safetensors"
     weights.write(path, net.state_dict(), dict(CONFIG, net=net.config) | change)
-    with pytest.raises(ValueError, match=f"model.safetensors: its configuration .*{match}"):
-        ddim_ode.load(path)
+    expect(lambda: ddim_ode.load(path), f"model.safetensors: its configuration .*{match}")
+    weights.write(path, dict([*net.state_dict().items()][1:]), dict(CONFIG, net=net.config))
+    expect(lambda: ddim_ode.load(path), "do not fit")
+
+
+@pytest.mark.parametrize("change", [dict(size=10**6), dict(in_channels=10**9), dict(size="28")])
+def test_classifiers_that_the_tensors_are_not(net, tmp_path, no_memory, change):
+    with torch.device("meta"):
+        own = Classifier(1, 8, 3).to_empty(device="cpu")
+    path = tmp_path / "c.safetensors"
+    weights.write(path, own.state_dict(), dict(kind="classifier", net=own.config | change))
+    expect(lambda: load_classifier(path), r"c\.safetensors: its (tensors do not fit|configuration)")
+    weights.write(path, net.state_dict(), dict(CONFIG, net=net.config))
+    expect(lambda: load_classifier(path), "holds a 'unet', not a 'classifier'")
 
 
 def test_what_fits_is_loaded_to_the_last_bit(net, tmp_path):
@@ -102,18 +107,7 @@ def test_what_fits_is_loaded_to_the_last_bit(net, tmp_path):
     assert torch.equal(model.net(x, t, y), net.eval()(x, t, y))
     plain = UNet(1, (8, 8), blocks=1)
     weights.write(path, plain.state_dict(), dict(CONFIG, net=plain.config))
-    with pytest.raises(ValueError, match=r"guidance=2\.0: this model is unconditional"):
-        ddim_ode.load(path, guidance=2.0)
-
-
-@pytest.mark.parametrize("change", [dict(size=10**6), dict(in_channels=10**9), dict(size="28")])
-def test_classifiers_that_the_tensors_are_not(tmp_path, no_memory, change):
-    with torch.device("meta"):
-        net = Classifier(1, 8, 3).to_empty(device="cpu")
-    path = tmp_path / "c.safetensors"
-    weights.write(path, net.state_dict(), dict(kind="classifier", net=net.config | change))
-    with pytest.raises(ValueError, match=r"c\.safetensors: its (tensors do not fit|configuration)"):
-        load_classifier(path)
+    expect(lambda: ddim_ode.load(path, guidance=2.0), r"guidance=2\.0: this model is unconditional")
 
 
 def test_weights_of_others_are_told_where_to_go(tmp_path):

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from problems import COSINE, DDPM, EXPONENTIAL, SCHEDULES, zero_snr
+from refusals import expect
 
 import ddim_ode
 from ddim_ode import grids, schedules
@@ -15,30 +16,21 @@ SPACING = {
 FINITE = ["ddpm", "exponential", "cosine", "vp", "ve"]
 
 
-@pytest.mark.parametrize("schedule", FINITE)
-@pytest.mark.parametrize("name", SPACING)
-@pytest.mark.parametrize("steps", [1, 2, 7])
-def test_zero_ending_has_steps_positive_entries_between_the_ends_then_zero(schedule, name, steps):
-    schedule = SCHEDULES[schedule]
-    grid = grids.make_grid(name, schedule, steps)
-    assert len(grid) == steps + 1
-    assert grid[0] == schedule.sigma_max
-    assert grid[-1] == 0
-    assert np.all(np.diff(grid) < 0)
-    if steps > 1:
-        assert grid[-2] == schedule.sigma_min
-
-
+@pytest.mark.parametrize("final", grids.FINALS)
 @pytest.mark.parametrize("schedule", FINITE)
 @pytest.mark.parametrize("name", [*SPACING, "trailing"])
 @pytest.mark.parametrize("steps", [1, 2, 7])
-def test_sigma_min_ending_has_steps_plus_one_entries_down_to_sigma_min(schedule, name, steps):
+def test_a_grid_falls_from_one_end_to_the_other_in_as_many_steps(schedule, name, steps, final):
     schedule = SCHEDULES[schedule]
-    grid = grids.make_grid(name, schedule, steps, final="sigma_min")
+    grid = grids.make_grid(name, schedule, steps, final=final)
     assert len(grid) == steps + 1
     assert grid[0] == schedule.sigma_max
-    assert grid[-1] == pytest.approx(schedule.sigma_min, rel=1e-13)
     assert np.all(np.diff(grid) < 0)
+    if final == "sigma_min":
+        assert grid[-1] == pytest.approx(schedule.sigma_min, rel=1e-13)
+    else:
+        assert grid[-1] == 0
+        assert steps == 1 or name == "trailing" or grid[-2] == schedule.sigma_min
 
 
 @pytest.mark.parametrize("name", SPACING)
@@ -78,57 +70,50 @@ def test_grids_in_time_may_start_at_infinite_sigma(schedule, name):
 
 @pytest.mark.parametrize("tau", [[1000, 400, 37, 2], [2, 37, 400, 1000]])
 def test_timesteps_are_called_at_in_falling_order_whichever_way_they_come(tau):
-    grid = grids.from_timesteps(DDPM, tau)
-    np.testing.assert_array_equal(grid, [*DDPM.sigma([1000, 400, 37, 2]), 0.0])
+    levels = DDPM.sigma([1000, 400, 37, 2])
+    np.testing.assert_array_equal(grids.from_timesteps(DDPM, tau), [*levels, 0.0])
+    stopped = grids.from_timesteps(DDPM, tau, final="sigma_min")
+    np.testing.assert_array_equal(stopped, levels)
 
 
-def test_timesteps_with_final_sigma_min_stop_at_the_last():
-    grid = grids.from_timesteps(DDPM, [900, 10], final="sigma_min")
-    np.testing.assert_array_equal(grid, DDPM.sigma([900, 10]))
+def make(name="time", steps=5, schedule=DDPM, **options):
+    return lambda: grids.make_grid(name, schedule, steps, **options)
 
 
-@pytest.mark.parametrize(
-    ("grid", "message"),
-    [
-        ([1.0, 2.0, 0.0], r"grid\[1\]=2 does not fall below grid\[0\]=1; .*\[0, 148"),
-        ([3.0, 2.0, 2.0, 0.0], r"grid\[2\]=2 does not fall below grid\[1\]=2"),
-        ([3.0, np.nan, 0.0], r"grid\[1\]=nan is outside .*\[0, 148"),
-        ([200.0, 1.0], r"grid\[0\]=200 is outside .*\[0, 148"),
-        ([3.0, 1.0, -1.0], r"grid\[2\]=-1 is outside"),
-        ([np.inf, 1.0], r"grid\[0\]=inf is outside"),
-        ([3.0], "at least two σ, got shape"),
-        ([[3.0, 1.0]], r"1-D array .* got shape \(1, 2\)"),
-    ],
-)
-def test_a_bad_grid_is_refused_by_entry_value_and_range(grid, message):
-    with pytest.raises(ValueError, match=message):
-        ddim_ode.plan("ddim", EXPONENTIAL, grid)
+def levels(*grid):
+    return lambda: ddim_ode.plan("ddim", EXPONENTIAL, list(grid))
+
+
+def times(*tau):
+    return lambda: grids.from_timesteps(DDPM, list(tau))
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: grids.make_grid("karas", DDPM, 5), "unknown grid 'karas'.*nearest first: karras,"),
-        (lambda: grids.make_grid("time", DDPM, 5, final="sigma"), "unknown final 'sigma'.*sigma_min, zero"),
-        (lambda: grids.make_grid("time", DDPM, 0), "steps=0 must be a whole number >= 1"),
-        (lambda: grids.make_grid("time", DDPM, 2.5), "steps=2.5 must be a whole number"),
-        (lambda: grids.make_grid("time", DDPM, True), "steps=True must be a whole number"),
-        (lambda: grids.make_grid("time", DDPM, 5, sigma_max=1e4), r"sigma_max=10000.*157"),
-        (lambda: grids.make_grid("time", DDPM, 5, sigma_min=-1), "sigma_min=-1: need 0 < sigma_min"),
-        (lambda: grids.make_grid("time", DDPM, 5, sigma_min=0), "sigma_min=0: need 0 < sigma_min"),
-        (lambda: grids.make_grid("time", DDPM, 5, sigma_max=np.nan), "sigma_max=nan"),
-        (lambda: grids.make_grid("time", DDPM, 5, sigma_max=1, sigma_min=2), "sigma_min < sigma_max"),
-        (lambda: grids.make_grid("trailing", DDPM, 5, sigma_min=1), "drop sigma_min=1"),
-        (lambda: grids.make_grid("karras", schedules.flow(), 5), "cannot start at σ_max=inf; use grid="),
-        (lambda: grids.from_timesteps(DDPM, []), "non-empty 1-D sequence"),
-        (lambda: grids.from_timesteps(DDPM, [1001, 5]), r"t=1001 is outside .*\[0, 1000\]"),
-        (lambda: grids.from_timesteps(DDPM, [500, 0]), r"timesteps=0 must lie in \(0, 1000\].*from 1"),
-        (lambda: grids.from_timesteps(DDPM, [900, 500, 700, 50, 60, 20]), "500 is followed by 700"),
+        (levels(1.0, 2.0, 0.0), r"grid\[1\]=2 does not fall below grid\[0\]=1; .*\[0, 148"),
+        (levels(3.0, 2.0, 2.0, 0.0), r"grid\[2\]=2 does not fall below grid\[1\]=2"),
+        (levels(3.0, np.nan, 0.0), r"grid\[1\]=nan is outside .*\[0, 148"),
+        (levels(200.0, 1.0), r"grid\[0\]=200 is outside .*\[0, 148"),
+        (levels(3.0, 1.0, -1.0), r"grid\[2\]=-1 is outside"),
+        (levels(3.0), "at least two σ"),
+        (levels([3.0, 1.0]), r"1-D array .* shape \(1, 2\)"),
+        (make("karas"), "grid 'karas'.*nearest first: karras,"),
+        (make(final="sigma"), "final 'sigma'.*sigma_min, zero"),
+        (make(steps=0), "steps=0 must be a whole number >= 1"),
+        (make(sigma_max=1e4), "sigma_max=10000.*157"),
+        (make(sigma_min=-1), "sigma_min=-1: need 0 < sigma_min"),
+        (make(sigma_max=1, sigma_min=2), "sigma_min < sigma_max"),
+        (make("trailing", sigma_min=1), "drop sigma_min=1"),
+        (make("karras", schedule=schedules.flow()), "cannot start at σ_max=inf; use grid="),
+        (times(), "non-empty 1-D sequence"),
+        (times(1001, 5), r"t=1001 is outside .*\[0, 1000\]"),
+        (times(500, 0), r"timesteps=0 must lie in \(0, 1000\].*from 1"),
+        (times(900, 500, 700, 50, 60, 20), "500 is followed by 700"),
     ],
-)  # fmt: skip
-def test_a_bad_request_for_a_grid_says_what_to_change(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()
+)
+def test_a_bad_grid_is_refused_by_entry_value_and_range(call, message):
+    expect(call, message)
 
 
 def test_the_default_grid_ends_high_with_few_steps_and_is_quadratic_with_many():
@@ -143,14 +128,10 @@ def test_the_default_grid_ends_high_with_few_steps_and_is_quadratic_with_many():
         expected = grids.make_grid(name, SCHEDULES["ddpm"], steps, final=final)
         np.testing.assert_array_equal(sol.sigmas, expected)
         assert grids.default_name(SCHEDULES["ddpm"], steps, final) == name
+    for schedule in SCHEDULES.values():  # there is one for each
+        model = ddim_ode.Denoiser(lambda x, t: x, schedule, "v")
+        for steps in (1, 2, 14, 15, 40):
+            assert len(ddim_ode.sample(model, x, steps=steps).sigmas) == steps + 1
     assert grids.default_name(SCHEDULES["ve"], 5) == "log_snr"
     assert grids.default_name(SCHEDULES["ddpm"], 5, sigma_min=0.1) == "quadratic"
     assert grids.default_name(SCHEDULES["ddpm"], 50, snap=True) == "time"
-
-
-@pytest.mark.parametrize("steps", [1, 2, 5, 14, 15, 40])
-@pytest.mark.parametrize("name", SCHEDULES)
-def test_the_default_grid_exists_for_every_schedule(name, steps):
-    schedule = SCHEDULES[name]
-    model = ddim_ode.Denoiser(lambda x, t: x, schedule, "v")
-    assert len(ddim_ode.sample(model, torch.zeros(1, 2), steps=steps).sigmas) == steps + 1

@@ -1,23 +1,15 @@
 """Adaptive solves: each sample by itself, honest about its error, and never without an end."""
 
-import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from problems import (
-    COSINE,
-    DDPM,
-    Counting,
-    gaussian_2d,
-    mixture_1d,
-    mixture_2d,
-    points,
-)
+from problems import COSINE, DDPM, Counting, gaussian_2d, mixture_1d, mixture_2d, points
+from refusals import expect
 
 import ddim_ode
-from ddim_ode import Denoiser, Guidance, exact, schedules
+from ddim_ode import Denoiser, exact, schedules
 from ddim_ode.solvers.clock import clock, level
 from ddim_ode.solvers.embedded import scheme_of
 from ddim_ode.solvers.tableau import Tableau
@@ -97,13 +89,6 @@ def test_finished_samples_leave_the_network_and_take_their_conditions_along(meth
     assert sol.rejected.sum() > 0
 
 
-def test_guidance_counts_both_rows():
-    net = Counting(lambda x, t, y: torch.tanh(x + y[:, None]))
-    model = Denoiser(net, COSINE, guidance=Guidance(2.0, null=dict(y=0.0)))
-    sol = solve(model, points(3, 2), cond=dict(y=torch.tensor([0.5, 1.0, 2.0]).double()))
-    assert net.rows == sol.net_evals == 2 * sum(sol.sample_nfe)
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_the_last_jump_costs_no_call(method):
     stopped = solve(method=method, tol=1e-3, final="sigma_min")
@@ -139,14 +124,7 @@ def test_an_adaptive_solve_starts_at_infinite_sigma():
     truth = model.flow(X, np.inf, model.schedule.sigma_min)
     torch.testing.assert_close(sol.x, truth, rtol=0, atol=1e-6)
     blind = mixture_1d(schedules.flow())
-    with pytest.raises(ValueError, match="says nothing of x0 at σ=inf"):
-        solve(blind)
-
-
-@pytest.mark.parametrize("prediction", ["eps", "x0", "v", "score", "flow"])
-def test_every_prediction_gives_the_same_solution(prediction):
-    sol = solve(mixture_1d(COSINE, prediction))
-    torch.testing.assert_close(sol.x, solve().x, rtol=0, atol=1e-9)
+    expect(lambda: solve(blind), "says nothing of x0 at σ=inf")
 
 
 @pytest.mark.parametrize("std", [0.02, 0.1, 0.3, 0.5])
@@ -177,9 +155,9 @@ def test_the_error_estimate_knows_that_a_separatrix_amplifies(method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("tol", [1e-1, 1e-2, 1e-3])
+@pytest.mark.parametrize("tol", [1e-1, 1e-3])
 def test_the_error_estimate_holds_in_two_dimensions(method, tol):
-    model, x = eight_components(), points(60, 2, seed=7)
+    model, x = eight_components(), points(40, 2, seed=7)
     converged = solve(model, x, tol=1e-10).x
     sol = solve(model, x, method, tol)
     error = (sol.x - converged).square().mean(1).sqrt()
@@ -226,18 +204,15 @@ def test_dense_output_between_the_steps_is_as_good_as_the_steps():
     torch.testing.assert_close(sol.at(torch.as_tensor(each)), rows)
 
 
-@pytest.mark.parametrize("sigma", [25.0, 0.001, 0.0, -1.0, np.nan, [1.0, 2.0]])
-def test_dense_output_outside_the_span_is_refused(sigma):
-    with pytest.raises(ValueError, match="sigma="):
-        solve(**SPAN).at(sigma)
-
-
-def test_dense_output_is_for_adaptive_solves_that_kept_it():
+def test_dense_output_is_within_the_span_of_adaptive_solves_that_kept_it():
+    sol = solve(**SPAN)
+    for sigma in (25.0, 0.001, 0.0, -1.0, np.nan, [1.0, 2.0]):
+        with pytest.raises(ValueError, match="sigma="):
+            sol.at(sigma)
     for sol in (ddim_ode.sample(MIXTURE, X, "rk4", steps=3), solve(dense=False)):
         with pytest.raises(ValueError, match="no dense output"):
             sol.at(1.0)
-    with pytest.raises(ValueError, match=r"sigma=0.001 is outside \[0.00642541, 20291"):
-        solve().at(1e-3)
+    expect(lambda: solve().at(1e-3), r"sigma=0.001 is outside \[0.00642541, 20291")
 
 
 def test_dense_output_below_where_a_sample_stopped_is_nan_for_that_sample_alone():
@@ -251,50 +226,6 @@ def test_dense_output_below_where_a_sample_stopped_is_nan_for_that_sample_alone(
 # -- the front door -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("method", "options", "adaptive"),
-    [
-        ("rk45", {}, True),
-        ("bosh3", dict(nfe=20), True),
-        ("rk45", dict(steps=4), False),
-        ("rk45", dict(timesteps=[1, 300, 900]), False),
-        ("rk45", dict(grid=[20.0, 1.0, 0.0]), False),
-        ("heun", dict(nfe=9), False),
-        ("heun", dict(rtol=1e-2), True),
-        ("heun", dict(max_nfe=50), True),
-    ],
-)
-def test_when_a_method_is_adaptive(method, options, adaptive):
-    sol = ddim_ode.sample(MIXTURE, X, method, **options)
-    assert (sol.plan is None) == adaptive
-    assert isinstance(sol.sigmas, list) == adaptive
-
-
-@pytest.mark.parametrize(
-    ("method", "options", "message"),
-    [
-        ("rk45", dict(rtol=1e-3, steps=4), "drop steps, grid"),
-        ("heun", dict(max_nfe=9, grid="karras"), "drop steps, grid"),
-        ("rk4", dict(rtol=1e-3, steps=3), "adaptive are heun, bosh3, rk45.*drop rtol"),
-        ("ddim", dict(max_nfe=9, steps=3), "adaptive are heun.*drop max_nfe=9"),
-        ("rk45", dict(chart="log"), "drop chart='log'"),
-        ("rk45", dict(eta=0.5), "drop eta=0.5"),
-        ("rk45", dict(noise_std=[0.1]), "drop noise_std"),
-        ("rk45", dict(callback=print), "drop callback"),
-        ("rk45", dict(nfe=10, max_nfe=10), "both nfe and max_nfe"),
-        ("rk45", dict(rtol=-1.0), "rtol=-1.0 must be a finite number >= 0"),
-        ("rk45", dict(atol=np.nan), "atol=nan must be a finite number >= 0"),
-        ("rk45", dict(max_nfe=0), "max_nfe=0 must be a whole number >= 1"),
-        ("rk45", dict(error_norm="max"), "unknown error_norm 'max'.*batch, sample"),
-        ("rk4", dict(steps=3, error_norm="batch"), "drop error_norm='batch'"),
-        ("rk4", dict(steps=3, dense=False), "drop dense=False"),
-    ],
-)
-def test_what_does_not_go_together_is_refused(method, options, message):
-    with pytest.raises(ValueError, match=message):
-        ddim_ode.sample(MIXTURE, X, method, **options)
-
-
 def test_a_recorded_x0_is_what_the_model_says_there():
     sol = solve(record="x0")
     states = solve(record="x")
@@ -304,35 +235,10 @@ def test_a_recorded_x0_is_what_the_model_says_there():
         assert torch.equal(sol.trajectory[k][-1], sol.x[k])
 
 
-def test_an_adaptive_solution_becomes_a_manifest():
-    sol = solve(seeds=range(5))
-    manifest = json.loads(json.dumps(sol.to_dict()))
-    assert manifest["sigmas"] == [s.tolist() for s in sol.sigmas]
-    assert manifest["status"] == ["success"] * 5
-    assert manifest["sample_nfe"] == sol.sample_nfe.tolist()
-    assert len(manifest["error"]) == 5
-
-
-@pytest.mark.parametrize("shape", [(0, 2), (0,), (3, 0)])
-def test_nothing_to_solve_returns_at_once(shape):
-    net = Counting()
-    sol = ddim_ode.sample(Denoiser(net, COSINE), torch.zeros(shape), "rk45")
-    assert (net.calls, sol.nfe, sol.net_evals) == (0, 0, 0)
-    assert sol.x.shape == shape
-    assert len(sol.status) == shape[0]
-
-
 def test_a_sample_may_be_a_number_or_an_image():
     flat = solve(x=X[:, 0], model=Denoiser(lambda x, t: torch.tanh(x), COSINE))
     image = solve(x=X[:, :, None, None], model=Denoiser(lambda x, t: torch.tanh(x), COSINE))
     torch.testing.assert_close(flat.x, image.x[:, 0, 0, 0], rtol=0, atol=1e-12)
-
-
-def test_a_snapped_model_is_asked_at_trained_levels_only():
-    net = Counting(lambda x, t: torch.zeros_like(x))
-    ddim_ode.sample(Denoiser(net, DDPM, snap=True), points(2), "rk45", max_nfe=200)
-    times = torch.cat(net.times)
-    assert torch.equal(times, times.round())
 
 
 def test_gradients_run_through_the_accepted_steps():
@@ -347,27 +253,25 @@ def test_gradients_run_through_the_accepted_steps():
     assert not solve(model, x, **ends).x.requires_grad
 
 
-def test_a_single_precision_solve_stays_single():
+def test_a_single_precision_solve_stays_single_and_a_snapped_one_on_trained_levels():
     sol = solve(mixture_2d(COSINE), points(3, 2, dtype=torch.float32), tol=1e-3)
     assert (sol.x.dtype, sol.error.dtype) == (torch.float32, torch.float32)
     wide = solve(mixture_2d(COSINE), points(3, 2), tol=1e-6)
     torch.testing.assert_close(sol.x.double(), wide.x, rtol=0, atol=2e-3)
+    net = Counting(lambda x, t: torch.zeros_like(x))
+    ddim_ode.sample(Denoiser(net, DDPM, snap=True), points(2), "rk45", max_nfe=200)
+    times = torch.cat(net.times)
+    assert torch.equal(times, times.round())
 
 
 FEHLBERG = Tableau(
     4,
     (0, 1 / 4, 3 / 8, 12 / 13, 1, 1 / 2),
-    (
-        (),
-        (1 / 4,),
-        (3 / 32, 9 / 32),
-        (1932 / 2197, -7200 / 2197, 7296 / 2197),
-        (439 / 216, -8, 3680 / 513, -845 / 4104),
-        (-8 / 27, 2, -3544 / 2565, 1859 / 4104, -11 / 40),
-    ),
+    ((), (1 / 4,), (3 / 32, 9 / 32), (1932 / 2197, -7200 / 2197, 7296 / 2197),
+     (439 / 216, -8, 3680 / 513, -845 / 4104), (-8 / 27, 2, -3544 / 2565, 1859 / 4104, -11 / 40)),
     (25 / 216, 0, 1408 / 2565, 2197 / 4104, -1 / 5, 0),
     (-1 / 360, 0, 128 / 4275, 2197 / 75240, -1 / 50, -2 / 55),
-)
+)  # fmt: skip
 
 
 def test_a_pair_whose_last_stage_is_not_the_end_is_given_one():
@@ -377,10 +281,7 @@ def test_a_pair_whose_last_stage_is_not_the_end_is_given_one():
     assert set(sol.status) == {"success"}
     assert float((sol.x - exact).abs().max()) < 1e-5
     assert sol.nfe < 400
-
-
-def test_the_stage_a_pair_is_given_has_no_part_in_its_mid_point():
     pair = replace(FEHLBERG, b_middle=(0.25, 0, 0.25, 0, 0, 0))
     table = scheme_of(pair).tableau
-    assert table.b_middle == (*pair.b_middle, 0)
+    assert table.b_middle == (*pair.b_middle, 0)  # it has no part in the mid-point
     assert (table.c[-1], table.a[-1]) == (1, pair.b)

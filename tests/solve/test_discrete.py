@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from problems import DDPM, Counting, gaussian_2d, points
+from problems import DDPM, gaussian_2d, points
 
 import ddim_ode
 from ddim_ode import grids, schedules
@@ -48,13 +48,6 @@ def test_euler_in_a_straight_chart_is_textbook_ddim(chart, tau):
     sol = ddim_ode.sample(MODEL, x, "ddim", timesteps=tau, chart=chart)
     expected = textbook_ddim(x.numpy(), tau)
     np.testing.assert_allclose(sol.x, expected, rtol=1e-12, atol=1e-12 * abs(expected).max())
-
-
-@pytest.mark.parametrize("steps", [7, 13, 30])
-def test_ddim_on_steps_that_do_not_divide_T(steps):
-    tau = np.unique(np.linspace(1, T, steps).round().astype(int)).tolist()
-    sol = ddim_ode.sample(MODEL, points(3, 2), "ddim", timesteps=tau)
-    np.testing.assert_allclose(sol.x, textbook_ddim(points(3, 2).numpy(), tau), rtol=1e-12)
 
 
 @pytest.mark.parametrize("prediction", ["x0", "v", "flow", "score"])
@@ -141,33 +134,17 @@ def test_without_noise_no_generator_is_touched(options):
     assert sol.seeds is None
 
 
-def test_drawn_seeds_are_reported_and_repeat_the_run():
-    first = ddim_ode.sample(MODEL, points(2, 2), "ddpm", steps=5)
-    again = ddim_ode.sample(MODEL, points(2, 2), "ddpm", steps=5, seeds=first.seeds)
+def test_drawn_seeds_are_reported_and_a_sample_is_its_seed_s_alone():
+    x = points(5, 2)
+    first = ddim_ode.sample(MODEL, x, "ddpm", steps=5)
+    again = ddim_ode.sample(MODEL, x, "ddpm", steps=5, seeds=first.seeds)
     assert torch.equal(first.x, again.x)
-
-
-@pytest.mark.parametrize("options", [dict(method="ddpm"), dict(method="ddim", eta=0.5)])
-def test_a_sample_does_not_depend_on_its_batch(options):
-    x, seeds = points(5, 2), [3, 1, 4, 1, 5]
-    together = ddim_ode.sample(MODEL, x, steps=6, seeds=seeds, **options).x
-    for rows in ([2], [4, 0], [1, 2, 3]):
-        alone = ddim_ode.sample(MODEL, x[rows], steps=6, seeds=[seeds[r] for r in rows], **options)
-        assert torch.equal(alone.x, together[rows])
-
-
-def test_start_noise_belongs_to_the_seed_and_not_to_the_batch():
     batch = ddim_ode.noise((2, 3), DDPM, seeds=[7, 8, 9])
     assert torch.equal(ddim_ode.noise((2, 3), DDPM, seeds=[9]), batch[2:])
-
-
-def test_start_and_step_noise_of_a_seed_are_separate_and_standard_normal():
-    start = ddim_ode.noise((4000,), DDPM, seeds=[5, 6], dtype=torch.float64)
-    step = StepNoise([5, 6], start)()
-    both = torch.cat([start, step])
-    assert torch.corrcoef(both).fill_diagonal_(0).abs().max() < 0.06
-    torch.testing.assert_close(both.mean(1), torch.zeros(4).double(), rtol=0, atol=0.06)
-    torch.testing.assert_close(both.var(1), torch.ones(4).double(), rtol=0, atol=0.1)
+    for rows in ([2], [4, 0], [1, 2, 3]):
+        seeds = [first.seeds[r] for r in rows]
+        alone = ddim_ode.sample(MODEL, x[rows], "ddpm", steps=5, seeds=seeds)
+        assert torch.equal(alone.x, first.x[rows])
 
 
 @pytest.mark.parametrize(
@@ -177,17 +154,6 @@ def test_start_and_step_noise_of_a_seed_are_separate_and_standard_normal():
 def test_start_noise_has_the_scale_of_its_level(schedule, sigma, scale):
     unit = ddim_ode.noise((8,), DDPM, seeds=[1])
     torch.testing.assert_close(ddim_ode.noise((8,), schedule, [1], sigma), scale * unit)
-
-
-def test_the_network_sees_the_offset_time():
-    counting = Counting()
-    model = ddim_ode.Denoiser(counting, DDPM, time_offset=-1.0)
-    ddim_ode.sample(model, points(2, 2), timesteps=[1000, 500, 1])
-    seen = torch.stack(counting.times).double()
-    torch.testing.assert_close(
-        seen[:, 0], torch.tensor([999.0, 499.0, 0.0]).double(), rtol=0, atol=1e-9
-    )
-    assert torch.equal(seen[:, 0], seen[:, 1])
 
 
 @pytest.mark.parametrize("schedule", [schedules.ddpm(T=50, beta_end=0.2), schedules.vp()])
@@ -228,16 +194,11 @@ def test_eps_loss_pairs_the_level_with_the_time_a_0_based_network_sees():
         assert mean / 1e6 == pytest.approx(schedule.alpha_bar(t + 1), rel=1e-5)
 
 
-def test_eps_loss_passes_conditions_and_is_differentiable():
+def test_eps_loss_passes_conditions_is_differentiable_and_does_not_broadcast():
     weight = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
-    loss = ddim_ode.eps_loss(
-        lambda x, t, y: weight * x * y, DDPM, points(6, 2), y=torch.ones(6, 1).double()
-    )
-    loss.backward()
+    own = lambda x, t, y: weight * x * y  # noqa: E731
+    ddim_ode.eps_loss(own, DDPM, points(6, 2), y=torch.ones(6, 1).double()).backward()
     assert weight.grad != 0
-
-
-def test_eps_loss_refuses_a_network_that_would_broadcast():
     with pytest.raises(ValueError, match=r"returned shape \(4, 1\) for x of \(4, 2\)"):
         ddim_ode.eps_loss(lambda x, t: x[:, :1], DDPM, points(4, 2))
     with pytest.raises(ValueError, match="x0 must be a floating"):

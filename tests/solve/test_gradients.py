@@ -207,30 +207,6 @@ def test_the_way_back_of_an_adjoint_has_the_budget_of_the_way_there():
         end.sum().backward()
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (dict(steps=3, differentiable="twice"), "unknown differentiable 'twice'.*checkpoint"),
-        (
-            dict(steps=3, differentiable="adjoint"),
-            "plan of ddim has no differentiable='adjoint', .*torchdiffeq:dopri5.*use 'checkpoint' or True",
-        ),
-        (
-            dict(method="rk45", differentiable="checkpoint"),
-            r"adaptive rk45 has no differentiable='checkpoint', .*fixed plans \(steps= or nfe=\).*use True",
-        ),
-        (
-            dict(method="torchdiffeq:dopri5", differentiable="checkpoint"),
-            "torchdiffeq:dopri5 has no differentiable='checkpoint'.*use 'adjoint' or True",
-        ),
-        (dict(method="scipy:RK45", differentiable="adjoint"), "scipy:RK45 has no gradient"),
-    ],
-)
-def test_a_gradient_that_a_solver_has_not_is_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        ddim_ode.sample(guided(2.0), X, cond={"y": LABELS}, **options)
-
-
 def test_no_gradient_under_inference_mode():
     model = guided(2.0)
     calls = (

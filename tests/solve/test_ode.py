@@ -79,40 +79,30 @@ def test_the_ddim_form_moves_along_eps_itself(name):
 
 @pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("variable", VARIABLES)
-def test_torchdiffeq_takes_it_as_it_is(variable, state):
-    model, x = gaussian_2d(EXPONENTIAL), points(4, 2)
-    ode = ddim_ode.ProbabilityFlow(model, variable, state)
-    span = torch.tensor(ode.span(20.0, 0.1), dtype=torch.float64)
-    path = odeint(ode, ode.to_state(x, 20.0), span, rtol=1e-9, atol=1e-10)
-    end = ode.to_x(path[-1], span[-1])
-    torch.testing.assert_close(end, model.flow(x, 20.0, 0.1), rtol=0, atol=1e-7)
-
-
-@pytest.mark.parametrize("state", STATES)
-@pytest.mark.parametrize("variable", VARIABLES)
-def test_scipy_takes_it_as_it_is(variable, state):
-    model, x = gaussian_2d(EXPONENTIAL), points(4, 2)
+def test_torchdiffeq_and_scipy_take_it_as_it_is(variable, state):
+    exact, x = gaussian_2d(EXPONENTIAL), points(4, 2)
+    net, tight = Counting(exact.net), dict(rtol=1e-9, atol=1e-10)
+    model = ddim_ode.Denoiser(net, EXPONENTIAL, time=exact.time)
     ode = ddim_ode.ProbabilityFlow(model, variable, state, shape=(2,))
-    flat = ode.to_state(x, 20.0).numpy().reshape(-1)
-    out = solve_ivp(ode, ode.span(20.0, 0.1), flat, method="DOP853", rtol=1e-9, atol=1e-10)
-    end = ode.to_x(out.y[:, -1], out.t[-1])
-    torch.testing.assert_close(end, model.flow(x, 20.0, 0.1), rtol=0, atol=1e-7)
-    assert ode.nfe == out.nfev
+    first, (top, end) = ode.to_state(x, 20.0), ode.span(20.0, 0.1)
+    path = odeint(ode, first, torch.tensor([top, end], dtype=torch.float64), **tight)
+    assert ode.nfe == net.calls > 0
+    known = exact.flow(x, 20.0, 0.1)
+    torch.testing.assert_close(ode.to_x(path[-1], end), known, rtol=0, atol=1e-7)
+    out = solve_ivp(ode, (top, end), first.numpy().reshape(-1), method="DOP853", **tight)
+    torch.testing.assert_close(ode.to_x(out.y[:, -1], out.t[-1]), known, rtol=0, atol=1e-7)
+    assert ode.nfe == net.calls
 
 
 @pytest.mark.parametrize("variable", ["s", "t", "sigma", "log_sigma"])
 def test_torchdiffeq_may_step_past_both_default_ends(variable):
     model, x = gaussian_2d(EXPONENTIAL), points(4, 2)
     ode = ddim_ode.ProbabilityFlow(model, variable)
+    assert variable != "t" or ode.span() == pytest.approx((1000.0, 1.0))  # as sampling's
     span = torch.tensor(ode.span(), dtype=torch.float64)
     path = odeint(ode, x, span, rtol=1e-7, atol=1e-9)
     expected = model.flow(x, EXPONENTIAL.sigma_max, EXPONENTIAL.sigma_min)
     torch.testing.assert_close(path[-1], expected, rtol=0, atol=1e-5)
-
-
-def test_the_default_span_is_that_of_sampling():
-    ode = ddim_ode.ProbabilityFlow(gaussian_2d(EXPONENTIAL), variable="t")
-    assert ode.span() == pytest.approx((1000.0, 1.0))
 
 
 @pytest.mark.parametrize("state", STATES)
@@ -169,48 +159,8 @@ def test_conditions_reach_the_network():
     torch.testing.assert_close(ode(2.0, x), 3 * y[:, None] * x * alpha)
 
 
-def test_nfe_counts_the_calls():
-    net = Counting()
-    ode = ddim_ode.ProbabilityFlow(ddim_ode.Denoiser(net, EXPONENTIAL), "log_sigma")
-    odeint(ode, points(2, 2), torch.tensor(ode.span(5.0, 0.1), dtype=torch.float64))
-    assert ode.nfe == net.calls > 0
-
-
-@pytest.mark.parametrize("variable", ["s", "t", "sigma"])
-def test_the_field_ends_before_sigma_zero(variable):
-    ode = ddim_ode.ProbabilityFlow(tanh_model(), variable)
-    with pytest.raises(ValueError, match=r"the ODE ends before σ=0 .*stop at sigma_min > 0"):
-        ode(0.0, points(2, 2))
-
-
 @pytest.mark.parametrize("variable", VARIABLES)
 def test_the_field_past_the_end_is_that_of_sigma_min(variable):
     # dopri5's first trial step over data of unit variance, whose x hardly moves, is as long as this
     ode, x = ddim_ode.ProbabilityFlow(tanh_model(), variable), points(2, 2)
     assert torch.equal(ode(-2000.0, x), ode(ode.tau(ode.model.schedule.sigma_min), x))
-
-
-@pytest.mark.parametrize("variable", VARIABLES)
-def test_the_span_ends_before_sigma_zero(variable):
-    ode = ddim_ode.ProbabilityFlow(tanh_model(), variable)
-    with pytest.raises(ValueError, match=r"sigma=0.0 must be positive: the ODE ends before σ=0"):
-        ode.span(10.0, 0.0)
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: ddim_ode.ProbabilityFlow(tanh_model(), "sigm"), "unknown variable 'sigm'.*: sigma,"),
-        (lambda: ddim_ode.ProbabilityFlow(tanh_model(), state="y"), "unknown state 'y'.*x/alpha_bar"),
-        (lambda: ddim_ode.ProbabilityFlow(tanh_model())(0.5, np.ones(4)), "needs ProbabilityFlow.*shape="),
-        (
-            lambda: ddim_ode.ProbabilityFlow(
-                gaussian_2d(SCHEDULES["flow"], "v"), "t", "x/alpha_bar"
-            ).to_state(points(2, 2), np.inf),
-            "infinite at σ=inf; use state='x'",
-        ),
-    ],
-)  # fmt: skip
-def test_a_wrong_ode_says_what_to_change(make, message):
-    with pytest.raises(ValueError, match=message):
-        make()

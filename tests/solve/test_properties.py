@@ -26,10 +26,7 @@ def solves(draw, methods=tuple(METHODS)):
     final = draw(st.sampled_from(grids.FINALS))
     grid = draw(st.sampled_from(grids.NAMES))
     options = dict(
-        method=draw(st.sampled_from(methods)),
-        grid=grid,
-        final=final,
-        steps=draw(st.integers(2, 7)),
+        method=draw(st.sampled_from(methods)), grid=grid, final=final, steps=draw(st.integers(2, 7))
     )
     if np.isinf(schedule.sigma_max):
         options["sigma_max"] = 50.0
@@ -48,6 +45,7 @@ def test_calls_are_those_of_the_plan_and_every_sample_arrives(solve, shape, n, d
     assert (sol.nfe, net.calls) == ((sol.plan.nfe,) * 2 if n else (0, 0))
     assert (sol.net_evals, net.rows) == (n * sol.plan.nfe, n * net.calls)
     assert sol.sample_nfe.tolist() == [sol.nfe] * n
+    assert sol.accepted.tolist() == [sol.plan.steps] * n
     assert sol.status.tolist() == ["success"] * n
     assert (sol.x.dtype, sol.x.shape) == (dtype, x.shape)
     assert sol.x.isfinite().all()

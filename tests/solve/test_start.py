@@ -5,6 +5,8 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from erring import COVS, MEANS, erring, good
+from refusals import expect
 
 import ddim_ode
 from ddim_ode import Denoiser, grids, schedules
@@ -12,30 +14,6 @@ from ddim_ode._base.warn import Caution
 from ddim_ode.solvers.methods import METHODS, get_method
 
 COSINE = schedules.cosine()
-MEANS = [[0.7, 0.0], [-0.7, 0.0]]
-COVS = [[0.01, 0.01]] * 2
-
-
-def erring(schedule, prediction="eps", **options):
-    """A network whose ε̂ errs by 1 % at every level, as one does that was trained for a minute."""
-    exact = ddim_ode.exact.gaussian_mixture([0.5, 0.5], MEANS, COVS, schedule)
-
-    def net(x, sigma):
-        eps = exact.net(x, sigma) + 0.014 * torch.sin(7 * x + 3 * torch.log(sigma)[:, None])
-        if prediction == "eps":
-            return eps
-        alpha, beta = (torch.as_tensor(c)[:, None].to(x) for c in schedule.scales(sigma.numpy()))
-        if prediction == "score":
-            return -eps / beta
-        x0 = (x - beta * eps) / alpha
-        return x0 if prediction == "x0" else alpha * eps - beta * x0
-
-    return Denoiser(net, schedule, prediction, time=lambda t, s: s, shape=(2,), **options)
-
-
-def good(x):
-    """The share of samples near one of the two modes."""
-    return float((((x[:, 0].abs() - 0.7).abs() < 0.4) & (x[:, 1].abs() < 0.4)).float().mean())
 
 
 def seeds_of(method, n):
@@ -151,8 +129,7 @@ def test_a_denoiser_told_to_start_there_warns_once(recwarn):
 
 @pytest.mark.parametrize("value", [0.0, -1.0, 1e9, np.nan, "high"])
 def test_a_start_outside_the_schedule_is_refused(value):
-    with pytest.raises(ValueError, match="sigma_max"):
-        erring(COSINE, sigma_max=value)
+    expect(lambda: erring(COSINE, sigma_max=value), "sigma_max")
 
 
 def test_ends_larger_than_the_first_level_are_named():
@@ -164,12 +141,12 @@ def test_ends_larger_than_the_first_level_are_named():
 
 # -- the end on a schedule whose time is σ ---------------------------------------------------------
 def test_two_valued_pixels_keep_their_spread_whatever_the_first_level():
-    for top in (80.0, 380.0, 1348.0):
+    for top in (80.0, 1348.0):
         schedule = schedules.ve(top)
         model = ddim_ode.exact.gaussian_mixture(
             [0.5, 0.5], [[0.2], [0.8]], [[1e-4], [1e-4]], schedule
         )
-        x = ddim_ode.noise((1,), schedule, range(1000))
+        x = ddim_ode.noise((1,), schedule, range(500))
         spread = float(model.flow(x, top, 0.002).std())
         methods = [m for m in METHODS if get_method(m).multistep]
         for method in [*methods, "ddim", "heun"]:

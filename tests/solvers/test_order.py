@@ -183,18 +183,3 @@ def test_one_step_method_keeps_its_order_from_infinite_sigma(name, chart):
 def test_a_wrong_stage_of_a_singlestep_method_is_seen(name, stages, order):
     measured = slope(MODELS["exponential"], replace(METHODS[name], stages=stages), 64)
     assert measured == pytest.approx(order, abs=TOLERANCE)
-
-
-@pytest.mark.parametrize(
-    ("at", "reads"),
-    [
-        ((0.1, 0.5), ((), (0,), (1,))),
-        ((0, 0.5), ((), (0,))),
-        ((0, 0.5), ((), (1,), (1,))),
-        ((0, 0.5), ((), (), (1,))),
-        ((0, 0.5), ((), (0,), (0, 0))),
-    ],
-)
-def test_a_singlestep_that_makes_no_sense_is_refused(at, reads):
-    with pytest.raises(ValueError, match="singlestep: "):
-        Singlestep(at, reads)

@@ -146,14 +146,13 @@ LAST = dict(final_sigmas_type="sigma_min")
 EVEN = dict(use_exponential_sigmas=True)  # even in ln σ
 STEPS = dict(lower_order_final=False)
 DDIM = dict(clip_sample=False)
-LOW = ":lower_order_final"
-SOLVER, SINGLE, UNIPC, DEIS = (
-    "DPMSolverMultistep",
-    "DPMSolverSinglestep",
-    "UniPCMultistep",
-    "DEISMultistep",
-)
+SOLVER, SINGLE = "DPMSolverMultistep", "DPMSolverSinglestep"
+UNIPC, DEIS = "UniPCMultistep", "DEISMultistep"
 HALF_MID = "dpmpp3m:half+midpoint"
+
+
+def lowered(method: str, low: bool) -> str:
+    return method + low * f"{'+' if ':' in method else ':'}lower_order_final"
 
 
 def linear_sigma() -> list[float]:
@@ -183,24 +182,11 @@ EQUAL = [
     ),
     d("EulerDiscrete", "ddim", timestep_spacing="trailing", **LAST),
     *(
-        d(SOLVER, method + (LOW if N < 15 and low else ""), N=N, lower_order_final=low, **options)
+        d(SOLVER, lowered(method, N < 15 and low), N=N, lower_order_final=low, **order, **options)
         for N in (10, 20)
         for low in (True, False)
         for options in ({}, KARRAS, LAST)
-        for method in ("dpmpp2m",)
-    ),
-    *(
-        d(
-            SOLVER,
-            HALF_MID + ("+lower_order_final" if N < 15 and low else ""),
-            N=N,
-            solver_order=3,
-            lower_order_final=low,
-            **options,
-        )
-        for N in (10, 20)
-        for low in (True, False)
-        for options in ({}, KARRAS, LAST)
+        for method, order in (("dpmpp2m", {}), (HALF_MID, dict(solver_order=3)))
     ),
     d(SOLVER, "dpmpp2m", N=20, euler_at_final=True),
     d(SOLVER, "dpmpp2m:exact", N=20, solver_type="heun"),
@@ -213,13 +199,7 @@ EQUAL = [
     d(SINGLE, every(3, THEIR_3S), N=13, solver_order=3, **EVEN),
     d(SINGLE, every(3, THEIR_3S_HEUN), N=13, solver_order=3, solver_type="heun", **EVEN),
     *(
-        d(
-            UNIPC,
-            f"unipc{p}:{bh}+lower_order_final",
-            solver_order=p,
-            solver_type=bh,
-            **options,
-        )
+        d(UNIPC, f"unipc{p}:{bh}+lower_order_final", solver_order=p, solver_type=bh, **options)
         for p in (2, 3)
         for bh, options in (("bh1", LAST), ("bh2", LAST), ("bh2", {}), ("bh2", KARRAS))
     ),
@@ -228,7 +208,7 @@ EQUAL = [
         for p in (2, 3)
         for bh in ("bh1", "bh2")
     ),
-    *(d(DEIS, f"deis{p}{LOW}", solver_order=p) for p in (2, 3)),
+    *(d(DEIS, f"deis{p}:lower_order_final", solver_order=p) for p in (2, 3)),
     *(d(DEIS, f"deis{p}", solver_order=p, **STEPS) for p in (2, 3)),
     d(DEIS, "deis2", N=20),
     d("PNDM", heun_then_adams, skip_prk_steps=True, set_alpha_to_one=True),
@@ -237,17 +217,14 @@ EQUAL = [
         k(name, method, grid=grid)
         for grid in ("to 0", "to σ_min")
         for name, method in (
-            ("euler", "ddim"),
-            ("euler_ancestral", "ddim"),
-            ("heun", "heun"),
-            ("dpm_2", "dpm2"),
-            ("dpm_2_ancestral", "dpm2"),
-            ("lms", "ab4:full_order_final"),
-            ("dpmpp_2s_ancestral", "dpmpp2s"),
-            ("dpmpp_sde", "dpmpp2s"),
-            ("dpmpp_2m", "dpmpp2m"),
-            ("dpmpp_2m_sde", "dpmpp2m"),
-            ("dpmpp_3m_sde", "dpmpp3m:half"),
+            *(("euler", "ddim"), ("euler_ancestral", "ddim"), ("heun", "heun")),
+            *(("dpm_2", "dpm2"), ("dpm_2_ancestral", "dpm2"), ("lms", "ab4:full_order_final")),
+            *(("dpmpp_2s_ancestral", "dpmpp2s"), ("dpmpp_sde", "dpmpp2s")),
+            *(
+                ("dpmpp_2m", "dpmpp2m"),
+                ("dpmpp_2m_sde", "dpmpp2m"),
+                ("dpmpp_3m_sde", "dpmpp3m:half"),
+            ),
         )
     ),
     k("dpmpp_2m_sde", "dpmpp2m:exact", grid="to 0", solver_type="heun"),
@@ -275,7 +252,9 @@ ORDER_3, BH1 = dict(solver_order=3), dict(solver_type="bh1")
 LINSPACE, LEADING = dict(timestep_spacing="linspace"), dict(timestep_spacing="leading")
 NO_KARRAS, NO_EXPONENTIAL = dict(use_karras_sigmas=False), dict(use_exponential_sigmas=False)
 THIRD = dict(ours=every(3, THEIR_3S))
-ONE = dict(set_alpha_to_one=True)
+ONE, NO_PRK = dict(set_alpha_to_one=True), dict(skip_prk_steps=True)
+NO_EULER, SHORT, HALF = dict(euler_at_final=False), LAST | KARRAS, dict(ours="dpmpp3m:half")
+FULL = "ipndm:full_order_final"
 
 DEPARTURES = [
     d("DDIM", "ddim", 0.363, STRIDE, "table", LEADING, **DDIM, **LINSPACE),
@@ -288,30 +267,9 @@ DEPARTURES = [
     d(UNIPC, "unipc2:bh2", 0.0134, ROUNDED, "time", NO_KARRAS, **KARRAS),
     d(SINGLE, every(3, THEIR_3S), 0.165, ROUNDED, "time", NO_EXPONENTIAL, N=13, **ORDER_3, **EVEN),
     d(SOLVER, "dpmpp3m", 0.0184, HALVED, "table", dict(ours=HALF_MID), N=20, **ORDER_3),
-    d(
-        SOLVER,
-        "dpmpp2m",
-        2.27e-3,
-        EULER,
-        "table",
-        dict(euler_at_final=False),
-        N=20,
-        euler_at_final=True,
-        **LAST,
-    ),
+    d(SOLVER, "dpmpp2m", 2.27e-3, EULER, "table", NO_EULER, N=20, euler_at_final=True, **LAST),
     d(SOLVER, "dpmpp2m", 1, REPEATED, "calls", NO_KARRAS, N=20, **LAST, **KARRAS),
-    d(
-        SOLVER,
-        HALF_MID,
-        np.inf,
-        ZERO_OVER_ZERO,
-        "table",
-        NO_KARRAS,
-        N=20,
-        **ORDER_3,
-        **LAST,
-        **KARRAS,
-    ),
+    d(SOLVER, HALF_MID, np.inf, ZERO_OVER_ZERO, "table", NO_KARRAS, N=20, **ORDER_3, **SHORT),
     d(UNIPC, "unipc2", 0.0284, BH, "table", dict(ours="unipc2:bh2+lower_order_final")),
     d(UNIPC, "unipc3", 0.0285, BH, "table", dict(ours="unipc3:bh2+lower_order_final"), **ORDER_3),
     d(UNIPC, "unipc2:bh1+lower_order_final", np.inf, INFINITE, "table", LAST, **BH1),
@@ -323,33 +281,9 @@ DEPARTURES = [
     d(DEIS, "deis2", 1, REPEATED, "calls", NO_KARRAS, N=20, **KARRAS),
     d(DEIS, "deis3", 1.14e-6, FLOAT32, "rounding", dict(double=True), N=20, **ORDER_3),
     d("PNDM", rk4_then_adams, 0.108, PSEUDO, "table", dict(trained_betas=linear_sigma()), **ONE),
-    d(
-        "PNDM",
-        heun_then_adams,
-        1,
-        REPEATED,
-        "calls",
-        ONE,
-        skip_prk_steps=True,
-        set_alpha_to_one=False,
-    ),
-    d(
-        "IPNDM",
-        "ipndm:full_order_final",
-        0.225,
-        INFINITE_START,
-        "table",
-        dict(trained_betas=finite_start()),
-    ),
-    k(
-        "dpmpp_3m_sde",
-        "dpmpp3m",
-        0.0936,
-        HALVED,
-        "table",
-        dict(ours="dpmpp3m:half"),
-        grid="to σ_min",
-    ),
+    d("PNDM", heun_then_adams, 1, REPEATED, "calls", ONE, set_alpha_to_one=False, **NO_PRK),
+    d("IPNDM", FULL, 0.225, INFINITE_START, "table", dict(trained_betas=finite_start())),
+    k("dpmpp_3m_sde", "dpmpp3m", 0.0936, HALVED, "table", HALF, grid="to σ_min"),
 ]
 TABLE = [*EQUAL, *DEPARTURES]
 

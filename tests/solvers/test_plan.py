@@ -5,16 +5,8 @@ import sys
 import numpy as np
 import pytest
 import torch
-from problems import (
-    COSINE,
-    DDPM,
-    EXPONENTIAL,
-    Counting,
-    gaussian_2d,
-    mixture_2d,
-    points,
-    zero_snr,
-)
+from problems import COSINE, DDPM, EXPONENTIAL, Counting, gaussian_2d, mixture_2d, points, zero_snr
+from refusals import expect
 
 import ddim_ode
 from ddim_ode import grids, schedules
@@ -30,30 +22,19 @@ MULTISTEP = [name for name in DETERMINISTIC if METHODS[name].multistep]
 GRID = grids.make_grid("time", COSINE, 5, sigma_max=20.0)
 
 
-def test_the_numbers_layer_never_imports_torch():
+def test_the_numbers_layer_never_imports_torch_and_the_package_nothing_heavy():
     script = """
 import sys
-sys.modules["torch"] = None  # an import of it fails
 import ddim_ode
+assert not {"torch", "numpy", "scipy", "matplotlib"} & set(sys.modules)
+sys.modules["torch"] = None  # an import of it fails
+import ddim_ode.solvers.controller, ddim_ode.solvers.embedded
 for schedule in (ddim_ode.schedules.ddpm(), ddim_ode.schedules.flow(), ddim_ode.schedules.ve(80.0)):
     grid = ddim_ode.grids.make_grid("time", schedule, 6, sigma_max=min(40.0, schedule.sigma_max))
     for row in ddim_ode.methods():
         ddim_ode.plan(row["name"], schedule, grid).describe()
 """
     subprocess.run([sys.executable, "-c", script], check=True)
-
-
-@pytest.mark.parametrize("final", grids.FINALS)
-@pytest.mark.parametrize("name", ALL)
-@pytest.mark.parametrize("steps", [1, 2, 5])
-def test_nfe_is_the_number_of_calls(name, final, steps):
-    net = Counting()
-    model = ddim_ode.Denoiser(net, COSINE)
-    sol = ddim_ode.sample(model, points(3, 2), name, steps=steps, final=final)
-    assert sol.plan.nfe == net.calls == sol.nfe
-    assert sol.net_evals == net.rows == 3 * net.calls
-    assert sol.sample_nfe.tolist() == [net.calls] * 3
-    assert sol.accepted.tolist() == [steps] * 3
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -77,12 +58,6 @@ def test_a_budget_gives_the_largest_plan_that_fits(name, final):
         assert sol.nfe <= budget < larger.nfe
 
 
-def test_a_budget_below_one_step_is_refused_with_its_cost():
-    model = ddim_ode.Denoiser(Counting(), COSINE)
-    with pytest.raises(ValueError, match=r"nfe=3 is less than one step of 'rk4' costs \(4\)"):
-        ddim_ode.sample(model, points(1, 2), "rk4", nfe=3, final="sigma_min")
-
-
 @pytest.mark.parametrize("name", ALL)
 def test_memory_is_the_longest_history_an_op_reads(name):
     plan = ddim_ode.plan(name, COSINE, grids.make_grid("time", COSINE, 9))
@@ -92,19 +67,14 @@ def test_memory_is_the_longest_history_an_op_reads(name):
 
 def test_the_same_compilation_is_kept():
     clear_cache()
-    first = ddim_ode.plan("heun", COSINE, GRID)
-    assert ddim_ode.plan("heun", COSINE, GRID.tolist()) is first
-    assert ddim_ode.plan("heun", COSINE, GRID, chart="flow") is not first
-    assert ddim_ode.plan("heun", EXPONENTIAL, GRID) is not first
-    clear_cache()
-    assert ddim_ode.plan("heun", COSINE, GRID) is not first
-
-
-def test_noise_is_part_of_what_is_kept():
-    quiet = ddim_ode.plan("ddim", COSINE, GRID)
+    first = ddim_ode.plan("ddim", COSINE, GRID)
+    assert ddim_ode.plan("ddim", COSINE, GRID.tolist(), eta=0.0) is first
     noisy = ddim_ode.plan("ddim", COSINE, GRID, eta=0.5)
-    assert (quiet.is_stochastic, noisy.is_stochastic) == (False, True)
-    assert ddim_ode.plan("ddim", COSINE, GRID, eta=0.0) is quiet
+    assert (first.is_stochastic, noisy.is_stochastic) == (False, True)
+    assert ddim_ode.plan("ddim", COSINE, GRID, chart="flow") is not first
+    assert ddim_ode.plan("ddim", EXPONENTIAL, GRID) is not first
+    clear_cache()
+    assert ddim_ode.plan("ddim", COSINE, GRID) is not first
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -217,57 +187,22 @@ def relative_error(name, prediction, sigma_max):
 
 @pytest.mark.parametrize("name", DETERMINISTIC)
 @pytest.mark.parametrize("prediction", ["eps", "x0", "v", "flow"])
-def test_single_precision_costs_little_from_a_moderate_level(name, prediction):
+def test_single_precision_costs_little(name, prediction):
     assert relative_error(name, prediction, 10.0) < 1e-5
-
-
-@pytest.mark.parametrize("name", ONE_STEP)
-@pytest.mark.parametrize("prediction", ["x0", "v", "flow"])
-def test_single_precision_costs_little_from_alpha_bar_5e_5(name, prediction):
-    assert COSINE.alpha_bar(1000) == pytest.approx(5e-5, rel=0.02)
-    assert relative_error(name, prediction, None) < 1e-5
-
-
-@pytest.mark.parametrize("name", MULTISTEP)
-@pytest.mark.parametrize("prediction", ["x0", "v", "flow"])
-def test_multistep_in_single_precision_loses_no_more_than_with_an_eps_network(name, prediction):
-    # An ε-network cannot do better there: 1/ᾱ multiplies the rounding of what it returns.
-    assert relative_error(name, prediction, None) < relative_error(name, "eps", None) + 1e-5
-
-
-def test_a_method_is_usable_where_a_name_is():
-    ab2 = Method("mine", 2, past=2, ruler="t")
-    model, x = mixture_2d(COSINE), points(2, 2)
-    sol = ddim_ode.sample(model, x, ab2, grid=GRID)
-    assert sol.method == "mine"
-    plan = ddim_ode.plan(ab2, COSINE, GRID)
-    assert torch.equal(sol.x, ddim_ode.sample(model, x, plan=plan).x)
-
-
-def test_a_plan_runs_the_same_as_the_method_it_came_from():
-    model, x = mixture_2d(COSINE), points(2, 2)
-    plan = ddim_ode.plan("rk4", COSINE, GRID, vector="eps")
-    assert torch.equal(
-        ddim_ode.sample(model, x, plan=plan).x, ddim_ode.sample(model, x, "rk4", grid=GRID).x
-    )
+    if prediction != "eps":  # from ᾱ = 5e-5, where 1/ᾱ multiplies the rounding of an ε̂
+        lost = relative_error(name, "eps", None) if METHODS[name].multistep else 0.0
+        assert relative_error(name, prediction, None) < lost + 1e-5
 
 
 @pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: ddim_ode.plan("huen", COSINE, GRID), "unknown method 'huen'.*first: heun,"),
-        (lambda: ddim_ode.plan("heun", COSINE, GRID, chart="logs"), "unknown chart 'logs'.*: log,"),
-        (lambda: ddim_ode.plan("heun", COSINE, GRID, vector="x_0"), "unknown vector .x_0..*: x0,"),
-        (lambda: ddim_ode.plan("ab2", COSINE, GRID, vector="x0"), "ab2.* stores 'eps', not vector='x0'"),
-        (lambda: ddim_ode.plan("ddim", schedules.ve(80.0), [3.0, 1.0], chart="exp"), "preserving.*'ve'"),
-        (lambda: ddim_ode.plan("ddim", COSINE, GRID, chart="log", eta=0.5), "'eps', 'data' or 'flow'"),
-        (lambda: ddim_ode.plan(Method("m", 2, past=2, ruler="tau"), COSINE, GRID), "unknown ruler 'tau'"),
-        (lambda: Method("m", 2, stages=METHODS["heun"].stages, past=2), "stages or past=2"),
-    ],
-)  # fmt: skip
-def test_a_plan_that_cannot_be_says_why(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()
+    "method", [Method("mine", 2, past=2, ruler="t"), "rk4"], ids=["own", "named"]
+)
+def test_a_plan_runs_the_same_as_the_method_it_came_from(method):
+    model, x = mixture_2d(COSINE), points(2, 2)
+    sol = ddim_ode.sample(model, x, method, grid=GRID)
+    assert sol.method == getattr(method, "name", method)
+    plan = ddim_ode.plan(method, COSINE, GRID, vector="eps")
+    assert torch.equal(sol.x, ddim_ode.sample(model, x, plan=plan).x)
 
 
 @pytest.mark.parametrize("name", ["ddim", "heun", "rk4", "ab3"])
@@ -280,29 +215,4 @@ def test_a_budget_under_snap_gives_the_most_steps_that_fit_both(name, nfe):
     if steps <= 20:
         assert ddim_ode.sample(model, x, name, steps=steps).nfe > nfe
     else:
-        with pytest.raises(ValueError, match="distinct trained levels"):
-            ddim_ode.sample(model, x, name, steps=steps)
-
-
-def test_importing_the_package_imports_nothing_heavy():
-    heavy = "{'torch', 'numpy', 'scipy', 'matplotlib'}"
-    script = f"import ddim_ode, sys; sys.exit(bool({heavy} & set(sys.modules)))"
-    subprocess.run([sys.executable, "-c", script], check=True)
-
-
-@pytest.mark.parametrize("steps", [1, 2, 3, 4])
-def test_a_runge_kutta_start_is_no_longer_than_the_grid(steps):
-    """ab4 wants two such steps; the last, to σ = 0, is DDIM's."""
-    grid = [*np.geomspace(50.0, 0.5, steps), 0.0]
-    plan = ddim_ode.plan("ab4", COSINE, grid, start="rk")
-    assert plan.nfe == min(2, steps - 1) * 3 + (steps - 1 - min(2, steps - 1)) + 1
-    assert [node.sigma for node in plan.nodes][-1] == grid[-2]
-
-
-def test_step_noise_above_the_level_s_own_is_refused_and_at_it_is_not():
-    grid = [50.0, 5.0, 0.5, 0.0]
-    bound = [float(COSINE.scales(sigma)[1]) for sigma in grid[1:]]
-    ddim_ode.plan("ddim", COSINE, grid, noise_std=bound)
-    bound[1] *= 1 + 1e-6
-    with pytest.raises(ValueError, match=r"noise_std\[1\]=.* at σ'=0.5; allowed is \[0, "):
-        ddim_ode.plan("ddim", COSINE, grid, noise_std=bound)
+        expect(lambda: ddim_ode.sample(model, x, name, steps=steps), "distinct trained levels")

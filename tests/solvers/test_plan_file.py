@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from problems import COSINE, DDPM, EXPONENTIAL, mixture_2d, points
+from refusals import expect
 
 import ddim_ode
 from ddim_ode import grids, schedules
@@ -57,15 +58,6 @@ def test_a_plan_comes_back_as_it_was(name, tmp_path):
     assert torch.equal(one.x, two.x)
 
 
-def test_an_infinite_level_comes_back(tmp_path):
-    flow = schedules.flow()
-    plan = ddim_ode.plan("unipc2", flow, grids.make_grid("time", flow, 4))
-    plan.save(tmp_path / "p.json")
-    assert Plan.load(tmp_path / "p.json").nodes[0].sigma == math.inf
-    assert Plan.load(tmp_path / "p.json") == plan
-    assert "Infinity" not in (tmp_path / "p.json").read_text()
-
-
 def test_every_float_comes_back_to_the_last_bit():
     rng = np.random.default_rng(0)
     plan = ddim_ode.plan("ab4", COSINE, GRID)
@@ -76,34 +68,21 @@ def test_every_float_comes_back_to_the_last_bit():
         )
         odd = dataclasses.replace(plan, ops=ops)
         assert Plan.from_json(plan_file.dumps(odd).encode(), "") == odd
+    flow = schedules.flow()
+    infinite = ddim_ode.plan("unipc2", flow, grids.make_grid("time", flow, 4))
+    text = plan_file.dumps(infinite)
+    assert "Infinity" not in text
+    assert Plan.from_json(text.encode(), "") == infinite
 
 
-def test_the_fit_travels_and_is_no_part_of_what_a_plan_is(tmp_path):
-    plan = fitted()
-    plan.save(tmp_path / "p.json")
-    assert Plan.load(tmp_path / "p.json").fit == FIT
-    assert (plan, hash(plan)) == (fitted(None), hash(fitted(None)))
-
-
-def test_a_killed_write_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "p.json"
-    fitted().save(path)
-    before = path.read_text()
-
-    def killed(*paths):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, "replace", killed)
-    with pytest.raises(KeyboardInterrupt):
-        ddim_ode.plan("ddim", COSINE, GRID).save(path)
-    assert path.read_text() == before
-    assert os.listdir(tmp_path) == ["p.json"]
+def test_the_fit_travels_and_is_no_part_of_what_a_plan_is():
+    assert (load(tree()), load(tree()).fit) == (fitted(None), FIT)
+    assert hash(fitted()) == hash(fitted(None))
 
 
 @pytest.mark.parametrize("fit", [{"a": math.nan}, {"a": {1, 2}}, {"a": torch.ones(1)}])
 def test_a_fit_that_is_not_plain_data_is_not_saved(fit, tmp_path):
-    with pytest.raises(ValueError, match="plan 'calibrated-5' cannot be saved"):
-        fitted(fit).save(tmp_path / "p.json")
+    expect(lambda: fitted(fit).save(tmp_path / "p.json"), "plan 'calibrated-5' cannot be saved")
     assert os.listdir(tmp_path) == []
 
 
@@ -118,8 +97,7 @@ def test_a_plan_whose_calls_are_told_another_level_than_theirs_is_refused(change
     k = ops.index([op for op in ops if op.node][1])
     ops[k] = ops[k]._replace(node=ops[k].node._replace(**change))
     altered = dataclasses.replace(plan, ops=tuple(ops))
-    with pytest.raises(ValueError, match=message):
-        ddim_ode.sample(model, torch.zeros(1, 3), plan=altered)
+    expect(lambda: ddim_ode.sample(model, torch.zeros(1, 3), plan=altered), message)
 
 
 def test_a_loaded_plan_of_another_schedule_is_refused_with_both_fingerprints(tmp_path):
@@ -155,56 +133,39 @@ def drop(*path):
         (put("format", value="mine"), "format='mine' must be 'ddim_ode plan'"),
         (put("version", value=3), "version=3 must be 1 or 2"),
         (put("version", value=True), "version=True must be 1 or 2"),
-        (put("version", value=1), "the plan has the unknown field 'sha256'"),
-        (drop("chart"), "the plan has no 'chart'"),
-        (put("extra", value=1), "the plan has the unknown field 'extra'"),
+        (put("version", value=1), "unknown field 'sha256'"),
+        (drop("chart"), "has no 'chart'"),
+        (put("extra", value=1), "unknown field 'extra'"),
         (drop("ops", 1, "noise"), r"ops\[1\] has no 'noise'"),
         (put("ops", 1, value=3), r"ops\[1\]=3 must be an object"),
-        (put("ops", value=[]), r"ops=\(\) must be a tuple of at least 1"),
-        (put("ops", value={}), r"ops={} must be a list"),
-        (put("ops", 1, "scale", value=True), r"ops\[1\].scale=True must be a finite number"),
+        (put("ops", value={}), "ops={} must be a list"),
         (put("ops", 1, "scale", value="1"), r"ops\[1\].scale='1' must be a finite number"),
         (put("ops", 1, "scale", value=10**400), r"ops\[1\].scale=1000.* must be a finite number"),
-        (put("ops", 1, "noise", value=-0.1), r"ops\[1\].noise=-0.1 must be a number >= 0"),
-        (put("ops", 1, "commit", value=1), r"ops\[1\].commit=1 must be true or false"),
-        (put("ops", 1, "weights", value=[1, 2]), r"ops\[1\].weights=\(1.0, 2.0\) must be at most 1 long"),
         (put("ops", 1, "weights", 0, value=None), r"ops\[1\].weights\[0\]=None must be a finite"),
-        (put("ops", 1, "node", "sigma", value=0), r"node.sigma=0.0 must be a number > 0, or 'inf'"),
-        (put("ops", 1, "node", "sigma", value="Inf"), r"node.sigma='Inf' must be"),
-        (put("ops", 1, "node", "t", value=-1), r"node.t=-1.0 must be a number >= 0"),
-        (put("ops", 1, "node", "vector", value="x"), r"node.vector='x' must be one of eps, x0"),
-        (put("ops", -1, "commit", value=False), r"ops\[5\]=.* must be the end"),
+        (put("ops", 1, "node", "sigma", value="Inf"), "node.sigma='Inf' must be"),
+        (put("ops", 1, "node", "t", value=-1), "node.t=-1.0 must be a number >= 0"),
         (drop("ops", -1), r"ops\[4\]=.* must be the end"),
         (put("grid", 1, value=25.0), r"grid\[1\]=25.0 must be below grid\[0\]=20"),
-        (put("grid", value=[1.0]), "grid=.* must be a tuple of at least 2"),
-        (drop("grid", 1), "grid=.* must be 6 levels"),
         (put("nfe", value=7), "nfe=7 must be 5, the number of ops with a node"),
         (put("nfe", value=5.0), "nfe=5.0 must be 5"),
         (put("memory", value=0), "memory=0 must be 4"),
-        (put("error_weights", value=[1.0]), r"error_weights=\(1.0,\) must be empty, or 5 numbers"),
-        (put("start", value="fast"), "start='fast' must be None, 'rk' or 'ramp'"),
-        (put("vector", value=None), "vector=None must be one of eps"),
-        (put("method", value="a\x1b[2J"), "method=.* must be a string of 1 to 200 printable"),
-        (put("method", value="m" * 201), "must be a string of 1 to 200 printable"),
-        (put("schedule", value=3), "schedule=3 must be a string"),
-        (put("fit", value=[]), r"fit=\[\] must be None or a mapping"),
         (put("fit", "model", value="\x07"), "fit.model=.* must be printable"),
         (put("fit", "a\nb", value=1), "a key of fit=.* must be a string"),
         (put("fit", "n", value=eval("[" * 30 + "]" * 30)), "must be nested at most 16 deep"),
     ],
-)  # fmt: skip
+)
 def test_what_is_wrong_is_named(change, message):
+    """What a plan must be beside its file is test_plan_rules's."""
     data = tree()
     load(data)
     change(data)
-    with pytest.raises(ValueError, match=rf"^p\.json: .*{message}"):
-        load(data)
+    expect(lambda: load(data), rf"^p\.json: .*{message}")
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "truncated, or not a plan's JSON"),
+        (b"", "truncated"),
         (b"PK\x03\x04\xff", "truncated, or not a plan's JSON"),
         (b"[1, 2]", "not a plan: format="),
         (b"7" * 5000, "not a plan"),
@@ -215,26 +176,15 @@ def test_what_is_wrong_is_named(change, message):
         (b'{"scale": 1e999}', "1e999 is no finite number"),
         (b" " * (plan_file.SIZE_LIMIT + 1), "larger than 16 MiB"),
     ],
+    ids=range(10),
 )
 def test_a_file_that_is_no_plan_is_named(content, message, tmp_path):
     path = tmp_path / "x.json"
+    for folder in (path, tmp_path):
+        with pytest.raises(FileNotFoundError, match="no such plan file"):
+            Plan.load(folder)
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="x.json: .*" + message):
-        Plan.load(path)
-
-
-def test_a_file_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"none\.json: no such plan file"):
-        Plan.load(tmp_path / "none.json")
-    with pytest.raises(FileNotFoundError, match="no such plan file"):
-        Plan.load(tmp_path)
-
-
-def test_a_truncated_file_is_never_a_plan():
-    content = plan_file.dumps(fitted()).encode()
-    for end in range(0, len(content) - 2, 7):  # but for the newline at its end
-        with pytest.raises(ValueError, match="p: "):
-            Plan.from_json(content[:end], "p")
+    expect(lambda: Plan.load(path), "x.json: .*" + message)
 
 
 def refused_or_whole(content):
@@ -252,17 +202,10 @@ WHOLE = fitted()
 CONTENT = plan_file.dumps(WHOLE).encode()
 
 
-@given(
-    st.lists(st.tuples(st.integers(0, len(CONTENT) - 1), st.integers(0, 255)), min_size=1, max_size=4)
-)  # fmt: skip
-def test_changed_bytes_are_never_another_plan(changes):
-    content = bytearray(CONTENT)
-    for place, byte in changes:
-        content[place] = byte
-    refused_or_whole(bytes(content))
-
-
 def test_damaged_files_are_named_and_none_is_believed():
+    for end in range(0, len(CONTENT) - 2, 7):  # but for the newline at its end
+        with pytest.raises(ValueError, match="p: "):
+            Plan.from_json(CONTENT[:end], "p")
     rng = np.random.default_rng(0)
     digits = [k for k, byte in enumerate(CONTENT) if chr(byte).isdigit()]
     for trial in range(DAMAGES):
@@ -289,15 +232,9 @@ VALUES = st.recursive(
 
 def places(data, path=()):
     yield path
-    pairs = (
-        data.items()
-        if isinstance(data, dict)
-        else enumerate(data)
-        if isinstance(data, list)
-        else ()
-    )
-    for key, value in pairs:
-        yield from places(value, (*path, key))
+    if isinstance(data, (dict, list)):
+        for key, value in data.items() if isinstance(data, dict) else enumerate(data):
+            yield from places(value, (*path, key))
 
 
 PLACES = list(places(tree()))[1:]
@@ -314,36 +251,26 @@ def test_changed_values_are_never_another_plan(changes):
     refused_or_whole(json.dumps(data).encode())
 
 
-def test_a_file_of_the_first_version_has_no_checksum():
+def test_a_value_that_would_do_is_not_what_was_saved_but_in_the_first_version():
+    data = tree()
+    data["ops"][1]["weights"][0] *= 1.0000001
+    expect(lambda: load(data), r"altered or damaged: .*sha256")
     data = tree()
     data["version"] = 1
     del data["sha256"]
     assert load(data) == fitted()
-    with pytest.raises(ValueError, match="the plan has no 'sha256'"):
-        load({**data, "version": 2})
-
-
-def test_a_value_that_would_do_is_not_what_was_saved():
-    data = tree()
-    data["ops"][1]["weights"][0] *= 1.0000001
-    with pytest.raises(ValueError, match="altered or damaged: its sha256 is not that"):
-        load(data)
+    expect(lambda: load({**data, "version": 2}), "has no 'sha256'")
 
 
 def test_describe_says_what_the_fit_is_worth():
     text = fitted().describe()
     for said in (
-        *(
-            "guidance",
-            "σ 0.01 to inf",
-            "Denoiser(mixture)",
-            "budget fast",
-            "128 noises from seed 7",
-        ),
-        *("ddim_ode 9.8.7", "32 noises of seeds 103 to 134", "error 0.25 before, 0.1 after"),
-        *("ratio 0.4 (0.35 to 0.5)", "ipndm, quadratic, σ_min 0.05", "12,345", "few noises"),
-    ):
-        assert (said in text) == (said != "guidance"), said
+        "σ 0.01 to inf", "Denoiser(mixture)", "budget fast", "128 noises from seed 7", "ddim_ode 9.8.7",
+        "32 noises of seeds 103 to 134", "error 0.25 before, 0.1 after", "ratio 0.4 (0.35 to 0.5)",
+        "ipndm, quadratic, σ_min 0.05", "12,345", "few noises",
+    ):  # fmt: skip
+        assert said in text
+    assert "guidance" not in text
     assert "guidance 2.5" in fitted({**FIT, "guidance": 2.5}).describe()
     assert "did not beat it" in fitted({**FIT, "calibrated": False}).describe()
 
@@ -404,8 +331,7 @@ def test_there_is_no_nearest_where_no_method_makes_the_same_calls():
     ops = (plan.ops[0], stage._replace(node=stage.node._replace(sigma=9.0)), *plan.ops[2:])
     odd = dataclasses.replace(plan, ops=ops)
     assert nearest(odd, COSINE) is None
-    with pytest.raises(ValueError, match=r"made for schedule .* give model\.schedule"):
-        nearest(plan, DDPM)
+    expect(lambda: nearest(plan, DDPM), r"made for schedule .* give model\.schedule")
 
 
 @pytest.mark.parametrize("schedule", [COSINE, schedules.ve(80.0)], ids=lambda s: s.name)
