@@ -21,6 +21,7 @@ from . import (
     generation,
     interpolation,
     inversion,
+    profiling,
     sampling,
     terminal,
     training,
@@ -34,6 +35,12 @@ _COMMANDS: dict[str, tuple[Any, str, str]] = {
         "make pictures with one or more solvers",
         "Sample the same seeds with each solver: a picture, a table, a manifest. Stopped on the way, it "
         "keeps the methods that are finished.",
+    ),
+    "profile": (
+        profiling,
+        "a model's own grids: where to start, step and end",
+        "Look at a model with a few hundred network rows, and try what should do best at each number of "
+        "calls: the method and grid for each, and a file for --grid.",
     ),
     "compare": (
         comparison,

@@ -21,6 +21,7 @@ from .common import (
     parse_features,
 )
 from .models import HELP, Loaded, load_model
+from .profiling import HELP_GRID, resolved
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also the plans that ship with the model, fitted to it: one line, at the budgets they fit",
     )
     add("--nfe", nargs="+", type=int, default=list(_NFE), help="budgets of network calls")
-    add("--grid", nargs="+", help="time, quadratic, log_snr, karras, trailing; or best")
+    add("--grid", nargs="+", help=f"{HELP_GRID}; or best")
     add("--sigma-max", type=float, help="noise level to start from (the model's own)")
     add("--sigma-min", nargs="+", type=float, help="last positive noise level")
     add("--n", type=int, help=f"noises to solve from ({_N}, and {_QUICK_N} if --quick)")
@@ -135,7 +136,7 @@ def _compare(args: argparse.Namespace) -> int:
             n=n,
             seed=args.seed,
             cond=cond,
-            grid=_one_or_many(args.grid),
+            grid=resolved(_one_or_many(args.grid), loaded.denoiser, loaded.shape, args),
             sigma_min=_one_or_many(args.sigma_min),
             batch=args.batch,
             reference=args.reference,

@@ -19,6 +19,7 @@ from .common import (
     print_table,
 )
 from .models import HELP, load_model
+from .profiling import HELP_GRID, grid_of, on_grid
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--plan", metavar="FILE", help="a plan of ddim-ode calibrate, instead")
     add("--nfe", type=int, help=f"most network calls ({_NFE} without --steps)")
     add("--steps", type=int, help="intervals of the grid")
-    add("--grid", help="time, quadratic, log_snr, karras or trailing")
+    add("--grid", help=HELP_GRID)
     add("--final", help="zero (land on x̂₀) or sigma_min")
     add("--sigma-max", type=float, help="first noise level")
     add("--sigma-min", type=float, help="last positive noise level")
@@ -96,7 +97,7 @@ def _generate(args: argparse.Namespace) -> int:
                 guidance=None if model.guidance is None else model.guidance.scale,
                 classes=getattr(model, "classes", None),
             ),
-            **_solver(args),
+            **on_grid(_solver(args), grid_of(args.grid, model, loaded.shape, args)),
         )
     except KeyboardInterrupt:
         raise KeyboardInterrupt(

@@ -30,6 +30,7 @@ from .common import (
     set_ode,
 )
 from .models import HELP_TRAINED, load_trained
+from .profiling import HELP_GRID, grid_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,8 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--steps", type=int, help="intervals of the grid, also of rk45 and bosh3")
     add(
         "--grid",
-        help="time, quadratic, log_snr, karras or trailing (default: by the number of steps); makes rk45 "
-        "and bosh3 fixed plans",
+        help=f"{HELP_GRID} (default: by the number of steps); makes rk45 and bosh3 fixed plans",
     )
     add("--final", help="zero (land on x̂₀) or sigma_min")
     add("--sigma-min", type=float, help="last positive noise level")
@@ -122,6 +122,8 @@ def _sample(args: argparse.Namespace) -> int:
     _check_methods(args)
     model = _load_model(args)
     solvers: dict[str, str | Plan] = {**{name: name for name in args.methods}, **plans}
+    grid = grid_of(args.grid, model, model.shape, args)
+    args.profile = None if isinstance(grid, str) else grid
     _check_requests(model, solvers, args)
     seeds = parse_seeds(args.seeds)
     labels = parse_classes(args.classes, model, range(len(seeds)))
@@ -316,7 +318,7 @@ def _options(solver: str | Plan, args: argparse.Namespace) -> dict[str, Any]:
         rtol, atol = (_TOLERANCE if t is None else t for t in (args.rtol, args.atol))
         return options | dict(rtol=rtol, atol=atol, nfe=args.nfe)
     nfe = _NFE if args.nfe is None and args.steps is None else args.nfe
-    return options | dict(steps=args.steps, nfe=nfe, grid=args.grid)
+    return options | dict(steps=args.steps, nfe=nfe, grid=args.profile or args.grid)
 
 
 def _is_adaptive(method: str, args: argparse.Namespace) -> bool:

@@ -43,6 +43,7 @@ from ..solve.solution import norm_per_sample, warn_of_scale
 from ..solvers.controller import SUCCESS
 from ..solvers.fit import ode_text
 from ..solvers.plan import Plan
+from ..solvers.profile import Profile
 from . import jobs
 from .jobs import Job
 from .result import Comparison
@@ -61,7 +62,7 @@ def compare(
     seed: int = 0,
     cond: Cond | None = None,
     shared: Mapping[str, Any] | None = None,
-    grid: str | Sequence[str] | None = None,
+    grid: str | Profile | Sequence[str | Profile] | None = None,
     sigma_max: float | None = None,
     sigma_min: float | Sequence[float] | None = None,
     batch: int = 64,
@@ -88,7 +89,8 @@ def compare(
         seed: Of the first noise.
         cond: Conditions {name: tensor (n, ...)}, or f(indices (n,)) that returns them.
         shared: Passed to the network as it is.
-        grid: A name, several (an axis of the table), or None: what ``sample`` takes by itself. ``"best"``
+        grid: A name, a :class:`ddim_ode.Profile`, several of these (an axis of the table), or None: what
+            ``sample`` takes by itself. ``"best"``
             tries trailing, and time, quadratic, log_snr and karras down to σ at the times 1, 2, 3, 5, 10
             and 20 (of 1000), for each method and budget. It decides on the first min(n/2, 32) noises, and
             all rows report on the others only, so that the choice does not flatter them.
@@ -162,7 +164,7 @@ def compare(
         shape=list(shape),
         n=n,
         seed=seed,
-        grid=names,
+        grid=[jobs.called(name) for name in names],
         sigma_max=model.sigma_max,
         sigma_min=ends,
         batch=batch,

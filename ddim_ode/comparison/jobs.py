@@ -21,10 +21,13 @@ from ..solve.request import is_external, is_fixed_step
 from ..solve.sampling import sample
 from ..solvers.methods import DEFAULT_METHODS, Method, get_method
 from ..solvers.plan import Plan
+from ..solvers.profile import Profile
 
 CUT_TIMES = (1, 2, 3, 5, 10, 20)  # of 1000; where grid="best" lets the positive levels end
 SEARCH = 32  # noises, at most, that it is decided on
 OWN, AS_GIVEN = "own steps", "plan"
+PROFILE = "profile"  # what a grid of a profile is called
+Grid = str | Profile | None
 
 
 @dataclass(frozen=True)
@@ -134,11 +137,11 @@ def cuts(sigma_min: Any, model: Denoiser) -> list[float | None]:
     return ends
 
 
-def grid_names(grid: Any, sigma_min: Sequence[float | None]) -> list[str | None]:
+def grid_names(grid: Any, sigma_min: Sequence[float | None]) -> list[Grid]:
     """The grids asked for; ValueError for an unknown one, or cuts that have no grid to end."""
     names = several(grid)
     for name in names:
-        if name is not None:
+        if name is not None and not isinstance(name, Profile):
             one_of("grid", name, (*NAMES, "best"))
     if not names:
         raise ValueError(f"grid is empty; give names of {', '.join(NAMES)}, or 'best'")
@@ -150,7 +153,12 @@ def grid_names(grid: Any, sigma_min: Sequence[float | None]) -> list[str | None]
     return list(dict.fromkeys(names))
 
 
-def searched(grids: Sequence[str | None], n: int) -> int:
+def called(grid: Grid) -> str | None:
+    """What a grid is called in tables; None for the default."""
+    return PROFILE if isinstance(grid, Profile) else grid
+
+
+def searched(grids: Sequence[Grid], n: int) -> int:
     """How many of n noises decide on ``grid="best"``, and are not reported on; ValueError for too few."""
     if "best" not in grids:
         return 0
@@ -164,7 +172,7 @@ def searched(grids: Sequence[str | None], n: int) -> int:
 def jobs(
     entry: Entry,
     wanted: Sequence[int],
-    names: Sequence[str | None],
+    names: Sequence[Grid],
     sigma_min: Sequence[float | None],
     model: Denoiser,
 ) -> list[list[Job]]:
@@ -182,7 +190,7 @@ def jobs(
                 continue
             # trailing goes to 0 by itself: no row for every cut
             for cut in [None] if name == "trailing" else sigma_min:
-                group = (name or "default") + ("" if cut is None else f" to σ={cut:g}")
+                group = (called(name) or "default") + ("" if cut is None else f" to σ={cut:g}")
                 out.append([_job(entry, budget, group, name, cut, free, model)])
     return out
 
@@ -195,7 +203,7 @@ def _search(entry: Entry, budget: int, free: bool, model: Denoiser) -> list[Job]
         unit = max(1.0, schedule.T / 1000) if schedule.discrete else schedule.T / 1000
         times = [t * unit for t in CUT_TIMES if t * unit < schedule.T / 4]
         ends = [float(sigma) for sigma in schedule.sigma(times)]
-    choices: list[tuple[str | None, float | None]]
+    choices: list[tuple[Grid, float | None]]
     if free:
         choices = [(None, cut) for cut in ends]
     else:
@@ -209,7 +217,7 @@ def _job(
     entry: Entry,
     budget: int,
     group: str,
-    name: str | None,
+    name: Grid,
     cut: float | None,
     free: bool,
     model: Denoiser,
@@ -221,16 +229,16 @@ def _job(
             if plan.steps == 1 < solver.nfe_per_step:  # nothing but the landing, which is DDIM's
                 raise ValueError(_no_room(budget, solver.name, solver.nfe_per_step + 1))
             levels = Levels(model, nfe=budget, sigma_min=cut)
-            chosen = name or levels.spacing(plan.steps, solver.nfe_per_step)[0]
+            chosen = called(name) or levels.spacing(plan.steps, solver.nfe_per_step)[0]
             return Job(entry, budget, group, chosen, plan)
         if free:
             return Job(entry, budget, group, OWN, options=dict(nfe=budget, sigma_min=cut))
         steps = _external_steps(str(solver), budget, model.schedule)
         options = dict(steps=steps, grid=name, sigma_min=cut)
-        chosen = name or Levels(model, steps, sigma_min=cut).spacing(steps)[0]
+        chosen = called(name) or Levels(model, steps, sigma_min=cut).spacing(steps)[0]
         return Job(entry, budget, group, chosen, options=options)
     except ValueError as error:
-        return Job(entry, budget, group, name or "default", refusal=str(error))
+        return Job(entry, budget, group, called(name) or "default", refusal=str(error))
 
 
 @functools.lru_cache(maxsize=256)

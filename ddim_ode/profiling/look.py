@@ -114,7 +114,7 @@ def look(problem: Problem, x: Tensor, batch: int, observe: Callable[[int], objec
 
 
 def _coarse(model: Denoiser) -> Plan:
-    """Even steps in ln σ, which flattens towards σ = inf; of a model that snaps, distinct trained levels."""
+    """Even steps in ln σ, which flattens towards σ = inf, down to the smallest level."""
     top, bottom = model.sigma_max, model.schedule.least_cut
     ruler = Ruler.up_to(top)
     levels = ruler.inverse(np.linspace(ruler.of(top), ruler.of(bottom), COARSE))

@@ -89,6 +89,7 @@ def run(request: Request, plan: Plan) -> Solution:
         net_evals=batch * model.rows([node.sigma for node in plan.nodes]),
         accepted=plan.steps,
         plan=plan,
+        grid=request.grid_name(plan.steps),
         error=None if error is None or known is not None else norm_per_sample(error),
         trajectory=torch.stack(trajectory) if trajectory else None,
         seeds=None if seeds is None else list(seeds),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -103,7 +103,7 @@ class Levels:
         if self.timesteps is not None:
             own = from_timesteps(self.model.schedule, self.timesteps, self.final or "zero")
         else:
-            own = check_grid(self.grid, self.model.schedule)
+            own = check_grid(cast("npt.ArrayLike", self.grid), self.model.schedule)
         self.model.start("the first level", own[0])
         return self._snapped(own)
 
@@ -127,6 +127,10 @@ class Levels:
             sigma_min=self.sigma_min,
             snap=self.model.snap,
         )
+
+    def label(self, steps: int, calls: int = 1) -> str | None:
+        """What the grid is called; None where the caller gave the levels."""
+        return None if self.given else self.spacing(steps, calls)[0]
 
     def ends(self, calls: int | None = None) -> Array:
         """Where a solver that chooses its own steps begins and stops: σ_max, σ_min, and 0 if it lands
@@ -176,8 +180,8 @@ def on_trained_levels(sigmas: Array, model: Denoiser) -> Array:
     n = len(positive)
     if n > len(trained):
         raise ValueError(
-            f"snap=True: {n} levels need {n} trained ones, and there are {len(trained)}; take fewer steps, or "
-            "snap=False"
+            f"snap=True: {n} levels need as many trained ones, and there are {len(trained)}; take fewer "
+            "steps, or snap=False"
         )
     times = np.rint(model.schedule.time(positive)).astype(int)
     rank = np.arange(n)

@@ -308,6 +308,10 @@ class Request:
         """What is solved, without its conditions."""
         return self.problem.model
 
+    def grid_name(self, steps: int) -> str | None:
+        """What the grid of so many steps is called; None for given levels or a given plan."""
+        return None if self.spec is None else self.levels.label(steps, self.spec.nfe_per_step)
+
     @property
     def rising(self) -> bool:
         """Whether it goes up, from data to latents."""

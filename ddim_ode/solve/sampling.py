@@ -44,8 +44,8 @@ def sample(
     **Where it steps**, one of the first five:
         steps: Intervals of the grid.
         nfe: Network calls: the largest plan with at most so many.
-        grid: An array of σ; or with steps or nfe the name of a spacing (default:
-            :func:`ddim_ode.grids.default_spacing`).
+        grid: An array of σ; or with steps or nfe the name of a spacing or a :class:`ddim_ode.Profile`
+            (default: ``model.profile``, or without one :func:`ddim_ode.grids.default_spacing`).
         timesteps: τ in (0, T], counted from 1 also for a network on indices 0..T−1.
         plan: A compiled :class:`ddim_ode.Plan`.
         sigma_max: Where a named grid starts (default: ``model.sigma_max``).

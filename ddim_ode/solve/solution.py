@@ -83,6 +83,8 @@ class Solution:
     Attributes:
         x: (B, *) in network space, at ``sigmas[-1]``. For failed samples: the last accepted state, or NaN.
         method: The method's name.
+        grid: The name of the grid of a fixed plan that was compiled for the call, "profile" for one of a
+            :class:`ddim_ode.Profile`; None where the levels were given.
         sigmas: The levels passed (steps+1,). Adaptive: a list, for each sample those it accepted (n+1,).
         nfe: Sequential network calls, counted.
         sample_nfe: (B,) the calls each sample took part in.
@@ -132,6 +134,7 @@ class Solution:
     path: Path | None = None
     alterations: dict[str, Any] = field(default_factory=dict)
     partner: Tensor | None = None
+    grid: str | None = None
     schedule: str | None = None
     round_trip: RoundTrip | None = None
 

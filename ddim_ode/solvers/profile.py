@@ -292,12 +292,22 @@ class Profile:
                     )
         return "\n".join(lines)
 
-    def _repr_html_(self) -> str:
-        rows = [
-            (nfe, best.method, f"{best.error:.3g}", best.source)
-            for nfe, screened in sorted(self.screens.items())
-            for best in screened.tried[:1]
+    def rows(self) -> list[dict[str, Any]]:
+        """What did best with each number of calls, for tables."""
+        return [
+            dict(
+                nfe=nfe,
+                method=best.method,
+                error=f"{best.error:.3g}",
+                noises=best.n,
+                grid=best.source,
+                last_level=f"{[sigma for sigma in best.levels if sigma > 0][-1]:.3g}",
+            )
+            for nfe, best in ((nfe, self.screens[nfe].tried[0]) for nfe in sorted(self.screens))
         ]
+
+    def _repr_html_(self) -> str:
+        rows = [(r["nfe"], r["method"], r["error"], r["grid"]) for r in self.rows()]
         facts = [
             ("model", self.about["model"]),
             ("starts at σ", f"{self.sigma_max:.4g}"),
@@ -318,6 +328,18 @@ class Profile:
         path = path_of("path", path)
         path.parent.mkdir(parents=True, exist_ok=True)
         files.write(path, self.to_json())
+
+    def keep(self, path: str | Path) -> None:
+        """Write it now, and again after each screen that follows."""
+        self.save(path)
+        if (screener := self.screener) is not None:
+
+            def screened(nfe: int) -> Screen:
+                self.screens[nfe] = screener(nfe)
+                self.save(path)
+                return self.screens[nfe]
+
+            self.screener = screened
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

@@ -1,0 +1,127 @@
+"""``ddim-ode profile MODEL``: the model's own grids, and ``--grid model`` of the other commands."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .._base.checks import count
+from .common import (
+    add_guidance,
+    add_limit_arguments,
+    condition,
+    find_device,
+    limits,
+    parse_classes,
+    print_table,
+)
+from .models import HELP, load_model
+
+if TYPE_CHECKING:
+    from ..denoising.denoiser import Denoiser
+    from ..solvers.profile import Profile
+
+NAME = "model"  # of the grid that is the model's own
+HELP_GRID = f"time, quadratic, log_snr, karras, trailing; {NAME}, its own; or a profile's .json"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("model", nargs="?", default="fashion-mnist", help=HELP)
+    add(
+        "--nfe",
+        nargs="+",
+        type=int,
+        default=[5, 8, 10, 15, 20],
+        help="network calls to try plans of",
+    )
+    add("--n", type=int, default=8, help="noises to look at the model with")
+    add("--seed", type=int, default=0, help="of the first noise")
+    add("--classes", default="all", help="names or numbers, in turn over the noises: 'sneaker,bag'")
+    add_guidance(parser, "; give what you will sample with")
+    add("--sigma-max", type=float, help="noise level to start from (the model's own)")
+    add_limit_arguments(parser)
+    add("--batch", type=int, default=64, help="samples solved together")
+    add("--device", default="cpu", help="cpu, cuda, cuda:1 ...")
+    add("--out", type=Path, default=Path("out/profile.json"), help="file for the profile")
+    parser.set_defaults(run=_profile)
+
+
+def _profile(args: argparse.Namespace) -> int:
+    from ..profiling.profiling import profile
+
+    seeds = range(count("--seed", args.seed, least=0), args.seed + count("--n", args.n))
+    device = find_device(args.device)
+    loaded = load_model(args.model, args.guidance, device, limits(args))
+    prof = profile(
+        loaded.denoiser,
+        args.nfe,
+        n=args.n,
+        seed=args.seed,
+        shape=loaded.shape,
+        cond=condition(parse_classes(args.classes, loaded.denoiser, seeds), args.device),
+        sigma_max=args.sigma_max,
+        batch=count("--batch", args.batch),
+        progress=not args.quiet,
+        device=device,
+    )
+    prof.save(args.out)
+    print_table(prof.rows())
+    print(
+        f"\n{args.out}\nerror: RMS to the converged ends of {args.n} noises, which may be off by "
+        f"{prof.about['reference_error']:.2g}; network rows: {prof.net_evals:,}\n"
+        f"ddim-ode sample --model {args.model} --methods {prof.recommend(args.nfe[0]).method} --nfe "
+        f"{args.nfe[0]} --grid {args.out}"
+    )
+    return 0
+
+
+def grid_of(
+    name: str | None, model: Denoiser, shape: Sequence[int], args: argparse.Namespace
+) -> str | Profile | None:
+    """What ``--grid`` names: a named grid as it is, or a profile, of a file or made and kept."""
+    from ..solvers.profile import Profile
+
+    if name is not None and name.endswith(".json"):
+        return Profile.load(name)
+    if name != NAME:
+        return name
+    return model.profile or _kept(model, tuple(shape), args)
+
+
+def _kept(model: Denoiser, shape: tuple[int, ...], args: argparse.Namespace) -> Profile:
+    """The model's profile from the user's cache, or made now and kept there."""
+    from .._base.digests import digest
+    from ..profiling.profiling import profile
+    from ..solve.model_key import model_key
+    from ..solvers.profile import Profile
+
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    key = digest(model_key(model), list(shape), model.sigma_max)
+    path = Path(base) / "ddim_ode" / f"profile-{key}.json"
+    if path.exists() and (kept := Profile.load(path)).about["model_key"] is not None:
+        return kept
+    cond = condition(parse_classes("all", model, range(8)), args.device)
+    prof = profile(model, shape=shape, cond=cond, device=args.device, progress=not args.quiet)
+    prof.keep(path)
+    return prof
+
+
+def resolved(
+    names: Sequence[str] | str | None,
+    model: Denoiser,
+    shape: Sequence[int],
+    args: argparse.Namespace,
+) -> Any:
+    """:func:`grid_of` for one name or several."""
+    if isinstance(names, str) or names is None:
+        return grid_of(names, model, shape, args)
+    return [grid_of(name, model, shape, args) for name in names]
+
+
+def on_grid(options: Mapping[str, Any], grid: Any) -> dict[str, Any]:
+    """The options of a solve, with the grid that was found for its name."""
+    return dict(options) | ({"grid": grid} if options.get("grid") is not None else {})
