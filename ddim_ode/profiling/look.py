@@ -25,7 +25,8 @@ from ..solvers.compilation import plan as compile_plan
 from ..solvers.design import named
 from ..solvers.methods import METHODS, Method
 from ..solvers.plan import Plan
-from ..solvers.surrogate import Ruler, Surrogate
+from ..solvers.ruler import Ruler
+from ..solvers.surrogate import Surrogate
 
 COARSE, FINE = 16, 44  # calls
 # The fine solve may end so much above the smallest level, where trained networks answer with next to x.

@@ -40,7 +40,7 @@ from ..denoising.denoiser import Denoiser
 from ..denoising.guidance import Call
 from ..denoising.problem import Problem
 from ..schedules.schedule import Array
-from ..solvers.clock import angle, angle_rate, clock, level
+from ..solvers.clock import SMOOTH, Clock
 from ..solvers.controller import MAX_NFE, Controller, Index, Mask, amplified
 from ..solvers.embedded import Scheme
 from .dense import Arrival, Path
@@ -50,9 +50,9 @@ from .solution import finite_samples, norm_per_sample
 class Field:
     """dz/ds of the active samples: the network, and what makes a velocity of its prediction."""
 
-    def __init__(self, problem: Problem, ends: tuple[float, float]) -> None:
+    def __init__(self, problem: Problem, ends: tuple[float, float], clock: Clock = SMOOTH) -> None:
         """ends: the first level and the last; ``way`` is du/ds between them."""
-        self.problem, self.ends = problem, ends
+        self.problem, self.ends, self.clock = problem, ends, clock
         self.way = 1.0 if ends[1] > ends[0] else -1.0
         self.call: Call
 
@@ -66,7 +66,7 @@ class Field:
 
     def sigma(self, u: Array) -> Array:
         """The level at clock u, within the ends whatever the rounding."""
-        return np.clip(level(u), min(self.ends), max(self.ends))
+        return np.clip(self.clock.level(u), min(self.ends), max(self.ends))
 
     def coefficients(self, u: Array) -> Array:
         """(4, *u.shape): the network's time, m, and A, B of dz/ds = A z + B P."""
@@ -75,7 +75,7 @@ class Field:
         seen = self.model.snapped(sigma)
         m = np.hypot(*self.model.schedule.scales(sigma))
         a, b = self.model.coefficients(self.model.answers, "v", seen)
-        rate = self.way * angle_rate(flat)
+        rate = self.way * self.clock.angle_rate(flat)
         table = np.stack([self.model.network_time(seen), m, rate * a, rate * b / m])
         return table.reshape(4, *u.shape)
 
@@ -107,6 +107,13 @@ class Released(NamedTuple):
     error: Tensor
 
 
+class OneCall:
+    """What is asked of a scheme whose trial is one call, with no two velocities at one level."""
+
+    cost, error_order = 1, 2
+    twins = None
+
+
 class Solver:
     """The samples under way: their states and velocities on the device, their errors on the host."""
 
@@ -114,7 +121,7 @@ class Solver:
         self,
         field: Field,
         z: Tensor,
-        scheme: Scheme,
+        scheme: Scheme | OneCall,
         control: Controller,
         tolerances: tuple[float, float],
         keep: bool,
@@ -123,10 +130,10 @@ class Solver:
         batch = z.shape[0]
         self.field, self.z, self.scheme, self.control = field, z, scheme, control
         self.tolerances, self.lands = tolerances, lands
-        self.end = float(clock(np.array(field.ends[1])))
+        self.end = float(field.clock.of(np.array(field.ends[1])))
         self.error, self.rate = np.zeros(batch), np.full(batch, np.nan)
         self.sigmas: list[list[float]] = [[field.ends[0]] for _ in range(batch)]
-        self.path = Path(batch, field.model.schedule, field.ends) if keep else None
+        self.path = Path(batch, field.model.schedule, field.ends, field.clock) if keep else None
         self.released: list[Released] = []
         self.nfe = self.rows = 0
 
@@ -140,6 +147,7 @@ class Solver:
         control.charge(1)
         observe(1)
         control.fail(~(finite_samples(self.z) & finite_samples(self.velocity)).cpu().numpy())
+        self._began(start)
         self._arrive(np.ones(len(start), dtype=bool), start, None)
         while True:
             leaving = control.propose()
@@ -150,6 +158,9 @@ class Solver:
             trial = self._try()
             self._commit(trial, control.judge(trial.ratio, trial.finite))
             observe(self.scheme.cost)
+
+    def _began(self, u: Array) -> None:
+        """Called with the first velocities, at u (n,)."""
 
     def _position(self) -> Array:
         return self.end - self.field.way * self.control.remaining[self.control.active]
@@ -166,6 +177,7 @@ class Solver:
         return self.field(z, columns, seen)
 
     def _try(self) -> Trial:
+        assert isinstance(self.scheme, Scheme)
         tableau, z = self.scheme.tableau, self.z
         h = self.control.step[self.control.active]
         c = np.array(tableau.c[1:])[:, None]
@@ -206,6 +218,7 @@ class Solver:
         """(4, n): error ratio, RMS of the local error, growth λ (NaN: not seen), whether all is finite."""
         z, end = states[0], states[-1]
         tiny = torch.finfo(z.dtype).tiny
+        assert isinstance(self.scheme, Scheme)
         error = step * combined(self.scheme.tableau.b_error, velocities)
         size = torch.maximum(z.abs(), end.abs())
         rtol, atol = self.tolerances
@@ -273,7 +286,7 @@ class Solver:
         """
         control, u = self.control, self._position()[leaving]
         samples = control.active[leaving]
-        sigma, theta = self.field.sigma(u), angle(u)
+        sigma, theta = self.field.sigma(u), self.field.clock.angle(u)
         arrived = control.remaining[samples] == 0
         cut = control.stretch & (control.status[samples] == MAX_NFE) & ~arrived
         jumps = cut | (arrived & self.lands)
@@ -281,7 +294,9 @@ class Solver:
         m, m_target = (np.hypot(*self.field.model.schedule.scales(s)) for s in (sigma, target))
         turn = np.arctan(target) - theta
         p = np.where(jumps, m_target * np.cos(turn), m)
-        q = np.where(jumps, self.field.way * m_target * np.sin(turn) / angle_rate(u), 0.0)
+        q = np.where(
+            jumps, self.field.way * m_target * np.sin(turn) / self.field.clock.angle_rate(u), 0.0
+        )
         growth = np.maximum(abs(p), abs(p + q * np.nan_to_num(self.rate[samples])))
         table = self._send(np.stack([p, q, growth * self.error[samples], cut * m_target]))
         table = table.to(self.z.dtype)

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from .._base.bars import progress_bar
 from .._base.checks import count, flag, number, one_of, shown
-from ..solvers.clock import clock
+from ..solvers.clock import SMOOTH, logarithmic
 from ..solvers.controller import SUCCESS, Controller
 from ..solvers.embedded import embedded_pair, scheme_of
-from .active_set import Field, Released, Solver
+from .active_set import Field, OneCall, Released, Solver
+from .multistep import GAINS, MultistepSolver
 from .request import Request
 from .solution import Solution, warn_of_scale
 
@@ -40,11 +41,11 @@ def solve(request: Request) -> Solution:
     given = options["max_nfe"]
     limit = DEFAULT_MAX_NFE if given is None else count("max_nfe", given)
     pair = embedded_pair(method)
-    assert pair is not None  # or it were of another kind
-    scheme = scheme_of(pair)
+    scheme = OneCall() if pair is None else scheme_of(pair)
     sigmas = levels.ends(scheme.cost)
     first, last = float(sigmas[0]), float(sigmas[1])
-    ends = clock(np.array([first, last]))
+    clock = logarithmic(max(first, last)) if pair is None else SMOOTH
+    ends = clock.of(np.array([first, last]))
     batch = x.shape[0]
     control = Controller(
         batch,
@@ -55,16 +56,14 @@ def solve(request: Request) -> Solution:
         stretch=levels.nfe is not None,
         joint=joint,
         resolution=4 * float(np.spacing(abs(ends).max())),
+        gains=GAINS if pair is None else None,
     )
     z = x / float(np.hypot(*model.schedule.scales(first)))
-    solver = Solver(
-        Field(request.problem, (first, last)),
-        z,
-        scheme,
-        control,
-        tolerances,
-        dense or record != "none",
-        bool(sigmas[-1] == 0),
+    field = Field(request.problem, (first, last), clock)
+    kept, lands = dense or record != "none", bool(sigmas[-1] == 0)
+    how = (control, tolerances, kept, lands)
+    solver = (
+        MultistepSolver(field, z, method, *how) if pair is None else Solver(field, z, scheme, *how)
     )
     if not x.numel():  # nothing to ask the network
         control.status[:] = SUCCESS

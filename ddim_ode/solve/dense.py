@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .._base.checks import host_numbers
 from ..schedules.schedule import Array, Schedule
-from ..solvers.clock import angle, angle_rate, clock, level
+from ..solvers.clock import SMOOTH, Clock
 from ..solvers.controller import Index
 
 _SLACK = 1e-9  # of u: rounding between a level and its clock
@@ -52,6 +52,7 @@ class Path:
     batch: int
     schedule: Schedule
     ends: tuple[float, float]
+    clock: Clock = SMOOTH
     arrivals: list[Arrival] = field(default_factory=list)
 
     @property
@@ -90,7 +91,7 @@ class Path:
         sigma = np.broadcast_to(sigma.clip(bottom, top), (self.batch,))
         if not self.arrivals or not self.batch:
             raise ValueError("nothing was solved: the batch is empty")
-        z = self._at(clock(sigma))
+        z = self._at(self.clock.of(sigma))
         return z * _column(np.hypot(*self.schedule.scales(sigma)), z)
 
     def _at(self, u: Array) -> Tensor:
@@ -150,9 +151,9 @@ class Path:
                 m = np.hypot(*self.schedule.scales(self._level(u)))
                 values = _column(m, z) * z
             else:  # x̂₀ = cos θ z − sin θ dz/dθ
-                theta = angle(u)
+                theta = self.clock.angle(u)
                 values = _column(np.cos(theta), z) * z
-                slope = self.way * np.sin(theta) / angle_rate(u)
+                slope = self.way * np.sin(theta) / self.clock.angle_rate(u)
                 values = values - _column(slope, z) * velocity
             for sample, value in zip(samples.tolist(), values.unbind(0)):
                 states[sample].append(value)
@@ -164,7 +165,7 @@ class Path:
         ]
 
     def _level(self, u: Array) -> Array:
-        return np.clip(level(u), min(self.ends), max(self.ends))
+        return np.clip(self.clock.level(u), min(self.ends), max(self.ends))
 
 
 def _column(values: Array, like: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from ..denoising.inputs import check_model, check_rank
 from ..denoising.problem import Problem
 from ..denoising.seeding import check_seeds
 from ..grids import FINALS, check_grid, upward
-from ..solvers.embedded import adaptive_by_itself, adaptive_names, embedded_pair
+from ..solvers.embedded import adaptive_by_itself, adaptive_names, can_adapt
 from ..solvers.methods import Method, get_method
 from ..solvers.plan import Plan
 from ..solvers.profile import Profile
@@ -149,7 +149,7 @@ def kind_of(
     if is_external(method):
         return "external"
     spec = get_method("ddim" if method is None else method, variant)
-    able = embedded_pair(spec) is not None
+    able = can_adapt(spec)
     if tolerant and placed and able:
         raise ValueError(
             f"{spec.name} with rtol=, atol= or max_nfe= chooses its own steps: drop steps, grid and "

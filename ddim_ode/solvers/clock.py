@@ -33,9 +33,13 @@ Below 5e-3 that network converges like noise in any clock, and no order of a met
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import numpy as np
 
 from ..schedules.schedule import Array
+from .ruler import Ruler
 
 LOW, HIGH = 0.3, 0.05
 
@@ -63,3 +67,32 @@ def angle_rate(u: Array) -> Array:
     bounded = LOW * np.sinh(u)
     # dσ/du = LOW cosh u / (1 − HIGH·bounded)², and dθ/dσ = 1/(1 + σ²): finite at σ = inf
     return LOW * np.cosh(u) / ((1 - HIGH * bounded) ** 2 + bounded**2)
+
+
+@dataclass(frozen=True)
+class Clock:
+    """What a solver steps in: u(σ), its inverse, and dθ/du at u."""
+
+    of: Callable[[Array], Array]
+    level: Callable[[Array], Array]
+    angle_rate: Callable[[Array], Array]
+
+    def angle(self, u: Array) -> Array:
+        """θ = atan σ at clock u."""
+        return np.arctan(self.level(u))
+
+
+SMOOTH = Clock(clock, level, angle_rate)
+
+
+def logarithmic(sigma_max: float) -> Clock:
+    """ln σ, for multistep methods: it has no scale, so data of any size pass it alike. It flattens towards
+    σ = inf where levels go up to that."""
+    ruler = Ruler.up_to(sigma_max)
+
+    def rate(u: Array) -> Array:
+        theta = np.arctan(ruler.inverse(u))
+        # dσ/du = σ(1 + bσ), so dθ/du = sin θ (cos θ + b sin θ)
+        return np.sin(theta) * (np.cos(theta) + ruler.bend * np.sin(theta))
+
+    return Clock(ruler.of, ruler.inverse, rate)

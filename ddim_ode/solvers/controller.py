@@ -71,7 +71,8 @@ DEFAULT = Gains()
 class Controller:
     """Positions, steps, counts and outcomes of ``batch`` samples on an interval of length ``span``.
 
-    error_order: k. cost: calls of a step. limit: of calls per sample, ``stretch`` what it means (above).
+    error_order: k, or one for each sample. cost: calls of a step. limit: of calls per sample, ``stretch``
+    what it means (above).
     joint: one ratio, the RMS over the samples, and so one step for all of them.
     resolution: the shortest step that moves the clock.
 
@@ -84,7 +85,7 @@ class Controller:
         batch: int,
         span: float,
         *,
-        error_order: int,
+        error_order: int | Index,
         cost: int,
         limit: int,
         stretch: bool = False,
@@ -92,7 +93,8 @@ class Controller:
         resolution: float = 0.0,
         gains: Gains | None = None,
     ) -> None:
-        self.error_order, self.cost, self.limit = error_order, cost, limit
+        self.error_order: int | Index = error_order
+        self.cost, self.limit = cost, limit
         self.stretch, self.joint, self.resolution = stretch, joint, resolution
         self.gains = gains or DEFAULT
         self.active = np.arange(batch)
@@ -175,7 +177,8 @@ class Controller:
 
     def _factor(self, ratio: Array, finite: Mask, accepted: Mask) -> Array:
         """What the next step is longer by (accepted), or the trial is repeated with."""
-        i, gains, k = self.active, self.gains, self.error_order
+        i, gains = self.active, self.gains
+        k = self.error_order if isinstance(self.error_order, int) else self.error_order[i]
         off, before = np.maximum(ratio, 1e-10) / gains.target, self._before[i] / gains.target
         onward = off ** (-gains.integral / k) * before ** (gains.proportional / k)
         most = np.where(

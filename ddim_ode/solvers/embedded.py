@@ -48,7 +48,13 @@ def scheme_of(tableau: Tableau) -> Scheme:
 
 def adaptive_names() -> list[str]:
     """The registered methods that can choose their own steps: those with an error estimate."""
-    return [name for name, method in METHODS.items() if embedded_pair(method)]
+    return [name for name, method in METHODS.items() if can_adapt(method)]
+
+
+def can_adapt(method: Method) -> bool:
+    """Whether it can choose its own steps: an embedded pair, or a multistep method that corrects x̂₀'s."""
+    corrects = method.multistep and method.corrector and method.chart == "data" and not method.rules
+    return corrects or embedded_pair(method) is not None
 
 
 def embedded_pair(method: Method) -> Tableau | None:
