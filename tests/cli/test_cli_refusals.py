@@ -61,7 +61,7 @@ REFUSALS = [
     ("sample --methods ,", "--methods is empty"),
     ("sample --grid kerras", "unknown grid 'kerras'; valid, nearest first: karras"),
     ("sample --batch 0", "--batch=0 must be a whole number"),
-    ("sample --methods ddim heun --eta 1", "--eta belongs to ddim, and heun"),
+    ("sample --methods ddim heun --eta 1", "takes no eta: .*ddim"),
     ("sample --rtol 1e-3", "--rtol is for adaptive solves, and ddim .*or add rk45"),
     ("sample --methods rk45 --rtol 1e-3 --steps 4", "--rtol .*drop it, or --steps"),
     ("sample --methods scipy:RK45", "takes its own steps, and no --steps; run it apart"),

@@ -231,7 +231,7 @@ def test_answers_know_their_conditions_also_in_half_precision_and_nan(dtype):
 
     def asked(factor):
         net = lambda x, t, y: x * (1 + factor * (y[:, None] > 0))  # noqa: E731
-        return ask(denoiser(net), (2,), labels, None, CPU)
+        return ask(Problem(denoiser(net), labels), (2,), CPU)
 
     assert not asked(1.0).differ(asked(1.0))
     assert asked(1.0).differ(asked(3.0))
