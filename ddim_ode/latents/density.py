@@ -93,7 +93,7 @@ class _Solver(Solver):
 
     def _measure(self, step: Tensor, states: list[Tensor], velocities: list[Tensor]) -> Tensor:
         ratio, _, _, finite = super()._measure(step, states, velocities)
-        size, tableau = self.field.size, self.scheme.tableau
+        size, tableau = self.field.size, self.tableau
         error = (step * combined(tableau.b_error, velocities))[:, size:].mean(dim=1).abs()
         before, after = (states[k][:, size:].mean(dim=1).abs() for k in (0, -1))
         rtol, atol = self.tolerances

@@ -43,6 +43,7 @@ from ..schedules.schedule import Array
 from ..solvers.clock import SMOOTH, Clock
 from ..solvers.controller import MAX_NFE, Controller, Index, Mask, amplified
 from ..solvers.embedded import Scheme
+from ..solvers.tableau import Tableau
 from .dense import Arrival, Path
 from .solution import finite_samples, norm_per_sample
 
@@ -137,6 +138,12 @@ class Solver:
         self.released: list[Released] = []
         self.nfe = self.rows = 0
 
+    @property
+    def tableau(self) -> Tableau:
+        """Of a scheme that has stages."""
+        assert isinstance(self.scheme, Scheme)
+        return self.scheme.tableau
+
     def run(self, observe: Callable[[int], object]) -> None:
         """Solve; observe(calls) after the first call and after each trial step."""
         control = self.control
@@ -177,8 +184,7 @@ class Solver:
         return self.field(z, columns, seen)
 
     def _try(self) -> Trial:
-        assert isinstance(self.scheme, Scheme)
-        tableau, z = self.scheme.tableau, self.z
+        tableau, z = self.tableau, self.z
         h = self.control.step[self.control.active]
         c = np.array(tableau.c[1:])[:, None]
         positions = self._position() + self.field.way * c * h
@@ -218,8 +224,7 @@ class Solver:
         """(4, n): error ratio, RMS of the local error, growth λ (NaN: not seen), whether all is finite."""
         z, end = states[0], states[-1]
         tiny = torch.finfo(z.dtype).tiny
-        assert isinstance(self.scheme, Scheme)
-        error = step * combined(self.scheme.tableau.b_error, velocities)
+        error = step * combined(self.tableau.b_error, velocities)
         size = torch.maximum(z.abs(), end.abs())
         rtol, atol = self.tolerances
         scale = (atol + rtol * size).clamp_min(tiny)
@@ -230,7 +235,7 @@ class Solver:
             moved, change = states[i] - states[j], velocities[i] - velocities[j]
         else:
             on_curve, slope = _hermite(
-                self.scheme.tableau.c[1], step, (z, end), (velocities[0], velocities[-1])
+                self.tableau.c[1], step, (z, end), (velocities[0], velocities[-1])
             )
             moved, change = states[1] - on_curve, velocities[1] - slope
         squared = _total(moved * moved)

@@ -41,6 +41,11 @@ def solve(request: Request) -> Solution:
     given = options["max_nfe"]
     limit = DEFAULT_MAX_NFE if given is None else count("max_nfe", given)
     pair = embedded_pair(method)
+    if pair is None and model.snap:
+        raise ValueError(
+            f"{method.name} with rtol=, atol= or max_nfe= steps where its x̂₀'s say, and snap=True allows "
+            "trained levels alone: give steps= or nfe= for a fixed plan, or take rk45"
+        )
     scheme = OneCall() if pair is None else scheme_of(pair)
     sigmas = levels.ends(scheme.cost)
     first, last = float(sigmas[0]), float(sigmas[1])

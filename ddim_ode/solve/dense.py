@@ -46,13 +46,15 @@ class Arrival(NamedTuple):
 class Path:
     """Where every sample has been: its accepted states in order, the start included.
 
-    ends: the first and the last level of the solve.
+    ends: the first and the last level of the solve. multistep: whether its steps are long in ln σ and
+    follow x̂₀: then x/β̄ is interpolated in 1/σ, in which a constant x̂₀ is a straight line.
     """
 
     batch: int
     schedule: Schedule
     ends: tuple[float, float]
     clock: Clock = SMOOTH
+    multistep: bool = False
     arrivals: list[Arrival] = field(default_factory=list)
 
     @property
@@ -104,6 +106,9 @@ class Path:
             share = np.where(u0 != u1, (u - u0) / (u1 - u0), 0.0)
             beyond = self.way * (u - u1) > _SLACK * (1 + abs(u1))
             share[beyond] = np.nan  # the sample never came here
+        if self.multistep:
+            velocities = pick(left, "velocity"), pick(right, "velocity")
+            return self._between(u, (u0, u1), (z0, z1), velocities, beyond)
         xi = _column(share, z0)
         k0, k1 = h * pick(left, "velocity"), h * pick(right, "velocity")
         # z = z₀ + ξ(k₀ + ξ(...)): cubic, and a quartic bump that moves the middle where it belongs.
@@ -115,6 +120,32 @@ class Path:
         middle = 0.5 * (z0 + z1) + 0.125 * (k0 - k1)
         bump = (4 * xi * (1 - xi)) ** 2
         return torch.where(xi == 0, z0, cubic + bump * (pick(right, "middle") - middle))
+
+    def _between(
+        self,
+        u: Array,
+        ends: tuple[Array, Array],
+        states: tuple[Tensor, Tensor],
+        velocities: tuple[Tensor, Tensor],
+        beyond: npt.NDArray[np.bool_],
+    ) -> Tensor:
+        """The cubic of Hermite in 1/σ through x/β̄ = z/sin θ, whose slope is x̂₀."""
+        theta0, theta1, theta = (self.clock.angle(at) for at in (*ends, u))
+        c0, c1, c = (1 / np.tan(at) for at in (theta0, theta1, theta))  # 1/σ
+        like = states[0]
+        y, x0 = [], []
+        for at, turned, z, velocity in zip(ends, (theta0, theta1), states, velocities):
+            rate = self.way * self.clock.angle_rate(at)
+            x0.append(_column(np.cos(turned), z) * z - _column(np.sin(turned) / rate, z) * velocity)
+            y.append(z / _column(np.sin(turned), z))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            share = np.where(c0 != c1, (c - c0) / (c1 - c0), 0.0)
+        share[beyond] = np.nan
+        xi, width = _column(share, like), _column(c1 - c0, like)
+        k0, k1, rise = width * x0[0], width * x0[1], y[1] - y[0]
+        found = y[0] + xi * (k0 + xi * (3 * rise - 2 * k0 - k1 + xi * (k0 + k1 - 2 * rise)))
+        found = _column(np.sin(theta), like) * found
+        return torch.where(xi == 0, states[0], found)
 
     def _brackets(self, u: Array) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
         """The accepted states before and after u, for every sample (the last two beyond them)."""

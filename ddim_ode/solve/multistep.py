@@ -28,7 +28,7 @@ from .solution import finite_samples, norm_per_sample
 # One call a step, so a rejected trial costs as much as an accepted one: little is asked of the error of a
 # prediction whose correction is what is kept. benchmarks/clock.py measures others.
 GAINS = Gains(
-    share=1.0, target=0.35, integral=0.7, proportional=0.2, grow=2.5, first=0.3, longest=1.2
+    share=1.0, target=0.35, integral=0.7, proportional=0.2, grow=2.5, first=0.3, longest=2.0
 )
 
 
@@ -47,6 +47,8 @@ class MultistepSolver(Solver):
     ) -> None:
         super().__init__(field, z, OneCall(), control, tolerances, keep, lands)
         batch = z.shape[0]
+        if self.path is not None:
+            self.path.multistep = True
         self.past = method.past
         self.order = np.ones(batch, dtype=np.int64)
         self.nodes = np.full((batch, self.past), np.nan)  # σ of the past x̂₀'s, newest first

@@ -59,11 +59,11 @@ def sample(
         noise_std: One standard deviation a step instead, 0 ≤ ς ≤ β̄'. At ς = 0 nothing is drawn.
         seeds: One per sample, for that noise (``ddpm`` too); by default from torch's global generator.
 
-    **Tolerance**, for adaptive solves, each sample with its own steps: rk45, bosh3 and heun, and other
-    packages' solvers. rk45 and bosh3 solve so as well where no steps, grid or timesteps are given; then
-    ``nfe`` is a budget in which every sample arrives, if need be above tolerance (``sol.status``). Calls
-    are spent in whole steps (6 of rk45, 3 of bosh3, 2 of heun), so for a handful of them take a fixed
-    method.
+    **Tolerance**, for adaptive solves, each sample with its own steps: unipc2 and unipc3 (one call a step),
+    rk45, bosh3 and heun, and other packages' solvers. rk45 and bosh3 solve so as well where no steps, grid
+    or timesteps are given; then ``nfe`` is a budget in which every sample arrives, if need be above
+    tolerance (``sol.status``). Calls are spent in whole steps (6 of rk45, 3 of bosh3, 2 of heun), so for a
+    handful of them take a fixed method.
         rtol, atol: Relative and absolute (default 1e-3 each).
         max_nfe: The most calls of a sample, which is left where it is then (default 500).
         error_norm: ``"sample"`` (the default), or ``"batch"``: one error and one step for the whole batch,

@@ -84,7 +84,7 @@ def test_a_kind_takes_what_the_table_says_and_refuses_the_rest_by_name(kind, nam
 def test_the_kind_is_decided_in_one_place(method, how, kind, own):
     placed, tolerant = not how.keys().isdisjoint(PLACES), not how.keys().isdisjoint(TOLERANCES)
     assert kind_of(method, placed=placed, tolerant=tolerant) == kind
-    assert kind_of("unipc2", tolerant=True) == "fixed"
+    assert kind_of("dpmpp2m", tolerant=True) == "fixed"
     assert kind_of("reversible:trig") == "reversible"
     if method is not None:
         assert chooses_steps(method, placed, tolerant) == own
