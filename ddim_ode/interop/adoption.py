@@ -10,6 +10,7 @@ import numpy as np
 
 from .._base.checks import refuse, several, shown
 from ..solvers.plan import Plan
+from ..solvers.profile import Profile
 from .config import LIMITING, check_betas, is_flow, limit_of, notes_of, warn_of
 from .reading import class_of, read_scheduler
 
@@ -91,6 +92,18 @@ def plan_of(tree: Mapping[str, Any]) -> Plan:
             "takes Plans"
         ) from None
     return Plan.from_json(text, "plans in the scheduler's configuration")
+
+
+def profile_of(tree: Mapping[str, Any]) -> Profile:
+    """A profile of a configuration, checked as a profile's file is."""
+    try:
+        text = json.dumps(tree)
+    except (TypeError, ValueError, RecursionError):
+        raise ValueError(
+            f"profile must be that of a configuration, got {shown(tree)}; DDIMODEScheduler.from_config "
+            "takes a Profile"
+        ) from None
+    return Profile.from_json(text, "the profile in the scheduler's configuration")
 
 
 def plain(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from ..denoising.guidance import Guidance
 from ..denoising.network import check_channels, check_labels
 from ..grids import check_grid
 from ..schedules.schedule import Array
+from ..solvers.profile import Profile
 from .config import (
     CONFIGURED,
     InteropWarning,
@@ -307,6 +308,9 @@ def load(
             value for one replaces whatever is configured, None switches that one off.
             ``model.alterations`` names what is in force.
 
+    A ``profile.json`` in the directory, as :meth:`ddim_ode.Profile.save` writes it, makes the grids of the
+    model (``model.profile``).
+
     Raises:
         ValueError: A class that is not diffusers' own, an unknown scheduler, or pickled weights.
         OSError: Something is missing or cannot be read.
@@ -353,6 +357,9 @@ def load(
     scheduler = read_scheduler(scheduler, _our_scheduler)
     denoiser = DiffusersModel(model, scheduler, guidance, snap, dtype, clip, threshold)
     warn_of(denoiser.notes)
+    if on_disk and (kept := folder / "profile.json").is_file():
+        denoiser.profile = Profile.load(kept)
+        denoiser.profile.check(denoiser.schedule)
     return denoiser
 
 

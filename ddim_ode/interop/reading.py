@@ -59,7 +59,14 @@ def local(source: str | Path, revision: str | None) -> Path:
         from huggingface_hub import snapshot_download
 
         parts = [f"{name}/*.{kind}" for name in NETWORKS for kind in ("json", "safetensors")]
-        wanted = ["model_index.json", "config.json", "scheduler*.json", "scheduler/*.json", *parts]
+        wanted = [
+            "model_index.json",
+            "config.json",
+            "profile.json",
+            "scheduler*.json",
+            "scheduler/*.json",
+            *parts,
+        ]
         return Path(snapshot_download(str(source), revision=revision, allow_patterns=wanted))
     except Exception as error:
         raise FileNotFoundError(

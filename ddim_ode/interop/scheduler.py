@@ -10,6 +10,7 @@ the plan's, so any plan runs: a method on a grid, or a calibrated one from the c
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -41,7 +42,8 @@ from ..solve.plan_checks import check_plan, warn_of_another_ode
 from ..solve.planning import plan_for
 from ..solvers.methods import get_method
 from ..solvers.plan import Plan
-from .adoption import FLOW, OF_METHOD, adopted, check_config, plain, plan_of, trees_of
+from ..solvers.profile import Profile
+from .adoption import FLOW, OF_METHOD, adopted, check_config, plain, plan_of, profile_of, trees_of
 from .config import learns_variance, limit_of, prediction_of, schedule_of
 from .noising import ByTime, Noising
 from .placement import starting_level
@@ -82,6 +84,8 @@ class DDIMODEScheduler(Turns, Noising, SchedulerMixin, ConfigMixin):  # type: ig
         sigma_max: The level to start from. Default: that of the scheduler which ``from_config`` replaces
             (named in ``replaces``, by its spacing and offset), or where that is unknown, or higher, and for
             a named grid, :attr:`ddim_ode.Denoiser.sigma_max`.
+        profile: A :class:`ddim_ode.Profile` of the pipeline's network (``from_config`` takes it; the
+            configuration keeps its JSON): ``set_timesteps(n)`` steps on its grid for the method.
 
     Raises:
         ValueError: A schedule that does not preserve variance (flow matching), an unknown method or grid, a
@@ -124,6 +128,7 @@ class DDIMODEScheduler(Turns, Noising, SchedulerMixin, ConfigMixin):  # type: ig
         schedule: Mapping[str, Any] | None = None,
         sigma_max: float | None = None,
         replaces: str | None = None,
+        profile: Mapping[str, Any] | None = None,
     ) -> None:
         self.register_to_config(**plain(self.config))
         flag("snap", snap)
@@ -141,6 +146,10 @@ class DDIMODEScheduler(Turns, Noising, SchedulerMixin, ConfigMixin):  # type: ig
             _nobody, noise, prediction, time_offset, snap=snap, sigma_max=sigma_max
         )
         self._denoiser.limit = limit_of(config)
+        if profile is not None:
+            exclusive(profile=profile, plans=plans, grid=grid)
+            self._denoiser.profile = profile_of(profile)
+            self._denoiser.profile.check(noise)
         if plans is None:
             self._method = get_method("ddim" if method is None else method)
             self.order = self._method.nfe_per_step
@@ -169,6 +178,8 @@ class DDIMODEScheduler(Turns, Noising, SchedulerMixin, ConfigMixin):  # type: ig
         What it says by its class's defaults counts as well (diffusers would put ours in their place).
         ValueError for a scheduler that is not of variance-preserving diffusion, or an unknown option.
         """
+        if isinstance(options.get("profile"), Profile):
+            options["profile"] = json.loads(options["profile"].to_json())
         config = adopted(config, options)
         if not options.get("return_unused_kwargs"):
             known = [n for n in inspect.signature(cls.__init__).parameters if n != "self"]
@@ -237,7 +248,8 @@ class DDIMODEScheduler(Turns, Noising, SchedulerMixin, ConfigMixin):  # type: ig
             plan = self._compile(timesteps=times - self._denoiser.time_offset)
         else:
             steps = count("num_inference_steps", num_inference_steps)
-            first = starting_level(self.config, self._denoiser, steps)
+            own = self._denoiser.profile is not None
+            first = None if own else starting_level(self.config, self._denoiser, steps)
             plan = self._compile(steps, self.config["grid"], sigma_max=first)
         where = None if device is None else device_of(device)
         self._whole, self.timesteps = plan, times_of(plan, self._denoiser).to(where)

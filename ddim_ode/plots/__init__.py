@@ -1,6 +1,7 @@
 """Pictures, of comparisons, plans and samples. They take rows and plans, and know no Comparison.
 
 plan_plot     a plan: the levels of its calls, its weights as a heat map
+profile_plot  a profile: its grid beside the named ones, what did best with each number of calls
 errors_plot   error against network calls; metric_plot: any other column of a comparison's rows
 ends_plot     where solvers take noises in the plane
 look          the colour, marker and line of a method
@@ -16,6 +17,7 @@ _NAMES = {
     **dict.fromkeys(("ends_plot", "errors_plot", "metric_plot"), "comparisons"),
     **dict.fromkeys(("sample_grid", "save_figure", "solver_grid"), "pictures"),
     "plan_plot": "plans",
+    "profile_plot": "profiles",
     "look": "style",
 }
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from .pictures import save_figure as save_figure
     from .pictures import solver_grid as solver_grid
     from .plans import plan_plot as plan_plot
+    from .profiles import profile_plot as profile_plot
     from .style import look as look
 
 

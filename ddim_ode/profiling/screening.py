@@ -123,11 +123,11 @@ def _candidates(profile: Profile, model: Denoiser, nfe: int) -> Iterator[_Candid
     """Plans of at most ``nfe`` calls, each once, those of which the surrogate expects least error first."""
     found: dict[Plan, _Candidate] = {}
 
-    def add(method: Method, source: str, levels: Array) -> None:
+    def add(method: Method, source: str, levels: Array, start: str | None) -> None:
         if model.snap:
             levels = on_trained_levels(levels, model)
         try:
-            plan = compile_plan(method, model.schedule, levels)
+            plan = compile_plan(method, model.schedule, levels, start=start)
         except ValueError:
             return
         expected = profile.surrogate.error(plan)
@@ -136,16 +136,16 @@ def _candidates(profile: Profile, model: Denoiser, nfe: int) -> Iterator[_Candid
 
     for name in TRIED:
         method = METHODS[name]
-        if not (steps := steps_within(method, profile.schedule, nfe)):
+        steps, start = steps_within(method, profile.schedule, nfe)
+        if not steps:
             continue
         for astray in _ASTRAY:
-            for design in profile.designs(method, steps, astray=astray):
-                add(method, design.source, design.levels)
+            for design in profile.designs(method, steps, astray=astray, begin=start):
+                add(method, design.source, design.levels, start)
         try:
-            own = compile_for(
-                method, Levels(model.replace(profile=None), steps), None, None, None, None
-            )
+            levels = Levels(model.replace(profile=None), nfe=nfe)
+            own = compile_for(method, levels, None, None, None, None)
         except ValueError:  # levels that snap to too few
             continue
-        add(method, "default", np.array(own.grid))
+        add(method, "default", np.array(own.grid), own.start)
     yield from sorted(found.values(), key=lambda one: one.expected)

@@ -95,6 +95,7 @@ class Levels:
         """
         if (profile := self.profile) is not None:
             ends: dict[str, Any] = dict(sigma_max=self.first, sigma_min=self.sigma_min)
+            ends["nfe"] = self.nfe
             own = profile.grid(steps, method=method, final=self.final or "zero", **ends)
             return on_trained_levels(own, self.model) if self.model.snap else own
         if not self.given:

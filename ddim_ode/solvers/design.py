@@ -49,10 +49,18 @@ class Design(NamedTuple):
     source: str
 
 
-def expected(surrogate: Surrogate, method: Method, levels: Array, astray: float = 1.0) -> float:
-    """The error that the surrogate expects of the method on a grid; inf where there is no such plan."""
+def expected(
+    surrogate: Surrogate,
+    method: Method,
+    levels: Array,
+    astray: float = 1.0,
+    begin: str | None = None,
+) -> float:
+    """The error that the surrogate expects of the method on a grid; inf where there is no such plan.
+
+    begin: how a multistep method begins, ``start`` of :func:`ddim_ode.plan`."""
     try:
-        compiled = plan(method, surrogate.schedule, levels)
+        compiled = plan(method, surrogate.schedule, levels, start=begin)
     except ValueError:
         return math.inf
     error = surrogate.error(compiled, astray)
@@ -96,6 +104,7 @@ def designed(
     *,
     free: bool = True,
     astray: float = 1.0,
+    begin: str | None = None,
     tries: int = 100,
 ) -> Design:
     """The grid on which the surrogate expects the method to err least, found from ``start``.
@@ -105,7 +114,7 @@ def designed(
     ruler, lands = surrogate.ruler, start[-1] == 0
     positive = start[start > 0]
     n, top, bottom = len(positive), start[0], float(surrogate.levels[-1])
-    unchanged = Design(start, expected(surrogate, method, start, astray), "named")
+    unchanged = Design(start, expected(surrogate, method, start, astray, begin), "named")
     if n < 3 - free:
         return unchanged
     r = ruler.of(positive)
@@ -131,7 +140,7 @@ def designed(
         low = ruler.of(bottom) - 1e-9
         if np.ptp(share) > _STEEPEST or (free and not low <= point[-1] <= r[0] - _SHORTEST):
             return math.inf
-        return math.log(expected(surrogate, method, grid(point), astray) + 1e-300)
+        return math.log(expected(surrogate, method, grid(point), astray, begin) + 1e-300)
 
     moves = np.diag([_MOVE] * _KNOTS + [_MOVE_END] * free)
     simplex = np.vstack([first, first + moves])

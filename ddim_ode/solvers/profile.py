@@ -7,6 +7,7 @@ did on the model itself. On disk it is JSON of bounded size with a checksum, and
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -28,6 +29,7 @@ from .methods import METHODS, Method, get_method
 from .surrogate import Surrogate
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from typing_extensions import Self
 
 FORMAT, VERSION = "ddim_ode profile", 1
@@ -146,7 +148,7 @@ class Profile:
             return Recommendation(best.method, best.levels, best.error, True)
         found = []
         for name in TRIED:
-            steps = steps_within(METHODS[name], self.schedule, nfe)
+            steps, _ = steps_within(METHODS[name], self.schedule, nfe)
             if steps:
                 design = self.design(METHODS[name], steps)
                 found.append(
@@ -163,6 +165,7 @@ class Profile:
         final: str = "zero",
         sigma_max: float | None = None,
         sigma_min: float | None = None,
+        nfe: int | None = None,
     ) -> Array:
         """The levels of so many steps: strictly falling σ and then 0.
 
@@ -175,6 +178,7 @@ class Profile:
             sigma_max: Another start, below the profile's own.
             sigma_min: The last level above 0 (default: where the method errs least, or for
                 final="sigma_min" the lowest that the profile has seen).
+            nfe: The calls of the plan, where a method can take the steps with several numbers of them.
 
         Raises:
             ValueError: A start above the profile's, or no room between the ends.
@@ -188,7 +192,7 @@ class Profile:
                 return np.array(tried.levels)
             method = "ddim" if order == 1 else "dpmpp2m" if order == 2 else "unipc3"
         spec = get_method(method)
-        if plain and (tried := self._of(spec, steps)):
+        if plain and (tried := self._of(spec, steps, nfe)):
             return np.array(tried.levels)
         return self.design(spec, steps, top, final, sigma_min).levels.copy()
 
@@ -224,17 +228,21 @@ class Profile:
         lands: bool = True,
         last: float | None = None,
         astray: float = 1.0,
+        begin: str | None = None,
     ) -> list[Design]:
-        """The best named grid, and one made from it; astray: as in :meth:`Surrogate.error`."""
+        """The best named grid, and one made from it; astray, begin: as in :func:`expected`."""
         found = [
-            Design(levels, expected(self.surrogate, method, levels, astray), source)
+            Design(levels, expected(self.surrogate, method, levels, astray, begin), source)
             for source, levels in named(self.surrogate, steps, top, last, lands)
         ]
         if not found:
             raise ValueError(f"no grid has {steps} steps between those ends; give fewer steps")
         best = min(found, key=lambda design: design.error)
         free = lands and last is None
-        return [best, designed(self.surrogate, method, best.levels, free=free, astray=astray)]
+        return [
+            best,
+            designed(self.surrogate, method, best.levels, free=free, astray=astray, begin=begin),
+        ]
 
     def _top(self, sigma_max: float | None) -> float:
         top = self.sigma_max if sigma_max is None else self.schedule.level(sigma_max, "sigma_max")
@@ -255,14 +263,21 @@ class Profile:
         ]
         return fits[0] if fits else None
 
-    def _of(self, method: Method, steps: int) -> Tried | None:
+    def _of(self, method: Method, steps: int, nfe: int | None) -> Tried | None:
         """What did best of a method that is tried, in so many steps."""
         if METHODS.get(method.name) != method or method.name not in TRIED:
             return None
-        screened = self.screen(calls_of(method, self.schedule, steps))
+        screened = self.screen(nfe or calls_of(method, self.schedule, steps))
         tried = screened.tried if screened else ()
         fits = [one for one in tried if one.method == method.name and one.steps == steps]
         return fits[0] if fits else None
+
+    def plot(self, nfe: int = 10) -> Figure:
+        """A picture: its grid beside the named ones, and what did best, see
+        :func:`ddim_ode.plots.profile_plot`."""
+        # found when it is called: numbers do not know pictures
+        plots = importlib.import_module("ddim_ode.plots")
+        return plots.profile_plot(self, nfe)
 
     # -- what is seen of it -----------------------------------------------------------------------
     def __repr__(self) -> str:
@@ -405,10 +420,15 @@ def calls_of(method: Method, schedule: Schedule, steps: int) -> int:
     return plan(method, schedule, levels).nfe
 
 
-def steps_within(method: Method, schedule: Schedule, nfe: int) -> int:
-    """The most steps of a method within ``nfe`` calls; 0 if there are none."""
-    fits = (n for n in range(nfe, 0, -1) if calls_of(method, schedule, n) <= nfe)
-    return next(fits, 0)
+def steps_within(method: Method, schedule: Schedule, nfe: int) -> tuple[int, str | None]:
+    """The steps and the start of the largest plan within ``nfe`` calls; 0 steps if there is none.
+
+    Where a Runge–Kutta start leaves calls over, it is the ramp with one call a step.
+    """
+    steps = next((n for n in range(nfe, 0, -1) if calls_of(method, schedule, n) <= nfe), 0)
+    if method.rk_steps and calls_of(method, schedule, steps) < nfe:
+        return nfe, "ramp"
+    return steps, None
 
 
 def _told(levels: Any) -> list[float | str]:

@@ -1,0 +1,263 @@
+"""Profiles: what they cost, that their grids are better on noises they never saw, and where they go."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from problems import COSINE, Counting, mixture_2d
+from refusals import expect
+
+import ddim_ode
+from ddim_ode import Denoiser, Profile, exact, schedules
+
+N = 6
+
+
+def twelve(schedule=COSINE, prediction="eps"):
+    """Twelve Gaussians in eight dimensions."""
+    means, covs = np.random.default_rng(1).normal(size=(12, 8)), np.full((12, 8), 0.2)
+    return exact.gaussian_mixture(np.ones(12) / 12, means, covs, schedule, prediction=prediction)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return twelve()
+
+
+@pytest.fixture(scope="module")
+def prof(model):
+    return ddim_ode.profile(model, N, progress=False)
+
+
+def error(model, truth, x, **options):
+    end = ddim_ode.sample(model, x, **options).x
+    return float((end - truth).square().mean(dim=1).sqrt().mean())
+
+
+@pytest.mark.parametrize(
+    "schedule", [COSINE, schedules.ve(60.0), schedules.flow()], ids=lambda s: s.family
+)
+def test_its_grids_are_better_than_the_default_on_noises_it_never_saw(schedule):
+    model = twelve(schedule, "x0")
+    found = ddim_ode.profile(model, N, progress=False)
+    x = ddim_ode.noise(
+        (8,), schedule, range(1000, 1040), sigma=model.sigma_max, dtype=torch.float64
+    )
+    truth = ddim_ode.sample(model, x, "rk45", rtol=1e-7, atol=1e-7).x
+    best = found.recommend(N)
+    mine = error(model, truth, x, method=best.method, nfe=N, grid=found)
+    default = error(model, truth, x, method=best.method, nfe=N)
+    assert mine < 0.7 * default
+    assert best.error < 3 * mine
+
+
+def test_it_costs_what_it_says_and_asking_again_is_free():
+    net = Counting(mixture_2d(COSINE).net)
+    model = Denoiser(net, COSINE, shape=(2,))
+    found = ddim_ode.profile(model, progress=False)
+    assert net.rows == found.net_evals <= 8 * 60
+    for nfe in (5, 9):
+        before = net.rows
+        levels = found.grid(nfe)
+        assert net.rows == found.net_evals
+        assert 0 < net.rows - before <= 8 * 12 * nfe
+        before = net.rows
+        np.testing.assert_array_equal(found.grid(nfe), levels)
+        found.grid(nfe, method="unipc2"), found.recommend(nfe), found.grid(nfe, sigma_max=5.0)
+        assert net.rows == before
+
+
+def test_it_comes_back_from_disk_and_goes_on_without_its_model(prof, tmp_path):
+    prof.save(tmp_path / "p.json")
+    back = Profile.load(tmp_path / "p.json")
+    assert back.to_json() == prof.to_json()
+    assert back.describe() == prof.describe()
+    assert f"{N} calls" in prof.describe()
+    for method in (None, "unipc2", "ipndm", "heun"):
+        np.testing.assert_array_equal(back.grid(N, method=method), prof.grid(N, method=method))
+    other = back.recommend(N + 3)
+    assert not other.measured
+    assert len(other.levels) - 1 <= N + 3
+    assert (tmp_path / "p.json").stat().st_size < 100_000
+
+
+def _damage(text, change):
+    values = json.loads(text)
+    change(values)
+    return json.dumps(values)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda v: v.update(format="ddim_ode plan"), "format must be 'ddim_ode profile'"),
+        (lambda v: v.update(version=9), "version=9 .*update"),
+        (lambda v: v.pop("gram"), "'gram' is missing"),
+        (lambda v: v.update(more=1), "'more' is missing, or unknown"),
+        (lambda v: v["gram"][3].__setitem__(0, 7.0), "altered or damaged"),
+        (lambda v: v["screens"].clear(), "altered or damaged"),
+    ],
+)
+def test_a_damaged_file_is_refused(prof, change, message):
+    expect(
+        lambda: Profile.from_json(_damage(prof.to_json(), change), "p.json"), f"p.json: .*{message}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda v: v["levels"].reverse(), "does not fall"),
+        (lambda v: v["levels"].pop(), "gram must be"),
+        (lambda v: v["gain"].__setitem__(0, "x"), "gain"),
+        (lambda v: v["about"].update(n="8"), "about.n"),
+        (lambda v: v["about"].pop("seed"), "about must be"),
+        (lambda v: v["screens"][0].update(nfe=0), r"screens\[0\].nfe"),
+        (lambda v: v["screens"][0]["tried"][0].update(method="os"), "unknown .*method"),
+        (lambda v: v["screens"][0]["tried"][0].update(levels=[1.0, 2.0]), "must fall to 0"),
+        (lambda v: v["schedule"].update(name="nothing"), "nothing"),
+    ],
+)
+def test_numbers_that_are_no_profile_are_refused(prof, change, message):
+    """Also with a checksum that fits."""
+    from ddim_ode._base.digests import digest
+
+    values = json.loads(prof.to_json())
+    values.pop("sha256")
+    change(values)
+    expect(lambda: Profile.from_json(json.dumps(dict(values, sha256=digest(values)))), message)
+
+
+def test_grids_of_other_ends(model, prof):
+    low = prof.grid(5, method="unipc2", sigma_max=10.0)
+    assert low[0] == 10.0
+    assert (np.diff(low) < 0).all()
+    stops = prof.grid(5, method="unipc2", final="sigma_min", sigma_min=0.1)
+    assert (len(stops), stops[-1]) == (6, 0.1)
+    assert prof.grid(5, sigma_min=0.02)[-2] == 0.02
+    lower = ddim_ode.profile(model, sigma_max=80.0, progress=False)
+    expect(lambda: lower.grid(5, sigma_max=1000.0), "sigma_max=1000 is above .*another")
+    assert lower.grid(5)[0] == 80
+    expect(lambda: prof.grid(0), "steps=0")
+    assert len(prof.grid(1)) == 2
+    assert prof.grid(4, order=1)[-1] == 0
+
+
+def test_everything_that_takes_a_grid_takes_a_profile(model, prof, tmp_path):
+    x = ddim_ode.noise((8,), COSINE, range(3), sigma=model.sigma_max)
+    sol = ddim_ode.sample(model, x, "unipc2", nfe=N, grid=prof)
+    assert sol.grid == "profile"
+    np.testing.assert_array_equal(sol.sigmas, prof.grid(N, method="unipc2"))
+    assert ddim_ode.plan_for(model, "unipc2", nfe=N, grid=prof) == sol.plan
+    assert ddim_ode.sample(model, x, "heun", nfe=9, grid=prof).nfe == 9
+    up = ddim_ode.encode(model, x, "unipc2", steps=N, grid=prof)
+    assert up.sigmas[-1] == model.sigma_max
+    r = ddim_ode.compare(model, ["unipc2"], [N], n=8, grid=[prof, "time"], progress=False)
+    errors = {row["grid"]: row["error"] for row in r.rows}
+    assert errors["profile"] < errors["time"]
+    run = ddim_ode.generate(model, 2, tmp_path / "run", "unipc2", nfe=N, grid=prof, progress=False)
+    assert run.status == {"success": 2}
+
+
+def test_a_model_with_a_profile_steps_on_it_by_itself(model, prof):
+    x = ddim_ode.noise((8,), COSINE, range(2), sigma=model.sigma_max)
+    own = model.replace(profile=prof)
+    sol = ddim_ode.sample(own, x, "unipc2", nfe=N)
+    assert sol.grid == "profile"
+    assert sol.plan == ddim_ode.plan_for(model, "unipc2", nfe=N, grid=prof)
+    assert ddim_ode.sample(own, x, "unipc2", nfe=N, grid="time").grid == "time"
+    assert ddim_ode.sample(own, x, "rk45").plan is None
+    assert ddim_ode.sample(model, x, "unipc2", nfe=N).grid == "trailing"
+    assert ddim_ode.sample(model, x, "unipc2", grid=[5.0, 1.0, 0.0]).grid is None
+
+
+def test_levels_of_a_snapped_model_are_trained_ones_and_distinct():
+    model = mixture_2d(schedules.ddpm(T=30)).replace(snap=True)
+    prof = ddim_ode.profile(model, progress=False)
+    for steps in (5, 12, 29):
+        plan = ddim_ode.plan_for(model, "dpmpp2m", steps=steps, grid=prof)
+        times = model.schedule.time(np.array(plan.grid[:-1]))
+        assert times.tolist() == np.unique(np.rint(times))[::-1].tolist()
+    expect(lambda: ddim_ode.plan_for(model, "dpmpp2m", steps=31, grid=prof), "snap=True: 31 levels")
+
+
+def test_noises_without_an_end_are_left_out_and_most_of_them_are_refused(model):
+    def some(x, t):
+        bad = (x[:, :1] > 0.8) & (t[:, None] < 50)
+        return torch.where(bad, torch.nan, model.net(x, t))
+
+    found = ddim_ode.profile(Denoiser(some, COSINE, shape=(8,)), 5, n=12, progress=False)
+    assert 0 < max(tried.n for tried in found.screens[5].tried) < 12
+    nowhere = Denoiser(lambda x, t: x * torch.nan, COSINE, shape=(8,))
+    expect(lambda: ddim_ode.profile(nowhere, progress=False), "NaN or inf; ask ddim_ode.diagnose")
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m, p: ddim_ode.profile(m, n=0, progress=False), "n=0"),
+        (lambda m, p: ddim_ode.profile(m, "five", progress=False), "nfe"),
+        (lambda m, p: ddim_ode.profile(3, progress=False), "model must be a Denoiser"),
+        (lambda m, p: Denoiser(m.net, schedules.ddpm(), profile=p), "the profile is of .*cosine"),
+        (
+            lambda m, p: Denoiser(m.net, COSINE, profile="p.json"),
+            "profile must be a ddim_ode.Profile",
+        ),
+        (
+            lambda m, p: ddim_ode.plan_for(twelve(schedules.ddpm()), "unipc2", nfe=5, grid=p),
+            "the profile is of .*make one",
+        ),
+        (lambda m, p: p.grid(5, method="nothing"), "unknown method"),
+        (lambda m, p: ddim_ode.sample(m, torch.ones(1, 8), "unipc2", grid=p), "steps= or nfe="),
+    ],
+)
+def test_each_mistake_says_what_to_change(model, prof, call, message):
+    expect(lambda: call(model, prof), message)
+
+
+def test_a_pipeline_s_scheduler_steps_on_it(prof, model):
+    pytest.importorskip("diffusers")
+    from diffusers import DDIMScheduler
+
+    from ddim_ode.interop.diffusers import DDIMODEScheduler
+
+    linear = twelve(schedules.ddpm())
+    own = ddim_ode.profile(linear, N, progress=False)
+    config = DDIMScheduler(beta_schedule="linear").config
+    scheduler = DDIMODEScheduler.from_config(config, method="unipc2", profile=own)
+    scheduler = DDIMODEScheduler.from_config(json.loads(scheduler.to_json_string()))
+    scheduler.set_timesteps(N)
+    expected = linear.schedule.time(own.grid(N, method="unipc2")[:-1]) - 1
+    np.testing.assert_allclose(scheduler.timesteps.numpy(), expected, rtol=1e-5)
+    expect(
+        lambda: DDIMODEScheduler.from_config(config, method="unipc2", profile=prof),
+        "the profile is of",
+    )
+
+
+def test_the_command_makes_one_that_the_others_take(tmp_path, capsys, monkeypatch):
+    from ddim_ode.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert main(["profile", "mixture", "--nfe", "5", "--quiet", "--out", "p.json"]) == 0
+    assert "unipc" in capsys.readouterr().out
+    assert Profile.load("p.json").screens.keys() == {5}
+    small = [
+        "generate",
+        "-n",
+        "2",
+        "--model",
+        "mixture",
+        "--method",
+        "unipc2",
+        "--nfe",
+        "5",
+        "--quiet",
+    ]
+    assert main([*small, "--grid", "p.json", "--out", "a"]) == 0
+    assert main([*small, "--grid", "model", "--out", "b"]) == 0
+    assert len([*(tmp_path / "cache" / "ddim_ode").glob("profile-*.json")]) == 1
+    assert main([*small, "--grid", "none.json", "--out", "c"]) == 2
+    assert "none.json: no such profile file" in capsys.readouterr().err
