@@ -1,8 +1,8 @@
 """Screening: what a surrogate expects to do well, tried on the model itself.
 
-The candidates are, for each method, the best named grid and a grid made for it, by a surrogate that counts
-all of what a disturbance leads astray and by one that counts half. They meet few noises first, and the
-better ones more.
+The candidates are, for each method, the best named grid, the default one, and two that are made from the
+best: by a surrogate that counts all of what a disturbance leads astray, and by one that counts half. They
+meet few noises first, and the better ones more.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from ..solve.loop import integrate
 from ..solve.planning import compile_for
 from ..solve.solution import norm_per_sample
 from ..solvers.compilation import plan as compile_plan
+from ..solvers.design import designed
 from ..solvers.methods import METHODS, Method
 from ..solvers.plan import Plan
 from ..solvers.profile import TRIED, Profile, Screen, Tried, steps_within
 
 ROWS = 12  # network rows that a screen takes, for each noise and call
-_ASTRAY = (1.0, 0.5)
+_LESS_ASTRAY = 0.5
 _SECOND = 14  # candidates of the second round
 # The share, on a log scale, that what the surrogate expects has in the ranking: a few noises are a small
 # sample of what the candidates do to all.
@@ -139,9 +140,11 @@ def _candidates(profile: Profile, model: Denoiser, nfe: int) -> Iterator[_Candid
         steps, start = steps_within(method, profile.schedule, nfe)
         if not steps:
             continue
-        for astray in _ASTRAY:
-            for design in profile.designs(method, steps, astray=astray, begin=start):
-                add(method, design.source, design.levels, start)
+        designs = profile.designs(method, steps, begin=start)
+        first = designs[0].levels
+        designs.append(designed(profile.surrogate, method, first, astray=_LESS_ASTRAY, begin=start))
+        for design in designs:
+            add(method, design.source, design.levels, start)
         try:
             levels = Levels(model.replace(profile=None), nfe=nfe)
             own = compile_for(method, levels, None, None, None, None)

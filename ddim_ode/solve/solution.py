@@ -92,10 +92,11 @@ class Solution:
         accepted, rejected: (B,) steps, the last jump included.
         plan: The plan that ran, if any.
         error: (B,) an estimate of the global error, RMS over the entries of x, or None. Adaptive: at the
-            end. Multistep: at the last positive level (without the last jump), the sum of what each step
-            would differ by with one velocity more; on 1-D mixtures 0.2 to 3 times the true error, more
-            where σ_max is in the thousands, or with a corrector. Both suppose a field that is smooth over a
-            step: a network that is rough in t errs more than they say.
+            end; of unipc2 and unipc3 without what the flow amplifies on the way. Multistep: at the last
+            positive level (without the last jump), the sum of what each step would differ by with one
+            velocity more; on 1-D mixtures 0.2 to 3 times the true error, more where σ_max is in the
+            thousands, or with a corrector. All suppose a field that is smooth over a step: a network that
+            is rough in t errs more than they say.
         trajectory: (steps+1, B, *) at ``sigmas``, if recorded. Adaptive: a list, (n+1, *) for each sample.
         seeds: Of the step noise.
         outcome, finite: (B,) each, see ``status``; ``finite`` is on the state's device.

@@ -227,12 +227,11 @@ class Profile:
         top: float | None = None,
         lands: bool = True,
         last: float | None = None,
-        astray: float = 1.0,
         begin: str | None = None,
     ) -> list[Design]:
-        """The best named grid, and one made from it; astray, begin: as in :func:`expected`."""
+        """The best named grid, and one made from it. begin: as of :func:`expected`."""
         found = [
-            Design(levels, expected(self.surrogate, method, levels, astray, begin), source)
+            Design(levels, expected(self.surrogate, method, levels, begin=begin), source)
             for source, levels in named(self.surrogate, steps, top, last, lands)
         ]
         if not found:
@@ -241,7 +240,7 @@ class Profile:
         free = lands and last is None
         return [
             best,
-            designed(self.surrogate, method, best.levels, free=free, astray=astray, begin=begin),
+            designed(self.surrogate, method, best.levels, free=free, begin=begin),
         ]
 
     def _top(self, sigma_max: float | None) -> float:

@@ -53,35 +53,33 @@ class Surrogate:
         return self.ruler.of(self.levels)
 
     @functools.cached_property
-    def _x0(self) -> CubicSpline:
-        """x̂₀ on the path, as coefficients (K,) of those at the levels."""
-        return CubicSpline(self._r[::-1], np.eye(len(self.levels))[::-1])
+    def _path(self) -> CubicSpline:
+        """x̂₀ and x/√(ᾱ²+β̄²) on the path, each as coefficients (K+1,) of the start and of x̂₀ at the levels.
 
-    @functools.cached_property
-    def _states(self) -> CubicSpline:
-        """x/√(ᾱ²+β̄²) on the path, as coefficients (K+1,): x/β̄ moves by x̂₀ d(1/σ)."""
+        x/β̄ moves by x̂₀ d(1/σ).
+        """
         count = len(self._r)
+        of_levels = CubicSpline(self._r[::-1], np.eye(count)[::-1])
         fine = np.interp(np.arange((count - 1) * _FINE + 1) / _FINE, np.arange(count), self._r)
         points, weights = _GAUSS
         width = np.diff(fine)[:, None]
         at = fine[:-1, None] + 0.5 * width * (1 + points)
-        steps = np.zeros((len(fine), count + 1))
+        x0, steps = np.zeros((2, len(fine), count + 1))
+        x0[:, 1:] = of_levels(fine)
         # 1/σ = e^{−r} − bend, whose derivative is −e^{−r}
         measure = -0.5 * width * weights * np.exp(-at)
-        steps[1:, 1:] = (measure[:, None, :] @ self._x0(at))[:, 0]
+        steps[1:, 1:] = (measure[:, None, :] @ of_levels(at))[:, 0]
         sigma = self.ruler.inverse(fine)
         sigma[0] = self.levels[0]
         alpha, beta = self.schedule.scales(sigma)
         steps[0, 0] = np.hypot(alpha[0], beta[0]) / beta[0]
         normed = np.cumsum(steps, axis=0) * (beta / np.hypot(alpha, beta))[:, None]
-        return CubicSpline(fine[::-1], normed[::-1])
+        return CubicSpline(fine[::-1], np.stack([x0, normed], axis=1)[::-1])
 
     def path(self, sigma: Array) -> tuple[Array, Array]:
         """x̂₀ and x/√(ᾱ²+β̄²) on the path at levels (n,), as coefficients (n, K+1)."""
-        r = np.clip(self.ruler.of(sigma), self._r[-1], self._r[0])
-        x0 = np.zeros((len(r), len(self.levels) + 1))
-        x0[:, 1:] = self._x0(r)
-        return x0, self._states(r)
+        both = self._path(np.clip(self.ruler.of(sigma), self._r[-1], self._r[0]))
+        return both[:, 0], both[:, 1]
 
     def error(self, plan: Plan, astray: float = 1.0) -> float:
         """What the plan's end would err by (RMS), to the path's end or where the plan stops above σ = 0 to
@@ -93,7 +91,8 @@ class Surrogate:
         n, own = len(sigma), len(self.levels) + 1
         alpha, beta = self.schedule.scales(sigma)
         size = np.hypot(alpha, beta)
-        x0, state = (np.pad(table, ((0, 0), (0, n))) for table in self.path(sigma))
+        x0, state = np.zeros((2, n, own + n))
+        x0[:, :own], state[:, :own] = self.path(sigma)
         r = self.ruler.of(sigma)
         gain, response = (np.interp(r, self._r[::-1], v[::-1]) for v in (self.gain, self.response))
         # |x/ᾱ| of a unit of the normed state; from ᾱ = 0 every path begins alike
