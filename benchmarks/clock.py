@@ -30,7 +30,7 @@ import ddim_ode
 from ddim_ode.denoising.problem import Problem
 from ddim_ode.solve.reference import solve as converged
 from ddim_ode.solvers.design import CUTS
-from ddim_ode.solvers.profile import TRIED
+from ddim_ode.solvers.screens import TRIED
 
 GRIDS = ("quadratic", "log_snr", "karras", "time")
 ADAPTIVE = ("unipc2", "unipc3", "bosh3", "rk45", "torchdiffeq:dopri5")

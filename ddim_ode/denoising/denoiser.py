@@ -6,8 +6,7 @@ A denoiser answers at (x, σ) with the pair (x̂₀, ε̂), x = ᾱ x̂₀ + β�
     x0     x̂₀                    score  −ε̂/β̄
     flow   ε̂ − x̂₀
 
-The loop does not form the pair. It asks for the one vector its plan stores, so that a network that
-predicts that vector is called and nothing else.
+The loop asks for the one vector its plan stores: a network that predicts it is called, and nothing else.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from ..solvers.chart import PREDICTIONS as PREDICTIONS
 from ..solvers.chart import convert
 from ..solvers.fit import ode_text
 from ..solvers.plan import Node
-from ..solvers.profile import Profile
+from ..solvers.profile import Profile, checked_profile
 from .calls import network_call
 from .guidance import Call, Guidance, Level, Limit, taken
 from .network import Net, check_cond
@@ -130,14 +129,9 @@ class Denoiser:
         self.sigma_max = default_start(schedule, self.prediction)
         if sigma_max is not None:
             self.sigma_max = self.start("sigma_max", sigma_max)
-        if profile is not None and not isinstance(profile, Profile):
-            raise ValueError(f"profile must be a ddim_ode.Profile, got {shown(profile)}")
-        if profile is not None:
-            profile.check(schedule)
-        self.profile = profile
+        self.profile = None if profile is None else checked_profile(profile, schedule)
         self.micro_batches: MicroBatches | None = None  # ddim_ode.accelerate(batch=)
-        if self.snap:
-            _ = schedule.levels  # a ValueError where T is no whole number
+        _ = self.snap and schedule.levels  # a ValueError where T is no whole number
 
     def start(self, name: str, sigma: float) -> float:
         """``sigma`` as a level to start from. Warns if x̂₀ of this prediction is lost there.

@@ -27,7 +27,7 @@ from ..denoising.guidance import Guidance
 from ..denoising.network import check_channels, check_labels
 from ..grids import check_grid
 from ..schedules.schedule import Array
-from ..solvers.profile import Profile
+from ..solvers.profile import Profile, checked_profile
 from .config import (
     CONFIGURED,
     InteropWarning,
@@ -358,8 +358,7 @@ def load(
     denoiser = DiffusersModel(model, scheduler, guidance, snap, dtype, clip, threshold)
     warn_of(denoiser.notes)
     if on_disk and (kept := folder / "profile.json").is_file():
-        denoiser.profile = Profile.load(kept)
-        denoiser.profile.check(denoiser.schedule)
+        denoiser.profile = checked_profile(Profile.load(kept), denoiser.schedule)
     return denoiser
 
 

@@ -42,7 +42,7 @@ from ..solve.plan_checks import check_plan, warn_of_another_ode
 from ..solve.planning import plan_for
 from ..solvers.methods import get_method
 from ..solvers.plan import Plan
-from ..solvers.profile import Profile
+from ..solvers.profile import Profile, checked_profile
 from .adoption import FLOW, OF_METHOD, adopted, check_config, plain, plan_of, profile_of, trees_of
 from .config import learns_variance, limit_of, prediction_of, schedule_of
 from .noising import ByTime, Noising
@@ -148,8 +148,7 @@ class DDIMODEScheduler(Turns, Noising, SchedulerMixin, ConfigMixin):  # type: ig
         self._denoiser.limit = limit_of(config)
         if profile is not None:
             exclusive(profile=profile, plans=plans, grid=grid)
-            self._denoiser.profile = profile_of(profile)
-            self._denoiser.profile.check(noise)
+            self._denoiser.profile = checked_profile(profile_of(profile), noise)
         if plans is None:
             self._method = get_method("ddim" if method is None else method)
             self.order = self._method.nfe_per_step

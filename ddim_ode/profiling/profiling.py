@@ -16,7 +16,8 @@ from ..denoising.problem import Problem
 from ..denoising.seeding import GENERATOR, noise
 from ..solve.levels import budgets
 from ..solve.model_key import model_key
-from ..solvers.profile import Profile, Screen
+from ..solvers.profile import Profile
+from ..solvers.screens import Screen
 from . import screening
 from .look import COARSE, FINE, look
 

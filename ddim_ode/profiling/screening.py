@@ -25,7 +25,8 @@ from ..solvers.compilation import plan as compile_plan
 from ..solvers.design import designed
 from ..solvers.methods import METHODS, Method
 from ..solvers.plan import Plan
-from ..solvers.profile import TRIED, Profile, Screen, Tried, steps_within
+from ..solvers.profile import Profile
+from ..solvers.screens import TRIED, Screen, Tried, steps_within
 
 ROWS = 12  # network rows that a screen takes, for each noise and call
 _LESS_ASTRAY = 0.5

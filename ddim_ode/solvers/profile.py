@@ -8,76 +8,27 @@ did on the model itself. On disk it is JSON of bounded size with a checksum, and
 from __future__ import annotations
 
 import importlib
-import json
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .._base import files, json_file, notebook
-from .._base.checks import count, number, numbers, one_of, path_of, shown
-from .._base.digests import digest
-from ..grids import FINALS, check_grid
+from .._base.checks import count, number, one_of, path_of, shown
+from ..grids import FINALS
 from ..schedules.schedule import Array, Schedule
-from .compilation import plan
+from . import profile_json
 from .design import Design, designed, expected, named
 from .fit import ode_text
 from .methods import METHODS, Method, get_method
+from .screens import TRIED, Recommendation, Screen, Tried, calls_of, steps_within
 from .surrogate import Surrogate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from typing_extensions import Self
-
-FORMAT, VERSION = "ddim_ode profile", 1
-SIZE_LIMIT = 4 * 2**20  # bytes
-_MOST_LEVELS, _MOST_SCREENS, _MOST_TRIED = 200, 1000, 1000
-# The methods that are tried: one call a step, and among them the best on every model that was looked at.
-TRIED = ("unipc2", "unipc3", "dpmpp2m", "dpmpp3m", "ipndm", "deis3")
-_FIELDS = (
-    *("format", "version", "schedule", "about", "levels", "gram", "gain", "response", "screens"),
-    "sha256",
-)
-
-
-@dataclass(frozen=True)
-class Tried:
-    """A method on a grid. source: where the grid is from. levels: σ. error: on the model, the mean over
-    ``n`` noises of the RMS to their converged ends. expected: what the surrogate said before."""
-
-    method: str
-    source: str
-    levels: tuple[float, ...]
-    error: float
-    n: int
-    expected: float
-
-    @property
-    def steps(self) -> int:
-        return len(self.levels) - 1
-
-
-@dataclass(frozen=True)
-class Screen:
-    """What was tried with so many network calls, the best first, and the network rows that it took."""
-
-    nfe: int
-    net_evals: int
-    tried: tuple[Tried, ...]
-
-
-@dataclass(frozen=True)
-class Recommendation:
-    """method, levels: what to sample with. error: what it errs by (RMS). measured: on the model, and not
-    expected by the surrogate."""
-
-    method: str
-    levels: tuple[float, ...]
-    error: float
-    measured: bool
 
 
 @dataclass(eq=False, repr=False)
@@ -334,8 +285,7 @@ class Profile:
     # -- on disk ------------------------------------------------------------------------------------
     def to_json(self) -> str:
         """Its text on disk."""
-        values = self._values()
-        return json.dumps(dict(values, sha256=digest(values)), ensure_ascii=False) + "\n"
+        return profile_json.dumps(self)
 
     def save(self, path: str | Path) -> None:
         """Write it, whole or not at all."""
@@ -363,146 +313,18 @@ class Profile:
             FileNotFoundError: No such file.
             ValueError: A file that is no profile, or was altered. It names the field.
         """
-        return cls.from_json(json_file.content(path, "profile", SIZE_LIMIT), str(path))
+        return cls.from_json(json_file.content(path, "profile", profile_json.SIZE_LIMIT), str(path))
 
     @classmethod
     def from_json(cls, data: str | bytes, source: str = "profile") -> Self:
         """The profile of such a text; ValueError, beginning with ``source``, for any other."""
         raw = data.encode() if isinstance(data, str) else data
-        values = json_file.parsed(raw, source, "profile", SIZE_LIMIT)
-        try:
-            if not isinstance(values, dict) or values.get("format") != FORMAT:
-                raise ValueError(
-                    f"not a profile: its format must be {FORMAT!r}, as Profile.save writes it"
-                )
-            if values.get("version") != VERSION:
-                raise ValueError(
-                    f"version={shown(values.get('version'))} must be {VERSION}; update ddim_ode"
-                )
-            if {*values} != {*_FIELDS}:
-                odd = sorted({*values} ^ {*_FIELDS})[0]
-                raise ValueError(f"the field {shown(odd)} is missing, or unknown")
-            checksum = values.pop("sha256")
-            if checksum != digest(values):
-                raise ValueError("was altered or damaged: its sha256 is not that of what it holds")
-            return cls(_surrogate(values), _about(values["about"]), _screens(values["screens"]))
-        except (ValueError, TypeError, KeyError, OverflowError) as error:
-            raise ValueError(f"{source}: {error}") from None
-
-    def _values(self) -> dict[str, Any]:
-        surrogate, schedule = self.surrogate, self.schedule
-        rows = [row[: i + 1].tolist() for i, row in enumerate(surrogate.gram)]
-        screens = [
-            dict(
-                nfe=screened.nfe,
-                net_evals=screened.net_evals,
-                tried=[dict(asdict(tried), levels=_told(tried.levels)) for tried in screened.tried],
-            )
-            for _, screened in sorted(self.screens.items())
-        ]
-        return dict(
-            format=FORMAT,
-            version=VERSION,
-            schedule=dict(name=schedule.name, params=schedule.params),
-            about=self.about,
-            levels=_told(surrogate.levels.tolist()),
-            gram=rows,
-            gain=surrogate.gain.tolist(),
-            response=surrogate.response.tolist(),
-            screens=screens,
-        )
+        return cls(*profile_json.fields(raw, source))
 
 
-def calls_of(method: Method, schedule: Schedule, steps: int) -> int:
-    """Network calls of so many steps of a method."""
-    levels = np.append(np.geomspace(2.0, 1.0, steps) * schedule.least_cut, 0.0)
-    return plan(method, schedule, levels).nfe
-
-
-def steps_within(method: Method, schedule: Schedule, nfe: int) -> tuple[int, str | None]:
-    """The steps and the start of the largest plan within ``nfe`` calls; 0 steps if there is none.
-
-    Where a Runge–Kutta start leaves calls over, it is the ramp with one call a step.
-    """
-    steps = next((n for n in range(nfe, 0, -1) if calls_of(method, schedule, n) <= nfe), 0)
-    if method.rk_steps and calls_of(method, schedule, steps) < nfe:
-        return nfe, "ramp"
-    return steps, None
-
-
-def _told(levels: Any) -> list[float | str]:
-    return ["inf" if sigma == math.inf else float(sigma) for sigma in levels]
-
-
-def _levels(name: str, values: Any) -> Array:
-    if not isinstance(values, list) or not values:
-        raise ValueError(f"{name} must be a list of σ")
-    return numbers(name, [math.inf if value == "inf" else value for value in values])
-
-
-def _surrogate(values: Mapping[str, Any]) -> Surrogate:
-    schedule_values = values["schedule"]
-    schedule = Schedule.build(schedule_values["name"], schedule_values["params"])
-    levels = _levels("levels", values["levels"])
-    size = len(levels)
-    if not 2 <= size <= _MOST_LEVELS:
-        raise ValueError(f"levels has {size} entries, and must have 2 to {_MOST_LEVELS}")
-    check_grid(levels, schedule)
-    if levels[-1] <= 0:
-        raise ValueError(f"levels[{size - 1}]={levels[-1]:g} must be above 0")
-    gram = np.zeros((size + 1, size + 1))
-    rows = values["gram"]
-    if not isinstance(rows, list) or [len(row) for row in rows] != list(range(1, size + 2)):
-        raise ValueError("gram must be the rows of a triangle, one longer than levels")
-    for i, row in enumerate(rows):
-        gram[i, : i + 1] = gram[: i + 1, i] = numbers(f"gram[{i}]", row)
-    answers = [numbers(name, values[name]) for name in ("gain", "response")]
-    if any(answer.shape != (size,) or not np.isfinite(answer).all() for answer in answers):
-        raise ValueError("gain and response must have a finite number for each of the levels")
-    if not np.isfinite(gram).all() or (np.diag(gram) < 0).any():
-        raise ValueError("gram must be finite, and not negative on its diagonal")
-    return Surrogate(schedule, levels, gram, *answers)
-
-
-_ABOUT: dict[str, type | tuple[type, ...]] = {
-    **dict(model=str, model_key=(str, type(None)), prediction=str, alterations=dict),
-    **dict(n=int, seed=int, generator=str, shape=list, snap=bool, solver=str),
-    **dict(reference_error=(float, int), net_evals=int, version=str),
-}
-
-
-def _about(values: Any) -> dict[str, Any]:
-    if not isinstance(values, dict) or {*values} != {*_ABOUT}:
-        raise ValueError(f"about must be an object with {', '.join(_ABOUT)}")
-    for name, kind in _ABOUT.items():
-        if not isinstance(values[name], kind):
-            raise ValueError(f"about.{name}={shown(values[name])} is of the wrong type")
-    return values
-
-
-def _screens(values: Any) -> dict[int, Screen]:
-    if not isinstance(values, list) or len(values) > _MOST_SCREENS:
-        raise ValueError(f"screens must be a list of at most {_MOST_SCREENS}")
-    found: dict[int, Screen] = {}
-    for i, value in enumerate(values):
-        nfe, evals = (
-            count(f"screens[{i}].nfe", value["nfe"]),
-            count("net_evals", value["net_evals"], 0),
-        )
-        rows = value["tried"]
-        if not isinstance(rows, list) or not 0 < len(rows) <= _MOST_TRIED:
-            raise ValueError(f"screens[{i}].tried must be a list of 1 to {_MOST_TRIED}")
-        tried = tuple(_tried(f"screens[{i}].tried[{j}]", row) for j, row in enumerate(rows))
-        found[nfe] = Screen(nfe, evals, tried)
-    return found
-
-
-def _tried(name: str, row: Any) -> Tried:
-    levels = _levels(f"{name}.levels", row["levels"])
-    if len(levels) < 2 or not (np.diff(levels) < 0).all() or levels[-1] != 0:
-        raise ValueError(f"{name}.levels must fall to 0")
-    method = one_of(f"{name}.method", row["method"], METHODS)
-    error, said = (number(f"{name}.{key}", row[key]) for key in ("error", "expected"))
-    return Tried(
-        method, str(row["source"]), tuple(levels.tolist()), error, count("n", row["n"]), said
-    )
+def checked_profile(profile: Any, schedule: Schedule) -> Profile:
+    """The profile; ValueError for anything else, and for one of another schedule."""
+    if not isinstance(profile, Profile):
+        raise ValueError(f"profile must be a ddim_ode.Profile, got {shown(profile)}")
+    profile.check(schedule)
+    return profile

@@ -11,7 +11,7 @@ from ddim_ode.denoising.problem import Problem
 from ddim_ode.profiling.look import look
 from ddim_ode.solvers.design import designed, expected, named
 from ddim_ode.solvers.methods import METHODS
-from ddim_ode.solvers.profile import TRIED
+from ddim_ode.solvers.screens import TRIED
 
 FLOW = schedules.flow()
 
