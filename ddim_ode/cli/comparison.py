@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .._base.checks import count
+from .._base.checks import count, several
 from .._base.escaping import lines
 from .common import (
     add_guidance,
@@ -103,7 +103,8 @@ def _compare(args: argparse.Namespace) -> int:
     from .._base.interrupted import Interrupted
     from ..comparison.comparison import compare
     from ..comparison.samples import shown_of
-    from ..solve.plan_checks import fitted_seeds
+    from ..solve.plan_checks import fitted_seeds, profiled_seeds
+    from ..solvers.profile import Profile
 
     loaded = load_model(args.model, args.guidance, find_device(args.device), limits(args))
     loaded = loaded.starting_at(args.sigma_max)
@@ -112,13 +113,16 @@ def _compare(args: argparse.Namespace) -> int:
         if not 0 < target < float("inf"):
             raise ValueError(f"--target {target:g} must be a positive RMS error")
     solvers = _solvers(args, loaded.denoiser)
+    grids = resolved(_one_or_many(args.grid), loaded.denoiser, loaded.shape, args)
     if args.seed is None:
         fitted = [
             plan for plans in solvers.values() if isinstance(plans, dict) for plan in plans.values()
         ]
-        args.seed = max((fitted_seeds(plan).stop for plan in fitted), default=0)
+        seen = [fitted_seeds(plan) for plan in fitted]
+        seen += [profiled_seeds(grid) for grid in several(grids) if isinstance(grid, Profile)]
+        args.seed = max((seeds.stop for seeds in seen), default=0)
         if args.seed:
-            print(f"seeds from {args.seed} on: those before are the plans' own examples\n")
+            print(f"seeds from {args.seed} on: those before chose the plans or grids\n")
     count("--seed", args.seed, least=0)
     measure = _Measuring(args, loaded, n)
     # in turn over the seeds, so that a seed has its class whatever n is
@@ -136,7 +140,7 @@ def _compare(args: argparse.Namespace) -> int:
             n=n,
             seed=args.seed,
             cond=cond,
-            grid=resolved(_one_or_many(args.grid), loaded.denoiser, loaded.shape, args),
+            grid=grids,
             sigma_min=_one_or_many(args.sigma_min),
             batch=args.batch,
             reference=args.reference,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._base.checks import count
+from .._base.warn import warn
 from .common import (
     add_guidance,
     add_limit_arguments,
@@ -55,6 +56,8 @@ def _profile(args: argparse.Namespace) -> int:
 
     seeds = range(count("--seed", args.seed, least=0), args.seed + count("--n", args.n))
     device = find_device(args.device)
+    if args.out.is_dir():
+        raise IsADirectoryError(f"--out {args.out}: is a folder; give a file")
     loaded = load_model(args.model, args.guidance, device, limits(args))
     prof = profile(
         loaded.denoiser,
@@ -102,12 +105,24 @@ def _kept(model: Denoiser, shape: tuple[int, ...], args: argparse.Namespace) -> 
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     key = digest(model_key(model), list(shape), model.sigma_max)
     path = Path(base) / "ddim_ode" / f"profile-{key}.json"
-    if path.exists() and (kept := Profile.load(path)).about["model_key"] is not None:
-        return kept
     cond = condition(parse_classes("all", model, range(8)), args.device)
-    prof = profile(model, shape=shape, cond=cond, device=args.device, progress=not args.quiet)
-    prof.keep(path)
-    return prof
+    options: dict[str, Any] = dict(shape=shape, cond=cond, device=args.device)
+    known = None
+    try:
+        known = Profile.load(path)
+    except FileNotFoundError:
+        pass
+    except (ValueError, OSError) as error:
+        warn(f"{error}; the profile is made anew")
+    if known is None or known.about["model_key"] is None:
+        known = profile(model, **options, progress=not args.quiet)
+    else:  # a number of calls that it does not know is tried when it is asked for
+        known.screener = lambda nfe: profile(model, nfe, **options, progress=False).screens[nfe]
+    try:
+        known.keep(path)
+    except OSError as error:
+        warn(f"{path}: the profile is not kept ({error})")
+    return known
 
 
 def resolved(

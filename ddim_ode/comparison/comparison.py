@@ -36,7 +36,11 @@ from ..solve.cache import NOWHERE, Store
 from ..solve.levels import budgets
 from ..solve.model_key import model_key
 from ..solve.near import PLAN, Near
-from ..solve.plan_checks import warn_of_another_network, warn_of_own_examples
+from ..solve.plan_checks import (
+    warn_of_another_network,
+    warn_of_own_examples,
+    warn_of_own_noises,
+)
 from ..solve.reference import STEPS, Reference, aims, given, joined, plans, solve
 from ..solve.sampling import sample
 from ..solve.solution import norm_per_sample, warn_of_scale
@@ -144,6 +148,8 @@ def compare(
     names = jobs.grid_names(grid, ends)
     todo = [row for entry in entries for row in jobs.jobs(entry, wanted, names, ends, model)]
     searched = jobs.searched(names, n)
+    for profile in [g for g in (*names, model.profile) if isinstance(g, Profile)]:
+        warn_of_own_noises(profile, range(seed, seed + n))
     shape = sample_shape(model, shape)
     place = device_of(model, device)
     seeds = range(seed, seed + n)

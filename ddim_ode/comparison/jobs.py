@@ -145,6 +145,8 @@ def grid_names(grid: Any, sigma_min: Sequence[float | None]) -> list[Grid]:
             one_of("grid", name, (*NAMES, "best"))
     if not names:
         raise ValueError(f"grid is empty; give names of {', '.join(NAMES)}, or 'best'")
+    if sum(isinstance(name, Profile) for name in names) > 1:
+        raise ValueError("grid has two profiles, which a table could not tell apart; give one")
     if any(cut is not None for cut in sigma_min):
         if "best" in names:
             raise ValueError("grid='best' searches the cuts itself; drop sigma_min")

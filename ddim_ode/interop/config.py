@@ -54,7 +54,7 @@ _SOLVER = (
     *("solver_order", "algorithm_type", "solver_type", "lower_order_final", "euler_at_final"),
     *("predict_x0", "disable_corrector", "solver_p", "predictor_order", "corrector_order"),
     *("tau_func", "noise_sampler_seed", "skip_prk_steps", "timestep_scaling", "method", "eta"),
-    *("plans", "start", "stochastic_sampling", "replaces"),
+    *("plans", "start", "stochastic_sampling", "replaces", "profile"),
 )
 # The classes that limit x̂₀, by the switch that makes them; the others carry it along, from one class to the
 # next, and do nothing of the kind.

@@ -247,8 +247,10 @@ class DDIMODEScheduler(Turns, Noising, SchedulerMixin, ConfigMixin):  # type: ig
             plan = self._compile(timesteps=times - self._denoiser.time_offset)
         else:
             steps = count("num_inference_steps", num_inference_steps)
-            own = self._denoiser.profile is not None
-            first = None if own else starting_level(self.config, self._denoiser, steps)
+            own = self._denoiser.profile
+            first = (
+                starting_level(self.config, self._denoiser, steps) if own is None else own.sigma_max
+            )
             plan = self._compile(steps, self.config["grid"], sigma_max=first)
         where = None if device is None else device_of(device)
         self._whole, self.timesteps = plan, times_of(plan, self._denoiser).to(where)

@@ -56,5 +56,6 @@ def profile_plot(profile: Profile, nfe: int = 10) -> Figure:
     right.set_title("tried on the model")
     for axis in (left, right):
         rule(axis)
-    right.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.02, 1))
+    if errors:
+        right.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.02, 1))
     return figure

@@ -188,7 +188,7 @@ def _surrogate(model: Denoiser, coarse: list[_Seen]) -> Surrogate:
     plan = coarse[0].plan
     found = _blank(model, plan, np.mean(grams, axis=0))
     ends = torch.cat([seen.end for seen in coarse])
-    spread = float(ends[torch.isfinite(ends)].std())
+    spread = float(ends[torch.isfinite(ends)].std(correction=0))
     gain = spread**2 / (spread**2 + found.levels**2)
     return replace(found, gain=gain, response=gain)
 

@@ -16,6 +16,7 @@ from ..denoising.problem import Problem
 from ..denoising.seeding import GENERATOR, noise
 from ..solve.levels import budgets
 from ..solve.model_key import model_key
+from ..solve.plan_checks import plain_alterations
 from ..solvers.profile import Profile
 from ..solvers.screens import Screen
 from . import screening
@@ -91,9 +92,7 @@ def profile(
             model=f"{type(model).__name__}({model.prediction}-network)",
             model_key=model_key(model),
             prediction=model.prediction,
-            alterations={
-                k: float(v) if torch.is_tensor(v) else v for k, v in model.alterations.items()
-            },
+            alterations=plain_alterations(model),
             n=n,
             seed=seed,
             generator=GENERATOR,

@@ -126,9 +126,9 @@ def _candidates(profile: Profile, model: Denoiser, nfe: int) -> Iterator[_Candid
     found: dict[Plan, _Candidate] = {}
 
     def add(method: Method, source: str, levels: Array, start: str | None) -> None:
-        if model.snap:
-            levels = on_trained_levels(levels, model)
         try:
+            if model.snap:
+                levels = on_trained_levels(levels, model)
             plan = compile_plan(method, model.schedule, levels, start=start)
         except ValueError:
             return

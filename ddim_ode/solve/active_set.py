@@ -66,8 +66,11 @@ class Field:
         self.call = self.problem.network(like)
 
     def sigma(self, u: Array) -> Array:
-        """The level at clock u, within the ends whatever the rounding."""
-        return np.clip(self.clock.level(u), min(self.ends), max(self.ends))
+        """The level at clock u, within the ends whatever the rounding, and exact at both."""
+        sigma = np.clip(self.clock.level(u), min(self.ends), max(self.ends))
+        for end in self.ends:
+            sigma = np.where(u == self.clock.of(np.array(end)), end, sigma)
+        return sigma
 
     def coefficients(self, u: Array) -> Array:
         """(4, *u.shape): the network's time, m, and A, B of dz/ds = A z + B P."""

@@ -13,7 +13,7 @@ from ..denoising.denoiser import Denoiser
 from ..grids import FINALS, check_grid, default_spacing, from_timesteps, make_grid, upward
 from ..schedules.schedule import Array
 from ..solvers.methods import Method
-from ..solvers.profile import Profile
+from ..solvers.profile import Profile, checked_profile
 
 MOST = 1_000_000  # steps or calls: beyond, a slip of the pen
 
@@ -71,6 +71,8 @@ class Levels:
         if isinstance(self.grid, Profile):
             return self.grid
         own = self.model.profile if self.grid is None and self.timesteps is None else None
+        if own is not None:
+            checked_profile(own, self.model.schedule)
         return own if own is not None and self.first <= own.sigma_max * (1 + 1e-9) else None
 
     def counting(self) -> Levels:
@@ -95,7 +97,7 @@ class Levels:
         """
         if (profile := self.profile) is not None:
             ends: dict[str, Any] = dict(sigma_max=self.first, sigma_min=self.sigma_min)
-            ends["nfe"] = self.nfe
+            ends |= dict(nfe=self.nfe, measure=isinstance(self.grid, Profile))
             own = profile.grid(steps, method=method, final=self.final or "zero", **ends)
             return on_trained_levels(own, self.model) if self.model.snap else own
         if not self.given:

@@ -113,6 +113,12 @@ class MultistepSolver(Solver):
         with torch.no_grad():
             measured = self._judged(z, predicted, end).cpu().double().numpy()
         ratio, local, finite = measured
+        # A step so long that it may confirm itself is as uncertain as it is long.
+        far = h > GAINS.longest * (1 + 1e-9)
+        if far.any():
+            with torch.no_grad():
+                moved = norm_per_sample(end - z).cpu().double().numpy()
+            local = np.where(far, np.maximum(local, moved), local)
         return Trial(end, velocity, None, h, ratio, local, np.full(len(h), np.nan), finite > 0)
 
     def _judged(self, z: Tensor, predicted: Tensor, end: Tensor) -> Tensor:

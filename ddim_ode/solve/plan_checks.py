@@ -14,10 +14,12 @@ from ..denoising.denoiser import Denoiser
 from ..denoising.seeding import GENERATOR
 from ..solvers.fit import ode_text
 from ..solvers.plan import Plan
+from ..solvers.profile import Profile
 from . import model_key as content
 from .answers import Answers
 
 # By model, the keys in calibrated plans that it was held against.
+_PROFILED: WeakKeyDictionary[Denoiser, set[int]] = WeakKeyDictionary()  # by model, as _SEEN
 _SEEN: WeakKeyDictionary[Denoiser, set[str]] = WeakKeyDictionary()
 _ANOTHER = "{} was calibrated for {}, and runs with {}, for which its gain was not measured"
 
@@ -121,6 +123,47 @@ def _fitted_key(plan: Plan) -> str | None:
     """Of the model that a calibrated plan is fitted to, where it says so."""
     key = (plan.fit or {}).get("model_key")
     return key if isinstance(key, str) else None
+
+
+def profiled_seeds(profile: Profile) -> range:
+    """The seeds of the noises that a profile's grids were chosen on; empty for another generator's."""
+    about = profile.about
+    n = about["n"] if about["generator"] == GENERATOR else 0
+    return range(about["seed"], about["seed"] + n)
+
+
+def warn_of_own_noises(profile: Profile, seeds: range) -> None:
+    """A profile that is measured on the noises its grids were chosen on looks better than it is."""
+    own = profiled_seeds(profile)
+    shared = min(own.stop, seeds.stop) - max(own.start, seeds.start)
+    if shared > 0:
+        warn(
+            f"the profile's grids were chosen on noises of seeds {own.start} to {own.stop - 1}, and "
+            f"{shared} of those they are measured on are among them; give seed={own.stop}"
+        )
+
+
+def warn_of_another_profile(profile: Profile, model: Denoiser) -> None:
+    """Warns, once for each model, of a profile of another network, or of one that was asked otherwise."""
+    about = profile.about
+    seen = _PROFILED.setdefault(model, set())
+    if id(profile) in seen:
+        return
+    seen.add(id(profile))
+    differs = about["prediction"] != model.prediction
+    differs |= _ode(about["alterations"], False) != _ode(plain_alterations(model), False)
+    if not differs and about["model_key"] is not None:
+        differs = content.model_key(model) not in (None, about["model_key"])
+    if differs:
+        warn(
+            "the profile is of another model than this one (other weights, settings or guidance), and its "
+            "grids need not suit this one; ddim_ode.profile(model) makes its own"
+        )
+
+
+def plain_alterations(model: Denoiser) -> dict[str, Any]:
+    """What makes its ODE another than the network's own, as plain data."""
+    return {k: float(v) if isinstance(v, Tensor) else v for k, v in model.alterations.items()}
 
 
 def warn_of_another_ode(plan: Plan, model: Denoiser, piped: bool = False) -> None:

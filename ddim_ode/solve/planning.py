@@ -20,7 +20,7 @@ from ..solvers.methods import Method, get_method
 from ..solvers.plan import Plan
 from ..solvers.tableau import Tableau
 from .levels import Levels
-from .plan_checks import check_network, warn_of_another_ode
+from .plan_checks import check_network, warn_of_another_ode, warn_of_another_profile
 from .request import (
     PLACING,
     Request,
@@ -125,6 +125,8 @@ def compile_for(
 ) -> Plan:
     """The plan of a method on those levels, or the largest of at most ``levels.nfe`` calls."""
     model = levels.model
+    if (profile := levels.profile) is not None:
+        warn_of_another_profile(profile, model)
     # A multistep plan stores its chart's vector; a one-step plan whatever the model answers with.
     vector = None
     if not spec.multistep:

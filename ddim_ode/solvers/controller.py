@@ -162,7 +162,8 @@ class Controller:
 
         self.remaining[i] = np.where(accepted, remaining - step, remaining)
         self.step[i] = step * self._factor(ratio, whole, accepted)
-        self.missed[i] |= forced
+        # a step beyond the longest that the error estimate is trusted for, to arrive within the budget
+        self.missed[i] |= forced | (accepted & (step > self.gains.longest * (1 + 1e-9)))
         self.accepted[i] += accepted
         self.rejected[i] += ~accepted
         # An error of almost nothing says little of the next one: it counts as a thousandth of the target.

@@ -7,6 +7,7 @@ did on the model itself. On disk it is JSON of bounded size with a checksum, and
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,6 +26,9 @@ from .fit import ode_text
 from .methods import METHODS, Method, get_method
 from .screens import TRIED, Recommendation, Screen, Tried, calls_of, steps_within
 from .surrogate import Surrogate
+
+MOST_CALLS = 10_000
+_MOST_SCREENED = 100  # calls beyond which plans are made, and not tried
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -76,17 +80,25 @@ class Profile:
             )
 
     def screen(self, nfe: int) -> Screen | None:
-        """What was tried with so many calls; tried now, if this profile holds its model, else None."""
-        nfe = count("nfe", nfe)
-        if nfe not in self.screens and self.screener is not None:
+        """What was tried with so many calls; up to 100 they are tried now, if this profile holds its model.
+
+        None where they are not tried, on a profile from a file.
+        """
+        nfe = count("nfe", nfe, most=MOST_CALLS)
+        if nfe not in self.screens and self.screener is not None and nfe <= _MOST_SCREENED:
             self.screens[nfe] = self.screener(nfe)
         return self.screens.get(nfe)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Its numbers: copies, and what goes to other processes, leave the model behind."""
+        return {**self.__dict__, "screener": None, "_made": {}}
 
     def recommend(self, nfe: int) -> Recommendation:
         """The method and grid of at most ``nfe`` calls that err least on this model.
 
         Args:
-            nfe: Network calls.
+            nfe: Network calls. What has not been tried with so many is tried now, see :meth:`screen`, or
+                where that cannot be, the surrogate says what to expect.
 
         >>> import ddim_ode
         >>> model = ddim_ode.exact.gaussian([0.0], [[0.25]], ddim_ode.schedules.cosine())
@@ -117,6 +129,7 @@ class Profile:
         sigma_max: float | None = None,
         sigma_min: float | None = None,
         nfe: int | None = None,
+        measure: bool = True,
     ) -> Array:
         """The levels of so many steps: strictly falling σ and then 0.
 
@@ -130,20 +143,24 @@ class Profile:
             sigma_min: The last level above 0 (default: where the method errs least, or for
                 final="sigma_min" the lowest that the profile has seen).
             nfe: The calls of the plan, where a method can take the steps with several numbers of them.
+            measure: Whether what has not been tried with so many calls is tried now, which takes some 100
+                network rows a call. Other ends than the profile's own are never tried: their grids are
+                what the surrogate expects to be best.
 
         Raises:
             ValueError: A start above the profile's, or no room between the ends.
         """
-        steps, order = count("steps", steps), count("order", order, most=4)
+        steps, order = count("steps", steps, most=MOST_CALLS), count("order", order, most=4)
+        nfe = None if nfe is None else count("nfe", nfe)
         one_of("final", final, FINALS)
         top = self._top(sigma_max)
         plain = final == "zero" and sigma_min is None and top == self.sigma_max
         if method is None:
-            if tried := self._best(steps, order) if plain else None:
+            if tried := self._best(steps, order, measure) if plain else None:
                 return np.array(tried.levels)
             method = "ddim" if order == 1 else "dpmpp2m" if order == 2 else "unipc3"
         spec = get_method(method)
-        if plain and (tried := self._of(spec, steps, nfe)):
+        if plain and (tried := self._of(spec, steps, nfe, measure)):
             return np.array(tried.levels)
         return self.design(spec, steps, top, final, sigma_min).levels.copy()
 
@@ -196,6 +213,11 @@ class Profile:
 
     def _top(self, sigma_max: float | None) -> float:
         top = self.sigma_max if sigma_max is None else self.schedule.level(sigma_max, "sigma_max")
+        if not top > self.surrogate.levels[-1]:
+            raise ValueError(
+                f"sigma_max={top:g} must be above σ={self.surrogate.levels[-1]:g}, the lowest level that "
+                "the profile has seen"
+            )
         if top > self.sigma_max * (1 + 1e-9):
             raise ValueError(
                 f"sigma_max={top:g} is above σ={self.sigma_max:g}, from where the profile was made; give "
@@ -203,9 +225,9 @@ class Profile:
             )
         return min(top, self.sigma_max)
 
-    def _best(self, steps: int, order: int) -> Tried | None:
+    def _best(self, steps: int, order: int, measure: bool) -> Tried | None:
         """Of the methods of that order, what did best in so many steps."""
-        screened = self.screen(steps) if order > 1 else None
+        screened = self._screened(steps, measure) if order > 1 else None
         fits = [
             tried
             for tried in (screened.tried if screened else ())
@@ -213,11 +235,14 @@ class Profile:
         ]
         return fits[0] if fits else None
 
-    def _of(self, method: Method, steps: int, nfe: int | None) -> Tried | None:
+    def _screened(self, nfe: int, measure: bool) -> Screen | None:
+        return self.screen(nfe) if measure else self.screens.get(nfe)
+
+    def _of(self, method: Method, steps: int, nfe: int | None, measure: bool) -> Tried | None:
         """What did best of a method that is tried, in so many steps."""
         if METHODS.get(method.name) != method or method.name not in TRIED:
             return None
-        screened = self.screen(nfe or calls_of(method, self.schedule, steps))
+        screened = self._screened(nfe or calls_of(method, self.schedule, steps), measure)
         tried = screened.tried if screened else ()
         fits = [one for one in tried if one.method == method.name and one.steps == steps]
         return fits[0] if fits else None
@@ -300,7 +325,8 @@ class Profile:
 
             def screened(nfe: int) -> Screen:
                 self.screens[nfe] = screener(nfe)
-                self.save(path)
+                with contextlib.suppress(OSError):  # what cannot be kept is used all the same
+                    self.save(path)
                 return self.screens[nfe]
 
             self.screener = screened
@@ -318,13 +344,21 @@ class Profile:
     @classmethod
     def from_json(cls, data: str | bytes, source: str = "profile") -> Self:
         """The profile of such a text; ValueError, beginning with ``source``, for any other."""
+        if not isinstance(data, (str, bytes)):
+            raise ValueError(f"{source}: must be a profile's text, got {shown(data)}")
         raw = data.encode() if isinstance(data, str) else data
         return cls(*profile_json.fields(raw, source))
 
 
-def checked_profile(profile: Any, schedule: Schedule) -> Profile:
-    """The profile; ValueError for anything else, and for one of another schedule."""
+def checked_profile(profile: Any, schedule: Schedule, top: float | None = None) -> Profile:
+    """The profile; ValueError for anything else, for one of another schedule, and for one that starts below
+    ``top``, where its model would."""
     if not isinstance(profile, Profile):
         raise ValueError(f"profile must be a ddim_ode.Profile, got {shown(profile)}")
     profile.check(schedule)
+    if top is not None and top > profile.sigma_max * (1 + 1e-9):
+        raise ValueError(
+            f"the profile starts at σ={profile.sigma_max:g} and the model at {top:g}; give the model "
+            f"sigma_max={profile.sigma_max:g}, or make a profile from there"
+        )
     return profile

@@ -1,6 +1,9 @@
 """Profiles: what they cost, that their grids are better on noises they never saw, and where they go."""
 
+import copy
 import json
+import pickle
+import warnings
 
 import numpy as np
 import pytest
@@ -115,8 +118,19 @@ def test_a_damaged_file_is_refused(prof, change, message):
         (lambda v: v["about"].pop("seed"), "about must be"),
         (lambda v: v["screens"][0].update(nfe=0), r"screens\[0\].nfe"),
         (lambda v: v["screens"][0]["tried"][0].update(method="os"), "unknown .*method"),
-        (lambda v: v["screens"][0]["tried"][0].update(levels=[1.0, 2.0]), "must fall to 0"),
+        (lambda v: v["screens"][0]["tried"][0].update(levels=[1.0, 2.0]), "does not fall below"),
         (lambda v: v["schedule"].update(name="nothing"), "nothing"),
+        (lambda v: v.update(schedule=[]), "schedule=.* must have a name"),
+        (lambda v: v.update(gram=5), "gram must be"),
+        (lambda v: v["gram"][2].__setitem__(1, True), r"gram\[2\] must be a list of numbers"),
+        (lambda v: v["gain"].__setitem__(1, 1e300), "gain and response must be at most"),
+        (lambda v: v["levels"].__setitem__(1, v["levels"][0] * (1 - 1e-15)), "levels"),
+        (lambda v: v["about"].update(model="x\x1b[31m"), "about.model"),
+        (lambda v: v["about"].update(n=True), "about.n"),
+        (lambda v: v["screens"][0]["tried"][0].update(method="ddpm"), "unknown .*method"),
+        (lambda v: v["screens"][0]["tried"][0].update(error=-1.0), "error=-1.0 must be"),
+        (lambda v: v["screens"][0]["tried"][0].update(levels=[9.0, 1.0, 0.0]), "from σ="),
+        (lambda v: v.update(screens=[5]), "screens must be"),
     ],
 )
 def test_numbers_that_are_no_profile_are_refused(prof, change, message):
@@ -209,6 +223,14 @@ def test_noises_without_an_end_are_left_out_and_most_of_them_are_refused(model):
             "the profile is of .*make one",
         ),
         (lambda m, p: p.grid(5, method="nothing"), "unknown method"),
+        (lambda m, p: p.grid(5, nfe=-1), "nfe=-1"),
+        (lambda m, p: p.recommend(10**7), "nfe=10000000 .*<= 10000"),
+        (lambda m, p: p.grid(5, sigma_max=1e-4), "sigma_max=0.0001 must be above"),
+        (lambda m, p: Profile.from_json(3), "must be a profile's text"),
+        (
+            lambda m, p: ddim_ode.compare(m, "unipc2", 5, n=2, grid=[p, copy.copy(p)]),
+            "two profiles",
+        ),
         (lambda m, p: ddim_ode.sample(m, torch.ones(1, 8), "unipc2", grid=p), "steps= or nfe="),
     ],
 )
@@ -259,5 +281,67 @@ def test_the_command_makes_one_that_the_others_take(tmp_path, capsys, monkeypatc
     assert main([*small, "--grid", "p.json", "--out", "a"]) == 0
     assert main([*small, "--grid", "model", "--out", "b"]) == 0
     assert len([*(tmp_path / "cache" / "ddim_ode").glob("profile-*.json")]) == 1
+    next((tmp_path / "cache" / "ddim_ode").glob("*.json")).write_text("{")
+    assert main([*small, "--grid", "model", "--out", "d"]) == 0
+    assert "made anew" in capsys.readouterr().err
     assert main([*small, "--grid", "none.json", "--out", "c"]) == 2
     assert "none.json: no such profile file" in capsys.readouterr().err
+
+
+def test_a_profile_goes_to_other_processes_without_its_model(model, prof):
+    own = model.replace(profile=prof)
+    for back in (pickle.loads(pickle.dumps(prof)), copy.deepcopy(prof)):
+        assert back.to_json() == prof.to_json()
+        assert back.screener is None
+    again = pickle.loads(pickle.dumps(own))
+    x = ddim_ode.noise((8,), COSINE, range(2), sigma=model.sigma_max)
+    torch.testing.assert_close(
+        ddim_ode.sample(again, x, "unipc2", nfe=N).x, ddim_ode.sample(own, x, "unipc2", nfe=N).x
+    )
+
+
+def test_a_solve_by_default_never_calls_the_network_for_its_grid(model):
+    found = ddim_ode.profile(model, progress=False)
+    x = ddim_ode.noise((8,), COSINE, range(2), sigma=model.sigma_max)
+    before = found.net_evals
+    ddim_ode.sample(model.replace(profile=found), x, "unipc2", nfe=7)
+    assert found.net_evals == before
+    ddim_ode.sample(model, x, "unipc2", nfe=7, grid=found)
+    assert found.net_evals > before
+    assert len(found.grid(150, method="unipc2")) == 151  # made, and not tried
+    assert 150 not in found.screens
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda m: exact.gaussian([30.0] * 8, np.eye(8), COSINE),
+        lambda m: twelve(prediction="v"),
+        lambda m: Denoiser(m.net, COSINE, clip=0.5),
+    ],
+)
+def test_another_model_s_profile_is_warned_of_once(model, prof, other):
+    another = other(model)
+    with pytest.warns(UserWarning, match="profile is of another model"):
+        ddim_ode.plan_for(another, "unipc2", nfe=N, grid=prof)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ddim_ode.plan_for(another, "unipc2", nfe=N, grid=prof)
+        ddim_ode.plan_for(model, "unipc2", nfe=N, grid=prof)
+
+
+def test_compare_says_that_it_measures_on_the_profile_s_own_noises(model, prof):
+    options = dict(n=4, grid=prof, progress=False)
+    with pytest.warns(UserWarning, match="chosen on noises of seeds 0 to 7, and 4 .* seed=8"):
+        ddim_ode.compare(model, ["unipc2"], [N], **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ddim_ode.compare(model, ["unipc2"], [N], seed=8, **options)
+
+
+def test_a_profile_that_starts_lower_is_refused_where_it_would_be_left_aside(model):
+    low = ddim_ode.profile(model, sigma_max=20.0, progress=False)
+    expect(lambda: Denoiser(model.net, COSINE, profile=low), "starts at σ=20 .*sigma_max=20")
+    own = Denoiser(model.net, COSINE, profile=low, sigma_max=20.0, shape=(8,))
+    x = ddim_ode.noise((8,), COSINE, range(2), sigma=20.0)
+    assert ddim_ode.sample(own, x, "unipc2", nfe=4).grid == "profile"

@@ -108,6 +108,18 @@ def test_a_budget_is_kept_and_arrives(method):
     assert float((sol.x - truth).square().mean()) < float((steady - truth).square().mean())
 
 
+@pytest.mark.parametrize("nfe", [2, 3])
+def test_a_budget_too_small_to_tell_is_no_success(nfe):
+    """One step from pure noise to next to the data confirms itself."""
+    model = mixture_1d(schedules.flow(), "flow")
+    x = ddim_ode.noise((1,), model.schedule, range(12), sigma=np.inf, dtype=torch.float64)
+    for method in UNI:
+        sol = ddim_ode.sample(model, x, method, rtol=1e-3, atol=1e-3, nfe=nfe)
+        assert (sol.status == "max_nfe").all()
+        truth = solve(model, x, "rk45", 1e-7).x
+        assert float(sol.error.mean()) > 0.2 * float((sol.x - truth).abs().mean())
+
+
 def test_snapped_models_are_refused_with_the_reason():
     model = mixture_2d(schedules.ddpm()).replace(snap=True)
     expect(lambda: solve(model, points(2, 2), "unipc2", 1e-2), "snap=True .* nfe= for a fixed plan")
