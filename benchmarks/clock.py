@@ -184,7 +184,7 @@ def draw(rows: list[Row]) -> Figure:
         range(len(models)), [name.split(",")[0] for name in models], rotation=35, ha="right"
     )
     label(left, "At 5 to 20 calls, a point for each", "", "error / that of the best searched")
-    left.legend(loc="upper right", fontsize=8)
+    left.legend(loc="lower left", fontsize=8)
     log_axis(right, "x", fine=False)
     log_axis(right, "y", fine=False)
     first = models[min(1, len(models) - 1)]
