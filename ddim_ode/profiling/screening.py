@@ -92,6 +92,8 @@ def screen(profile: Profile, examples: Examples, nfe: int) -> Screen:
         raise ValueError(f"nfe={nfe}: no method of {', '.join(TRIED)} has a plan of so few calls")
     n, evals = len(known), 0
     first, second = max(1, n // 8), max(1, 3 * n // 8)
+    # with so few noises that not all can be tried, those that should do best
+    candidates = candidates[: max(1, (ROWS * n - (n - first)) // first)]
 
     def judge(some: list[_Candidate], last: int) -> list[_Candidate]:
         nonlocal evals

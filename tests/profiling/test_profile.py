@@ -85,6 +85,12 @@ def test_it_comes_back_from_disk_and_goes_on_without_its_model(prof, tmp_path):
     assert (tmp_path / "p.json").stat().st_size < 100_000
 
 
+@pytest.mark.parametrize("n", [1, 2, 3, 12])
+def test_a_screen_costs_twelve_calls_a_noise_at_most(model, n):
+    found = ddim_ode.profile(model, 4, n=n, progress=False)
+    assert 0 < found.screens[4].net_evals <= 12 * 4 * n
+
+
 def _damage(text, change):
     values = json.loads(text)
     change(values)
