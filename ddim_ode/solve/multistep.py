@@ -25,9 +25,9 @@ from ..solvers.ruler import Ruler
 from .active_set import Field, OneCall, Solver, Trial, column
 from .solution import finite_samples, norm_per_sample
 
-# A step may spend the whole tolerance, since what is kept is better than the prediction that is judged. Of
-# the other constants, targets of .2 to .6, longest steps of 1 to 2.5 and growth by 1.7 to 4 need as many calls
-# for an error within 5 %, on the mixture and networks of benchmarks/clock.py.
+# A step may spend the whole tolerance: what is kept is better than the prediction that is judged. Of the
+# other constants, targets of .2 to .6, longest steps of 1 to 2.5 and growth by 1.7 to 4 need as many
+# calls for an error within 5 %, on the mixture and networks of benchmarks/clock.py.
 GAINS = Gains(
     share=1.0, target=0.35, integral=0.7, proportional=0.2, grow=2.5, first=0.3, longest=2.0
 )
