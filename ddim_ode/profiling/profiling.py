@@ -10,6 +10,7 @@ import torch
 from .._base.bars import progress_bar
 from .._base.checks import count, flag, seed_of
 from .._base.version import __version__
+from .._base.warn import warn
 from ..denoising.denoiser import Denoiser
 from ..denoising.inputs import Cond, check_model, conditions, device_of, sample_shape
 from ..denoising.problem import Problem
@@ -21,6 +22,8 @@ from ..solvers.profile import Profile
 from ..solvers.screens import Screen
 from . import screening
 from .look import COARSE, FINE, look
+
+_UNSURE = 0.5  # error of the ends, in units of the best plan's, that leaves the ranking open
 
 
 def profile(
@@ -107,7 +110,13 @@ def profile(
         examples = screening.Examples(problem, x, seen.ends, batch, bar.update)
 
         def screener(calls: int) -> Screen:
-            return screening.screen(prof, examples, calls)
+            screened = screening.screen(prof, examples, calls)
+            if (best := screened.tried[0].error) < seen.error / _UNSURE:
+                warn(
+                    f"nfe={calls}: the best that was tried errs by {best:.2g}, and the ends that it is "
+                    f"held against may err by {seen.error:.2g}: which is best is not sure"
+                )
+            return screened
 
         prof.screener = screener
         for calls in asked:

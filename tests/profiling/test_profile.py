@@ -351,3 +351,10 @@ def test_a_profile_that_starts_lower_is_refused_where_it_would_be_left_aside(mod
     own = Denoiser(model.net, COSINE, profile=low, sigma_max=20.0, shape=(8,))
     x = ddim_ode.noise((8,), COSINE, range(2), sigma=20.0)
     assert ddim_ode.sample(own, x, "unipc2", nfe=4).grid == "profile"
+
+
+def test_ends_that_are_no_better_than_what_they_judge_are_warned_of():
+    """A network that is rough in t converges nowhere near what a few calls resolve."""
+    rough = lambda x, t: torch.tanh(x) * (1 + 0.5 * torch.sin(37.0 * t))[:, None]  # noqa: E731
+    with pytest.warns(UserWarning, match="nfe=40: .* is not sure"):
+        ddim_ode.profile(Denoiser(rough, COSINE, "x0", shape=(4,)), 40, progress=False)
