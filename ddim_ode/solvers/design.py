@@ -58,7 +58,8 @@ def expected(
 ) -> float:
     """The error that the surrogate expects of the method on a grid; inf where there is no such plan.
 
-    begin: how a multistep method begins, ``start`` of :func:`ddim_ode.plan`."""
+    begin: how a multistep method begins, ``start`` of :func:`ddim_ode.plan`.
+    """
     try:
         compiled = plan(method, surrogate.schedule, levels, start=begin)
     except ValueError:

@@ -27,7 +27,7 @@ from .methods import METHODS, Method, get_method
 from .screens import TRIED, Recommendation, Screen, Tried, calls_of, steps_within
 from .surrogate import Surrogate
 
-MOST_CALLS = 10_000
+MOST_CALLS = 1_000
 _MOST_SCREENED = 100  # calls beyond which plans are made, and not tried
 
 if TYPE_CHECKING:

@@ -230,7 +230,7 @@ def test_noises_without_an_end_are_left_out_and_most_of_them_are_refused(model):
         ),
         (lambda m, p: p.grid(5, method="nothing"), "unknown method"),
         (lambda m, p: p.grid(5, nfe=-1), "nfe=-1"),
-        (lambda m, p: p.recommend(10**7), "nfe=10000000 .*<= 10000"),
+        (lambda m, p: p.recommend(10**7), "nfe=10000000 .*<= 1000"),
         (lambda m, p: p.grid(5, sigma_max=1e-4), "sigma_max=0.0001 must be above"),
         (lambda m, p: Profile.from_json(3), "must be a profile's text"),
         (
