@@ -10,12 +10,11 @@ from ..denoising.denoiser import Denoiser
 from ..schedules.schedule import Schedule
 from ..solve.planning import plan_for
 from ..solvers.compilation import plan as compile_plan
+from ..solvers.design import CUTS
 from ..solvers.methods import METHODS
 from ..solvers.plan import Plan
 from .family import Linear
 
-# last levels of a textbook grid, in units of the schedule's least_cut
-CUTS = (5, 20, 1, 40, 2, 10, 3)
 GRIDS = ("quadratic", "log_snr", "karras", "time")
 
 
@@ -67,7 +66,7 @@ EFFORTS = {
         reference=(100, 200, 400),
         goal=5e-3,
         methods=_ALL,
-        cuts=CUTS,
+        cuts=CUTS[:7],
         rounds=((10_000, 2), (32, 12), (6, 48)),
         skips=(1, 2),
         rank=12,

@@ -129,7 +129,7 @@ class Denoiser:
         self.sigma_max = default_start(schedule, self.prediction)
         if sigma_max is not None:
             self.sigma_max = self.start("sigma_max", sigma_max)
-        self.profile = profile and checked_profile(profile, schedule, self.sigma_max)
+        self.profile = checked_profile(profile, schedule, self.sigma_max)
         self.micro_batches: MicroBatches | None = None  # ddim_ode.accelerate(batch=)
         _ = self.snap and schedule.levels  # a ValueError where T is no whole number
 

@@ -84,26 +84,24 @@ def trees_of(plans: Plan | Sequence[Plan]) -> list[dict[str, Any]]:
 
 def plan_of(tree: Mapping[str, Any]) -> Plan:
     """A plan of a configuration, checked as a plan's file is."""
-    try:
-        text = json.dumps(tree)
-    except (TypeError, ValueError, RecursionError):
-        raise ValueError(
-            f"plans must be those of a configuration, got {shown(tree)}; DDIMODEScheduler.from_plans "
-            "takes Plans"
-        ) from None
+    text = _json("plans", tree, "from_plans takes Plans")
     return Plan.from_json(text, "plans in the scheduler's configuration")
 
 
 def profile_of(tree: Mapping[str, Any]) -> Profile:
     """A profile of a configuration, checked as a profile's file is."""
+    text = _json("profile", tree, "from_config takes a Profile")
+    return Profile.from_json(text, "the profile in the scheduler's configuration")
+
+
+def _json(name: str, tree: Any, remedy: str) -> str:
+    """The text of a part of a configuration; ValueError for what no configuration holds."""
     try:
-        text = json.dumps(tree)
+        return json.dumps(tree)
     except (TypeError, ValueError, RecursionError):
         raise ValueError(
-            f"profile must be that of a configuration, got {shown(tree)}; DDIMODEScheduler.from_config "
-            "takes a Profile"
+            f"{name} must be those of a configuration, got {shown(tree)}; DDIMODEScheduler.{remedy}"
         ) from None
-    return Profile.from_json(text, "the profile in the scheduler's configuration")
 
 
 def plain(config: Mapping[str, Any]) -> dict[str, Any]:

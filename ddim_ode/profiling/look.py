@@ -37,13 +37,12 @@ _FINITE = ("unipc2", "unipc3", "deis3")
 @dataclass(frozen=True, eq=False)
 class Look:
     """surrogate: what was seen, as numbers. ends (n, *): where the noises go, float64 on the CPU, NaN where
-    a solve was not finite. gap (n,): RMS of what the fine solve moved them by. error: what the fine solve
-    says of its own, the mean over noises. net_evals: rows the network processed. solver: of the fine solve.
+    a solve was not finite. error: what the fine solve says of its own, the mean over noises. net_evals:
+    rows the network processed. solver: of the fine solve.
     """
 
     surrogate: Surrogate
     ends: Tensor
-    gap: Array
     error: float
     net_evals: int
     solver: str
@@ -90,13 +89,13 @@ def look(problem: Problem, x: Tensor, batch: int, observe: Callable[[int], objec
     first = _surrogate(model, coarse)
     fine_plan = _fine(model, first)
     # One part at a time: only the coarse solves stay in memory.
-    grams, secants, ends, gap, errors = [], [], [], [], []
+    grams, secants, ends, errors = [], [], [], []
     for part, before in zip(parts, coarse):
         seen = solved(fine_plan, part)
         ends.append(seen.end.cpu())
         errors.append(seen.error)
-        gap.append(norm_per_sample(seen.end - before.end).cpu().numpy())
-        good = np.flatnonzero(np.isfinite(gap[-1])).tolist()
+        moved = norm_per_sample(seen.end - before.end).cpu().numpy()
+        good = np.flatnonzero(np.isfinite(moved)).tolist()
         grams += [_gram(seen.basis(model.schedule, row)) for row in good]
         if good:
             blank = _blank(model, fine_plan, np.eye(len(seen.x0) + 1))
@@ -111,7 +110,7 @@ def look(problem: Problem, x: Tensor, batch: int, observe: Callable[[int], objec
     surrogate = replace(surrogate, gain=gain, response=response)
     said = f"{fine_plan.method}, {fine_plan.nfe} calls"
     error = float(np.nanmean(np.concatenate(errors)))
-    return Look(surrogate, torch.cat(ends), np.concatenate(gap), error, evals, said)
+    return Look(surrogate, torch.cat(ends), error, evals, said)
 
 
 def _coarse(model: Denoiser) -> Plan:

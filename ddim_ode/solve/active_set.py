@@ -54,6 +54,7 @@ class Field:
     def __init__(self, problem: Problem, ends: tuple[float, float], clock: Clock = SMOOTH) -> None:
         """ends: the first level and the last; ``way`` is du/ds between them."""
         self.problem, self.ends, self.clock = problem, ends, clock
+        self._marks = [(float(clock.of(np.array(end))), end) for end in ends]
         self.way = 1.0 if ends[1] > ends[0] else -1.0
         self.call: Call
 
@@ -68,8 +69,8 @@ class Field:
     def sigma(self, u: Array) -> Array:
         """The level at clock u, within the ends whatever the rounding, and exact at both."""
         sigma = np.clip(self.clock.level(u), min(self.ends), max(self.ends))
-        for end in self.ends:
-            sigma = np.where(u == self.clock.of(np.array(end)), end, sigma)
+        for mark, end in self._marks:
+            sigma = np.where(u == mark, end, sigma)
         return sigma
 
     def coefficients(self, u: Array) -> Array:

@@ -112,8 +112,7 @@ class Path:
         xi = _column(share, z0)
         k0, k1 = h * pick(left, "velocity"), h * pick(right, "velocity")
         # z = z₀ + ξ(k₀ + ξ(...)): cubic, and a quartic bump that moves the middle where it belongs.
-        rise = z1 - z0
-        cubic = z0 + xi * (k0 + xi * (3 * rise - 2 * k0 - k1 + xi * (k0 + k1 - 2 * rise)))
+        cubic = _hermite(xi, (z0, z1), (k0, k1))
         cubic = torch.where(xi == 0, z0, cubic)  # also where its velocity is not finite
         if self.arrivals[-1].middle is None:
             return cubic
@@ -142,8 +141,7 @@ class Path:
             share = np.where(c0 != c1, (c - c0) / (c1 - c0), 0.0)
         share[beyond] = np.nan
         xi, width = _column(share, like), _column(c1 - c0, like)
-        k0, k1, rise = width * x0[0], width * x0[1], y[1] - y[0]
-        found = y[0] + xi * (k0 + xi * (3 * rise - 2 * k0 - k1 + xi * (k0 + k1 - 2 * rise)))
+        found = _hermite(xi, (y[0], y[1]), (width * x0[0], width * x0[1]))
         found = _column(np.sin(theta), like) * found
         return torch.where(xi == 0, states[0], found)
 
@@ -202,3 +200,10 @@ class Path:
 def _column(values: Array, like: Tensor) -> Tensor:
     """Numbers (n,) as (n, 1, ...) beside ``like``."""
     return torch.as_tensor(values).to(like).reshape(-1, *[1] * (like.ndim - 1))
+
+
+def _hermite(xi: Tensor, states: tuple[Tensor, Tensor], slopes: tuple[Tensor, Tensor]) -> Tensor:
+    """The cubic through two states with those slopes dz/dξ, at a share ξ of the way."""
+    (z0, z1), (k0, k1) = states, slopes
+    rise = z1 - z0
+    return z0 + xi * (k0 + xi * (3 * rise - 2 * k0 - k1 + xi * (k0 + k1 - 2 * rise)))

@@ -71,8 +71,7 @@ class Levels:
         if isinstance(self.grid, Profile):
             return self.grid
         own = self.model.profile if self.grid is None and self.timesteps is None else None
-        if own is not None:
-            checked_profile(own, self.model.schedule)
+        own = checked_profile(own, self.model.schedule)
         return own if own is not None and self.first <= own.sigma_max * (1 + 1e-9) else None
 
     def counting(self) -> Levels:

@@ -22,16 +22,8 @@ from .compilation import plan
 from .methods import Method
 from .surrogate import Surrogate
 
-CUTS = (
-    5,
-    20,
-    1,
-    40,
-    2,
-    10,
-    3,
-    80,
-)  # last levels of named grids, in units of the schedule's least_cut
+# last levels of named grids, in units of the schedule's least_cut; those first that usually do well
+CUTS = (5, 20, 1, 40, 2, 10, 3, 80)
 _KNOTS = 5
 _MOVE, _MOVE_END = (
     0.5,

@@ -350,9 +350,11 @@ class Profile:
         return cls(*profile_json.fields(raw, source))
 
 
-def checked_profile(profile: Any, schedule: Schedule, top: float | None = None) -> Profile:
-    """The profile; ValueError for anything else, for one of another schedule, and for one that starts below
-    ``top``, where its model would."""
+def checked_profile(profile: Any, schedule: Schedule, top: float | None = None) -> Profile | None:
+    """The profile, or None for none; ValueError for anything else, for one of another schedule, and for one
+    that starts below ``top``, where its model would."""
+    if profile is None:
+        return None
     if not isinstance(profile, Profile):
         raise ValueError(f"profile must be a ddim_ode.Profile, got {shown(profile)}")
     profile.check(schedule)
