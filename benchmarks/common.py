@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
+import datetime
 import gc
 import importlib.metadata
 import importlib.util
@@ -20,6 +21,7 @@ import logging
 import os
 import platform
 import random
+import subprocess
 import sys
 import time
 import warnings
@@ -269,6 +271,8 @@ class Run:
             files.write(self.path(".txt"), text + "\n")
         record = dict(
             command=command(),
+            date=f"{datetime.date.today()}",
+            commit=commit(),
             seed=SEED,
             settings=settings,
             seconds=round(time.perf_counter() - self.started, 1),
@@ -308,6 +312,14 @@ def machine() -> dict[str, Any]:
     if torch.cuda.is_available():
         about["device"] = torch.cuda.get_device_name()
     return about
+
+
+def commit() -> str:
+    """The commit of the working tree, with a + where files differ from it; "" outside of one."""
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+"]
+    with contextlib.suppress(OSError):
+        return subprocess.run(git, capture_output=True, text=True).stdout.strip()
+    return ""
 
 
 def versions(packages: Sequence[str] = ()) -> dict[str, str]:

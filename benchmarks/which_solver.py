@@ -1,4 +1,4 @@
-"""Which solver, at how many network calls, on which grid: the README's table, on the shipped model.
+"""Which solver, at how many network calls, on which grid, on the shipped model.
 
     python benchmarks/which_solver.py --quick       # 2 noises
     python benchmarks/which_solver.py --full        # 20 noises

@@ -3,6 +3,7 @@
 What they measure is not tested here, and no timing anywhere.
 """
 
+import datetime
 import functools
 import importlib
 import importlib.util
@@ -64,7 +65,7 @@ def test_help_says_what_it_measures_and_the_docstring_s_commands_parse(name, mon
     assert stopped("--help") == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert " ".join(first.split()) in shown
-    assert name == "readme" or ("--quick" in shown and "--full" in shown and "--out" in shown)
+    assert name == "evidence" or ("--quick" in shown and "--full" in shown and "--out" in shown)
 
     def complain(parser, message):
         raise SystemExit(message)
@@ -137,6 +138,8 @@ def test_a_run_records_command_settings_machine_and_versions(
     record = json.loads(text)
     assert record["command"] == "python benchmarks/some.py --quick --data DIR"
     assert str(tmp_path) not in text
+    assert record["date"] == f"{datetime.date.today()}"
+    assert record["commit"] == common.commit()
     assert record["settings"] == {"n": 7}
     assert record["seed"] == common.SEED
     assert record["machine"]["cpu"]
@@ -147,6 +150,15 @@ def test_a_run_records_command_settings_machine_and_versions(
     assert found["ddim_ode"] == ddim_ode.__version__
     assert found["no-such-package"] == "not installed"
     assert "scipy" in found
+
+
+def test_the_page_of_evidence_is_that_of_the_records(monkeypatch):
+    evidence = load("evidence")
+    assert evidence.PAGE.read_text(encoding="utf-8") == evidence.page()
+    monkeypatch.setattr(evidence, "__version__", "0.3.0")
+    assert "the noise of every seed has changed" in evidence.origin(
+        {"versions": {"ddim_ode": "0.2.0"}}
+    )
 
 
 def test_csv_keeps_all_keys_and_numbers(common, tmp_path):
