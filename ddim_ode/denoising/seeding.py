@@ -70,7 +70,7 @@ def noise(
 
 def sizes(shape: Sequence[int]) -> tuple[int, ...]:
     """The shape of one sample; ValueError unless it is whole numbers >= 1."""
-    if not isinstance(shape, Sequence) or isinstance(shape, (str, bytes)):
+    if not isinstance(shape, Sequence) or isinstance(shape, (str, bytes, bytearray)):
         raise ValueError(f"shape={shown(shape)} must be that of ONE sample, such as (3, 32, 32)")
     return tuple(count("shape", size) for size in shape)
 

@@ -45,6 +45,10 @@ class Levels:
         exclusive(timesteps=self.timesteps, grid=self.grid)
         if self.sigma_max is not None:
             self.model.start("sigma_max", self.sigma_max)
+        if isinstance(self.grid, str) and self.grid.endswith(".json"):
+            raise ValueError(
+                f"grid={self.grid!r} is a file; give what it holds, ddim_ode.Profile.load({self.grid!r})"
+            )
         if isinstance(self.grid, Profile):
             self.grid.check(self.model.schedule)
         if self.given:

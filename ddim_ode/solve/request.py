@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 import numpy.typing as npt
@@ -279,10 +279,20 @@ class Request:
             unset = value is None or (name in DEFAULTS and value == DEFAULTS[name])
             if not unset and name not in TAKES[self.kind]:
                 fixed = self.kind == "fixed" or (self.kind == "plan" and name in _TOLERANCE)
-                refuse(NOT_ADAPTIVE if fixed else _REASONS[self.kind].format(self), **{name: value})
+                reason = self._why_fixed() if fixed else _REASONS[self.kind].format(self)
+                refuse(reason, **{name: value})
         if self.kind in ("adaptive", "external"):
             exclusive(nfe=self.levels.nfe, max_nfe=options["max_nfe"])
         self._check_gradient(options["differentiable"])
+
+    def _why_fixed(self) -> str:
+        """Why it takes no tolerance."""
+        spec = self.spec
+        if spec is None or not can_adapt(replace(spec, rules=())):
+            return NOT_ADAPTIVE
+        return (
+            f"{spec.name} departs from exact integration by rules={spec.rules}, and so cannot adapt"
+        )
 
     def _check_gradient(self, differentiable: Any) -> None:
         package = str(self.method).split(":")[0] if self.kind == "external" else None

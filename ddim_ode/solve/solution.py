@@ -241,9 +241,11 @@ def _number(value: Any) -> Any:
 
 
 def _plain(sigma: Any) -> Any:
-    """A level as JSON has it, or a list of them."""
+    """A number as JSON has it, or a list of them; None for NaN."""
     if np.ndim(sigma):
         return [_plain(s) for s in sigma]
+    if np.isnan(sigma):
+        return None
     return float(sigma) if np.isfinite(sigma) else "inf"
 
 

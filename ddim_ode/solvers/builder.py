@@ -16,7 +16,6 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from .._base.checks import one_of
 from ..schedules.schedule import Array, Schedule
 from .chart import SCALES, Chart, Scale, convert, ddim_step
 from .methods import Method
@@ -287,4 +286,4 @@ class Steps:
         if name == "t":
             schedule = self.schedule
             return Scale(schedule.time, schedule.sigma, schedule.time_rate), schedule.knots
-        return SCALES[one_of("ruler", name, [*SCALES, "t"])], None
+        return SCALES[name], None

@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from .._base import table
-from .._base.checks import count, exclusive, flag, one_of, shown, text_of
-from .chart import CHARTS
+from .._base.checks import count, exclusive, flag, number, one_of, shown, text_of
+from .chart import CHARTS, SCALES
 from .plan import Plan
 from .quadrature import RULES
 from .tableau import BOSH3, DOPRI5, HALF, HEUN, MIDPOINT, RK4, THIRDS, Singlestep, Tableau
@@ -82,6 +82,10 @@ class Method:
             )
         flag("corrector", self.corrector)
         one_of("chart", self.chart, CHARTS)
+        if self.eta is not None:
+            object.__setattr__(self, "eta", number("eta", self.eta))
+        if self.ruler is not None:
+            one_of("ruler", self.ruler, [*SCALES, "t"])
         if self.order is not None:
             object.__setattr__(self, "order", count("order", self.order))
         for field, kinds in (("stages", (Tableau, Singlestep)), ("rules", (tuple,))):

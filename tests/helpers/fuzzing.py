@@ -268,9 +268,6 @@ if importlib.util.find_spec("diffusers") is None:  # whose classes the scheduler
 _CALLED = ("net", "cond", "time", "features", "function", "prior", "callback", "loop", "source", "target")  # fmt: skip
 
 
-LATER = {("Method", "ruler")}  # what nothing reads before the method is compiled
-
-
 class Call(NamedTuple):
     name: str
     changed: dict

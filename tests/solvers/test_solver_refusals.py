@@ -29,7 +29,7 @@ def method(*args, **options):
         (plan("ab2", vector="x0"), "stores 'eps'.*vector='x0'"),
         (plan("ddim", schedules.ve(80.0), [3.0, 1.0], chart="exp"), "preserving.*'ve'"),
         (plan("ddim", chart="log", eta=0.5), "'eps', 'data' or 'flow'"),
-        (plan(Method("m", 2, past=2, ruler="tau")), "ruler 'tau'"),
+        (lambda: Method("m", 2, past=2, ruler="tau"), "ruler 'tau'"),
         (plan("dpmpp3m:haf"), "variant.*'haf'.*: half,"),
         (plan("heun", variant="half"), "no variants.*drop"),
         (plan("ab2", variant="t"), "variant of 'ab2' 't'"),
