@@ -190,14 +190,19 @@ def draw(rows: list[Row]) -> Figure:
     first = models[min(1, len(models) - 1)]
     for method in ADAPTIVE:
         mine = pick(rows, what="adaptive", model=first, method=method)
-        curve(right, method, [row["calls"] for row in mine], [row["error"] for row in mine])
+        curve(
+            right,
+            method.replace(":", " "),
+            [row["calls"] for row in mine],
+            [row["error"] for row in mine],
+        )
     mine = pick(rows, what="grid", model=first)
     right.plot(
         [row["nfe"] for row in mine],
         [row["profile"] for row in mine],
-        "k--o",
-        ms=4,
-        label="profile",
+        "-o",
+        color="#004488",
+        label="profile's grids",
     )
     label(right, f"Adaptive solves, {first}", "network calls a sample", "RMS error")
     legend_below(figure, (right,), 3)
