@@ -16,10 +16,23 @@ README = (ROOT / "README.md").read_text()
 MODULES = [m.name for m in pkgutil.walk_packages(ddim_ode.__path__, "ddim_ode.")]
 
 
-@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
-def test_readme_code_runs(code, capsys, tmp_path, monkeypatch):
+NUMBER = re.compile(r"-?\d+\.?\d*(?:e[-+]?\d+)?")
+
+
+@pytest.mark.parametrize(
+    ("code", "printed"),
+    re.findall(r"```python\n(.*?)```(?:\n\n```\n(.*?)```)?", README, re.DOTALL),
+)
+def test_readme_code_runs_and_prints_what_stands_below_it(
+    code, printed, capsys, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)  # some of it saves files
     exec(compile(code, "README.md", "exec"), {})
+    lines = {NUMBER.sub("#", line): line for line in capsys.readouterr().out.splitlines()}
+    for line in printed.splitlines():
+        assert NUMBER.sub("#", line) in lines
+        ours = map(float, NUMBER.findall(lines[NUMBER.sub("#", line)]))
+        assert list(ours) == pytest.approx(list(map(float, NUMBER.findall(line))), rel=0.05)
 
 
 @pytest.mark.parametrize("name", MODULES)
