@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ..denoising.denoiser import Denoiser
+from ..grids import searched
 from ..schedules.schedule import Schedule
 from ..solve.planning import plan_for
 from ..solvers.compilation import plan as compile_plan
@@ -15,7 +16,7 @@ from ..solvers.methods import METHODS
 from ..solvers.plan import Plan
 from .family import Linear
 
-GRIDS = ("quadratic", "log_snr", "karras", "time")
+GRIDS = ("quadratic", "log_snr", "karras", "time")  # in the order they are tried
 
 
 class Effort(NamedTuple):
@@ -102,9 +103,12 @@ def textbook(model: Denoiser, nfe: int, effort: Effort, skipped: int = 0) -> lis
     candidates: dict[Plan, Candidate] = {}
     if skipped:
         effort = EFFORTS["fast"]
-    cuts = [(grid, cut * model.schedule.least_cut) for cut in effort.cuts for grid in GRIDS]
+    names = searched(model.schedule)
+    closed = [*GRIDS, *(name for name, searches_end in names if searches_end and name not in GRIDS)]
+    cuts = [(grid, cut * model.schedule.least_cut) for cut in effort.cuts for grid in closed]
+    to_zero = [(name, None) for name, searches_end in names if not searches_end]
     refusal = ValueError(f"nfe={nfe} is too small for any sampler")
-    for grid, cut in [*cuts[: len(GRIDS)], ("trailing", None), *cuts[len(GRIDS) :]]:
+    for grid, cut in [*cuts[: len(closed)], *to_zero, *cuts[len(closed) :]]:
         for name in effort.methods:
             try:
                 plan = plan_for(model, name, nfe=nfe + skipped, grid=grid, sigma_min=cut)

@@ -26,7 +26,10 @@ if TYPE_CHECKING:
     from ..solvers.profile import Profile
 
 NAME = "model"  # of the grid that is the model's own
-HELP_GRID = f"time, quadratic, log_snr, karras, trailing; {NAME}, its own; or a profile's .json"
+HELP_GRID = (
+    "time, quadratic, log_snr, karras, trailing, kl_optimal, sgm_uniform, shifted[:SHIFT], beta, "
+    f"linear_quadratic; {NAME}, its own; or a profile's .json"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -11,7 +11,8 @@ import torch
 
 from .._base.checks import number, one_of, several, shown
 from ..denoising.denoiser import Denoiser
-from ..grids import NAMES
+from ..grids import NAMES, check_name
+from ..grids import searched as searched_grids
 from ..schedules.schedule import Schedule
 from ..solve.levels import Levels
 from ..solve.near import of_plan
@@ -142,7 +143,10 @@ def grid_names(grid: Any, sigma_min: Sequence[float | None]) -> list[Grid]:
     names = several(grid)
     for name in names:
         if name is not None and not isinstance(name, Profile):
-            one_of("grid", name, (*NAMES, "best"))
+            if name == "best" or not isinstance(name, str) or ":" not in name:
+                one_of("grid", name, (*NAMES, "best"))
+            else:
+                check_name(name)
     if not names:
         raise ValueError(f"grid is empty; give names of {', '.join(NAMES)}, or 'best'")
     if sum(isinstance(name, Profile) for name in names) > 1:
@@ -209,8 +213,10 @@ def _search(entry: Entry, budget: int, free: bool, model: Denoiser) -> list[Job]
     if free:
         choices = [(None, cut) for cut in ends]
     else:
-        choices = [("trailing", None)]
-        choices += [(name, cut) for name in NAMES if name != "trailing" for cut in ends]
+        names = sorted(
+            searched_grids(schedule), key=lambda entry: entry[1]
+        )  # those without cuts first
+        choices = [(name, cut) for name, cuts in names for cut in (ends if cuts else [None])]
     tries = [_job(entry, budget, "best", name, cut, free, model) for name, cut in choices]
     return [job for job in tries if job.refusal is None] or tries[:1]
 

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from .._base.escaping import label
-from ..grids import NAMES, make_grid
+from ..grids import make_grid, searched
 from ..solvers.plan import Plan
 from .style import EMPTY, GRIDS, INK, blank_figure, plain_numbers, rule
 
@@ -99,7 +99,7 @@ def _named_grids(plan: Plan, schedule: Schedule | None) -> dict[str, npt.NDArray
             "give model.schedule of the model it belongs to"
         )
     grids = {}
-    for name in NAMES:
+    for name, _ in searched(schedule):
         try:
             grids[name] = make_grid(name, schedule, plan.nfe, sigma_max=plan.grid[0])[:-1]
         except ValueError:  # spaced in σ, and the plan starts at σ = inf

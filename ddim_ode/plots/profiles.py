@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..grids import NAMES, make_grid
+from ..grids import make_grid, searched
 from ..solvers.profile import Profile
 from .style import GRIDS, INK, blank_figure, look, rule
 
@@ -23,7 +23,7 @@ def profile_plot(profile: Profile, nfe: int = 10) -> Figure:
     levels = np.array(best.levels)
     positive = levels[levels > 0]
     top = 3 * positive[np.isfinite(positive)].max()  # where an infinite level is drawn
-    for name in NAMES:
+    for name, _ in searched(profile.schedule):
         try:
             grid = make_grid(name, profile.schedule, len(positive), sigma_max=profile.sigma_max)
         except ValueError:  # in σ, from infinity

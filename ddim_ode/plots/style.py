@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from ..grids import NAMES
+from ..grids import CLASSIC, FLOW
 from ..solvers.methods import CALIBRATED, DEFAULT_METHODS, METHODS
 
 INK, RULE, GREY, FRAME = "#222222", "#e5e5e5", "#777777", "#cccccc"
@@ -27,12 +27,14 @@ _COLOURS = (
 )
 _ROUNDS: tuple[tuple[str, Any], ...] = (("o", "-"), ("s", (0, (5, 1.5))), ("^", (0, (1.5, 1.2))))
 _ORDER = (*DEFAULT_METHODS, *(name for name in METHODS if name not in DEFAULT_METHODS))
+_LINES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (5, 1.5, 1, 1.5)), (0, (3, 3)))
 GRIDS: dict[str, dict[str, Any]] = {
-    name: dict(color=colour, linestyle=line)
+    name: dict(color=colour, linestyle=line, alpha=alpha)
+    for names, alpha in ((CLASSIC, 1.0), (FLOW, 0.6))
     for name, colour, line in zip(
-        NAMES,
-        ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#AA3377"),
-        ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (5, 1.5, 1, 1.5)), (0, (3, 3))),
+        names,
+        ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#AA3377", "#66CCEE"),
+        (*_LINES, _LINES[0]),
     )
 }
 # Of a calibration: what sample(nfe=) does, the best textbook sampler, the fitted plan, the solution.

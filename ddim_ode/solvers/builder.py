@@ -49,6 +49,7 @@ class Steps:
         self.schedule, self.chart, self.vector, self.sigmas = schedule, chart, vector, sigmas
         self.alpha, self.beta = schedule.scales(sigmas)
         self.clock = SCALES[chart.clock]
+        self._along = "log_fraction" if np.isinf(sigmas).any() else "log_sigma"
         # At ᾱ = 0 the pair (x, ε̂) says nothing of x̂₀: what is stored there is x̂₀ itself.
         self._blind = bool(np.isinf(sigmas).any()) and vector in ("eps", "score", "exp")
         self.first_vector = "x0" if self._blind and np.isinf(sigmas[0]) else vector
@@ -229,8 +230,8 @@ class Steps:
         def table(level: _Levels, known: _Known, estimate: bool = False) -> Array:
             at = self.sigmas[level]
             if estimate:  # in a ruler that is not long where σ is large
-                fraction, log_sigma = SCALES["fraction"], SCALES["log_sigma"]
-                w = step_weights(self.clock, fraction, at, known, start, end, along=log_sigma)
+                fraction, along = SCALES["fraction"], SCALES[self._along]
+                w = step_weights(self.clock, fraction, at, known, start, end, along=along)
             else:
                 w = step_weights(self.clock, ruler, at, known, start, end, knots, method.rules)
             return gauge[steps + 1, None] * np.where(known, factor[level] * w, 0.0)

@@ -40,6 +40,9 @@ SCALES: dict[str, Scale] = {
     "inv_sigma": Scale(lambda s: 1 / s, lambda u: 1 / u, lambda s: -1 / s**2),
     "fraction": Scale(_fraction, lambda u: u / (1 - u), lambda s: (1 + s) ** -2),
     "log_sigma": Scale(np.log, np.exp, lambda s: 1 / s),
+    "log_fraction": Scale(
+        lambda s: -np.log1p(1 / s), lambda u: 1 / np.expm1(-u), lambda s: 1 / (s * (1 + s))
+    ),
     "atan_sigma": Scale(np.arctan, np.tan, lambda s: 1 / (1 + s * s)),
     "log_alpha": Scale(
         lambda s: 0.5 * np.log1p(s * s),

@@ -1,8 +1,9 @@
 """Compilation: a method on a grid becomes a plan.
 
 Two kinds of step are DDIM steps in any method: the landing on σ = 0, and a start from σ = inf (or, going
-up, the last step to it) where the chart's clock or gauge is infinite. They are exact for a constant
-prediction. Nothing else depends on the direction: clocks, rulers and weights are signed.
+up, the last step to it) where the chart's clock or gauge or the ruler is infinite. So it is only where the
+caller asks for such a chart, and on few steps (:func:`.methods.from_infinity`). They are exact for a
+constant prediction. Nothing else depends on the direction: clocks, rulers and weights are signed.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from ..grids import check_grid, upward
 from ..schedules.schedule import Array, Schedule
 from .builder import Steps
 from .chart import VECTORS, get_chart
-from .methods import RK_START_FROM, STARTS, Method, get_method
+from .methods import RK_START_FROM, STARTS, Method, from_infinity, get_method
 from .plan import Plan
 
 
@@ -48,7 +49,9 @@ def plan(
             read. ``"ramp"`` reads those there are, which is globally of second order (third with a
             corrector); ``"rk"`` takes the first steps by Runge–Kutta, which keeps the order and costs 1
             (order 3), 2 (unipc3) or 4 (ab4) calls more. Default: ramp below 15 steps, rk from there.
-        chart: Solve in another chart than the method's own.
+        chart: Solve in another chart than the method's own. From σ = inf, where the methods in ε and σ have
+            no finite start, these run in chart ``"flow"`` unless another is asked for, in which the first
+            step is DDIM's and the order 2.
         vector: What the plan stores (default: the chart's own vector). A one-step method can store any of
             ``"eps" | "x0" | "v" | "flow" | "score" | "exp"`` (the last in chart exp only), best what its
             network predicts; a multistep method only its chart's.
@@ -77,6 +80,9 @@ def plan(
         eta = number("eta", eta)
     if chart is not None:
         spec = replace(spec, chart=chart)  # checked like any method
+    if np.isinf(sigmas[0]):
+        many = start == "rk" or sigmas.size > RK_START_FROM
+        spec = from_infinity(spec, chart, many)
     if flag("rising", rising) and (eta or noise_std is not None or spec.eta):
         name = "noise_std" if noise_std is not None else "eta" if eta else spec.name
         raise ValueError(f"{name}: step noise cannot be undone; go up with a deterministic method")

@@ -16,7 +16,7 @@ import numpy as np
 from scipy.interpolate import PchipInterpolator
 from scipy.optimize import minimize
 
-from ..grids import NAMES, make_grid
+from ..grids import make_grid, searched
 from ..schedules.schedule import Array
 from .compilation import plan
 from .methods import Method
@@ -78,8 +78,8 @@ def named(
         final="zero" if lands else "sigma_min",
         sigma_max=float(surrogate.levels[0]) if top is None else top,
     )
-    for name in NAMES:
-        to_zero = name == "trailing" and lands
+    for name, cuts in searched(schedule):
+        to_zero = not cuts and lands
         if to_zero and last is not None:
             continue
         for cut in [None] if to_zero else ends:

@@ -166,6 +166,38 @@ class Method:
         return METHODS[_RK_BY_ORDER[order - 1]]
 
 
+# Scales that are infinite at σ = inf, and the finite ones that take their place on a grid from there. For σ
+# far below 1 they are the same.
+_FINITE = {"sigma": "fraction", "log_sigma": "log_fraction", "log_alpha": "fraction"}
+
+
+def from_infinity(method: Method, chart: str | None, many: bool) -> Method:
+    """The method on a grid from σ = inf, where it keeps its order.
+
+    In a scale that is infinite there, the first levels differ by their ratios and not by their distance,
+    and after a DDIM step over the first of them any method is of second order, less a logarithm. So a chart
+    with such a clock gives way to chart "flow", and such a ruler to a finite one. This stays as it is:
+
+    - a chart that the caller asked for, Euler (which is DDIM), and a formula for σ = 0, of chart "eps";
+    - the ruler of a finite chart on few steps: x̂₀ read in ln σ then errs less. On a mixture fitted to
+      digits, RMS .035 and .048 for unipc2 and unipc3 with 8 calls, and .044 and .078 in ln(σ/(1+σ)).
+
+    Args:
+        method: As on any other grid.
+        chart: What the caller asked for.
+        many: Whether there are enough steps for the order to count.
+    """
+    if (method.stages is None and not method.multistep) or method.final == "full_order":
+        return method
+    clock, ruler = CHARTS[method.chart].clock, method.ruler
+    if clock in _FINITE:
+        if chart is not None:
+            return method
+        ruler = None if isinstance(method.stages, Tableau) else ruler or clock
+        return replace(method, chart="flow", ruler=_FINITE.get(ruler or "", ruler))
+    return replace(method, ruler=_FINITE.get(ruler or "", ruler)) if many else method
+
+
 _RK_BY_ORDER = {2: "midpoint", 3: "bosh3", 4: "rk4", 5: "rk45"}
 
 # Runge–Kutta methods without a published chart of their own run in "flow". On the shipped model, 11 to

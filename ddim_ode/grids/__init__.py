@@ -7,42 +7,37 @@ or ``steps + 1`` entries ending at σ_min (``final="sigma_min"``):
     quadratic  linspace in √t
     log_snr    linspace in ln σ
     karras     linspace in σ^{1/7}                   (Karras et al. 2022, eq. 5)
-    trailing   t = T (1 − i/N), the last level is where that falls   (Lin et al. 2024)
+    kl_optimal linspace in arctan σ                  (Sabour et al. 2024, AYS; also from σ = inf)
+
+These go to 0 by themselves, with u = 1 − i/N: their last positive level is where that falls, unless σ_min
+says where. They are those of flow-matching models, whose t/T is the share of noise:
+
+    trailing          t/T = u                                      (Lin et al. 2024)
+    shifted           t/T = s u / (1 + (s − 1) u), s = 3           (Esser et al. 2024; FLUX: s = e^mu)
+    beta              t/T = the quantile u of Beta(0.6, 0.6)       (Lee et al. 2024)
+    linear_quadratic  1 − t/T linear to 0.025 in N/2 steps, then quadratic to 1          (Mochi, LTX)
+    sgm_uniform       linspace in t from T to t_min, less the last
+
+A name takes its parameters after a colon, wherever a grid has a name: ``"shifted:5"`` or
+``"shifted:shift=5"``, ``"shifted:mu=1.15"`` (s = e^mu), ``"beta:0.5,0.7"``, ``"linear_quadratic:0.05"``.
+The functions of these names say the same: ``grids.shifted(schedule, 8, shift=5)``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ._base.checks import count, flag, number, numbers, one_of
-from .schedules.schedule import Array, Schedule, check_schedule
+from .._base.checks import count, exclusive, flag, number, numbers, one_of
+from ..schedules.schedule import Array, Schedule, check_schedule
+from .spacing import CLASSIC as CLASSIC
+from .spacing import FLOW as FLOW
+from .spacing import IN_SIGMA, IN_TIME, is_open, shares, spaced
+from .spacing import NAMES as NAMES
+from .spacing import check_name as check_name
 
-_RHO = 7.0
-
-
-def _spaced(
-    forward: Callable[[Array], Array], back: Callable[[Array], Array]
-) -> Callable[[float, float, int], Array]:
-    def grid(first: float, last: float, n: int) -> Array:
-        ends = forward(np.array([first, last]))
-        points = back(np.linspace(ends[0], ends[1], n))
-        points[0] = first
-        if n > 1:
-            points[-1] = last  # the ends exactly, not through forward and back
-        return points
-
-    return grid
-
-
-_IN_TIME = {"time": _spaced(lambda t: t, lambda t: t), "quadratic": _spaced(np.sqrt, np.square)}
-_IN_SIGMA = {
-    "log_snr": _spaced(np.log, np.exp),
-    "karras": _spaced(lambda s: s ** (1 / _RHO), lambda r: r**_RHO),
-}
-NAMES = (*_IN_TIME, *_IN_SIGMA, "trailing")
 FINALS = ("zero", "sigma_min")
 FEW_STEPS, FEW_CALLS = 15, 30
 # ε-networks are trusted up to the σ(T) of the linear schedules that most are trained on, 148 to 158. Where
@@ -140,6 +135,12 @@ def default_spacing(
     return name, None
 
 
+def searched(schedule: Schedule) -> list[tuple[str, bool]]:
+    """The names that a search tries on a schedule, each with whether its last level is searched too."""
+    own = [(name, name != "trailing") for name in CLASSIC]
+    return own + [(name, not is_open(name)) for name in FLOW if schedule.family == "flow"]
+
+
 def make_grid(
     name: str,
     schedule: Schedule,
@@ -152,7 +153,7 @@ def make_grid(
     """The named grid with ``steps`` intervals.
 
     Args:
-        name: One of ``NAMES``.
+        name: One of ``NAMES``, perhaps with its parameters: ``"shifted:5"``.
         schedule: Of the model.
         steps: Intervals.
         final: ``"zero"`` ends at σ = 0, ``"sigma_min"`` at σ_min.
@@ -168,9 +169,11 @@ def make_grid(
     >>> from ddim_ode import grids, schedules
     >>> grids.make_grid("karras", schedules.ve(80.0), 4).round(2).tolist()
     [80.0, 9.72, 0.47, 0.0, 0.0]
+    >>> grids.make_grid("shifted:3", schedules.flow(), 3).round(2).tolist()
+    [inf, 6.0, 1.5, 0.0]
     """
     check_schedule(schedule)
-    one_of("grid", name, NAMES)
+    base, parameters = check_name(name)
     one_of("final", final, FINALS)
     steps = count("steps", steps)
     top = schedule.sigma_max
@@ -183,30 +186,106 @@ def make_grid(
             f"{schedule.sigma_max:g}, the schedule's σ(T)"
         )
     n = steps if final == "zero" else steps + 1
-
-    if name == "trailing":
-        if final == "zero" and sigma_min is not None:
-            raise ValueError(
-                f"grid='trailing' with final='zero' puts its last level at T/steps; drop "
-                f"sigma_min={cut:g}, or use grid='time'"
-            )
-        bottom = 0.0 if final == "zero" else schedule.time(cut)
-        sigmas = schedule.sigma(np.linspace(schedule.time(top), bottom, steps + 1)[:n])
+    if base == "trailing" and final == "zero" and sigma_min is not None:
+        raise ValueError(
+            f"grid='trailing' with final='zero' puts its last level at T/steps; drop "
+            f"sigma_min={cut:g}, or use grid='time'"
+        )
+    if is_open(base):
+        lands = final == "zero" and sigma_min is None
+        ends = schedule.time(np.array([top, cut])) / schedule.T
+        sigmas = schedule.sigma(schedule.T * shares(base, parameters, n, lands, *ends.tolist()))
         sigmas[0] = top
-    elif name in _IN_TIME:
-        t = _IN_TIME[name](float(schedule.time(top)), float(schedule.time(cut)), n)
+        if n > 1 and not lands:
+            sigmas[-1] = cut
+    elif base in IN_TIME:
+        t = IN_TIME[base](float(schedule.time(top)), float(schedule.time(cut)), n)
         sigmas = schedule.sigma(t)
         sigmas[0] = top
         if n > 1:
             sigmas[-1] = cut
+    elif base == "kl_optimal":
+        sigmas = spaced(np.arctan, np.tan)(top, cut, n)
     else:
         if np.isinf(top):
             raise ValueError(
-                f"grid={name!r} is spaced in σ and cannot start at σ_max=inf; use grid='time' or "
-                "'quadratic', or give a finite sigma_max"
+                f"grid={name!r} is spaced in σ and cannot start at σ_max=inf; use grid='time', "
+                "'quadratic' or 'kl_optimal', or give a finite sigma_max"
             )
-        sigmas = _IN_SIGMA[name](top, cut, n)
+        sigmas = IN_SIGMA[base](top, cut, n)
     return np.append(sigmas, 0.0) if final == "zero" else sigmas
+
+
+def shifted(
+    schedule: Schedule,
+    steps: int,
+    shift: float | None = None,
+    *,
+    mu: float | None = None,
+    time_shift: str = "exponential",
+    **ends: Any,
+) -> Array:
+    """The grid ``"shifted"``: t/T = s u / (1 + (s − 1) u), which spends steps where there is more noise.
+
+    Args:
+        schedule: Of the model.
+        steps: Intervals.
+        shift: s (default 3, SD3's); 1 is ``"trailing"``.
+        mu: Gives s instead, as FLUX and its kin have it: s = e^mu.
+        time_shift: ``"linear"`` for s = mu.
+        **ends: ``final``, ``sigma_max`` and ``sigma_min``, of :func:`make_grid`.
+
+    >>> from ddim_ode import grids, schedules
+    >>> grids.shifted(schedules.flow(), 2, mu=0.0).tolist()
+    [inf, 1.0, 0.0]
+    """
+    exclusive(shift=shift, mu=mu)
+    one_of("time_shift", time_shift, ("exponential", "linear"))
+    if mu is None:
+        text = "shifted" if shift is None else f"shifted:{number('shift', shift)!r}"
+    elif time_shift == "linear":
+        text = f"shifted:{number('mu', mu)!r}"
+    else:
+        text = f"shifted:mu={number('mu', mu)!r}"
+    return make_grid(text, schedule, steps, **ends)
+
+
+def beta(
+    schedule: Schedule, steps: int, alpha: float = 0.6, beta: float = 0.6, **ends: Any
+) -> Array:
+    """The grid ``"beta"``: t/T are quantiles of Beta(alpha, beta), dense at both ends below 1.
+
+    Args:
+        schedule, steps: As of :func:`make_grid`.
+        alpha, beta: Of the distribution.
+        **ends: ``final``, ``sigma_max`` and ``sigma_min``, of :func:`make_grid`.
+    """
+    text = f"beta:{number('alpha', alpha)!r},{number('beta', beta)!r}"
+    return make_grid(text, schedule, steps, **ends)
+
+
+def linear_quadratic(
+    schedule: Schedule, steps: int, threshold: float = 0.025, **ends: Any
+) -> Array:
+    """The grid ``"linear_quadratic"``: 1 − t/T grows evenly to a threshold, and then as a parabola to 1.
+
+    Args:
+        schedule, steps: As of :func:`make_grid`.
+        threshold: Where 1 − t/T is after half the steps.
+        **ends: ``final``, ``sigma_max`` and ``sigma_min``, of :func:`make_grid`.
+    """
+    text = f"linear_quadratic:{number('threshold', threshold)!r}"
+    return make_grid(text, schedule, steps, **ends)
+
+
+def sgm_uniform(schedule: Schedule, steps: int, **ends: Any) -> Array:
+    """The grid ``"sgm_uniform"``: even in t down to t_min, which is left out for 0."""
+    return make_grid("sgm_uniform", schedule, steps, **ends)
+
+
+def kl_optimal(schedule: Schedule, steps: int, **ends: Any) -> Array:
+    """The grid ``"kl_optimal"``: even in arctan σ, from σ = inf too."""
+    return make_grid("kl_optimal", schedule, steps, **ends)
 
 
 def from_timesteps(schedule: Schedule, timesteps: npt.ArrayLike, final: str = "zero") -> Array:
