@@ -86,6 +86,8 @@ class Run:
         self.error: Tensor | None = None
         self._alive = finite_samples(x) if hold else None
         self._error_weights = plan.error_weights if estimate else ()
+        shared = max((len(op.noise) for op in plan.ops if isinstance(op.noise, tuple)), default=0)
+        self._draws: deque[Tensor] = deque(maxlen=shared)
         # 0-d tensors: torch wraps a Python float anew at every product, for as long as the product takes.
         scales = torch.tensor([op.scale for op in plan.ops], dtype=x.dtype).to(x.device).unbind(0)
         self._ops = list(zip(plan.ops, scales))[::-1]
@@ -99,6 +101,7 @@ class Run:
         """The run as it is now, whatever becomes of this one."""
         other = copy.copy(self)
         other.history, other._ops = self.history.copy(), self._ops.copy()
+        other._draws = self._draws.copy()
         return other
 
     def advance(self, vector: Tensor | None = None) -> Tensor | None:
@@ -115,14 +118,24 @@ class Run:
                     if weight:
                         y.add_(past, alpha=weight)
             if noise:
-                assert self.draw is not None, "a plan with step noise needs draw()"
-                y = torch.add(y, self.draw(), alpha=noise)
+                y = self._noised(y, noise)
             if commit:
                 y = self._commit(y)
             if node is not None:
                 self.committed = commit or not self.calls
                 return y
         return None
+
+    def _noised(self, y: Tensor, noise: float | tuple[float, ...]) -> Tensor:
+        own, *others = noise if isinstance(noise, tuple) else (noise,)
+        for weight, past in zip(others, self._draws):
+            y = torch.add(y, past, alpha=weight)
+        if own:
+            assert self.draw is not None, "a plan with step noise needs draw()"
+            z = self.draw()
+            y = torch.add(y, z, alpha=own)
+            self._draws.appendleft(z)
+        return y
 
     def _commit(self, y: Tensor) -> Tensor:
         self.steps += 1

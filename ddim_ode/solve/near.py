@@ -111,6 +111,8 @@ def of_plan(plan: Plan) -> tuple[list[Any], list[float]]:
     exact: list[Any] = [plan.vector, plan.schedule]
     numbers: list[float] = list(plan.grid)
     for op in plan.ops:
+        noise = op.noise if isinstance(op.noise, tuple) else (op.noise,)
         exact.append([len(op.weights), op.node and op.node.vector, op.commit])
-        numbers += [op.scale, *op.weights, op.noise, *(op.node[:2] if op.node else ())]
+        exact[-1] += [len(noise)] if isinstance(op.noise, tuple) else []
+        numbers += [op.scale, *op.weights, *noise, *(op.node[:2] if op.node else ())]
     return exact, numbers

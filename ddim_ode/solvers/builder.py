@@ -21,6 +21,7 @@ from .chart import SCALES, Chart, Scale, convert, ddim_step
 from .methods import Method
 from .plan import Node, Op
 from .quadrature import step_weights
+from .stochastic import StepClock, part_left, powers, stretches
 from .tableau import Tableau
 
 # The least distance of two levels that one polynomial reads, in the method's ruler, as a share of the step:
@@ -30,6 +31,7 @@ from .tableau import Tableau
 # grids have r < 9, but those in time on ve, which have no steps where the data are.
 APART = 0.05
 _EULER = Tableau(1, (0,), ((),), (1,))
+Clock = Scale | StepClock
 _Levels = npt.NDArray[np.int64]
 _Known = npt.NDArray[np.bool_]
 
@@ -43,13 +45,22 @@ class Steps:
         schedule, chart: Of the plan.
         vector: What the plan stores.
         sigmas: (n+1,), the grid.
+        noise: (n,) The standard deviation that each step adds, None for the ODE.
     """
 
-    def __init__(self, schedule: Schedule, chart: Chart, vector: str, sigmas: Array) -> None:
+    def __init__(
+        self,
+        schedule: Schedule,
+        chart: Chart,
+        vector: str,
+        sigmas: Array,
+        noise: Sequence[float] | None = None,
+    ) -> None:
         self.schedule, self.chart, self.vector, self.sigmas = schedule, chart, vector, sigmas
         self.alpha, self.beta = schedule.scales(sigmas)
         self.clock = SCALES[chart.clock]
         self._along = "log_fraction" if np.isinf(sigmas).any() else "log_sigma"
+        self.noise = None if noise is None else np.array(noise)
         # At ᾱ = 0 the pair (x, ε̂) says nothing of x̂₀: what is stored there is x̂₀ itself.
         self._blind = bool(np.isinf(sigmas).any()) and vector in ("eps", "score", "exp")
         self.first_vector = "x0" if self._blind and np.isinf(sigmas[0]) else vector
@@ -98,7 +109,7 @@ class Steps:
         calls: Sequence[int],
         node: Node | None,
         commit: bool,
-        noise: float = 0.0,
+        noise: float | tuple[float, ...] = 0.0,
     ) -> None:
         """Append an op that reads these calls, newest first."""
         newest, oldest = self._calls - 1, min(calls)
@@ -116,22 +127,22 @@ class Steps:
         scale: float,
         weights: Sequence[float],
         calls: Sequence[int],
-        noise: float = 0.0,
+        noise: float | tuple[float, ...] = 0.0,
     ) -> None:
         self._op(scale, weights, calls, self._nodes[step + 1], True, noise)
         self._call_at[step + 1] = self._calls - 1
 
     # -- one-step methods -----------------------------------------------------------------------
-    def ddim(self, first: int, last: int, noise: Sequence[float] | None = None) -> None:
-        """DDIM steps. noise: the standard deviation each of them adds."""
+    def ddim(self, first: int, last: int) -> None:
+        """DDIM steps."""
         if first == 0 < last and self.first_vector != self.vector:
-            self._ddim(self.first_vector, 0, 1, noise)
-            first, noise = 1, noise and noise[1:]
+            self._ddim(self.first_vector, 0, 1)
+            first = 1
         if first < last:
-            self._ddim(self.vector, first, last, noise)
+            self._ddim(self.vector, first, last)
 
-    def _ddim(self, vector: str, first: int, last: int, noise: Sequence[float] | None) -> None:
-        std = np.zeros(last - first) if noise is None else np.array(noise[: last - first])
+    def _ddim(self, vector: str, first: int, last: int) -> None:
+        std = np.zeros(last - first) if self.noise is None else self.noise[first:last]
         before = self.alpha[first:last], self.beta[first:last]
         after = self.alpha[first + 1 : last + 1], self.beta[first + 1 : last + 1]
         scale, weight = ddim_step(vector, before, after, std)
@@ -144,21 +155,29 @@ class Steps:
         if first >= last:
             return
         chart = chart or self.chart
-        clock = SCALES[chart.clock]
+        clock: Clock = SCALES[chart.clock]
         start, end = self.sigmas[first:last], self.sigmas[first + 1 : last + 1]
+        if self.noise is not None:
+            clock = self._step_clock(first, last)
         levels, weights = self._stages(method, clock, start, end)
         m = len(levels)
-        gauge_start = chart.gauge(*self.schedule.scales(start))
+
+        def gauge(sigma: Array, alpha: Array, beta: Array) -> Array:
+            return chart.gauge(alpha, beta) if self.noise is None else alpha / clock.of(sigma)
+
+        gauge_start = gauge(start, *self.schedule.scales(start))
+        felt, draws = self._felt(method, clock, [*levels, end])
 
         rows: list[Array] = []
         velocities: list[Array] = []
         for i, (level, row_weights) in enumerate(zip([*levels, end], weights)):
             alpha, beta = self.schedule.scales(level)
-            row = np.zeros((len(start), 1 + m))
+            row = np.zeros((len(start), 1 + m + felt.shape[2]))
             row[:, 0] = 1 / gauge_start
             for weight, velocity in zip(row_weights, velocities):
                 row += weight[:, None] * velocity
-            row *= chart.gauge(alpha, beta)[:, None]
+            row *= gauge(level, alpha, beta)[:, None]
+            row[:, 1 + m :] += beta[:, None] * felt[:, i]
             rows.append(row)
             if i < m:  # dy/du = p·x + q·V there
                 a, b = convert(self.vector, chart.vector, alpha, beta)
@@ -174,13 +193,35 @@ class Steps:
             for i in range(1, m):
                 scale, *row_k = tables[i][k]
                 node = Node(float(levels[i][k]), times[i][k], self.vector)
-                self._op(scale, row_k[i - 1 :: -1], calls, node, False)
+                noise = _shared(row_k[m:], draws[k], i)
+                self._op(scale, row_k[i - 1 :: -1], calls, node, False, noise)
                 calls = [self._calls - 1, *calls]
             scale, *row_k = tables[m][k]
-            self._commit(step, scale, row_k[::-1], calls)
+            self._commit(step, scale, row_k[m - 1 :: -1], calls, _shared(row_k[m:], draws[k], m))
+
+    def _step_clock(self, first: int, last: int) -> StepClock:
+        """The clock of steps with noise."""
+        assert self.noise is not None
+        start, end = self.sigmas[first:last], self.sigmas[first + 1 : last + 1]
+        left = part_left(self.noise[first:last], self.beta[first + 1 : last + 1])
+        return StepClock(powers(left, start, end), end)
+
+    def _felt(
+        self, method: Method, clock: Clock, levels: list[Array]
+    ) -> tuple[Array, npt.NDArray[np.bool_]]:
+        """What stages at these levels (m+1 of (N,)) feel of the step's draws, in x/β̄; and which are made."""
+        if not isinstance(clock, StepClock):
+            return np.zeros((len(levels[0]), len(levels), 0)), np.zeros((len(levels[0]), 0), bool)
+        table = np.stack(levels, axis=1)
+        if (np.diff(table, axis=1) > 0).any():
+            raise ValueError(
+                f"method {method.name!r} looks at levels that rise within a step, which has no noise yet "
+                "to show there; drop eta and noise_std"
+            )
+        return stretches(clock.power - 1, table)
 
     def _stages(
-        self, method: Method, clock: Scale, start: Array, end: Array
+        self, method: Method, clock: Clock, start: Array, end: Array
     ) -> tuple[list[Array], list[list[Array]]]:
         """σ of each stage, and per stage and for the step the weights of the earlier velocities."""
         stages = method.stages or _EULER
@@ -215,6 +256,7 @@ class Steps:
         ruler, knots = self._ruler(method)
         n = self.sigmas.size - 1
         gauge = self.chart.gauge(self.alpha, self.beta)
+        clock: Clock = self.clock
         with np.errstate(divide="ignore", invalid="ignore"):
             factor = self.chart.factor(self.alpha, self.beta)
         steps = np.arange(first, last)
@@ -226,35 +268,47 @@ class Steps:
         level = np.maximum(level, oldest)
         read = level.tolist()
         start, end = self.sigmas[steps], self.sigmas[steps + 1]
+        front, scales = gauge[steps + 1], gauge[steps + 1] / gauge[steps]
+        noises = [0.0] * len(steps)
+        if self.noise is not None:  # in chart data, of which x̂₀ is the velocity whatever the clock
+            clock, noises = self._step_clock(first, last), self.noise[first:last].tolist()
+            front = self.alpha[steps + 1]
+            left = part_left(self.noise[first:last], self.beta[steps + 1])
+            scales = scales * left
 
         def table(level: _Levels, known: _Known, estimate: bool = False) -> Array:
             at = self.sigmas[level]
             if estimate:  # in a ruler that is not long where σ is large
                 fraction, along = SCALES["fraction"], SCALES[self._along]
-                w = step_weights(self.clock, fraction, at, known, start, end, along=along)
+                w = step_weights(clock, fraction, at, known, start, end, along=along)
             else:
-                w = step_weights(self.clock, ruler, at, known, start, end, knots, method.rules)
-            return gauge[steps + 1, None] * np.where(known, factor[level] * w, 0.0)
+                w = step_weights(clock, ruler, at, known, start, end, knots, method.rules)
+            return front[:, None] * np.where(known, factor[level] * w, 0.0)
 
         predicted = table(level, known)
         # Once more through the velocity at the step's end, where there will be one.
         level = np.column_stack([steps + 1, level])
         known = np.column_stack([steps + 1 < n, known])
-        with np.errstate(divide="ignore", invalid="ignore"):  # ln 0 in a last step to 0
-            corrected = table(level, known, estimate=not method.corrector)
-        self._estimate(steps, level, corrected, predicted)
+        corrected = predicted
+        if method.corrector or self.noise is None:
+            with np.errstate(divide="ignore", invalid="ignore"):  # ln 0 in a last step to 0
+                corrected = table(level, known, estimate=not method.corrector)
+        if self.noise is None:
+            self._estimate(steps, level, corrected, predicted)
 
-        scale = (gauge[steps + 1] / gauge[steps]).tolist()
-        rows = zip(steps.tolist(), scale, read, counts, predicted.tolist(), corrected.tolist())
-        for step, s, levels, count, before, after in rows:
+        again = method.corrector == "evaluated"
+        rows = zip(steps.tolist(), scales.tolist(), read, counts, predicted.tolist(), corrected.tolist())
+        for (step, s, levels, count, before, after), noise in zip(rows, noises):
             calls = [self._call_at[i] for i in levels[:count]]
             if method.corrector and step + 1 < n:
-                self._op(s, before[:count], calls, self._nodes[step + 1], False)
+                node = self._nodes[step + 1]
+                self._op(s, before[:count], calls, node, False, noise)
                 calls = [self._calls - 1, *calls]
-                self._op(s, after[: count + 1], calls, None, True)
+                same = (0.0, noise) if noise else 0.0
+                self._op(s, after[: count + 1], calls, node if again else None, True, same)
                 self._call_at[step + 1] = self._calls - 1
             else:
-                self._commit(step, s, before[:count], calls)
+                self._commit(step, s, before[:count], calls, noise)
 
     def _apart(self, ruler: Scale, steps: _Levels, past: int, oldest: int) -> _Levels:
         """The levels (N, past) that the steps read, newest first; what is below ``oldest`` is not there."""
@@ -288,3 +342,14 @@ class Steps:
             schedule = self.schedule
             return Scale(schedule.time, schedule.sigma, schedule.time_rate), schedule.knots
         return SCALES[name], None
+
+
+def _shared(weights: Sequence[float], drawn: Sequence[bool], stage: int) -> float | tuple[float, ...]:
+    """The noise of a stage's op, from the weights of the step's draws, oldest first: draw j is made at the
+    end of stretch j, by the stage j + 1 if that has a length."""
+    made = [j for j, length in enumerate(drawn[:stage]) if length]
+    if not any(weights):  # a step without noise
+        return 0.0
+    own = weights[made[-1]] if made and made[-1] == stage - 1 else 0.0
+    earlier = [weights[j] for j in reversed(made) if j < stage - 1]
+    return (own, *earlier) if earlier else own

@@ -15,13 +15,14 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from .._base.checks import exclusive, flag, number, numbers, one_of
+from .._base.checks import flag, one_of
 from ..grids import check_grid, upward
 from ..schedules.schedule import Array, Schedule
 from .builder import Steps
 from .chart import VECTORS, get_chart
 from .methods import RK_START_FROM, STARTS, Method, from_infinity, get_method
 from .plan import Plan
+from .stochastic import Eta, check_eta, step_noise
 
 
 def plan(
@@ -33,7 +34,7 @@ def plan(
     start: str | None = None,
     chart: str | None = None,
     vector: str | None = None,
-    eta: float | None = None,
+    eta: Eta | None = None,
     noise_std: npt.ArrayLike | None = None,
     rising: bool = False,
 ) -> Plan:
@@ -55,7 +56,8 @@ def plan(
         vector: What the plan stores (default: the chart's own vector). A one-step method can store any of
             ``"eps" | "x0" | "v" | "flow" | "score" | "exp"`` (the last in chart exp only), best what its
             network predicts; a multistep method only its chart's.
-        eta, noise_std: The step noise of ``ddim``, as in :func:`ddim_ode.sample`.
+        eta, noise_std: The step noise of ``ddim`` and of any method in chart "data", as in
+            :func:`ddim_ode.sample`; :mod:`ddim_ode.solvers.stochastic` has the formulas.
         rising: Go up the same grid instead, as :func:`ddim_ode.encode` does.
 
     Returns:
@@ -77,7 +79,7 @@ def plan(
     if vector is not None:
         one_of("vector", vector, VECTORS)
     if eta is not None:
-        eta = number("eta", eta)
+        eta = check_eta(eta)
     if chart is not None:
         spec = replace(spec, chart=chart)  # checked like any method
     if np.isinf(sigmas[0]):
@@ -86,7 +88,9 @@ def plan(
     if flag("rising", rising) and (eta or noise_std is not None or spec.eta):
         name = "noise_std" if noise_std is not None else "eta" if eta else spec.name
         raise ValueError(f"{name}: step noise cannot be undone; go up with a deterministic method")
-    noise = _step_noise(spec, schedule, sigmas, eta, noise_std)
+    noise = step_noise(
+        spec.name, spec.eta, spec.takes_noise, schedule, sigmas, eta, noise_std
+    )
     key = None if noise is None else tuple(noise.tolist())
     levels = tuple((upward(sigmas) if rising else sigmas).tolist())
     return _compile(spec, schedule, levels, vector, start, key)
@@ -95,58 +99,6 @@ def plan(
 def clear_cache() -> None:
     """Forget compiled plans: the last 256 are kept, by method, schedule, grid and options."""
     _compile.cache_clear()
-
-
-def noise_bound(schedule: Schedule, sigmas: Array) -> Array:
-    """The largest step noise of each step: β̄ of the level it arrives at."""
-    return schedule.scales(sigmas[1:])[1]
-
-
-def eta_noise(schedule: Schedule, sigmas: Array, eta: float) -> Array:
-    """ς of each step for η: η β̄' √(1 − (σ'/σ)²), for VP schedules the usual
-    η (β̄_{t−1}/β̄_t) √(1 − ᾱ_t²/ᾱ_{t−1}²). η = 1 is DDPM with the posterior variance."""
-    ratio = sigmas[1:] / sigmas[:-1]  # 0 from σ = inf
-    return eta * noise_bound(schedule, sigmas) * np.sqrt((1 - ratio) * (1 + ratio))
-
-
-def _step_noise(
-    method: Method,
-    schedule: Schedule,
-    sigmas: Array,
-    eta: float | None,
-    noise_std: npt.ArrayLike | None,
-) -> Array | None:
-    exclusive(eta=eta, noise_std=noise_std)
-    if eta is None and noise_std is None:
-        eta = method.eta or 0.0
-    elif method.eta != 0.0:
-        name = "eta" if eta is not None else "noise_std"
-        raise ValueError(
-            f"method {method.name!r} takes no {name}: free step noise belongs to method='ddim'"
-        )
-    if eta is not None:
-        if not (np.isfinite(eta) and eta >= 0):
-            raise ValueError(f"eta={eta!r} must be finite and >= 0 (0 is DDIM, 1 is DDPM)")
-        if eta == 0:
-            return None
-        noise = eta_noise(schedule, sigmas, float(eta))
-    else:
-        noise = numbers("noise_std", noise_std)
-        if noise.shape != (sigmas.size - 1,):
-            raise ValueError(
-                f"noise_std has shape {noise.shape}; give one standard deviation per step, "
-                f"({sigmas.size - 1},)"
-            )
-    bound = noise_bound(schedule, sigmas)
-    bad = np.flatnonzero(~((noise >= 0) & (noise <= bound * (1 + 1e-12))))
-    if bad.size:
-        i = int(bad[0])
-        name = f"eta={eta!r} makes noise_std" if eta is not None else "noise_std"
-        raise ValueError(
-            f"{name}[{i}]={noise[i]:g} at σ'={sigmas[i + 1]:g}; allowed is [0, {bound[i]:g}], "
-            "β̄ of the level the step arrives at"
-        )
-    return np.minimum(noise, bound)
 
 
 @functools.lru_cache(maxsize=256)
@@ -166,17 +118,17 @@ def _compile(
             f"not vector={vector!r}; drop vector="
         )
     euler = method.stages is None and not method.multistep
-    if noise is not None and not (euler and chart.straight):
+    if noise is not None and not (euler and chart.straight) and chart.name != "data":
         raise ValueError(
-            f"step noise needs Euler in chart 'eps', 'data' or 'flow', not {method.name!r} in chart "
-            f"{chart.name!r}"
+            f"step noise needs chart 'data', or Euler in chart 'eps' or 'flow', not {method.name!r} in "
+            f"chart {chart.name!r}"
         )
     n = len(grid) - 1
-    start = _start(method, start, n)
-    steps = Steps(schedule, chart, vector, np.array(grid))
+    start = _start(method, start, n, noise is not None)
+    steps = Steps(schedule, chart, vector, np.array(grid), noise)
     first, last = steps.interior(method)
     if euler and chart.straight:
-        steps.ddim(0, n, noise)
+        steps.ddim(0, n)
     else:
         steps.ddim(0, first)
         if method.multistep:
@@ -206,8 +158,15 @@ def _compile(
     )
 
 
-def _start(method: Method, start: str | None, steps: int) -> str | None:
+def _start(method: Method, start: str | None, steps: int, noisy: bool) -> str | None:
     """The start as asked for, or the default where there is a choice."""
+    if noisy and method.rk_steps:
+        if start == "rk":
+            raise ValueError(
+                f"start='rk' of {method.name!r} adds no noise, and with noise the ramp has the same weak "
+                "order; drop start="
+            )
+        return "ramp"
     if not method.rk_steps:
         if start is not None:
             raise ValueError(

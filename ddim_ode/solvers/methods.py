@@ -20,6 +20,7 @@ from .._base.checks import count, exclusive, flag, number, one_of, shown, text_o
 from .chart import CHARTS, SCALES
 from .plan import Plan
 from .quadrature import RULES
+from .stochastic import Eta, check_eta, er_tau
 from .tableau import BOSH3, DOPRI5, HALF, HEUN, MIDPOINT, RK4, THIRDS, Singlestep, Tableau
 
 # Of each family the members that do well somewhere on the shipped model (benchmarks/which_solver.py).
@@ -37,7 +38,7 @@ class Method:
 
     Args:
         name: Shown in tables.
-        order: With exact starting values; None for a stochastic method.
+        order: Of the ODE solve, with exact starting values; None for a stochastic method.
         chart: ``"eps" | "data" | "flow" | "log" | "trig" | "exp"``, of the fixed plan (adaptive solves have
             their own).
         stages: Those within a step of a one-step method: a :class:`Tableau` or a :class:`Singlestep`.
@@ -45,12 +46,16 @@ class Method:
         ruler: The scale it interpolates in, ``"sigma" | "log_sigma" | "t"`` or another key of
             ``ddim_ode.solvers.chart.SCALES`` (default: the chart's clock).
         corrector: Take each step again, once the velocity at its end is known, through that one too
-            (UniPC). This costs no further call, and is left out in the last step.
+            (UniPC). This costs no further call, and is left out in the last step. ``"evaluated"`` calls the
+            network once more at the corrected state (PECE).
         rules: Departures from exact integration, of ``ddim_ode.solvers.quadrature.RULES``.
         final: ``"lower_order"`` reads at most j velocities j steps before the end; ``"full_order"`` lands
             on σ = 0 by the method's own formula and not by DDIM (chart eps).
-        eta: 0.0 if the caller may add step noise (``eta=``, ``noise_std=``), another value if the method
-            always has that much, None if it has none.
+        eta: The step noise that the method has unless the caller asks for another (``eta=``,
+            ``noise_std=``), a number or a function of σ. A caller may ask where it is 0.0, and of every
+            method in chart "data".
+        weak, strong: With step noise at η = 1 or at the method's own: the order in which moments of the end
+            state, and the end state of one noise, converge, as measured; None where nothing was.
         reference: Where it is published.
 
     Raises:
@@ -68,11 +73,13 @@ class Method:
     stages: Tableau | Singlestep | None = None
     past: int = 1
     ruler: str | None = None
-    corrector: bool = False
+    corrector: bool | str = False
     rules: tuple[str, ...] = ()
     final: str | None = None
-    eta: float | None = None
+    eta: Eta | None = None
     reference: str = ""
+    weak: float | None = None
+    strong: float | None = None
 
     def __post_init__(self) -> None:
         text_of("name", self.name)
@@ -80,7 +87,10 @@ class Method:
             raise ValueError(
                 f"reference={shown(self.reference)} must be a string, where it is published"
             )
-        flag("corrector", self.corrector)
+        if self.corrector != "evaluated":
+            flag("corrector", self.corrector)
+        if self.eta is not None:
+            check_eta(self.eta)
         one_of("chart", self.chart, CHARTS)
         if self.eta is not None:
             object.__setattr__(self, "eta", number("eta", self.eta))
@@ -131,8 +141,15 @@ class Method:
         return self.past > 1 or self.corrector
 
     @property
+    def takes_noise(self) -> bool:
+        """Whether a caller may choose its step noise."""
+        return self.chart == "data" or self.eta == 0.0
+
+    @property
     def nfe_per_step(self) -> int:
         """Network calls in a full step."""
+        if self.corrector == "evaluated":
+            return 2
         return self.stages.stages if self.stages is not None else 1
 
     @property
@@ -152,7 +169,7 @@ class Method:
         """How many first steps ``start="rk"`` takes by Runge–Kutta; 0 where it would gain nothing."""
         if self.order is None or self.order_from_ramp == self.order or self.final == "lower_order":
             return 0
-        return self.order - 2 - int(self.corrector)
+        return self.order - 2 - bool(self.corrector)
 
     @property
     def rk_start(self) -> Method:
@@ -209,6 +226,11 @@ _DEIS = "Zhang & Chen 2023, arXiv:2204.13902; in ln σ"
 _DPM = "Lu et al. 2022, arXiv:2206.00927"
 _DPMPP = "Lu et al. 2022, arXiv:2211.01095"
 _UNIPC = "Zhao et al. 2023, arXiv:2302.04867; solved exactly, so that B(h) cancels"
+_SEEDS = "Gonzalez et al. 2023, arXiv:2305.14267; in x̂₀"
+_SA = "Xue et al. 2023, arXiv:2309.05019; η = τ"
+_ER = "Cui et al. 2023, arXiv:2309.06169; its fifth noise scale, constant on a step"
+_K_SDE = "Lu et al. 2022, arXiv:2211.01095; as in k-diffusion, 2023"
+_NOISY: dict[str, Any] = dict(chart="data", ruler="log_sigma", eta=1.0)
 _UNI: dict[str, Any] = dict(chart="data", ruler="log_sigma", corrector=True, reference=_UNIPC)
 
 METHODS: dict[str, Method] = {
@@ -238,6 +260,20 @@ METHODS: dict[str, Method] = {
         Method("dpmpp3m", 3, "data", past=3, ruler="log_sigma", reference=_DPMPP),
         Method("unipc2", 3, past=2, **_UNI),
         Method("unipc3", 4, past=3, **_UNI),
+        Method(
+            "euler_ancestral", None, "data", eta=1.0, reference="Crowson 2022, k-diffusion; DDPM's step"
+        ),
+        Method("dpmpp_sde", None, stages=HALF, reference=_K_SDE, **_NOISY),
+        Method(
+            "dpmpp2m_sde", None, past=2, rules=("midpoint",), reference=_K_SDE, **_NOISY
+        ),
+        Method("dpmpp3m_sde", None, past=3, reference=_K_SDE, **_NOISY),
+        Method("seeds2", None, stages=HALF, reference=_SEEDS, **_NOISY),
+        Method("seeds3", None, stages=THIRDS, reference=_SEEDS, **_NOISY),
+        Method("sa2", None, past=2, corrector=True, reference=_SA, **_NOISY),
+        Method("sa3", None, past=3, corrector=True, reference=_SA, **_NOISY),
+        Method("er_sde2", None, past=2, reference=_ER, **{**_NOISY, "eta": er_tau}),
+        Method("er_sde3", None, past=3, reference=_ER, **{**_NOISY, "eta": er_tau}),
     )
 }
 
@@ -250,7 +286,7 @@ class Variant(NamedTuple):
     note: str
 
 
-_MULTISTEP = tuple(m.name for m in METHODS.values() if m.multistep)
+_MULTISTEP = tuple(m.name for m in METHODS.values() if m.multistep and m.order)
 _IN_SIGMA = ("ab2", "ab3", "ab4", "ipndm")
 
 VARIANTS: dict[str, Variant] = {
@@ -281,6 +317,11 @@ VARIANTS: dict[str, Variant] = {
         dict(rules=("midpoint",)),
         ("unipc2", "unipc3"),
         "B(h)=e^h−1 in those places, the official default: no change of order",
+    ),
+    "pece": Variant(
+        dict(corrector="evaluated"),
+        ("sa2", "sa3"),
+        "evaluates once more at the corrected state: twice the calls, the same weak order",
     ),
     "lower_order_final": Variant(
         dict(final="lower_order", order=2),
@@ -372,7 +413,7 @@ def methods() -> Table:
     Returns:
         A list of rows, which prints as a table: name, order with exact starts, order as run on many steps
             and
-        from a ramp, nfe per step, memory (vectors a step reads), chart, ruler, reference.
+        from a ramp, weak and strong order with step noise, nfe per step, memory (vectors a step reads), chart, ruler, reference.
 
     >>> import ddim_ode
     >>> [row["name"] for row in ddim_ode.methods() if row["order"] == 4]
@@ -385,9 +426,11 @@ def methods() -> Table:
             order_as_run=m.order_as_run,
             order_from_ramp=m.order_from_ramp,
             nfe_per_step=m.nfe_per_step,
-            memory=m.past + int(m.corrector) if m.multistep else m.nfe_per_step,
+            memory=m.past + bool(m.corrector) if m.multistep else m.nfe_per_step,
             chart=m.chart,
             ruler=m.ruler,
+            weak_order=m.weak,
+            strong_order=m.strong,
             reference=m.reference,
         )
         for m in METHODS.values()

@@ -34,16 +34,25 @@ class Node(NamedTuple):
 class Op(NamedTuple):
     """One line of a plan, over the state x and the history of stored vectors V, newest first.
 
-    y = scale·x + Σ_j weights[j]·V_j  (+ noise·z)
+    y = scale·x + Σ_j weights[j]·V_j  (+ noise·z, or + Σ_j noise[j]·z_j)
     if commit:  x = y
     if node:    push V(y, σ)
+
+    noise: The standard deviation of a draw z of its own; or, where draws are shared between the lines of a
+        step, weights of draws, newest first: noise[0] of its own draw, which is not made where that is 0,
+        and noise[1:] of those made before.
     """
 
     scale: float
     weights: tuple[float, ...]
     node: Node | None
     commit: bool
-    noise: float
+    noise: float | tuple[float, ...]
+
+    @property
+    def draws(self) -> bool:
+        """Whether it draws noise of its own."""
+        return bool(self.noise[0] if isinstance(self.noise, tuple) else self.noise)
 
 
 def check_ops(ops: Any) -> None:
@@ -64,7 +73,7 @@ def check_ops(ops: Any) -> None:
     check_numbers(scales, "ops[{}].scale".format)
     if scales[0] == 0:
         refuse("ops[0].scale", scales[0], "another number than 0: it is the start that it scales")
-    check_numbers(noises, "ops[{}].noise".format, "a number >= 0", 0.0)
+    _check_noises(ops, noises)
     _check_weights(weights, np.cumsum(called) - called)
     _check_nodes([node for node in nodes if node is not None], np.flatnonzero(called))
 
@@ -83,6 +92,23 @@ def _check_nodes(nodes: Sequence[Node], places: Any) -> None:
     check_sigmas(sigmas, field("sigma"))
     for k in np.flatnonzero(~(np.array(sigmas) > 0)).tolist():
         refuse(field("sigma")(k), sigmas[k], "a number > 0, or 'inf'")
+
+
+def _check_noises(ops: Sequence[Op], noises: Sequence[Any]) -> None:
+    shared = {i: noise for i, noise in enumerate(noises) if isinstance(noise, tuple)}
+    own = [0.0 if i in shared else noise for i, noise in enumerate(noises)]
+    check_numbers(own, "ops[{}].noise".format, "a number >= 0", 0.0)
+    if not shared:
+        return
+    for i, noise in shared.items():
+        check_tuple(f"ops[{i}].noise", noise, 1)
+        check_numbers(noise, f"ops[{i}].noise[{{}}]".format)
+    draws = np.array([op.draws for op in ops])
+    before = np.cumsum(draws) - draws
+    for i, noise in shared.items():
+        if len(noise) - 1 > before[i]:
+            most = f"at most {before[i] + 1} long, its own draw and those made before it"
+            refuse(f"ops[{i}].noise", noise, most)
 
 
 def _check_weights(weights: Sequence[tuple[float, ...]], calls: Any) -> None:

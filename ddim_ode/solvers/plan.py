@@ -106,7 +106,7 @@ class Plan:
             at = (f"{op.node.sigma:.5g}", f"{op.node.t:.3f}") if op.node else ("–", "–")
             least = 1e-13 * max(map(abs, op.weights), default=0.0)  # rounding, which is no weight
             weights = " ".join(f"{w if abs(w) > least else 0.0:+.6g}" for w in op.weights)
-            noise = f"  + {op.noise:.4g} z" if op.noise else ""
+            noise = _noise_text(op.noise)
             stage = "" if op.commit or not i else "  (stage)"
             yield *at, f"{op.scale + 0.0:.6g}", f"{weights}{noise}{stage}"
 
@@ -123,7 +123,20 @@ class Plan:
     @property
     def is_stochastic(self) -> bool:
         """Whether any step adds noise."""
-        return any(op.noise > 0 for op in self.ops)
+        return any(op.draws for op in self.ops)
+
+    def draws(self) -> list[tuple[float, float]]:
+        """The levels (from, to) that each draw of step noise belongs to, in order."""
+        at, steps, spans = self.grid[0], 0, []
+        for op in self.ops:
+            steps += op.commit
+            if op.draws:
+                to = self.grid[steps] if op.node is None else op.node.sigma
+                spans.append((at, to))
+                at = to
+            elif op.commit:
+                at = self.grid[steps]
+        return spans
 
     def describe(self) -> str:
         """The plan as text: a table of the ops, below what a calibrated plan was fitted to and gained.
@@ -258,6 +271,12 @@ class Plan:
         True
         """
         return cls(**tracing.trace(loop, schedule, **options))
+
+
+def _noise_text(noise: float | tuple[float, ...]) -> str:
+    """The step noise of a line; z' is the draw before z."""
+    parts = noise if isinstance(noise, tuple) else (noise,)
+    return "".join(f"  {w:+.4g} z" + "'" * j for j, w in enumerate(parts) if w).replace("+", "+ ")
 
 
 _STARTS = (None, "rk", "ramp")

@@ -77,7 +77,9 @@ def _values(plan: Any) -> dict[str, Any]:
             node=op.node
             and dict(sigma=plain_level(op.node[0]), t=float(op.node[1]), vector=op.node[2]),
             commit=bool(op.commit),
-            noise=float(op.noise),
+            noise=[float(w) for w in op.noise]
+            if isinstance(op.noise, tuple)
+            else float(op.noise),
         )
         for op in plan.ops
     ]
@@ -176,7 +178,9 @@ class _Reader:
             self.numbers(f"{field}.weights", row["weights"]),
             node,
             row["commit"],
-            self.number(f"{field}.noise", row["noise"]),
+            self.numbers(f"{field}.noise", row["noise"])
+            if isinstance(row["noise"], list)
+            else self.number(f"{field}.noise", row["noise"]),
         )
 
     # -- single values ------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from ..schedules.schedule import Array
 from .chart import SCALES, Scale
+from .stochastic import StepClock
 
 _GAUSS = {n: np.polynomial.legendre.leggauss(n) for n in (1, 2, 3, 4, 32)}
 
@@ -43,7 +44,7 @@ RULES = ("adams", "midpoint", "bh1", "half")
 
 
 def step_weights(
-    clock: Scale,
+    clock: Scale | StepClock,
     ruler: Scale,
     nodes: Array,
     known: npt.NDArray[np.bool_],
@@ -106,7 +107,7 @@ def _adams(known: npt.NDArray[np.bool_], du: Array) -> Array:
 
 
 def _integrate_along(
-    along: Scale, clock: Scale, ruler: Scale, r_nodes: Array, start: Array, end: Array
+    along: Scale, clock: Scale | StepClock, ruler: Scale, r_nodes: Array, start: Array, end: Array
 ) -> Array:
     points, weights = _GAUSS[32]
     v = along.of(start)[:, None]
@@ -117,7 +118,7 @@ def _integrate_along(
 
 
 def _integrate_piecewise(
-    clock: Scale,
+    clock: Scale | StepClock,
     ruler: Scale,
     r_nodes: Array,
     r_start: Array,
@@ -134,12 +135,13 @@ def _integrate_piecewise(
         )
         pieces = np.broadcast_to(r_nodes[i], (len(cuts) - 1, r_nodes.shape[1]))
         origin = np.full(len(cuts) - 1, r_start[i])
-        total[i] = _integrate(clock, ruler, pieces, cuts[:-1], cuts[1:], origin, bend).sum(axis=0)
+        own = clock.rows(i, len(cuts) - 1) if isinstance(clock, StepClock) else clock
+        total[i] = _integrate(own, ruler, pieces, cuts[:-1], cuts[1:], origin, bend).sum(axis=0)
     return total
 
 
 def _integrate(
-    clock: Scale,
+    clock: Scale | StepClock,
     ruler: Scale,
     r_nodes: Array,
     r_start: Array,
