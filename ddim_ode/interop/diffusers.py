@@ -376,9 +376,7 @@ def load(
 
 
 def _our_scheduler(config: Mapping[str, Any]) -> Any:
-    from .scheduler import DDIMODEScheduler
-
-    return DDIMODEScheduler.from_config(config)
+    return __getattr__(config["_class_name"]).from_config(config)
 
 
 def _plain(cond: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,14 +6,17 @@ Its σ is a share of noise f in [0, 1], or with ``invert_sigmas`` 1 − f; our l
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from .._base.checks import shown
 from .._base.warn import warn
-from ..schedules.schedule import Array
+from ..schedules.schedule import Array, Schedule
+from ..solvers.compilation import plan as compile_plan
+from ..solvers.ops import Node, Op
 from ..solvers.plan import Plan
 
 Told = Mapping[float, float] | None  # by level, times that a pipeline gives beside its σ
@@ -69,18 +72,18 @@ def levels_by(
     calls = given["num_inference_steps"]
     if name != "FlowMatchEulerDiscreteScheduler" and given.keys() & {"sigmas", "timesteps"}:
         del given["num_inference_steps"]  # theirs take one or the other
+    how = f"mu={given['mu']:g}" if "mu" in given else f"shift={source.config.get('shift')}"
     try:
         with np.errstate(all="ignore"):
             place(**given)
     except Exception as error:  # of many kinds, by which setting is wrong
-        raise ValueError(f"{name} cannot place {calls} levels: {error}") from error
+        raise ValueError(f"{name} cannot place {calls} levels at {how}: {error}") from error
     f = clock.turned(np.asarray(source.sigmas.double().cpu().numpy()))
     times = np.asarray(source.timesteps.double().cpu().numpy())
     if f.size > 2 and f[-1] == f[-2]:  # it stops there; the answer there is as good for a landing
         f = f[:-1] if f[-1] == 0 else np.append(f[:-1], 0.0)
         times = times[: f.size - 1]
     if not ((f >= 0) & (f <= 1)).all() or not (np.diff(f) < 0).all():
-        how = f"mu={given['mu']:g}" if "mu" in given else f"shift={source.config.get('shift')}"
         raise ValueError(
             f"{calls} calls at {how} step through σ={shown(f.tolist(), 200)}, which must fall from each to "
             "the next within [0, 1], in float32; give another shift, other sigmas, or fewer calls"
@@ -90,6 +93,30 @@ def levels_by(
     if given.get("timesteps") is None or np.allclose(times, clock.told(f[:-1], levels), 0, 1e-3):
         return levels, None
     return levels, dict(zip(levels[:-1].tolist(), times.tolist()))
+
+
+def through_stages(stages: Sequence[Node], tail: Plan, schedule: Schedule) -> Plan:
+    """A plan that begins at the first of some calls inside of a step.
+
+    Args:
+        stages: These calls, to the step's end. Each lower level is reached by Euler's method; a call that
+            is no lower than the one before counts for nothing.
+        tail: The plan from the end of that step on.
+        schedule: Of both.
+    """
+    first, *others = (node._replace(vector=tail.vector) for node in [*stages, tail.nodes[0]])
+    ops, grid, age = [Op(1.0, (), first, False, 0.0)], [first.sigma], 0
+    for node in others:
+        op, lower = ops[0], node.sigma < grid[-1]
+        if lower:
+            levels = (grid[-1], node.sigma)
+            op = compile_plan("ddim", schedule, levels, vector=tail.vector).ops[-1]
+            op = op._replace(weights=(*(0.0,) * age, *op.weights))
+            grid.append(node.sigma)
+        ops.append(op._replace(node=node))
+        age = 0 if lower else age + 1
+    ops += tail.ops[1:]
+    return replace(tail, ops=tuple(ops), grid=(*grid, *tail.grid[1:]), error_weights=())
 
 
 def warn_of_another_place(plan: Plan, key: str, here: Any) -> None:

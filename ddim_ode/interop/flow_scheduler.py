@@ -37,7 +37,7 @@ from ..solvers.plan import Plan
 from ..solvers.profile import checked_profile
 from .adoption import SOLVERS, adopted_flow, plain, profile_of
 from .config import limit_of, prediction_of
-from .flow_levels import Clock, Told, levels_by, warn_of_another_place
+from .flow_levels import Clock, Told, levels_by, through_stages, warn_of_another_place
 from .plan_run import Generators, Turns, check_generators
 from .reading import read_scheduler
 
@@ -73,8 +73,9 @@ class DDIMODEFlowScheduler(Turns, FlowMatchEulerDiscreteScheduler):  # type: ign
     method of one call a step takes all levels of the pipeline. One of c calls takes about every c-th, such
     that each of its steps begins at the level where that call would look in their own run, and it makes no
     more calls. So ``order`` is 1, progress bars count calls, and image-to-image pipelines begin where they
-    would by their own scheduler. Multistep methods begin with rising order (``start="ramp"``); in a
-    pipeline of two networks, one for high levels and one for low (Wan), their history spans both.
+    would by their own scheduler (inside a step, by Euler's method to its end). Multistep methods begin with
+    rising order (``start="ramp"``). In a pipeline of two networks, one for high levels and one for low
+    (Wan), their history spans both.
 
     Args:
         num_train_timesteps, shift, use_dynamic_shifting, base_shift, max_shift, base_image_seq_len,
@@ -150,8 +151,8 @@ class DDIMODEFlowScheduler(Turns, FlowMatchEulerDiscreteScheduler):  # type: ign
         self._renoises = flag("stochastic_sampling", stochastic_sampling)
         if self._renoises and (plans or profile or eta or self._method.name != "ddim"):
             raise ValueError(
-                "stochastic_sampling=True draws x̂₀ with new noise at each level, which is method='ddim' and "
-                "no plan, profile or eta; drop these, or give stochastic_sampling=False"
+                "stochastic_sampling=True draws x̂₀ with new noise at each level, which is method='ddim' "
+                "and no plan, profile or eta; drop these, or give stochastic_sampling=False"
             )
 
     _adopted = staticmethod(adopted_flow)
@@ -167,8 +168,8 @@ class DDIMODEFlowScheduler(Turns, FlowMatchEulerDiscreteScheduler):  # type: ign
         """Compile, or choose, the plan of the next run, and forget the last one's state.
 
         Args:
-            num_inference_steps: Network calls (default: as many as there are ``sigmas`` or ``timesteps``, or
-                those of the only plan).
+            num_inference_steps: Network calls (default: as many as there are ``sigmas`` or ``timesteps``,
+                or those of the only plan).
             device: Of ``timesteps`` (nfe,) and ``sigmas`` (nfe+1,).
             sigmas: The pipeline's levels, falling in (0, 1], before the shift; with plans or a profile,
                 which have their own, only their number counts.
@@ -302,14 +303,24 @@ class DDIMODEFlowScheduler(Turns, FlowMatchEulerDiscreteScheduler):  # type: ign
         return DDIMODEFlowSchedulerOutput(shown_next, x0)  # type: ignore[arg-type]  # FloatTensor
 
     def _begin_at(self, timestep: Any) -> None:
-        """As pipelines that cut ``timesteps`` and set no begin index count on."""
-        t = timestep.detach().cpu() if isinstance(timestep, Tensor) else timestep
-        if not isinstance(t, Tensor) or t.numel() == 1:
-            at = np.flatnonzero(self.timesteps.cpu().numpy() == np.float32(number("timestep", t)))
-            whole = self._whole
-            if at.size and at[0] and whole is not None:
-                of_levels = [k for k in at.tolist() if k in whole.level_calls()]
-                self.set_begin_index((of_levels or at.tolist())[0])
+        """At that entry of ``timesteps``, as pipelines that cut these and set no begin index count on. Its
+        place in the list is told by its memory, or else by its value."""
+        if self._whole is None or self.begin_index:
+            return
+        times, place = self.timesteps, -1
+        if isinstance(timestep, Tensor) and timestep.numel() == 1:
+            if timestep.untyped_storage().data_ptr() == times.untyped_storage().data_ptr():
+                place = int(timestep.storage_offset() - times.storage_offset())
+            elif timestep.device.type == times.device.type == "cpu":
+                timestep = timestep.item()
+        if place < 0 and times.device.type == "cpu" and not isinstance(timestep, Tensor):
+            equal = np.flatnonzero(
+                times.numpy() == np.float32(number("timestep", timestep))
+            ).tolist()
+            levels = self._whole.level_calls()
+            place = next((k for k in equal if k in levels), equal[0] if equal else 0)
+        if place > 0:
+            self.set_begin_index(place)
 
     def _placed(self, given: dict[str, Any]) -> tuple[Array, Told]:
         """σ (N+1,) where their arithmetic steps, and what the network is told there instead of its time."""
@@ -340,6 +351,16 @@ class DDIMODEFlowScheduler(Turns, FlowMatchEulerDiscreteScheduler):  # type: ign
             f"num_inference_steps={calls}: a step of {self._method.name!r} calls the network {each} times; "
             "raise it, or use a method of one call a step"
         )
+
+    def _rest_at(self, begin: int, whole: Plan) -> Plan:
+        """Inside a step, by Euler's method through the levels of its calls to its end, and from there as
+        ever; a call that is no lower than the one before counts for nothing."""
+        calls = whole.level_calls()
+        if begin in calls:
+            return super()._rest_at(begin, whole)
+        after = next(i for i, call in enumerate(calls) if call is not None and call > begin)
+        tail = self._rest(np.array(whole.grid[after:]))
+        return through_stages(whole.nodes[begin : calls[after]], tail, self._denoiser.schedule)
 
     def _rest(self, grid: Array) -> Plan:
         noise: dict[str, Any] = dict(eta=self.config["eta"])

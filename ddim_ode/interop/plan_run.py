@@ -233,14 +233,7 @@ class Turns:
                 "later calls count on the answers before them. Make one that begins lower, "
                 "ddim_ode.calibrate(..., sigma_max=), and run it at strength=1; or give method= instead"
             )
-        calls = whole.level_calls()
-        if begin not in calls or whole.start == "rk":
-            raise ValueError(
-                f"begin_index={begin}: the state there is of no level, inside a step of {whole.method!r}"
-                f" ({self._method.nfe_per_step} calls each; none begins within start='rk'); begin at a "
-                "step, or use a method of one call a step"
-            )
-        rest = self._rest(np.array(whole.grid[calls.index(begin) :]))
+        rest = self._rest_at(begin, whole)
         if not torch.equal(self._times(rest), self.timesteps[begin:].cpu()):
             raise ValueError(
                 f"{rest.method!r} begun there would ask the network at other times than listed; begin at "
@@ -252,6 +245,17 @@ class Turns:
     def _adopted(config: Any, options: Mapping[str, Any]) -> dict[str, Any]:
         """A configuration as ours takes it."""
         raise NotImplementedError
+
+    def _rest_at(self, begin: int, whole: Plan) -> Plan:
+        """The same method from the level of that call on."""
+        calls = whole.level_calls()
+        if begin not in calls or whole.start == "rk":
+            raise ValueError(
+                f"begin_index={begin}: the state there is of no level, inside a step of {whole.method!r} "
+                f"({self._method.nfe_per_step} calls each; none begins within start='rk'); begin at a "
+                "step, or use a method of one call a step"
+            )
+        return self._rest(np.array(whole.grid[calls.index(begin) :]))
 
     def _rest(self, grid: Array) -> Plan:
         """The same method on those levels."""
