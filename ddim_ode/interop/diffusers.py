@@ -64,9 +64,17 @@ from .reading import (
 from .reading import is_model_folder as is_model_folder
 
 if TYPE_CHECKING:
+    from .flow_scheduler import DDIMODEFlowScheduler as DDIMODEFlowScheduler
     from .scheduler import DDIMODEScheduler as DDIMODEScheduler
 
-__all__ = ["DDIMODEScheduler", "DiffusersModel", "InteropWarning", "Note", "load"]
+__all__ = [
+    "DDIMODEFlowScheduler",
+    "DDIMODEScheduler",
+    "DiffusersModel",
+    "InteropWarning",
+    "Note",
+    "load",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -75,6 +83,11 @@ def __getattr__(name: str) -> Any:
         from .scheduler import DDIMODEScheduler
 
         return DDIMODEScheduler
+    if name == "DDIMODEFlowScheduler":
+        check_installed()
+        from .flow_scheduler import DDIMODEFlowScheduler
+
+        return DDIMODEFlowScheduler
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -363,9 +376,7 @@ def load(
 
 
 def _our_scheduler(config: Mapping[str, Any]) -> Any:
-    from .scheduler import DDIMODEScheduler
-
-    return DDIMODEScheduler.from_config(config)
+    return __getattr__(config["_class_name"]).from_config(config)
 
 
 def _plain(cond: Mapping[str, Any]) -> dict[str, Any]:

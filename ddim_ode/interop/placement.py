@@ -67,6 +67,9 @@ def placement(scheduler: Any, schedule: Schedule, steps: int, mu: float | None =
         if name == "DDIMODEScheduler":
             grid = np.array(scheduler.plan.grid)
             return Placement(grid[:-1], grid[1:], schedule.time(grid[:-1]) + config.time_offset)
+        if name == "DDIMODEFlowScheduler":
+            grid, calls = np.array(scheduler.plan.grid), scheduler.plan.level_calls()
+            return Placement(grid[:-1], grid[1:], _numbers(scheduler.timesteps)[calls])
         if name in _STRIDING:
             return _striding(scheduler, schedule)
         if name in _LISTED:
