@@ -64,9 +64,17 @@ from .reading import (
 from .reading import is_model_folder as is_model_folder
 
 if TYPE_CHECKING:
+    from .pipeline import from_pipeline as from_pipeline
     from .scheduler import DDIMODEScheduler as DDIMODEScheduler
 
-__all__ = ["DDIMODEScheduler", "DiffusersModel", "InteropWarning", "Note", "load"]
+__all__ = [
+    "DDIMODEScheduler",
+    "DiffusersModel",
+    "InteropWarning",
+    "Note",
+    "from_pipeline",
+    "load",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -75,6 +83,11 @@ def __getattr__(name: str) -> Any:
         from .scheduler import DDIMODEScheduler
 
         return DDIMODEScheduler
+    if name == "from_pipeline":
+        check_installed()
+        from .pipeline import from_pipeline
+
+        return from_pipeline
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
