@@ -56,8 +56,8 @@ class PipelineModel(Denoiser):
             the noised picture of img2img pipelines.
         batch: Rows of the pipeline, prompts times images per prompt. Sample i of a larger batch is a
             further sample of row i mod ``batch``.
-        deviation: By how much a step of Euler's and the first step of the pipeline's scheduler differ, over
-            the largest entry; None where the latter says nothing, for the reason in ``unchecked``.
+        deviation: By how much a step of Euler's and the first step of the pipeline's scheduler differ, or
+            what they take for x̂₀, over the largest entry; None where the latter says nothing, for the reason in ``unchecked``.
         guidance: None; the pipeline guides.
     """
 
@@ -282,7 +282,10 @@ def from_pipeline(pipe: Any, **call: Any) -> PipelineModel:
         )
     parameters = inspect.signature(type(pipe).__call__).parameters
     names = [n for n, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD and n != "self"]
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+    several = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    if several and type(pipe).__module__.startswith("diffusers."):
+        names, several = [*names, "callback", "callback_steps"], False  # of old, and no others
+    if not several:
         for given in call:
             one_of(f"argument of {name}", given, names)
     for given in call.keys() & _BY_COUNT.keys():
@@ -298,7 +301,9 @@ def from_pipeline(pipe: Any, **call: Any) -> PipelineModel:
                 "and a model answers by the state alone; call its disable_cache() first"
             )
     read = reading(scheduler)
-    loop = Loop(pipe, call, lambda own: torch.tensor(read.placed(own).told, dtype=torch.float32))
+    loop = Loop(
+        pipe, call, lambda own: torch.tensor(read.placed(own).told.copy(), dtype=torch.float32)
+    )
     try:
         return PipelineModel(loop, read)
     except BaseException:

@@ -56,6 +56,7 @@ class Run:
             self.stop()
             raise
         if isinstance(outcome, BaseException):
+            self.stopping = True
             try:
                 raise outcome
             finally:

@@ -19,8 +19,9 @@ from torch import Tensor
 CALLS = 10_000  # of a run, after which the pipeline is called anew, and encodes its prompts again
 _CHANGED = (
     "{} changed the state between two steps, as pipelines do that inpaint with a network of plain "
-    "channels or hold a first frame, and callback_on_step_end may: its network was not asked about the state in "
-    "question. Leave the mask or the callback out (ddim_ode.sample(..., known=) inpaints any model)"
+    "channels or hold a first frame, and callback_on_step_end may: its network was not asked about the "
+    "state in question. Leave the mask or the callback out (ddim_ode.sample(..., known=) inpaints any "
+    "model)"
 )
 
 
