@@ -57,7 +57,8 @@ class PipelineModel(Denoiser):
         batch: Rows of the pipeline, prompts times images per prompt. Sample i of a larger batch is a
             further sample of row i mod ``batch``.
         deviation: By how much a step of Euler's and the first step of the pipeline's scheduler differ, or
-            what they take for x̂₀, over the largest entry; None where the latter says nothing, for the reason in ``unchecked``.
+            what they take for x̂₀, over the largest entry; None where the latter says nothing, for the
+            reason in ``unchecked``.
         guidance: None; the pipeline guides.
     """
 
@@ -125,7 +126,7 @@ class PipelineModel(Denoiser):
                 f"{', '.join(map(str, self.shape))}); another size is another call of from_pipeline"
             )
         if row is None:
-            row = torch.arange(len(like)) if self.lines is None else self.lines
+            row = torch.arange(len(like)) if self.lines is None else self.lines[: len(like)]
         return super().network(like, {_ROW: row})
 
     def part(
