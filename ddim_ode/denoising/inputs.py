@@ -62,7 +62,10 @@ def device_of(model: Denoiser, device: str | torch.device | None) -> torch.devic
         return _device(device)
     if isinstance(model.net, torch.nn.Module):
         return next((p.device for p in model.net.parameters()), torch.device("cpu"))
-    return torch.device("cpu")
+    own: torch.device = getattr(
+        model, "device", torch.device("cpu")
+    )  # of a network with parts elsewhere
+    return own
 
 
 def conditions(cond: Cond | None, n: int, device: torch.device) -> dict[str, Tensor] | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import importlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -65,6 +66,7 @@ from .reading import is_model_folder as is_model_folder
 
 if TYPE_CHECKING:
     from .flow_scheduler import DDIMODEFlowScheduler as DDIMODEFlowScheduler
+    from .pipeline import from_pipeline as from_pipeline
     from .scheduler import DDIMODEScheduler as DDIMODEScheduler
 
 __all__ = [
@@ -73,21 +75,23 @@ __all__ = [
     "DiffusersModel",
     "InteropWarning",
     "Note",
+    "from_pipeline",
     "load",
 ]
 
 
+# Of diffusers' own classes, which take seconds to import.
+_LAZY = {
+    "DDIMODEFlowScheduler": "flow_scheduler",
+    "DDIMODEScheduler": "scheduler",
+    "from_pipeline": "pipeline",
+}
+
+
 def __getattr__(name: str) -> Any:
-    if name == "DDIMODEScheduler":  # its base class is diffusers', which takes seconds to import
+    if name in _LAZY:
         check_installed()
-        from .scheduler import DDIMODEScheduler
-
-        return DDIMODEScheduler
-    if name == "DDIMODEFlowScheduler":
-        check_installed()
-        from .flow_scheduler import DDIMODEFlowScheduler
-
-        return DDIMODEFlowScheduler
+        return getattr(importlib.import_module(f".{_LAZY[name]}", __package__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

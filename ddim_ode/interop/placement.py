@@ -63,10 +63,19 @@ def placement(scheduler: Any, schedule: Schedule, steps: int, mu: float | None =
         scheduler.set_timesteps(steps, **({} if mu is None else dict(mu=mu)))
     except (ValueError, IndexError, TypeError, AssertionError) as error:
         raise ValueError(f"{name} cannot take {steps} steps: {error}") from error
+    return placed(scheduler, schedule, name, f"{name} with {steps} steps")
+
+
+def placed(scheduler: Any, schedule: Schedule, name: str, whose: str) -> Placement:
+    """The levels of a scheduler whose ``set_timesteps`` has been called.
+
+    name: Of its class, or of the known one that it is derived from. whose: Its steps, for messages.
+    """
     try:
         if name == "DDIMODEScheduler":
             grid = np.array(scheduler.plan.grid)
-            return Placement(grid[:-1], grid[1:], schedule.time(grid[:-1]) + config.time_offset)
+            told = schedule.time(grid[:-1]) + scheduler.config.time_offset
+            return Placement(grid[:-1], grid[1:], told)
         if name == "DDIMODEFlowScheduler":
             grid, calls = np.array(scheduler.plan.grid), scheduler.plan.level_calls()
             return Placement(grid[:-1], grid[1:], _numbers(scheduler.timesteps)[calls])
@@ -86,7 +95,7 @@ def placement(scheduler: Any, schedule: Schedule, steps: int, mu: float | None =
         return Placement(levels[:-1], levels[1:], times)
     except ValueError as error:
         raise ValueError(
-            f"{name} with {steps} steps goes to levels that its schedule does not have ({error}); give "
+            f"{whose} goes to levels that its schedule does not have ({error}); give "
             "grid= a name or σ's"
         ) from error
 
