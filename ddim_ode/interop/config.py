@@ -322,8 +322,10 @@ def notes_of(config: Mapping[str, Any], limit: Limit) -> list[Note]:
             out.append(Note(key, value, "honoured", "off"))
         elif key in LIMITING:
             out.append(Note(key, value, *_of_limit(key, config, limit)))
-        elif key == "invert_sigmas":
+        elif key == "invert_sigmas" and config.get("_class_name") in FLOW:
             out.append(Note(key, value, "honoured", "levels are read from noise to data, falling"))
+        elif key == "invert_sigmas":
+            out.append(Note(key, value, "left out", "this package knows no levels that rise"))
         elif key in _MODEL:
             out.append(Note(key, value, "honoured", "part of the schedule or the prediction"))
         elif key in _LEVELS:

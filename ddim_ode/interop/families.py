@@ -15,7 +15,7 @@ With τ the time as the scheduler counts it, 0..T, high where there is noise:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -78,7 +78,7 @@ FAMILIES: dict[str, Family] = {
     "LTXVideoTransformer3DModel": Family("LC", ramp=True),
     "HunyuanVideoTransformer3DModel": Family("CFHW", ramp=True),
     "SanaTransformer2DModel": Family("CHW", scaled="timestep_scale"),
-    "CogView4Transformer2DModel": Family("CHW"),
+    "SanaVideoTransformer3DModel": Family("CFHW"),
     "FluxTransformer2DModel": _PACKED,
     "Flux2Transformer2DModel": _PACKED,
     "ChromaTransformer2DModel": _PACKED,
@@ -90,13 +90,15 @@ FAMILIES: dict[str, Family] = {
     "AuraFlowTransformer2DModel": Family("CHW", "τ/T"),
     "LuminaNextDiT2DModel": Family("CHW", "1 − τ/T", negated=True),
     "Lumina2Transformer2DModel": Family("CHW", "1 − τ/T", negated=True, ramp=True),
-    "ZImageTransformer2DModel": Family("CHW", "1 − τ/T", negated=True, argument="t", listed=True),
+    "ZImageTransformer2DModel": Family(
+        "CHW", "1 − τ/T", negated=True, ramp=True, argument="t", listed=True
+    ),
     "HiDreamImageTransformer2DModel": Family("CHW", negated=True, argument="timesteps"),
     "MochiTransformer3DModel": Family("CFHW", "T − τ", negated=True, rising=True),
-    # Not of flow matching.
+    # Of other noise; DiT's pipeline runs with flow matching as well.
     "DiTTransformer2DModel": Family("CHW"),
-    "PixArtTransformer2DModel": Family("CHW"),
-    "Transformer2DModel": Family("CHW"),
+    "PixArtTransformer2DModel": Family("CHW", only=(VP,)),
+    "Transformer2DModel": Family("CHW", only=(VP,)),
     "HunyuanDiT2DModel": Family("CHW", only=(VP,)),
     "CogView3PlusTransformer2DModel": Family("CHW", only=(VP,)),
     "CogVideoXTransformer3DModel": Family("FCHW", only=(VP,)),
@@ -116,36 +118,28 @@ _PARTS = {
 }
 
 
-def family_of(names: list[str], kind: str) -> Family:
+def family_of(classes: Sequence[type], kind: str) -> Family:
     """How a network is called.
 
     Args:
-        names: Of its class and those that it is derived from, as its method resolution has them.
+        classes: Its own and those that it is derived from, as its method resolution has them.
         kind: Of the noise, :data:`VP`, :data:`FLOW` or :data:`EDM`.
 
     Raises:
-        ValueError: A class of transformers of which nobody knows how it is called with such noise.
+        ValueError: A class of which nobody knows how it is called with such noise.
     """
+    names = [cls.__name__ for cls in classes]
     row = next((FAMILIES[name] for name in names if name in FAMILIES), None)
-    unet = next((axes for name in names for part, axes in _PARTS.items() if part in name), None)
-    if row is None and unet is not None:
-        row = Family(unet)
-    if row is None and kind != FLOW and not _foreign(names):
-        return Family()  # of the user's own
-    if row is None or (row.only and kind not in row.only):
-        known = ", ".join(sorted(n for n, f in FAMILIES.items() if not f.only or kind in f.only))
-        raise ValueError(
-            f"{names[0]} with a scheduler of {kind} noise: this version does not know what time such a "
-            f"network is told and what sign its answer has; {FROM_PIPELINE}. A network that you know goes "
-            f"into ddim_ode.Denoiser(net, schedule, time=...). Known transformers are {known}"
-        )
-    return row
-
-
-def _foreign(names: list[str]) -> bool:
-    """Whether one of the classes is a transformer of diffusers' own."""
-    import diffusers
-
-    return any(
-        getattr(diffusers, name, None) is not None for name in names[:-1] if name != "ModelMixin"
+    if row is None:
+        axes = next((_PARTS[part] for name in names for part in _PARTS if part in name), None)
+        theirs = any(cls.__module__.startswith("diffusers.models.transformers") for cls in classes)
+        if axes is not None or not (theirs or kind == FLOW):
+            return Family(axes)
+    elif not row.only or kind in row.only:
+        return row
+    known = ", ".join(sorted(n for n, f in FAMILIES.items() if not f.only or kind in f.only))
+    raise ValueError(
+        f"{names[0]} with a scheduler of {kind} noise: this version does not know what time such a network "
+        f"is told and what sign its answer has; {FROM_PIPELINE}. A network that you know goes into "
+        f"ddim_ode.Denoiser(net, schedule, time=...). Known transformers are {known}"
     )

@@ -124,7 +124,7 @@ class DiffusersModel(Denoiser):
             )
         kind, edm = kind_of(self.config), edm_of(self.config)
         row = row_of(model, kind)
-        if bool(self.config.get("invert_sigmas")) > row.rising:
+        if kind == families.FLOW and self.config.get("invert_sigmas") and not row.rising:
             raise ValueError(
                 f"invert_sigmas=True: the networks of such a scheduler are told a time that rises, and "
                 f"{type(model).__name__} is known as one whose time falls; {FROM_PIPELINE}"

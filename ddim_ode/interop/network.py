@@ -36,12 +36,12 @@ def num_classes_of(model: nn.Module) -> int:
 
 
 def _is_dit(model: nn.Module) -> bool:
-    return "DiTTransformer2DModel" in class_names(model)
+    return any(cls.__name__ == "DiTTransformer2DModel" for cls in _classes(model))
 
 
-def class_names(model: nn.Module) -> list[str]:
-    """Of a network's class and those it is derived from, also where it is compiled."""
-    return [cls.__name__ for cls in type(getattr(model, "_orig_mod", model)).__mro__]
+def _classes(model: nn.Module) -> tuple[type, ...]:
+    """A network's class and those it is derived from, also where it is compiled."""
+    return type(getattr(model, "_orig_mod", model)).__mro__
 
 
 def config_of(model: nn.Module) -> dict[str, Any]:
@@ -55,8 +55,10 @@ def row_of(model: nn.Module, kind: str) -> Family:
 
     ValueError for a transformer that is not known with such noise, or one that is told of two times.
     """
-    row = family_of(class_names(model), kind)
-    if config_of(model).get("use_meanflow"):
+    row, config = family_of(_classes(model), kind), config_of(model)
+    if row.axes is None and {"sample_size", "sample_frames"} & set(config):
+        row = row._replace(axes="CHW")
+    if config.get("use_meanflow"):
         raise ValueError(
             f"{type(model).__name__} has use_meanflow: it is told of the time of the next level as well, "
             f"which a denoiser at one level does not know; {FROM_PIPELINE}"
@@ -85,7 +87,7 @@ def channels_of(model: nn.Module, learns: bool, axes: str | None) -> Channels:
     as all pipelines of diffusers stack them. ValueError where the configuration leaves it open.
     """
     config, name = config_of(model), type(model).__name__
-    if config.get("in_channels") is None:
+    if "in_channels" not in config:
         return Channels(None, None, 0, learns)
     channels = count("in_channels (of the network's config.json)", config["in_channels"])
     out = config.get("out_channels")

@@ -72,19 +72,17 @@ def placement(
             f"mu={mu!r}: {name} has use_dynamic_shifting off, and no use for it; drop mu"
         )
     scheduler = copy.deepcopy(scheduler)
-    asked = {} if mu is None else dict(mu=mu)
+    options: dict[str, Any] = {} if mu is None else dict(mu=mu)
     if sigmas is not None:
         if name != _TAKES_SIGMAS:
-            raise ValueError(f"sigmas: {name} takes none; drop sigmas")
-        asked["sigmas"] = numbers("sigmas", sigmas)
-        if asked["sigmas"].shape != (steps,):
-            raise ValueError(
-                f"sigmas has {asked['sigmas'].shape} for {steps} steps; give ({steps},)"
-            )
+            raise ValueError(f"sigmas: {name} takes none here; drop sigmas")
+        options["sigmas"] = handed = numbers("sigmas", sigmas)
+        if handed.shape != (steps,):
+            raise ValueError(f"sigmas has shape {handed.shape} for {steps} steps; give ({steps},)")
     elif ramp and name == _TAKES_SIGMAS:
-        asked["sigmas"] = np.linspace(1.0, 1 / steps, steps)
+        options["sigmas"] = np.linspace(1.0, 1 / steps, steps)
     try:
-        scheduler.set_timesteps(steps, **asked)
+        scheduler.set_timesteps(steps, **options)
     except (ValueError, IndexError, TypeError, AssertionError) as error:
         raise ValueError(f"{name} cannot take {steps} steps: {error}") from error
     try:
@@ -106,7 +104,8 @@ def placement(
             kept = 1 - kept
         # With flow matching theirs are the times of ours.
         levels = schedule.sigma(kept) if schedule.family == "flow" else schedule.check_sigma(kept)
-        return Placement(levels[:-1], levels[1:], times)
+        # EDM-type networks are told a function of σ, and ours are told σ itself.
+        return Placement(levels[:-1], levels[1:], levels[:-1] if schedule.family == "ve" else times)
     except ValueError as error:
         raise ValueError(
             f"{name} with {steps} steps goes to levels that its schedule does not have ({error}); give "
