@@ -2,8 +2,8 @@
 
 Flow-matching networks differ in what they are told of the time and in the sign of their answer, and their
 configurations do not say it; a wrong reading fits in shape and is silent. So a class of transformers is
-read by its row, each of which a test holds against the class's own pipeline, or not at all. Networks of
-other kinds (U-Nets) are told the scheduler's time as it is, and have no row.
+read by its row, each of which a test holds against the class's own pipeline, or not at all. U-Nets are told
+the scheduler's time as it is, and have no row.
 
 With τ the time as the scheduler counts it, 0..T, high where there is noise:
 
@@ -95,7 +95,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "HiDreamImageTransformer2DModel": Family("CHW", negated=True, argument="timesteps"),
     "MochiTransformer3DModel": Family("CFHW", "T − τ", negated=True, rising=True),
-    # Of other noise; DiT's pipeline runs with flow matching as well.
+    # Of other noise; a DiT that is trained with a flow scheduler is told its time, as U-Nets are.
     "DiTTransformer2DModel": Family("CHW"),
     "PixArtTransformer2DModel": Family("CHW", only=(VP,)),
     "Transformer2DModel": Family("CHW", only=(VP,)),

@@ -168,15 +168,6 @@ THERE = (
 )
 
 
-def dit_of_flow(d):
-    pipe, call = TINY["DiTPipeline"]()
-    pipe.scheduler = _flow(d)
-    return pipe, call | dict(guidance_scale=1.0)
-
-
-HERE["DiT"] = dit_of_flow
-
-
 @functools.cache
 def tiny(name):
     """(pipe, call) without guidance by two branches: its network is called once a step."""
@@ -224,7 +215,7 @@ def recipe(pipe, call, steps=3):
 
 
 def end_of(model, visited, told, grid):
-    """Where Euler takes the pipeline's start on those levels, under the conditions its network was shown."""
+    """Where Euler takes the pipeline's start on those levels, under its network's conditions."""
     first = next(iter(inspect.signature(model.net.model.forward).parameters))
     drop = {first, "timestep", "timesteps", "t", "return_dict"}
     shared = {name: value for name, value in told.items() if name not in drop and value is not None}

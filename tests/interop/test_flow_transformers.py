@@ -1,5 +1,6 @@
 """Flow-matching transformers through ``load``: each row of the table against its class's own pipeline."""
 
+import functools
 import importlib
 import inspect
 import pkgutil
@@ -10,7 +11,7 @@ import torch
 from flow_recipes import HERE, THERE, end_of, network_of, off, recipe, tiny
 from peers import load as peer
 from refusals import expect
-from tiny_pipelines import unet
+from tiny_pipelines import dit, start, unet
 
 import ddim_ode
 from ddim_ode.interop import families
@@ -35,13 +36,26 @@ def test_euler_is_the_pipelines_own_run(name):
     assert off(end_of(changed, visited, told, grid), visited.end) > 1e-5
 
 
+def test_a_dit_is_told_the_schedulers_time():
+    """Its pipeline runs with no flow scheduler; told its time as by others, and with a variance behind."""
+    scheduler, net = peer("diffusers").FlowMatchEulerDiscreteScheduler(shift=3.0), dit()
+    model, x, labels = load(net, scheduler), start(2, 2), torch.tensor([1, 2])
+    ours = ddim_ode.sample(model, x, "ddim", grid=model.grid(3), cond=dict(y=labels)).x
+    scheduler.set_timesteps(3)
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            out = net(x, t.expand(2), class_labels=labels).sample[:, :2]
+            x = scheduler.step(out, t, x).prev_sample
+    assert off(ours, x) < 1e-5
+
+
 def test_every_row_is_tested_and_every_transformer_is_decided():
     d = peer("diffusers")
     own = {type(network_of(tiny(name)[0])).__name__ for name in TESTED}
     rows = {
         n for n, row in families.FAMILIES.items() if families.FLOW in (row.only or [families.FLOW])
     }
-    assert rows == own
+    assert rows == own | {"DiTTransformer2DModel"}
     package = importlib.import_module("diffusers.models.transformers")
     classes = {}
     for part in pkgutil.iter_modules(package.__path__):
@@ -52,7 +66,8 @@ def test_every_row_is_tested_and_every_transformer_is_decided():
     assert len(classes) > 70
     for name, cls in classes.items():
         if name not in rows:
-            expect(lambda: families.family_of(cls.__mro__, families.FLOW), "from_pipeline")
+            refused = functools.partial(families.family_of, cls.__mro__, families.FLOW)
+            expect(refused, "from_pipeline")
     assert set(families.FAMILIES) <= set(classes)
 
 
@@ -77,7 +92,7 @@ def test_a_derived_class_is_read_as_its_base():
 def test_grid_gives_a_flow_schedulers_levels(config, steps):
     scheduler = peer("diffusers").FlowMatchEulerDiscreteScheduler(**config)
     mu = 0.9 if "use_dynamic_shifting" in config else None
-    if steps == 1 and ("shift_terminal" in config or mu is None and "shift" not in config):
+    if steps == 1 and ("shift_terminal" in config or (mu is None and "shift" not in config)):
         return  # a division by no steps, theirs
     handed = np.linspace(1, 1 / steps, steps)
     for options in ({}, dict(sigmas=handed)):
@@ -88,8 +103,17 @@ def test_grid_gives_a_flow_schedulers_levels(config, steps):
         np.testing.assert_allclose(grid[1:] / (1 + grid[1:]), t[1:], rtol=1e-6, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["UniPCMultistep", "DPMSolverMultistep", "DEISMultistep"])
-@pytest.mark.parametrize("levels", [{}, dict(use_karras_sigmas=True), dict(flow_shift=5.0)])
+@pytest.mark.parametrize(
+    ("name", "levels"),
+    [
+        *(
+            (n, c)
+            for n in ("UniPCMultistep", "DPMSolverMultistep")
+            for c in ({}, dict(flow_shift=5.0))
+        ),
+        ("UniPCMultistep", dict(use_karras_sigmas=True)),
+    ],
+)
 def test_grid_gives_the_flow_levels_of_other_solvers(name, levels):
     cls = getattr(peer("diffusers"), f"{name}Scheduler")
     scheduler = cls(use_flow_sigmas=True, prediction_type="flow_prediction", **levels)
@@ -97,6 +121,19 @@ def test_grid_gives_the_flow_levels_of_other_solvers(name, levels):
     scheduler.set_timesteps(6)
     t = scheduler.sigmas.double().numpy()
     np.testing.assert_allclose(grid / (1 + grid), t, rtol=1e-6, atol=1e-12)
+
+
+def test_flow_levels_that_are_none_are_refused():
+    """Theirs of these settings lie beyond 1, or stay where they are."""
+    flow = dict(use_flow_sigmas=True, prediction_type="flow_prediction")
+    d, match = peer("diffusers"), "goes to levels that its schedule does not have"
+    for theirs in (
+        d.DPMSolverMultistepScheduler(use_karras_sigmas=True, **flow),
+        d.UniPCMultistepScheduler(use_exponential_sigmas=True, **flow),
+    ):
+        expect(functools.partial(load(unet(), theirs).grid, 6), match)
+    deis = peer("diffusers").DEISMultistepScheduler(**flow)
+    expect(lambda: load(unet(), deis).grid(6), "does not go down at each of 6 steps")
 
 
 def test_what_a_grid_refuses():
