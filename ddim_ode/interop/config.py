@@ -19,6 +19,7 @@ from .._base.checks import count, flag, named, number, numbers, one_of, shown
 from .._base.warn import Caution, warn
 from ..denoising.guidance import Limit
 from ..schedules.schedule import Array, Schedule
+from . import families
 
 PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
 DISCRETE = (
@@ -35,6 +36,9 @@ FLOW = (
     *("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"),
     "DDIMODEFlowScheduler",
 )
+_COSINE = "CosineDPMSolverMultistepScheduler"
+EDM = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler", _COSINE)
+KNOWN = (*DISCRETE, *FLOW, *EDM)
 BETAS = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
 LEARNED = ("learned", "learned_range")
 UNKNOWN = "this version does not know the key"
@@ -43,7 +47,7 @@ _VARIANCES = (*LEARNED, "fixed_small", "fixed_small_log", "fixed_large", "fixed_
 _MODEL = (
     *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas"),
     *("prediction_type", "rescale_betas_zero_snr", "variance_type", "use_flow_sigmas"),
-    *("schedule", "time_offset", "snap"),
+    *("schedule", "time_offset", "snap", "sigma_data"),
 )
 _LEVELS = (
     *("timestep_spacing", "steps_offset", "set_alpha_to_one", "final_sigmas_type"),
@@ -51,7 +55,7 @@ _LEVELS = (
     *("sigma_min", "sigma_max", "lambda_min_clipped", "interpolation_type", "timestep_type"),
     *("original_inference_steps", "shift", "flow_shift", "shift_terminal", "base_shift"),
     *("max_shift", "base_image_seq_len", "max_image_seq_len", "use_dynamic_shifting"),
-    *("time_shift_type", "grid", "final"),
+    *("time_shift_type", "grid", "final", "sigma_schedule", "rho"),
 )
 _SOLVER = (
     *("solver_order", "algorithm_type", "solver_type", "lower_order_final", "euler_at_final"),
@@ -105,6 +109,69 @@ def schedule_of(config: Mapping[str, Any]) -> Schedule:
     """
     if is_flow(config):
         return schedules.flow()
+    if (edm := edm_of(config)) is not None:
+        return schedules.ve(edm.sigma_max, edm.sigma_min)
+    return _of_betas(config)
+
+
+class Edm(NamedTuple):
+    """What EDM-type networks are shown and told: x/√(σ²+σ_data²), a function of σ; x̂₀ = c_skip·x + c_out·F.
+
+    Attributes:
+        sigma_data: Spread of the data.
+        sigma_max, sigma_min: The range of levels.
+        negated: Whether F is of −v, which diffusers calls "epsilon" here.
+        clock: ``"log"``, ¼ ln σ, or ``"atan"``, (2/π) arctan σ.
+    """
+
+    sigma_data: float
+    sigma_max: float
+    sigma_min: float
+    negated: bool
+    clock: str
+
+
+def edm_of(config: Mapping[str, Any]) -> Edm | None:
+    """How an EDM-type configuration has its network called; None for all others.
+
+    Those are the EDM schedulers', and Euler's with ``timestep_type="continuous"`` and v-prediction, whose
+    levels may lie beyond those of its betas.
+    """
+    name, prediction = config.get("_class_name"), config.get("prediction_type", "epsilon")
+    if name in EDM:
+        one_of("prediction_type", prediction, ("epsilon", "v_prediction"))
+        low, high, data = (
+            _positive(config, key, default)
+            for key, default in (("sigma_min", 0.002), ("sigma_max", 80.0), ("sigma_data", 0.5))
+        )
+        clock = "atan" if name == _COSINE else "log"
+        return Edm(data, high, low, prediction == "epsilon", clock)
+    if not _is_continuous(config):
+        return None
+    betas = _of_betas(config)
+    ends = [
+        end if config.get(key) is None else _positive(config, key, end)
+        for key, end in (("sigma_max", betas.sigma_max), ("sigma_min", betas.sigma_min))
+    ]
+    return Edm(1.0, max(ends[0], betas.sigma_max), min(ends[1], betas.sigma_min), False, "log")
+
+
+def kind_of(config: Mapping[str, Any]) -> str:
+    """The kind of noise, a word of :mod:`.families`."""
+    if is_flow(config):
+        return families.FLOW
+    return families.VP if edm_of(config) is None else families.EDM
+
+
+def _is_continuous(config: Mapping[str, Any]) -> bool:
+    kind = one_of(
+        "timestep_type", config.get("timestep_type", "discrete"), ("discrete", "continuous")
+    )
+    # With other predictions it tells the network whole times all the same.
+    return kind == "continuous" and config.get("prediction_type") == "v_prediction"
+
+
+def _of_betas(config: Mapping[str, Any]) -> Schedule:
     written = config.get("schedule")
     if written is not None:
         if not isinstance(written, Mapping) or set(written) != {"name", "params"}:
@@ -117,7 +184,6 @@ def schedule_of(config: Mapping[str, Any]) -> Schedule:
                 f"num_train_timesteps={built.T:g}"
             )
         return built
-    _check_times(config)
     T = count("num_train_timesteps", config["num_train_timesteps"])
     trained, zero_snr = config.get("trained_betas"), _is_on(config, "rescale_betas_zero_snr")
     name = one_of("beta_schedule", config.get("beta_schedule", "linear"), BETAS)
@@ -156,16 +222,8 @@ def _betas(name: str, T: int, config: Mapping[str, Any]) -> Array:
 def is_flow(config: Mapping[str, Any]) -> bool:
     """Whether it interpolates x = (1 − t)x₀ + tε; ValueError for a scheduler class we do not know."""
     name = config.get("_class_name", "DDIMScheduler")
-    one_of("scheduler", name, (*DISCRETE, *FLOW))
+    one_of("scheduler", name, KNOWN)
     return name in FLOW or _is_on(config, "use_flow_sigmas")
-
-
-def _check_times(config: Mapping[str, Any]) -> None:
-    if config.get("timestep_type", "discrete") != "discrete":
-        raise ValueError(
-            f"timestep_type={config['timestep_type']!r} tells the network ¼ ln σ and not t; build it with "
-            "ddim_ode.Denoiser(net, schedule, time=lambda t, sigma: 0.25 * numpy.log(sigma))"
-        )
 
 
 def check_betas(config: Mapping[str, Any]) -> None:
@@ -178,7 +236,11 @@ def check_betas(config: Mapping[str, Any]) -> None:
             "the configuration has no beta_schedule, as those of flow matching, EDM or consistency models: "
             "take one of a scheduler of variance-preserving diffusion"
         )
-    _check_times(config)
+    if _is_continuous(config):
+        raise ValueError(
+            "timestep_type='continuous' has states of σ beyond those of betas, and networks told ¼ ln σ: "
+            "ddim_ode.interop.diffusers.load reads such models"
+        )
     if config.get("snr_shift_scale", 1.0) != 1.0:
         raise ValueError(
             f"snr_shift_scale={config['snr_shift_scale']!r} shifts the schedule of its betas, which this "
@@ -191,6 +253,8 @@ def prediction_of(config: Mapping[str, Any]) -> str:
     flow = is_flow(config)
     if config.get("_class_name") in FLOW:
         return "flow"
+    if edm_of(config) is not None:
+        return "x0"
     written = config.get("prediction_type", "epsilon")
     prediction = PREDICTIONS[one_of("prediction_type", written, PREDICTIONS)]
     if prediction == ("v" if flow else "flow"):
@@ -261,6 +325,8 @@ def notes_of(config: Mapping[str, Any], limit: Limit) -> list[Note]:
             out.append(Note(key, value, "honoured", "off"))
         elif key in LIMITING:
             out.append(Note(key, value, *_of_limit(key, config, limit)))
+        elif key == "invert_sigmas" and config.get("_class_name") in FLOW:
+            out.append(Note(key, value, "honoured", "levels are read from noise to data, falling"))
         elif key == "invert_sigmas":
             out.append(Note(key, value, "left out", "this package knows no levels that rise"))
         elif key in _MODEL:

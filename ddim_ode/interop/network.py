@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
 from .._base.checks import count
+from .families import FROM_PIPELINE, Family, family_of
 
 # What a forward wants inside added_cond_kwargs, by the setting of its config that makes it look there.
 _OF_SETTING = {
@@ -22,82 +23,110 @@ _OF_SETTING = {
     ("use_additional_conditions", True): ("resolution", "aspect_ratio"),
 }
 ADDED = frozenset(name for names in _OF_SETTING.values() for name in names)
-# The axes of one sample by a part of the class's name, where they are not (C, H, W).
-_OF_CLASS = {
-    "2D": "CHW",
-    **{"1D": "CL", "StableAudio": "CL"},
-    **{"CogVideoX": "FCHW", "SpatioTemporal": "FCHW"},
-    **{"3D": "CFHW", "UNetMotion": "CFHW", "I2VGenXL": "CFHW"},
-}
+# The condition that goes in beside the state, behind its channels.
+BESIDE = "concat"
 
 
 def num_classes_of(model: nn.Module) -> int:
     """Of a network that takes integer labels."""
-    config = _config(model)
+    config = config_of(model)
     return int(
         (config["num_embeds_ada_norm"] if _is_dit(model) else config.get("num_class_embeds")) or 0
     )
 
 
 def _is_dit(model: nn.Module) -> bool:
-    return "DiTTransformer2DModel" in _class_names(model)
+    return any(cls.__name__ == "DiTTransformer2DModel" for cls in _classes(model))
 
 
-def _class_names(model: nn.Module) -> list[str]:
-    """Of a network's class and those it is derived from, also where it is compiled."""
-    return [cls.__name__ for cls in type(getattr(model, "_orig_mod", model)).__mro__]
+def _classes(model: nn.Module) -> tuple[type, ...]:
+    """A network's class and those it is derived from, also where it is compiled."""
+    return type(getattr(model, "_orig_mod", model)).__mro__
 
 
-def _config(model: nn.Module) -> dict[str, Any]:
+def config_of(model: nn.Module) -> dict[str, Any]:
     """A network's configuration as its forward reads it: adapters set attributes of it, not items."""
     config: Mapping[str, Any] = model.config  # type: ignore[assignment]
     return {**config, **getattr(config, "__dict__", {})}
 
 
-def channels_of(model: nn.Module, learns: bool) -> tuple[int, int]:
-    """Channels of the state and of the answer; ValueError for a network that is shown more than the state.
+def row_of(model: nn.Module, kind: str) -> Family:
+    """How its pipeline calls it, see :mod:`.families`; kind: of the scheduler's noise.
 
-    learns: whether its scheduler says that the answer has a variance.
+    ValueError for a transformer that is not known with such noise, or one that is told of two times.
     """
-    config, name = _config(model), type(model).__name__
+    row, config = family_of(_classes(model), kind), config_of(model)
+    if row.axes is None and {"sample_size", "sample_frames"} & set(config):
+        row = row._replace(axes="CHW")
+    if config.get("use_meanflow"):
+        raise ValueError(
+            f"{type(model).__name__} has use_meanflow: it is told of the time of the next level as well, "
+            f"which a denoiser at one level does not know; {FROM_PIPELINE}"
+        )
+    return row
+
+
+class Channels(NamedTuple):
+    """Of the state, the answer, and what goes in behind the state; None where the network does not say.
+
+    variance: whether half of the answer is a variance.
+    """
+
+    state: int | None
+    out: int | None
+    beside: int
+    variance: bool
+
+
+def channels_of(model: nn.Module, learns: bool, axes: str | None) -> Channels:
+    """Channels of the state, and what else goes in and comes out.
+
+    learns: whether its scheduler says that the answer has a variance. axes: of one sample.
+
+    Where more goes in than comes out, the rest is a condition behind the state (a mask, a small picture),
+    as all pipelines of diffusers stack them. ValueError where the configuration leaves it open.
+    """
+    config, name = config_of(model), type(model).__name__
+    if "in_channels" not in config:
+        return Channels(None, None, 0, learns)
     channels = count("in_channels (of the network's config.json)", config["in_channels"])
     out = config.get("out_channels")
     if out is None:
         out = 2 * channels if config.get("learn_sigma") else channels
+    elif axes == "LC":  # which counts those of pixels, not of patches
+        out *= count("patch_size (of the network's config.json)", config.get("patch_size", 1)) ** 2
+    if out == 2 * channels:
+        return Channels(channels, out, 0, True)
     by_hand = (
         "as ddim_ode.Denoiser(lambda x, t, c: model(torch.cat([x, c], 1), t, return_dict=False)[0], "
         "schedule, ...) with cond={'c': ...}"
     )
-    if out not in (channels, 2 * channels):
+    if out > channels or (learns and out < channels and out % 2 == 0):
         raise ValueError(
             f"{name} turns {channels} channels into {out}, so others than the state's (a mask, a small "
-            f"picture) are among them; say which {by_hand}"
+            f"picture) are among them, or a variance; say which {by_hand}"
         )
+    if out < channels:
+        return Channels(out, out, channels - out, False)
+    if (
+        learns and channels % 2 == 0
+    ):  # a small picture beside the state, a variance beside the prediction
+        return Channels(channels // 2, out, channels // 2, True)
     # Super-resolution networks are told the noise of the small picture as a class.
-    upscales = config.get("class_embed_type") == "timestep"
-    if out == channels and channels % 2 == 0 and (learns or upscales):
-        sign = "scheduler's variance_type" if learns else "class_embed_type='timestep'"
+    if config.get("class_embed_type") == "timestep" and channels % 2 == 0:
         raise ValueError(
-            f"{name} turns {channels} channels into {out}, and by its {sign} half of them are a small "
-            "picture beside the state, or a variance beside the prediction; its configuration does not say "
-            f"which. Say so {by_hand}, and learned_variance='split' if there is one"
+            f"{name} turns {channels} channels into {out}, and by its class_embed_type='timestep' half of "
+            "them are a small picture beside the state; then the scheduler's variance_type is learned, or "
+            "learned_range, and it does not say so. Give the scheduler it was trained with, or say what "
+            f"they are {by_hand}"
         )
-    return channels, out
+    return Channels(channels, out, 0, False)
 
 
-def axes_of(model: nn.Module) -> str | None:
-    """The axes of one sample, C channels, F frames; None for networks whose configuration has no size, such
-    as those of packed tokens (L, C)."""
-    if not {"sample_size", "sample_frames"} & set(_config(model)):
-        return None
-    named = ((name, part) for name in _class_names(model) for part in _OF_CLASS)
-    return next((_OF_CLASS[part] for name, part in named if part in name), "CHW")
-
-
-def shape_of(model: nn.Module) -> tuple[int, ...] | None:
+def shape_of(model: nn.Module, axes: str | None, channels: int | None) -> tuple[int, ...] | None:
     """Of one sample; None unless the network's config.json says all of its axes."""
-    config, axes = _config(model), axes_of(model)
-    if axes is None:
+    config = config_of(model)
+    if axes is None or "L" in axes.replace("CL", ""):
         return None
 
     def size_of(key: str) -> int | None:
@@ -105,15 +134,13 @@ def shape_of(model: nn.Module) -> tuple[int, ...] | None:
         return None if value is None else count(f"{key} (of the network's config.json)", value)
 
     frames, patch = (
-        size_of("sample_frames") or size_of("video_length"),
+        size_of("sample_frames") or size_of("video_length") or size_of("num_frames"),
         size_of("patch_size_t") or 1,
     )
     if frames is not None and (ratio := size_of("temporal_compression_ratio")) is not None:
         frames = (frames - 1) // ratio + 1  # it counts those of the decoded video
         frames = -(-frames // patch) * patch  # the last patch is filled up
-    sizes = dict(
-        C=size_of("in_channels"), F=frames, H=size_of("sample_height"), W=size_of("sample_width")
-    )
+    sizes = dict(C=channels, F=frames, H=size_of("sample_height"), W=size_of("sample_width"))
     if (size := config.get("sample_size")) is not None:
         spatial = axes.replace("C", "").replace("F", "")
         lengths = list(size) if isinstance(size, (list, tuple)) else [size] * len(spatial)
@@ -127,25 +154,25 @@ def shape_of(model: nn.Module) -> tuple[int, ...] | None:
     return known if len(known) == len(axes) else None
 
 
-def needs_of(model: nn.Module) -> frozenset[str]:
+def needs_of(model: nn.Module, row: Family) -> frozenset[str]:
     """Conditions without a default in the network's call, or with one that its configuration refuses."""
-    config = _config(model)
+    config = config_of(model)
     of_call = list(inspect.signature(model.forward).parameters.values())[1:]
     needs = {p.name for p in of_call if p.default is p.empty and p.kind == p.POSITIONAL_OR_KEYWORD}
     if num_classes_of(model) or config.get("class_embed_type"):
         needs.add("class_labels")
     if config.get("addition_embed_type") == "text_time":
         needs |= {"text_embeds", "time_ids"}
-    return frozenset(needs - {"timestep"})
+    return frozenset(needs - {row.argument})
 
 
-def takes_of(model: nn.Module) -> frozenset[str] | None:
+def takes_of(model: nn.Module, row: Family) -> frozenset[str] | None:
     """The names that a network's call takes beside x and t, and does not ignore; None for any."""
     of_call = list(inspect.signature(model.forward).parameters.values())[1:]
     if any(p.kind == p.VAR_KEYWORD for p in of_call):
         return None
-    config = _config(model)
-    takes = {p.name for p in of_call} - {"timestep", "return_dict"}
+    config = config_of(model)
+    takes = {p.name for p in of_call} - {row.argument, "return_dict"}
     if getattr(model, "class_embedding", True) is None:
         takes -= {"class_labels"}
     if config.get("time_cond_proj_dim") is None:

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .._base.checks import numbers
 from ..denoising.denoiser import Denoiser
-from ..schedules.schedule import Array, Schedule
+from ..schedules.schedule import Array, ArrayLike, Schedule
 from .reading import own_keys, read_scheduler
 
 _RISING = ("DDIMInverseScheduler", "DPMSolverMultistepInverseScheduler")
@@ -28,6 +29,9 @@ _TWICE = (
 )
 
 
+_TAKES_SIGMAS = "FlowMatchEulerDiscreteScheduler"
+
+
 class Placement(NamedTuple):
     """Of each step (N,): σ of the state it begins at, σ that it reaches, and the network's time there."""
 
@@ -36,7 +40,14 @@ class Placement(NamedTuple):
     told: Array
 
 
-def placement(scheduler: Any, schedule: Schedule, steps: int, mu: float | None = None) -> Placement:
+def placement(
+    scheduler: Any,
+    schedule: Schedule,
+    steps: int,
+    mu: float | None = None,
+    sigmas: ArrayLike | None = None,
+    ramp: bool = False,
+) -> Placement:
     """The levels of ``scheduler`` at ``set_timesteps(steps)``, which is called on a copy of it.
 
     Args:
@@ -44,13 +55,15 @@ def placement(scheduler: Any, schedule: Schedule, steps: int, mu: float | None =
         schedule: As :func:`ddim_ode.interop.config.schedule_of` reads it.
         steps: Its ``num_inference_steps``.
         mu: The shift by the picture's size, for schedulers with ``use_dynamic_shifting``.
+        sigmas: Of ``set_timesteps``, (steps,), for a flow scheduler that takes them.
+        ramp: Whether they are 1, (N−1)/N, ... 1/N where they are not given, and a scheduler takes them.
 
     Raises:
         ValueError: The scheduler goes up, cannot take so many steps, or steps to levels that its
             schedule does not have.
     """
     name, config = type(scheduler).__name__, scheduler.config
-    if name in _RISING or config.get("invert_sigmas"):
+    if name in _RISING:
         raise ValueError(
             f"{name} goes up, from data to noise, and a grid of levels falls; give grid= a name or σ's"
         )
@@ -59,8 +72,17 @@ def placement(scheduler: Any, schedule: Schedule, steps: int, mu: float | None =
             f"mu={mu!r}: {name} has use_dynamic_shifting off, and no use for it; drop mu"
         )
     scheduler = copy.deepcopy(scheduler)
+    options: dict[str, Any] = {} if mu is None else dict(mu=mu)
+    if sigmas is not None:
+        if name != _TAKES_SIGMAS:
+            raise ValueError(f"sigmas: {name} takes none here; drop sigmas")
+        options["sigmas"] = handed = numbers("sigmas", sigmas)
+        if handed.shape != (steps,):
+            raise ValueError(f"sigmas has shape {handed.shape} for {steps} steps; give ({steps},)")
+    elif ramp and name == _TAKES_SIGMAS:
+        options["sigmas"] = np.linspace(1.0, 1 / steps, steps)
     try:
-        scheduler.set_timesteps(steps, **({} if mu is None else dict(mu=mu)))
+        scheduler.set_timesteps(steps, **options)
     except (ValueError, IndexError, TypeError, AssertionError) as error:
         raise ValueError(f"{name} cannot take {steps} steps: {error}") from error
     return placed(scheduler, schedule, name, f"{name} with {steps} steps")
@@ -90,9 +112,12 @@ def placed(scheduler: Any, schedule: Schedule, name: str, whose: str) -> Placeme
         times = _numbers(scheduler.timesteps)[::calls]
         kept = _numbers(scheduler.sigmas)
         kept = np.append(kept[:1], kept[1::calls])[: len(times) + 1]
+        if config.get("invert_sigmas"):
+            kept = 1 - kept
         # With flow matching theirs are the times of ours.
         levels = schedule.sigma(kept) if schedule.family == "flow" else schedule.check_sigma(kept)
-        return Placement(levels[:-1], levels[1:], times)
+        # EDM-type networks are told a function of σ, and ours are told σ itself.
+        return Placement(levels[:-1], levels[1:], levels[:-1] if schedule.family == "ve" else times)
     except ValueError as error:
         raise ValueError(
             f"{whose} goes to levels that its schedule does not have ({error}); give "

@@ -18,7 +18,7 @@ from torch import nn
 
 from .._base.checks import one_of, shown
 from .._base.warn import warn
-from .config import DISCRETE, FLOW, InteropWarning
+from .config import KNOWN, InteropWarning
 
 NETWORKS = ("unet", "transformer")
 _SCHEDULER = "scheduler_config.json"
@@ -229,7 +229,7 @@ def class_of(config: Mapping[str, Any]) -> str | None:
     (``_use_default_values``). It may carry the settings of classes before it along, so the class of most
     settings that fits is it.
     """
-    theirs = [name for name in (*DISCRETE, *FLOW) if not name.startswith("DDIMODE")]
+    theirs = [name for name in KNOWN if not name.startswith("DDIMODE")]
     by_default = set(config.get("_use_default_values") or ())
     fitting = [name for name in theirs if by_default <= own_keys(name) <= set(config)]
     return max(fitting, key=lambda name: len(own_keys(name)), default=config.get("_class_name"))
@@ -254,7 +254,7 @@ def read_scheduler(source: Any, ours: Callable[[Any], Any] | None = None) -> Any
                 "this configuration does not name its scheduler (_class_name), as those in memory do not; "
                 "give the scheduler itself"
             )
-        name = one_of("scheduler", source["_class_name"], (*DISCRETE, *FLOW))
+        name = one_of("scheduler", source["_class_name"], KNOWN)
         if name.startswith("DDIMODE") and ours is not None:
             return ours(source)
         try:

@@ -297,7 +297,9 @@ class Steps:
             self._estimate(steps, level, corrected, predicted)
 
         again = method.corrector == "evaluated"
-        rows = zip(steps.tolist(), scales.tolist(), read, counts, predicted.tolist(), corrected.tolist())
+        rows = zip(
+            steps.tolist(), scales.tolist(), read, counts, predicted.tolist(), corrected.tolist()
+        )
         for (step, s, levels, count, before, after), noise in zip(rows, noises):
             calls = [self._call_at[i] for i in levels[:count]]
             if method.corrector and step + 1 < n:
@@ -344,7 +346,9 @@ class Steps:
         return SCALES[name], None
 
 
-def _shared(weights: Sequence[float], drawn: Sequence[bool], stage: int) -> float | tuple[float, ...]:
+def _shared(
+    weights: Sequence[float], drawn: Sequence[bool], stage: int
+) -> float | tuple[float, ...]:
     """The noise of a stage's op, from the weights of the step's draws, oldest first: draw j is made at the
     end of stretch j, by the stage j + 1 if that has a length."""
     made = [j for j, length in enumerate(drawn[:stage]) if length]

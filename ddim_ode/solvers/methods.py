@@ -261,12 +261,14 @@ METHODS: dict[str, Method] = {
         Method("unipc2", 3, past=2, **_UNI),
         Method("unipc3", 4, past=3, **_UNI),
         Method(
-            "euler_ancestral", None, "data", eta=1.0, reference="Crowson 2022, k-diffusion; DDPM's step"
+            "euler_ancestral",
+            None,
+            "data",
+            eta=1.0,
+            reference="Crowson 2022, k-diffusion; DDPM's step",
         ),
         Method("dpmpp_sde", None, stages=HALF, reference=_K_SDE, **_NOISY),
-        Method(
-            "dpmpp2m_sde", None, past=2, rules=("midpoint",), reference=_K_SDE, **_NOISY
-        ),
+        Method("dpmpp2m_sde", None, past=2, rules=("midpoint",), reference=_K_SDE, **_NOISY),
         Method("dpmpp3m_sde", None, past=3, reference=_K_SDE, **_NOISY),
         Method("seeds2", None, stages=HALF, reference=_SEEDS, **_NOISY),
         Method("seeds3", None, stages=THIRDS, reference=_SEEDS, **_NOISY),

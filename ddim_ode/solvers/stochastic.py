@@ -117,7 +117,9 @@ def of_tau(schedule: Schedule, sigmas: npt.ArrayLike, tau: npt.ArrayLike) -> Arr
     with np.errstate(divide="ignore"):
         h = np.log(levels[:-1] / levels[1:])
     decay = np.asarray(tau, dtype=np.float64) ** 2 * h
-    return noise_bound(schedule, levels) * np.sqrt(-np.expm1(-2 * np.nan_to_num(decay, posinf=np.inf)))
+    return noise_bound(schedule, levels) * np.sqrt(
+        -np.expm1(-2 * np.nan_to_num(decay, posinf=np.inf))
+    )
 
 
 def check_eta(eta: object) -> Eta:
@@ -187,7 +189,9 @@ def _eta_values(eta: Eta, sigmas: Array) -> Array:
     values = np.array([number("eta(σ)", eta(sigma)) for sigma in middle.tolist()])
     if (bad := np.flatnonzero(~(np.isfinite(values) & (values >= 0)))).size:
         i = bad[0]
-        raise ValueError(f"eta({middle[i]:g})={values[i]:g} must be finite and >= 0, at any level σ")
+        raise ValueError(
+            f"eta({middle[i]:g})={values[i]:g} must be finite and >= 0, at any level σ"
+        )
     return values
 
 

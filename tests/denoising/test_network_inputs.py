@@ -25,22 +25,46 @@ def upscaler(channels=6, out=6, told=True):
     )
 
 
-@pytest.mark.parametrize("variance", ["learned", "learned_range", "fixed_small"])
+@pytest.mark.parametrize("variance", ["learned", "learned_range"])
 @pytest.mark.parametrize(("told", "kind"), [(True, text_unet), (False, text_unet), (False, unet)])
-def test_half_of_the_inputs_may_be_a_condition(variance, told, kind):
-    if variance == "fixed_small" and not told:
-        return  # nothing says so
+def test_half_of_the_inputs_are_a_condition_where_a_variance_is_learned(variance, told, kind):
     net = upscaler(told=told) if kind is text_unet else unet(in_channels=6, out_channels=6)
-    why = (
-        "class_embed_type='timestep'" if variance == "fixed_small" else "scheduler's variance_type"
-    )
-    expect(
-        lambda: load(net, scheduler(variance_type=variance)), f"6 channels into 6, and by its {why}"
-    )
+    model = load(net, scheduler(variance_type=variance))
+    assert (model.channels, model.shape, model.learned_variance) == (3, (3, 8, 8), "split")
+    assert "concat" in model.needs
 
 
-@pytest.mark.parametrize(("channels", "out"), [(9, 4), (7, 4), (6, 3), (33, 16), (4, 5), (4, 3)])
-@pytest.mark.parametrize("variance", ["fixed_small", "learned_range"])
+def test_half_of_the_inputs_may_be_a_condition():
+    why = "6 channels into 6, and by its class_embed_type='timestep'"
+    expect(lambda: load(upscaler(), scheduler(variance_type="fixed_small")), why)
+
+
+BESIDE = [(9, 4), (7, 4), (6, 3), (33, 16), (4, 3)]
+
+
+@pytest.mark.parametrize(("channels", "out"), BESIDE)
+def test_what_goes_in_beside_the_state_is_a_condition(channels, out):
+    """Against the network asked by hand."""
+    groups = 4
+    net = text_unet(in_channels=channels, out_channels=out, norm_num_groups=groups).eval()
+    model = load(net, scheduler())
+    assert (model.channels, model.shape) == (out, (out, 8, 8))
+    x, more = start(2, out), start(2, channels - out, seed=2)
+    words = torch.randn(2, 4, 8, generator=torch.Generator().manual_seed(0))
+    cond = dict(concat=more, encoder_hidden_states=words)
+    eps = model(x, model.schedule.sigma(500.0), cond=cond)[1]
+    expected = net(torch.cat([x, more], 1), torch.tensor([499.0] * 2), words).sample
+    torch.testing.assert_close(eps, expected)
+    expect(lambda: model(x, 1.0, cond=dict(encoder_hidden_states=words)), "needs concat")
+    wrong = dict(cond, concat=more[:, :, :4])
+    expect(lambda: model(x, 1.0, cond=wrong), rf"concat.* beside x of .* {channels - out} more")
+    expect(lambda: model(torch.cat([x, more], 1), 1.0, cond=cond), f"the network takes {out}")
+
+
+@pytest.mark.parametrize(
+    ("channels", "out", "variance"),
+    [(4, 5, "fixed_small"), (4, 5, "learned"), (9, 4, "learned"), (33, 16, "learned_range")],
+)
 def test_channels_that_come_out_otherwise_are_named(channels, out, variance):
     net = text_unet(in_channels=channels, out_channels=out)
     message = rf"{channels} channels into {out}, so others .*torch\.cat"
@@ -144,8 +168,8 @@ def nets():
         CogVideoXTransformer3DModel=(cog, "FCHW", (3, 4, 8, 10), (3, 4, 8, 10)),
         LatteTransformer3DModel=(latte, "CFHW", (4, 3, 8, 8), (4, 3, 8, 8)),
         UNet1DModel=(one, "CL", (2, 16), (2, 16)),
-        FluxTransformer2DModel=(flux, None, None, (6, 4)),
-        WanTransformer3DModel=(wan, None, None, (4, 1, 4, 4)),
+        FluxTransformer2DModel=(flux, "LC", None, (6, 4)),
+        WanTransformer3DModel=(wan, "CFHW", None, (4, 1, 4, 4)),
     )
 
 

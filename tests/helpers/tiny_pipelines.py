@@ -176,8 +176,8 @@ def with_plans(plans):
 
 # -- whole pipelines ---------------------------------------------------------------------------
 # Real classes, small enough for a run of some steps in a fraction of a second. Each entry makes
-# (pipe, call): an unmodified pipeline without text encoders, and arguments of its call in their place,
-# which ends at the latents where the class can. TINY_FLOW are those of flow matching, TINY_VP of variance
+# (pipe, call): an unmodified pipeline without text encoders, and arguments of its call in their place; it
+# ends at the latents where the class can. TINY_FLOW are those of flow matching, TINY_VP of variance
 # preserving diffusion, TINY_EDM the rest.
 TINY, TINY_FLOW, TINY_VP, TINY_EDM = {}, set(), set(), set()
 DYNAMIC = dict(

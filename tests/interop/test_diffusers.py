@@ -191,13 +191,15 @@ def test_a_bare_model_beside_its_scheduler(tmp_path):
 @pytest.mark.parametrize(
     ("name", "config", "match"),
     [
-        ("EDMEuler", {}, "unknown scheduler"),
+        ("ScoreSdeVe", {}, "unknown scheduler"),
+        ("EDMEuler", dict(sigma_data=0.0), "sigma_data=0 must be above 0"),
+        ("EDMEuler", dict(prediction_type="sample"), "prediction_type 'sample'"),
         ("DDIM", dict(beta_schedule="exp"), "exp"),
         ("DDIM", dict(prediction_type="noise"), "noise"),
         ("DDIM", dict(trained_betas=[0.1, 0.2]), "must agree"),
         ("DDIM", dict(prediction_type="flow_prediction"), "with use_flow_sigmas=False"),
         ("DDPM", dict(variance_type="foo"), "variance_type 'foo'"),
-        ("EulerDiscrete", dict(timestep_type="continuous"), "¼ ln σ and not t"),
+        ("EulerDiscrete", dict(timestep_type="continuously"), "timestep_type 'continuously'"),
     ],
 )
 def test_configurations_that_cannot_be_honoured(name, config, match):
@@ -229,9 +231,9 @@ def test_eps_at_zero_terminal_snr_is_refused_where_it_is_blind():
     assert torch.isfinite(sol.x).all()
 
 
-def test_more_input_than_output_channels_is_no_denoiser():
+def test_fewer_input_than_output_channels_is_no_denoiser():
     scheduler = peer("diffusers").DDIMScheduler(clip_sample=False)
-    expect(lambda: load(unet(in_channels=9, out_channels=4), scheduler), "9 channels into 4")
+    expect(lambda: load(unet(in_channels=4, out_channels=9), scheduler), "4 channels into 9")
 
 
 def test_a_condition_that_is_left_out_is_named():

@@ -1,0 +1,226 @@
+"""EDM-type configurations through ``load``, against diffusers' own schedulers on the same networks."""
+
+import functools
+import inspect
+
+import numpy as np
+import pytest
+import torch
+from flow_recipes import off, recipe
+from peers import load as peer
+from refusals import expect
+from tiny_pipelines import TINY, alive, start, unet
+
+import ddim_ode
+from ddim_ode.interop.config import edm_of, schedule_of
+from ddim_ode.interop.diffusers import load
+from ddim_ode.interop.edm import Preconditioned
+
+SVD = dict(
+    **dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"),
+    **dict(timestep_type="continuous", prediction_type="v_prediction", steps_offset=1),
+    **dict(timestep_spacing="leading", use_karras_sigmas=True, sigma_min=0.002, sigma_max=700.0),
+)
+ORDER_1 = dict(solver_order=1)
+CASES = [
+    ("EDMEuler", {}),
+    ("EDMEuler", dict(prediction_type="v_prediction", sigma_data=1.0, sigma_max=500.0)),
+    ("EDMEuler", dict(sigma_schedule="exponential", sigma_min=0.01)),
+    ("EDMDPMSolverMultistep", ORDER_1),
+    ("EDMDPMSolverMultistep", dict(prediction_type="v_prediction", sigma_data=1.0) | ORDER_1),
+    ("EulerDiscrete", SVD),
+    ("EulerDiscrete", dict(SVD, use_karras_sigmas=False, sigma_min=None, sigma_max=None)),
+]
+
+
+def made(name, config):
+    return getattr(peer("diffusers"), f"{name}Scheduler")(**config)
+
+
+def theirs(scheduler, net, x, steps, **cond):
+    """Their loop, as their pipelines write it."""
+    scheduler.set_timesteps(steps)
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            shown = scheduler.scale_model_input(x, t)
+            x = scheduler.step(net(shown, t, return_dict=False, **cond)[0], t, x).prev_sample
+    return x
+
+
+@pytest.mark.parametrize("steps", [4, 9])
+@pytest.mark.parametrize(("name", "config"), CASES)
+def test_euler_is_theirs(name, config, steps):
+    net = alive(unet())
+    scheduler = made(name, config)
+    model = load(net, scheduler)
+    assert (model.schedule.family, model.prediction) == ("ve", "x0")
+    scheduler.set_timesteps(steps)
+    x = start() * float(scheduler.sigmas[0])
+    grid = model.grid(steps)
+    np.testing.assert_allclose(grid, scheduler.sigmas.double(), rtol=3e-5)
+    ours = ddim_ode.sample(model, x, "ddim", grid=grid).x
+    assert off(ours, theirs(scheduler, net, x, steps)) < 1e-5
+
+
+@pytest.mark.parametrize(("name", "config"), CASES)
+def test_a_networks_answer_is_theirs(name, config):
+    """x̂₀ of one call at each level."""
+    net, scheduler = alive(unet()), made(name, config)
+    model = load(net, scheduler)
+    scheduler.set_timesteps(5)
+    for i, t in enumerate(scheduler.timesteps):
+        x, sigma = start() * float(scheduler.sigmas[i]), float(scheduler.sigmas[i])
+        scheduler._step_index = i
+        with torch.no_grad():
+            out = net(scheduler.scale_model_input(x, t), t).sample
+        if hasattr(scheduler, "precondition_outputs"):
+            clean = scheduler.precondition_outputs(x, out, sigma)
+        else:
+            clean = scheduler.step(out, t, x).pred_original_sample
+        assert off(model(x, sigma)[0], clean) < 1e-5
+
+
+def test_stable_audios_scheduler_is_read():
+    """By its configuration alone: the class itself needs another package."""
+
+    class CosineDPMSolverMultistepScheduler:
+        def __init__(self):
+            self.config = dict(sigma_min=0.3, sigma_max=500.0, sigma_data=1.0)
+            self.config |= dict(num_train_timesteps=1000, prediction_type="v_prediction")
+
+    net, sigma = alive(unet()), torch.tensor([500.0, 30.0, 0.4])
+    model = load(net, CosineDPMSolverMultistepScheduler())
+    x = start() * sigma.reshape(3, 1, 1, 1)
+    s = sigma.reshape(3, 1, 1, 1)
+    with torch.no_grad():
+        out = net(x / (s**2 + 1).sqrt(), sigma.atan() * 2 / np.pi).sample
+    expected = x / (s**2 + 1) - s / (s**2 + 1).sqrt() * out
+    assert off(model(x, sigma)[0], expected) < 1e-5
+    assert (model.schedule.sigma_max, model.schedule.sigma_min) == (500.0, 0.3)
+
+
+def test_other_predictions_of_a_continuous_configuration_are_told_whole_times():
+    config = {**made("EulerDiscrete", dict(timestep_type="continuous")).config}
+    assert edm_of({**config, "_class_name": "EulerDiscreteScheduler"}) is None
+    net, scheduler = alive(unet()), made("EulerDiscrete", dict(timestep_type="continuous"))
+    model = load(net, scheduler)
+    scheduler.set_timesteps(5)
+    top = float(scheduler.sigmas[0])
+    ours = ddim_ode.sample(model, start(), "ddim", grid=model.grid(5)).x
+    x = theirs(scheduler, net, start() * np.hypot(1, top), 5)
+    assert off(ours, x) < 1e-4
+
+
+def test_stable_audio_is_its_pipelines():
+    pipe, call = TINY["StableAudioPipeline"]()
+    visited, told, _ = recipe(pipe, call | dict(guidance_scale=1.0), steps=4)
+    model = load(pipe)
+    assert (model.axes, model.shape, model.channels) == ("CL", (4, 8), 4)
+    grid = model.grid(4)
+    assert off(visited[0], visited.end) > 0.1
+    inner = model.replace(net=model.net.net)  # whose forward says the names
+    told = {name: value for name, value in told.items() if name != "timestep"}
+    first = next(iter(inspect.signature(inner.net.model.forward).parameters))
+    shared = {n: v for n, v in told.items() if n not in (first, "return_dict") and v is not None}
+    ours = ddim_ode.sample(model, visited[0], "ddim", grid=grid, shared=shared).x
+    assert off(ours, visited.end) < 1e-5
+
+
+def test_frames_are_shown_beside_the_state():
+    """SVD's network: (B, F, C, H, W), four channels of a picture behind the four of the state."""
+    d = peer("diffusers")
+    torch.manual_seed(0)
+    net = alive(
+        d.UNetSpatioTemporalConditionModel(
+            **dict(sample_size=8, in_channels=8, out_channels=4, num_frames=3),
+            **dict(block_out_channels=(32, 64), num_attention_heads=(2, 4), cross_attention_dim=8),
+            **dict(
+                down_block_types=("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal")
+            ),
+            **dict(up_block_types=("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal")),
+            **dict(layers_per_block=1, addition_time_embed_dim=4),
+            projection_class_embeddings_input_dim=12,
+        )
+    )
+    scheduler = made("EulerDiscrete", SVD)
+    model = load(net, scheduler)
+    assert (model.axes, model.shape, model.channels) == ("FCHW", (3, 4, 8, 8), 4)
+    generator = torch.Generator().manual_seed(0)
+    x, more = (torch.randn(1, 3, 4, 8, 8, generator=generator) for _ in range(2))
+    cond = dict(encoder_hidden_states=torch.randn(1, 1, 8), added_time_ids=torch.ones(1, 3))
+    scheduler.set_timesteps(4)
+    x = x * float(scheduler.sigmas[0])
+
+    def beside(shown, t, **rest):
+        return net(torch.cat([shown, more], 2), t, **rest)
+
+    expected = theirs(scheduler, beside, x, 4, **cond)
+    ours = ddim_ode.sample(model, x, "ddim", grid=model.grid(4), cond=dict(cond, concat=more)).x
+    assert off(ours, expected) < 1e-5
+
+
+def test_half_precision_keeps_the_state_wide():
+    net = alive(unet())
+    full, half = (
+        load(net, made("EDMEuler", {})),
+        load(net, made("EDMEuler", {}), dtype=torch.bfloat16),
+    )
+    x = start()
+    # At σ = 0.01, c_out is 0.01: bfloat16's own rounding of x would be 4e-3.
+    assert off(half(x, 0.01)[0], full(x, 0.01)[0]) < 2e-4
+
+
+def test_all_of_our_methods_run():
+    model = load(alive(unet()), made("EDMEuler", {}))
+    x = start() * 80.0
+    fine = ddim_ode.sample(model, x, "heun", steps=30, grid="karras").x
+    for method in ("heun", "dpmpp2m", "unipc2"):
+        ours = ddim_ode.sample(model, x, method, steps=10, grid="karras").x
+        euler = ddim_ode.sample(model, x, "ddim", steps=10, grid="karras").x
+        assert off(ours, fine) < off(euler, fine)
+    found = {finding.check for finding in ddim_ode.diagnose(model)}
+    assert "rounded-timesteps" not in found
+
+
+def test_a_network_of_ones_own():
+    """k-diffusion's kind: wrapped it is a network of x̂₀ that is told σ, raw it goes into Preconditioned."""
+
+    def raw(x, t, scale):
+        return torch.tanh(x * scale + t.reshape(-1, 1))
+
+    def wrapped(x, sigma, scale):
+        s = sigma.reshape(-1, 1)
+        total = s**2 + 0.25
+        told = 0.25 * sigma.log()
+        return x * 0.25 / total + s * 0.5 / total.sqrt() * raw(x / total.sqrt(), told, scale)
+
+    schedule = ddim_ode.schedules.ve(80.0)
+    x = 80 * torch.randn(3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    pair = [ddim_ode.Denoiser(net, schedule, "x0") for net in (wrapped, Preconditioned(raw))]
+    ends = [ddim_ode.sample(m, x, "heun", steps=6, shared=dict(scale=2.0)).x for m in pair]
+    torch.testing.assert_close(*ends, rtol=1e-12, atol=1e-12)
+    for options, match in (
+        (dict(sigma_data=0.0), "sigma_data=0.0 must be above 0"),
+        (dict(sigma_data="a"), "sigma_data='a'"),
+        (dict(noise="cosine"), "unknown noise 'cosine'"),
+        (dict(noise=3), "noise=3 must be callable"),
+    ):
+        expect(functools.partial(Preconditioned, raw, **options), match)
+    expect(lambda: Preconditioned(None), "net=None must be callable")
+
+
+def test_the_schedule_of_a_configuration_reaches_its_levels():
+    schedule = schedule_of(
+        {**SVD, "num_train_timesteps": 1000, "_class_name": "EulerDiscreteScheduler"}
+    )
+    assert (schedule.family, schedule.sigma_max, schedule.sigma_min) == ("ve", 700.0, 0.002)
+
+
+def test_our_scheduler_points_to_load():
+    d = peer("diffusers")
+    from ddim_ode.interop.diffusers import DDIMODEScheduler
+
+    expect(
+        lambda: DDIMODEScheduler.from_config(d.EulerDiscreteScheduler(**SVD).config),
+        "timestep_type='continuous' .*load reads such models",
+    )
