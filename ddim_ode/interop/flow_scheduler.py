@@ -31,10 +31,10 @@ from .._base.tensors import check_floating
 from ..denoising.denoiser import Denoiser
 from ..schedules.schedule import Array
 from ..solve.planning import plan_for
-from ..solvers.compilation import noise_bound
 from ..solvers.methods import get_method
 from ..solvers.plan import Plan
 from ..solvers.profile import checked_profile
+from ..solvers.stochastic import noise_bound
 from .adoption import SOLVERS, adopted_flow, plain, profile_of
 from .config import limit_of, prediction_of
 from .flow_levels import Clock, Told, levels_by, through_stages, warn_of_another_place

@@ -112,7 +112,7 @@ def placed(scheduler: Any, schedule: Schedule, name: str, whose: str) -> Placeme
         times = _numbers(scheduler.timesteps)[::calls]
         kept = _numbers(scheduler.sigmas)
         kept = np.append(kept[:1], kept[1::calls])[: len(times) + 1]
-        if config.get("invert_sigmas"):
+        if scheduler.config.get("invert_sigmas"):
             kept = 1 - kept
         # With flow matching theirs are the times of ours.
         levels = schedule.sigma(kept) if schedule.family == "flow" else schedule.check_sigma(kept)

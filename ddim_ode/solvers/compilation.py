@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from .._base.checks import flag, one_of
 from ..grids import check_grid, upward
-from ..schedules.schedule import Array, Schedule
+from ..schedules.schedule import Schedule
 from .builder import Steps
 from .chart import VECTORS, get_chart
 from .methods import RK_START_FROM, STARTS, Method, from_infinity, get_method

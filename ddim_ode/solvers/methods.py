@@ -138,7 +138,7 @@ class Method:
     @property
     def multistep(self) -> bool:
         """Whether a step reads velocities from outside itself."""
-        return self.past > 1 or self.corrector
+        return self.past > 1 or bool(self.corrector)
 
     @property
     def takes_noise(self) -> bool:
