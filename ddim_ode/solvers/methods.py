@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from .._base import table
-from .._base.checks import count, exclusive, flag, number, one_of, shown, text_of
+from .._base.checks import count, exclusive, flag, one_of, shown, text_of
 from .chart import CHARTS, SCALES
 from .plan import Plan
 from .quadrature import RULES
@@ -92,8 +92,6 @@ class Method:
         if self.eta is not None:
             check_eta(self.eta)
         one_of("chart", self.chart, CHARTS)
-        if self.eta is not None:
-            object.__setattr__(self, "eta", number("eta", self.eta))
         if self.ruler is not None:
             one_of("ruler", self.ruler, [*SCALES, "t"])
         if self.order is not None:
