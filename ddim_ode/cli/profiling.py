@@ -20,6 +20,7 @@ from .common import (
     print_table,
 )
 from .models import HELP, load_model
+from .parser import Parser
 
 if TYPE_CHECKING:
     from ..denoising.denoiser import Denoiser
@@ -29,7 +30,7 @@ NAME = "model"  # of the grid that is the model's own
 HELP_GRID = f"time, quadratic, log_snr, karras, trailing; {NAME}, its own; or a profile's .json"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     add = parser.add_argument
     add("model", nargs="?", default="fashion-mnist", help=HELP)
     add(
