@@ -49,7 +49,7 @@ def test_pages_of_the_reference_are_made_and_their_links_hold(tmp_path):
     assert set(ddim_ode.__all__) & set(MAIN) <= anchors[tmp_path / "ddim_ode.html"]
     assert not re.search(r":(func|class|mod|meth|attr):`", pages[tmp_path / "ddim_ode.html"])
     links = [(p, link) for p, text in pages.items() for link in re.findall(r'href="([^"]+)"', text)]
-    local = [(p, link) for p, link in links if "://" not in link]
+    local = [(p, link) for p, link in links if "://" not in link and "${" not in link]
     assert len(local) > 200
     for page, link in local:
         path, _, anchor = link.partition("#")
@@ -65,14 +65,3 @@ def test_the_oldest_python_named_reads_the_code():
     assert f'target-version = "py3{minor}"' in PROJECT
     for path in (ROOT / "ddim_ode").rglob("*.py"):
         ast.parse(path.read_text(encoding="utf-8"), str(path), feature_version=(3, minor))
-
-
-def test_the_gates_oldest_packages_are_the_ones_that_the_metadata_name():
-    gate = (ROOT / ".ci/run").read_text(encoding="utf-8")
-    pinned = dict(
-        re.findall(r"([\w-]+)==([\d.]+\d)", gate.partition("lowest=(")[2].partition(")")[0])
-    )
-    named = dict(re.findall(r'"([\w-]+)(?:\[\w+\])?>=([\d.]+)"', PROJECT))
-    assert len(pinned) >= 8
-    for name, version in pinned.items():
-        assert f"{version}.".startswith(f"{named[name]}."), name
