@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -27,20 +28,23 @@ from . import (
     training,
 )
 from .common import print_table
+from .parser import Parser, PrintCompletion
 
-# name: (module, help, description)
-_COMMANDS: dict[str, tuple[Any, str, str]] = {
+# name: (module, help, description, example)
+_COMMANDS: dict[str, tuple[Any, str, str, str]] = {
     "sample": (
         sampling,
         "make pictures with one or more solvers",
         "Sample the same seeds with each solver: a picture, a table, a manifest. Stopped on the way, it "
         "keeps the methods that are finished.",
+        "ddim-ode sample --guidance 2 --methods ddim unipc2 --nfe 10 --seeds 0-9",
     ),
     "profile": (
         profiling,
         "a model's own grids: where to start, step and end",
         "Look at a model with a few hundred network rows, and try what should do best at each number of "
         "calls: the method and grid for each, and a file for --grid.",
+        "ddim-ode profile model.safetensors --nfe 8 12 --out profile.json",
     ),
     "compare": (
         comparison,
@@ -48,6 +52,7 @@ _COMMANDS: dict[str, tuple[Any, str, str]] = {
         "Solve the same noises with each solver and to convergence: the error at each number of network "
         "calls, as a table, pictures and a report. Stopped on the way, it keeps what is finished, and the "
         "same command goes on from there.",
+        "ddim-ode compare --model model.safetensors --methods ddim heun unipc2 --nfe 8 15",
     ),
     "calibrate": (
         calibration,
@@ -55,6 +60,7 @@ _COMMANDS: dict[str, tuple[Any, str, str]] = {
         "Fit a plan for each number of network calls to where the ODE takes the model's own noises, from "
         "the best textbook sampler on: files for ddim-ode sample --plan, what each gains on noises held "
         "out, and pictures.",
+        "ddim-ode calibrate --model model.safetensors --nfe 6 --guidance 2",
     ),
     "generate": (
         generation,
@@ -62,29 +68,34 @@ _COMMANDS: dict[str, tuple[Any, str, str]] = {
         "Make samples into shards of a folder. Start it once per processor, by hand or under torchrun (-m "
         "ddim_ode generate -n ...): the processes share the work. Stopped at any moment, by whatever "
         "means, the same command makes what is missing or damaged.",
+        "ddim-ode generate -n 5000 --out run --method unipc2 --nfe 10",
     ),
     "evaluate": (
         evaluation,
         "verify what generate made, and hold it against real data",
         "Read a folder of ddim-ode generate shard by shard: checksums, failures, distances to real data.",
+        "ddim-ode evaluate run --data images",
     ),
     "encode": (
         inversion,
         "pictures to latents and back",
         "Solve the ODE from pictures up to their latents and down again: the latents in a file, a picture, "
         "and the error of the round trip.",
+        "ddim-ode encode --data images --indices 0-9 --nfe 59",
     ),
     "interpolate": (
         interpolation,
         "pictures between two noises or two pictures",
         "Go from one latent to another on a great circle, and beside it on the straight line: the latents "
         "of seeds, or of pictures, which are encoded first.",
+        "ddim-ode interpolate --seeds 0-3 --points 9 --classes sneaker",
     ),
     "edit": (
         editing,
         "pictures under another class, from half-way up, or with a part made anew",
         "Change pictures: --to another class by way of their latents, by adding noise of some --strength, "
         "or inside a --mask.",
+        "ddim-ode edit --data images --to coat,bag --guidance 2",
     ),
     "doctor": (
         doctor,
@@ -92,13 +103,16 @@ _COMMANDS: dict[str, tuple[Any, str, str]] = {
         "Ask a model on a few noised samples what its sampling will suffer from: what it predicts, at "
         "which scale and time, where its scheduler steps, clipping, half precision. Exit status 1 if "
         "anything is found.",
+        "ddim-ode doctor model.safetensors --steps 20",
     ),
     "train": (
         training,
         "train a U-Net on your images",
         "Train an ε-network; the same command resumes a stopped run.",
+        "ddim-ode train --data images --out run --steps 20000",
     ),
 }
+_LISTING = "List the solvers: their order, what a step costs, and where they step."
 _LEGEND = """
 order            of the global error: with exact starting values, as run by default on many steps, and
                  from starting steps of rising order (as run on few)
@@ -112,20 +126,15 @@ Variants, such as dpmpp3m:lower_order_final, are in ddim_ode.solvers.methods.VAR
 come from: ddim-ode methods --references."""
 
 
-class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows the defaults that say something."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        plain = action.default is None or action.default is False
-        return action.help if plain else super()._get_help_string(action)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status.
 
     2: a mistake in the call; 130: interrupted; 141: nobody reads the output any more.
     """
     terminal.prepare()
+    if "torch" not in sys.modules:  # read as it is loaded
+        # On a busy machine threads that spin as they wait hold the core that the last one needs.
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         return terminal.finish(_status(argv))
     except BrokenPipeError:
@@ -171,16 +180,26 @@ def _warnings_as_text(command: str) -> Iterator[None]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="ddim-ode", description="Diffusion sampling as an ODE solve."
+    parser = Parser(
+        prog="ddim-ode",
+        description="Diffusion sampling as an ODE solve.",
+        example="ddim-ode doctor model.safetensors",
     )
     parser.add_argument("--version", action="version", version=f"ddim-ode {__version__}")
+    parser.add_argument(
+        "--print-completion",
+        action=PrintCompletion,
+        choices=PrintCompletion.SHELLS,
+        help="print what makes that shell complete these commands, for its start-up file",
+    )
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, (module, brief, description) in _COMMANDS.items():
+    for name, (module, brief, description, example) in _COMMANDS.items():
         module.add_arguments(
-            commands.add_parser(name, help=brief, description=description, formatter_class=_Help)
+            commands.add_parser(name, help=brief, description=description, example=example)
         )
-    listing = commands.add_parser("methods", help="list the solvers")
+    listing = commands.add_parser(
+        "methods", help="list the solvers", description=_LISTING, example="ddim-ode methods"
+    )
     listing.add_argument("--references", action="store_true", help="where each comes from, instead")
     listing.set_defaults(run=_print_methods)
     for command in commands.choices.values():

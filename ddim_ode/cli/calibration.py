@@ -20,6 +20,7 @@ from .common import (
     print_table,
 )
 from .models import HELP, Loaded, load_model
+from .parser import Parser
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,7 +33,7 @@ _DOTS = 200  # end points of a 2-D model
 _STEPS = 100  # of unipc3, converged as far as the eye can tell
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     add = parser.add_argument
     add("--model", default="fashion-mnist", help=HELP)
     add("--nfe", nargs="+", type=int, default=[6], help="network calls, a plan for each")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._base.checks import device_of, one_of
 from .._base.table import Table
+from .parser import Parser
 
 # Of a model with classes, where samples are made to be looked at.
 MOST_SEEDS = 100_000
@@ -109,13 +110,13 @@ def parse_features(
         ) from None
 
 
-def add_guidance(parser: argparse.ArgumentParser, further: str = "") -> None:
+def add_guidance(parser: Parser, further: str = "") -> None:
     """The scale of guidance, none where nobody gives one, on every command."""
     said = f"classifier-free guidance; 1 (the default) is none, others cost twice{further}"
     parser.add_argument("--guidance", type=float, help=said)
 
 
-def add_ode_arguments(parser: argparse.ArgumentParser) -> None:
+def add_ode_arguments(parser: Parser) -> None:
     """What makes the ODE another than the network's own."""
     add_guidance(parser)
     add = parser.add_argument
@@ -132,7 +133,7 @@ def add_ode_arguments(parser: argparse.ArgumentParser) -> None:
     add_limit_arguments(parser)
 
 
-def add_limit_arguments(parser: argparse.ArgumentParser) -> None:
+def add_limit_arguments(parser: Parser) -> None:
     """What keeps x̂₀ in range, for commands that load a model."""
     add = parser.add_argument
     add(

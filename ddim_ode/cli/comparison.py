@@ -21,6 +21,7 @@ from .common import (
     parse_features,
 )
 from .models import HELP, Loaded, load_model
+from .parser import Parser
 from .profiling import HELP_GRID, resolved
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ _LEAST = 4  # samples that a metric takes
 _DRAWS = 10_000  # of an exact mixture, to measure against
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     add = parser.add_argument
     add("--model", default="fashion-mnist", help=HELP)
     add(

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 from .._base.checks import count
 from .common import add_guidance, add_limit_arguments, find_device, limits, load_real
 from .models import HELP, Loaded, load_model
+from .parser import Parser
 
 if TYPE_CHECKING:
     from ..diagnosis import Diagnosis
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     add = parser.add_argument
     add("model", nargs="?", default="fashion-mnist", help=HELP)
     add("--data", type=Path, help="clean images, as for ddim-ode train: finds more")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from .._base.checks import count
 from .common import condition, parse_classes
+from .parser import PICTURES, Parser
 from .pictures import (
     Made,
     check_classes,
@@ -31,14 +32,14 @@ if TYPE_CHECKING:
 HALVES = ("left", "right", "top", "bottom")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     add = parser.add_argument
     add(
         "--to",
         help="classes, names or numbers: 'coat,bag'. Alone: encode under a picture's own class, decode "
         "under these, one after another",
     )
-    what = parser.add_mutually_exclusive_group()
+    what = parser.titled[PICTURES].add_mutually_exclusive_group()
     what.add_argument(
         "--strength",
         type=float,

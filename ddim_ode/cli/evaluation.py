@@ -10,6 +10,7 @@ from .._base import files
 from .._base.checks import refuse
 from .._base.table import Table
 from .common import find_device, load_real, parse_features
+from .parser import Parser
 
 if TYPE_CHECKING:
     from ..evaluate.features import Features
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from ..generation.shards import Shards
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     add = parser.add_argument
     add("folder", type=Path, metavar="DIR", help="what ddim-ode generate --out made")
     add(

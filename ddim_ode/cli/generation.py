@@ -19,6 +19,7 @@ from .common import (
     print_table,
 )
 from .models import HELP, load_model
+from .parser import Parser
 from .profiling import HELP_GRID, grid_of, on_grid
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ _NFE = 20
 _SOLVER = ("steps", "nfe", "grid", "final", "sigma_max", "sigma_min", "eta", "rtol", "atol")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     add = parser.add_argument
     add("--model", default="fashion-mnist", help=HELP)
     # -n for torchrun, which takes a --n among the program's options for one of its own.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from .._base.checks import count
 from .common import condition, parse_classes, parse_seeds
+from .parser import Parser
 from .pictures import MOST, Made, check_classes, load_model, load_pictures, run_of, solver, write
 from .pictures import add_arguments as add_picture_arguments
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from .models import Trained
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     add = parser.add_argument
     add("--seeds", default="0-3", help="of noises, taken in pairs: 0-3 or 3,5,8,9 (without --data)")
     add(

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from .common import condition
+from .parser import Parser
 from .pictures import (
     Made,
     check_classes,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 LATENTS = "latents.safetensors"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     add_picture_arguments(parser, method="heun", nfe=99)
     parser.set_defaults(run=_encode)
 

@@ -20,6 +20,7 @@ from .common import (
     set_ode,
 )
 from .models import HELP_TRAINED, load_trained
+from .parser import STEPS, Parser
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,7 +38,7 @@ class Made(NamedTuple):
     strip: tuple[str, Tensor] | None = None
 
 
-def add_arguments(parser: argparse.ArgumentParser, method: str, nfe: int) -> None:
+def add_arguments(parser: Parser, method: str, nfe: int) -> None:
     """What every one of these commands takes: model, pictures, solver, folder; with its defaults."""
     add = parser.add_argument
     add("--model", default="fashion-mnist", help=HELP_TRAINED)
@@ -49,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser, method: str, nfe: int) -> Non
     add("--split", default="test", help="train or test, of IDX files")
     add("--indices", default="0-9", help="which pictures of --data: 0-9 or 3,5,8")
     add("--method", default=method, help="a name from ddim-ode methods")
-    where = parser.add_mutually_exclusive_group()
+    where = parser.titled[STEPS].add_mutually_exclusive_group()
     where.add_argument(
         "--nfe", type=int, help=f"most network calls each way ({nfe} without --steps)"
     )

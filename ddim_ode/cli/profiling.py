@@ -20,6 +20,7 @@ from .common import (
     print_table,
 )
 from .models import HELP, load_model
+from .parser import Parser
 
 if TYPE_CHECKING:
     from ..denoising.denoiser import Denoiser
@@ -32,7 +33,7 @@ HELP_GRID = (
 )
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     add = parser.add_argument
     add("model", nargs="?", default="fashion-mnist", help=HELP)
     add(

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import re
+import shlex
 import sys
 import time
 from collections import Counter
@@ -30,6 +31,7 @@ from .common import (
     set_ode,
 )
 from .models import HELP_TRAINED, load_trained
+from .parser import STEPS, Parser
 from .profiling import HELP_GRID, grid_of
 
 if TYPE_CHECKING:
@@ -53,7 +55,7 @@ _OPTIONS = (
 )
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     add = parser.add_argument
     add("--model", help=f"{HELP_TRAINED} ({_DEFAULTS['model']})")
     add(
@@ -68,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="plans, of ddim-ode calibrate or Plan.save; what follows on steps and levels is for --methods",
     )
-    where = parser.add_mutually_exclusive_group()
+    where = parser.titled[STEPS].add_mutually_exclusive_group()
     where.add_argument(
         "--nfe",
         type=int,
@@ -143,7 +145,22 @@ def _sample(args: argparse.Namespace) -> int:
             if len(runs) < len(solvers):
                 kept = f"{len(runs)} of {len(solvers)} methods are kept in {args.out}"
                 print(kept, file=sys.stderr)
+    if not args.quiet:
+        print(_next(args.model))
     return 0
+
+
+def _next(model: str) -> str:
+    """What to do with one's own model, of the user's name or else of any."""
+    from ..nets.pretrained import MODELS
+
+    own = "MODEL" if model in MODELS else shlex.quote(model)
+    whose = " (a model.safetensors, or a folder of diffusers)" if model in MODELS else ""
+    return (
+        f"\nnext: ddim-ode doctor {own}            what will go wrong, and the fix{whose}\n"
+        f"      ddim-ode profile {own}           where to step\n"
+        f"      ddim-ode compare --model {own}   which solver, how many steps"
+    )
 
 
 def _apply_manifest(args: argparse.Namespace) -> None:

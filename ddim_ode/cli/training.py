@@ -8,26 +8,30 @@ from pathlib import Path
 
 from .._base.checks import count, one_of
 from .common import find_device
+from .parser import Parser
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     from ..nets.config import TrainConfig
 
     defaults = TrainConfig()
     add = parser.add_argument
     add("--data", type=Path, required=True, help="IDX directory, .npz, or a folder of pictures")
     add("--out", type=Path, required=True, help="directory of the run; resumed if it holds one")
-    add("--schedule", default="exponential", help="exponential, ddpm or cosine")
-    add("--steps", type=int, default=defaults.steps, help="optimiser steps")
-    add("--batch-size", type=int, default=defaults.batch, help="images a step")
-    add("--lr", type=float, default=defaults.lr, help="peak learning rate")
-    add("--channels", default=",".join(map(str, defaults.channels)), help="features per level")
-    add("--blocks", type=int, default=defaults.blocks, help="residual blocks a level")
-    add("--label-dropout", type=float, default=defaults.label_dropout, help="share without label")
-    add("--seed", type=int, default=defaults.seed, help="of weights, batches and noise")
-    add("--bf16", action="store_true", help="bfloat16 autocast")
+    training = parser.add_argument_group("training").add_argument
+    training("--schedule", default="exponential", help="exponential, ddpm or cosine")
+    training("--steps", type=int, default=defaults.steps, help="optimiser steps")
+    training("--batch-size", type=int, default=defaults.batch, help="images a step")
+    training("--lr", type=float, default=defaults.lr, help="peak learning rate")
+    training("--channels", default=",".join(map(str, defaults.channels)), help="features per level")
+    training("--blocks", type=int, default=defaults.blocks, help="residual blocks a level")
+    training(
+        "--label-dropout", type=float, default=defaults.label_dropout, help="share without label"
+    )
+    training("--seed", type=int, default=defaults.seed, help="of weights, batches and noise")
+    training("--bf16", action="store_true", help="bfloat16 autocast")
     add("--classes", help="class names, comma-separated, for the model file")
-    add("--checkpoint-every", type=int, default=200, help="steps")
+    training("--checkpoint-every", type=int, default=200, help="steps")
     add("--device", default="cpu", help="cpu, cuda ...")
     parser.set_defaults(run=_train)
 
