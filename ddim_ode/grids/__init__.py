@@ -194,10 +194,16 @@ def make_grid(
     if is_open(base):
         lands = final == "zero" and sigma_min is None
         ends = schedule.time(np.array([top, cut])) / schedule.T
-        sigmas = schedule.sigma(schedule.T * shares(base, parameters, n, lands, *ends.tolist()))
+        t = schedule.T * shares(base, parameters, n, lands, *ends.tolist())
+        sigmas = schedule.sigma(np.maximum(t, 0.0))
         sigmas[0] = top
         if n > 1 and not lands:
             sigmas[-1] = cut
+        if not (sigmas[1:] < sigmas[:-1]).all():
+            raise ValueError(
+                f"grid={name!r} has levels that coincide or rise with {steps} steps; take fewer, or milder "
+                "parameters"
+            )
     elif base in IN_TIME:
         t = IN_TIME[base](float(schedule.time(top)), float(schedule.time(cut)), n)
         sigmas = schedule.sigma(t)
