@@ -140,7 +140,8 @@ def test_apg_is_that_of_diffusers():
     from diffusers.guiders.adaptive_projected_guidance import normalized_guidance
 
     cond, uncond, x = predictions()
-    theirs = normalized_guidance(cond, uncond, 7.5, None, 0.3, 4.0, use_original_formulation=True)
+    # Theirs adds the scale times the update to the conditional prediction, the paper scale − 1 times.
+    theirs = normalized_guidance(cond, uncond, 6.5, None, 0.3, 4.0, use_original_formulation=True)
     torch.testing.assert_close(apg(7.5, 0.3, 4.0)(cond, uncond, x, 1.0), theirs)
 
 
