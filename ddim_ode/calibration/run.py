@@ -16,6 +16,7 @@ from .._base.version import __version__
 from .._base.warn import warn
 from ..denoising.cost import most_calls
 from ..denoising.denoiser import Denoiser
+from ..denoising.guidance import plain
 from ..denoising.problem import Problem as Conditioned
 from ..denoising.seeding import GENERATOR
 from ..schedules.schedule import Array
@@ -218,7 +219,7 @@ class Run:
             model_key=model_key(model),
             answers=None if self.answers is None else self.answers.to_dict(),
             prediction=model.prediction,
-            guidance=None if model.guidance is None else float(model.guidance.scale),
+            guidance=None if model.guidance is None else plain(model.guidance.scale),
             alterations={k: v for k, v in model.alterations.items() if k != "guidance"},
             sigma_range=[low, plan.grid[0] if math.isfinite(plan.grid[0]) else "inf"],
             incumbent=incumbent.name,

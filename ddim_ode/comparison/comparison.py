@@ -37,6 +37,7 @@ from ..solve.levels import budgets
 from ..solve.model_key import model_key
 from ..solve.near import PLAN, Near
 from ..solve.plan_checks import (
+    plain_alterations,
     warn_of_another_network,
     warn_of_own_examples,
     warn_of_own_noises,
@@ -178,7 +179,7 @@ def compare(
         reference="given" if work.known else goal,
         keep=keep,
         confidence=float(confidence),
-        **{k: float(v) if isinstance(v, Tensor) else v for k, v in model.alterations.items()},
+        **plain_alterations(model),
     )
     ode = filter(None, [f"{model.prediction}-network", ode_text(model.alterations)])
     result = Comparison(

@@ -8,8 +8,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .guidance import Branches, Call, Guidance, Level, Limit
+from .branches import Branches
+from .guidance import Call, Guidance, Level, Limit
 from .network import Net, check_names, check_output, guarded, halved
+
+_EVERYWHERE = Level()
 
 
 class Settings(Protocol):
@@ -65,7 +68,7 @@ def network_call(
         if branches is None:
             out = ask(x, t, cond)
         else:
-            out = branches(ask, x, t, True if at is None else at.guided)
+            out = branches(ask, x, t, _EVERYWHERE if at is None else at)
         if limit:
             assert at is not None, "a limited x̂₀ needs the call's levels"
             out = limit(out, x, at)

@@ -303,17 +303,20 @@ class Denoiser:
     def at(self, levels: Array, like: Tensor) -> Level | None:
         """What a call needs to know of its levels: (B,), already snapped, or (1,) for all samples.
 
-        None where it needs to know nothing. Of one level the answer holds plain numbers; of (B,) it holds
-        tensors on the device of ``like``.
-        """
+        None for nothing. Of one level the answer holds plain numbers, of (B,) tensors beside ``like``."""
         guidance = self.guidance
-        if not self.limit and (guidance is None or guidance.interval is None):
+        if not self.limit and (guidance is None or not guidance.reads_levels):
             return None
-        level = Level() if guidance is None else Level(guidance.guided(levels, like.device))
-        if self.limit:
-            pair = self.coefficients(self.prediction, "x0", levels)
-            a, b = (float(c[0]) if levels.size == 1 else column(c, like) for c in pair)
-            level = level._replace(to_x0=(a, b))
+
+        def each(numbers: Array) -> Any:
+            return float(numbers[0]) if levels.size == 1 else column(numbers, like)
+
+        level = Level(sigma=each(levels))
+        if guidance is not None:
+            level = level._replace(guided=guidance.guided(levels, like.device))
+        if self.limit or (guidance is not None and guidance.vector is not None):
+            a, b = self.coefficients(self.prediction, "x0", levels)
+            level = level._replace(to_x0=(each(a), each(b)))
         return level
 
     def at_each(self, nodes: Sequence[Node], like: Tensor) -> list[Level | None]:
@@ -350,13 +353,10 @@ class Denoiser:
         return evaluate
 
     def conversions(self, nodes: Sequence[Node]) -> list[tuple[float, float]] | None:
-        """For each node (a, b) such that it stores a·x + b·answer; None if all store the answer itself
-        (see :attr:`answers`)."""
-        converted = {node.vector for node in nodes} - {self.answers}
-        if not converted:
+        """For each node (a, b) such that it stores a·x + b·answer; None if all store the answer itself."""
+        if not (converted := {node.vector for node in nodes} - {self.answers}):
             return None
-        levels = self._levels(nodes)
-        a, b = np.zeros(len(nodes)), np.ones(len(nodes))
+        levels, (a, b) = self._levels(nodes), (np.zeros(len(nodes)), np.ones(len(nodes)))
         for vector in converted:
             rows = [k for k, node in enumerate(nodes) if node.vector == vector]
             a[rows], b[rows] = self.coefficients(self.answers, vector, levels[rows])

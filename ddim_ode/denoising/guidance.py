@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, is_dataclass, replace
 from numbers import Real
 from typing import Any, NamedTuple
 
@@ -25,8 +25,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .._base.checks import is_dense, named, number, shown
+from .._base.checks import flag, function, is_dense, named, number, one_of, refuse, shown
+from .._base.digests import digest
 from .._base.notebook import brief
+from .._base.structure import content
 from .._base.tensors import beside
 from ..schedules.schedule import Array
 
@@ -40,8 +42,9 @@ class Guidance:
     """Classifier-free guidance: null + scale·(conditional − null), in one batched call.
 
     Args:
-        scale: A number, or a 0-d tensor, whose gradient ``sample(..., differentiable=True)`` keeps. Scale 1
-            is the conditional network alone and costs no second branch.
+        scale: A number, or a 0-d tensor, whose gradient ``sample(..., differentiable=True)`` keeps; or a
+            tensor (B,), one for each sample. Scale 1 is the conditional network alone and costs no second
+            branch.
         null: For each condition to be dropped, its value in the null branch: a number, a tensor of one
             sample's shape, or a row for each sample, as the condition has. Other conditions are the same in
             both branches.
@@ -50,6 +53,13 @@ class Guidance:
             by rejected steps.
         rescale: Rescale the guided prediction to the conditional one's standard deviation: 0 (off) to 1. It
             needs samples of two entries or more; a constant prediction stays as it is.
+        combine: What to do with the two predictions instead of ``scale``: a function
+            ``f(cond, uncond, x, sigma) -> prediction`` of tensors (b, *), with σ a number, or a tensor
+            (b, 1, ...) where samples differ. Those of :mod:`ddim_ode.denoising.guidance_rules` are
+            ``apg``, ``cfg_zero_star`` and ``cfg_plus_plus``. It must treat each sample by itself.
+        vector: ``"x0"`` if ``combine`` is of x̂₀, whatever the network predicts; default: of the network's
+            own prediction.
+        sequential: Call the network twice, and not once with both branches in one batch: half the memory.
 
     References: Ho & Salimans 2022, https://arxiv.org/abs/2207.12598; interval: Kynkäänniemi et al. 2024,
     https://arxiv.org/abs/2404.07724; rescale: Lin et al. 2024, https://arxiv.org/abs/2305.08891.
@@ -59,28 +69,35 @@ class Guidance:
     {'guidance': 3.0, 'guidance_interval': [0.3, 5.0], 'guidance_rescale': 0.7}
     """
 
-    scale: float | Tensor
+    scale: float | Tensor = None  # type: ignore[assignment]  # None: it is the function's
     null: Mapping[str, Any] = field(default_factory=dict)
     interval: tuple[float, float] | None = None
     rescale: float = 0.0
+    combine: Callable[[Tensor, Tensor, Tensor, Any], Tensor] | None = None
+    vector: str | None = None
+    sequential: bool = False
 
     def __repr__(self) -> str:
         interval = "" if self.interval is None else f", interval={self.interval!r}"
         rescale = f", rescale={self.rescale!r}" if self.rescale else ""
-        return f"Guidance({brief(self.scale)}, null={brief(self.null)}{interval}{rescale})"
+        how = brief(self.scale) if self.combine is None else f"combine={name_of(self.combine)}"
+        if self.vector is not None:
+            rescale += f", vector={self.vector!r}"
+        if self.sequential:
+            rescale += ", sequential=True"
+        return f"Guidance({how}, null={brief(self.null)}{interval}{rescale})"
 
     def __post_init__(self) -> None:
-        scale: Any = self.scale
-        if not isinstance(scale, Tensor):
-            scale = number("guidance scale", scale)
-            object.__setattr__(self, "scale", scale)
-        elif scale.ndim or not (is_dense(scale) and scale.is_floating_point()):
-            scale = math.nan
-        if not math.isfinite(scale):
-            raise ValueError(
-                f"guidance scale {shown(self.scale)} must be a finite number (1 is no guidance), or a 0-d "
-                "floating tensor"
-            )
+        flag("sequential", self.sequential)
+        if self.combine is None:
+            self._check_scale()
+            refuse("only a function combine= is given another vector", vector=self.vector)
+        else:
+            function("combine", self.combine)
+            refuse("the function combine= has its own scale", scale=self.scale)
+            object.__setattr__(self, "scale", 1.0)
+            if self.vector is not None:
+                one_of("vector", self.vector, ["x0"])
         named("null", self.null)
         if not self.is_off and not self.null:
             raise ValueError("guidance needs null={name: value}: the conditions of the null branch")
@@ -96,21 +113,56 @@ class Guidance:
                 )
 
     @property
+    def reads_levels(self) -> bool:
+        """Whether a call needs to know the levels of its samples."""
+        return self.interval is not None or self.combine is not None
+
+    @property
+    def label(self) -> str:
+        """What it is called in messages: its scale, or the function."""
+        if self.combine is not None:
+            return name_of(self.combine)
+        several = isinstance(self.scale, Tensor) and self.scale.ndim
+        return "of each sample" if several else f"{float(self.scale):g}"
+
+    def _check_scale(self) -> None:
+        scale: Any = self.scale
+        if scale is None:
+            raise ValueError("guidance needs scale=, or combine= a function of the two predictions")
+        if not isinstance(scale, Tensor):
+            scale = number("guidance scale", scale)
+            object.__setattr__(self, "scale", scale)
+            good = math.isfinite(scale)
+        else:
+            good = scale.ndim < 2 and is_dense(scale) and scale.is_floating_point()
+            good = good and scale.numel() > 0 and bool(scale.isfinite().all())
+        if not good:
+            raise ValueError(
+                f"guidance scale {shown(self.scale)} must be a finite number (1 is no guidance), or a "
+                "floating tensor: 0-d, or (B,), one for each sample"
+            )
+
+    @property
     def is_off(self) -> bool:
         """Whether it is the conditional network alone, with no gradient to keep."""
-        return not isinstance(self.scale, Tensor) and self.scale == 1
+        return self.combine is None and not isinstance(self.scale, Tensor) and self.scale == 1
 
     def rows(self, cond: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The null values that have a row for each sample, as ``cond`` has, on its device."""
-        own = {k: _tensor(k, v).to(cond[k].device) for k, v in self.null.items() if k in cond}
+        own = {
+            k: tensor_of_null(k, v).to(cond[k].device) for k, v in self.null.items() if k in cond
+        }
         return {k: null for k, null in own.items() if null.ndim == cond[k].ndim}
 
     def part(self, index: slice | Tensor, n: int, cond: Mapping[str, Tensor]) -> Guidance:
         """The guidance of some of n samples, whose conditions are like ``cond``.
 
         Raises:
-            ValueError: Null values of another number of rows than n, or one for all.
+            ValueError: Null values or scales of another number of rows than n, or one for all.
         """
+        scale = self.scale
+        if isinstance(scale, Tensor) and scale.ndim:
+            scale = taken(check_scales(scale, n), index)
         rows = {k: null for k, null in self.rows(cond).items() if len(null) != 1 or n == 1}
         for name, null in rows.items():
             if len(null) != n:
@@ -118,9 +170,11 @@ class Guidance:
                     f"null[{name!r}] has {len(null)} rows for {n} samples; give one value for all, or a "
                     "row for each"
                 )
-        if not rows:
+        if not rows and scale is self.scale:
             return self
-        return replace(self, null={**self.null, **{k: taken(v, index) for k, v in rows.items()}})
+        changes: dict[str, Any] = dict(scale=None if self.combine is not None else scale)
+        changes["null"] = {**self.null, **{k: taken(v, index) for k, v in rows.items()}}
+        return replace(self, **changes)
 
     def covers(self, sigma: Array) -> Mask:
         """Which of the levels are guided."""
@@ -137,11 +191,16 @@ class Guidance:
         return torch.as_tensor(np.flatnonzero(mask), device=device)
 
     def to_dict(self) -> dict[str, Any]:
-        """The scale (a tensor stays one), and interval and rescale where they are used."""
+        """The scale (a tensor stays one) or the function's name, and interval and rescale where they are
+        used."""
         scale = self.scale
         if isinstance(scale, Tensor):  # as it is now, and without waiting for the device
             scale = scale.detach().clone()
         entries: dict[str, Any] = dict(guidance=scale)
+        if self.combine is not None:
+            entries = dict(guidance_combine=name_of(self.combine))
+            if self.vector is not None:
+                entries["guidance_vector"] = self.vector
         if self.interval is not None:
             entries["guidance_interval"] = [e if math.isfinite(e) else "inf" for e in self.interval]
         if self.rescale:
@@ -155,10 +214,17 @@ class Level(NamedTuple):
     Attributes:
         guided: Whether all samples are, or none; or the rows that are.
         to_x0: (a, b) with x̂₀ = a·x + b·P.
+        sigma: The level: a number, or a tensor (B, 1, ...).
     """
 
     guided: bool | Tensor = True
     to_x0: Pair = (0.0, 1.0)
+    sigma: Any = math.nan
+
+    def rows(self, index: Any) -> Level:
+        """The numbers of some samples, all guided."""
+        a, b, sigma = (c[index] if isinstance(c, Tensor) else c for c in (*self.to_x0, self.sigma))
+        return Level(True, (a, b), sigma)
 
     def part(self, rows: slice, batch: int) -> Level:
         """For some rows of the batch."""
@@ -166,58 +232,7 @@ class Level(NamedTuple):
         if isinstance(guided, Tensor):
             first, last, _ = rows.indices(batch)
             guided = guided[(first <= guided) & (guided < last)] - first
-        a, b = (c[rows] if isinstance(c, Tensor) else c for c in self.to_x0)
-        return Level(guided, (a, b))
-
-
-class Branches:
-    """The conditions of a batch and their null values: asks for both in one call, and combines the answers.
-
-    Args:
-        guidance: How.
-        rows: The batch's conditions, one row a sample.
-        like: A tensor of the state's dtype and device.
-    """
-
-    def __init__(self, guidance: Guidance, rows: dict[str, Tensor], like: Tensor) -> None:
-        missing = [name for name in guidance.null if name not in rows]
-        if missing:
-            raise ValueError(
-                f"guidance drops {missing[0]!r}, so sampling needs cond[{missing[0]!r}]"
-            )
-        dropped, self.rows, self.rescale = guidance.null, rows, guidance.rescale
-        self.null = {k: _null(k, dropped[k], v) if k in dropped else v for k, v in rows.items()}
-        self.both = {k: torch.cat([v, self.null[k]]) for k, v in rows.items()}
-        scale = guidance.scale
-        self.scale = scale.to(like) if isinstance(scale, Tensor) else scale
-
-    def __call__(
-        self,
-        ask: Callable[[Tensor, Tensor, dict[str, Tensor]], Tensor],
-        x: Tensor,
-        t: Tensor,
-        guided: bool | Tensor,
-    ) -> Tensor:
-        if guided is False:
-            return ask(x, t, self.rows)
-        if guided is True:
-            conditional, null = ask(torch.cat([x, x]), torch.cat([t, t]), self.both).chunk(2)
-            return self._combined(conditional, null)
-        extra = {k: torch.cat([v, self.null[k][guided.to(v.device)]]) for k, v in self.rows.items()}
-        out = ask(torch.cat([x, x[guided]]), torch.cat([t, t[guided]]), extra)
-        conditional, null = out.split([len(x), len(guided)])
-        return conditional.index_copy(0, guided, self._combined(conditional[guided], null))
-
-    def _combined(self, conditional: Tensor, null: Tensor) -> Tensor:
-        guided = torch.lerp(null, conditional, self.scale)
-        if not self.rescale:
-            return guided
-        if 0 < guided.numel() <= guided.shape[0]:
-            raise ValueError("guidance rescale needs samples of two entries or more; drop rescale")
-        spread = guided.flatten(1).std(dim=1)
-        ratio = conditional.flatten(1).std(dim=1) / spread
-        ratio = torch.where(spread == 0, torch.ones_like(ratio), ratio)
-        return guided * beside(1 + self.rescale * (ratio - 1), guided)
+        return self.rows(rows)._replace(guided=guided)
 
 
 _MOST = torch.finfo(torch.float32).max  # of a bound: what x̂₀ can be
@@ -320,32 +335,41 @@ def _number(
         raise ValueError(f"{name}={shown(value)} must be a number in {ends}: {meaning}")
 
 
+def check_scales(scales: Tensor, n: int) -> Tensor:
+    """Guidance scales (B,); ValueError unless there is one for each of n samples, or one for all."""
+    if len(scales) not in (1, n):
+        raise ValueError(
+            f"guidance scale has {len(scales)} entries for {n} samples; give one for each, or a number"
+        )
+    return scales.expand(n)
+
+
+def plain(value: Any) -> Any:
+    """An entry of :meth:`Guidance.to_dict` as JSON has it: a tensor as a number, or a list of them."""
+    return value.tolist() if isinstance(value, Tensor) else value
+
+
+def name_of(combine: Callable[..., Tensor]) -> str:
+    """What a function is called in manifests: its name, and a hash of its code where that can be had."""
+    if is_dataclass(combine) and not isinstance(combine, type):
+        return repr(combine)
+    named_by = combine if hasattr(combine, "__qualname__") else type(combine)
+    name = str(getattr(named_by, "__qualname__", named_by))
+    try:
+        return f"{name} #{digest(content(combine))[:8]}"
+    except (TypeError, RecursionError):
+        return name
+
+
 def taken(values: Tensor, index: slice | Tensor) -> Tensor:
     """Some rows; the index may be on another device."""
     return values[index if isinstance(index, slice) else index.to(values.device)]
 
 
-def _tensor(name: str, null: Any) -> Tensor:
+def tensor_of_null(name: str, null: Any) -> Tensor:
     try:
         return null if isinstance(null, Tensor) else torch.as_tensor(np.asarray(null))
     except (TypeError, ValueError, RuntimeError):
         raise ValueError(
             f"null[{name!r}]={shown(null)} is no value of cond[{name!r}]: give a number or a tensor"
         ) from None
-
-
-def _null(name: str, null: Any, value: Tensor) -> Tensor:
-    """The null value of one condition, a row for each of ``value``'s."""
-    tensor = _tensor(name, null)
-    try:
-        rows = tensor.to(value).expand_as(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(
-            f"null[{name!r}]={shown(null)} is no value of cond[{name!r}], whose samples have shape "
-            f"{tuple(value.shape[1:])}; give one of that shape, or a row for each of {len(value)}"
-        ) from error
-    if tensor.is_floating_point() and not value.is_floating_point():
-        raise ValueError(
-            f"null[{name!r}]={shown(null)} is a fraction, but cond[{name!r}] is {value.dtype}"
-        )
-    return rows

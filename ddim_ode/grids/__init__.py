@@ -194,10 +194,16 @@ def make_grid(
     if is_open(base):
         lands = final == "zero" and sigma_min is None
         ends = schedule.time(np.array([top, cut])) / schedule.T
-        sigmas = schedule.sigma(schedule.T * shares(base, parameters, n, lands, *ends.tolist()))
+        t = schedule.T * shares(base, parameters, n, lands, *ends.tolist())
+        sigmas = schedule.sigma(np.maximum(t, 0.0))
         sigmas[0] = top
         if n > 1 and not lands:
             sigmas[-1] = cut
+        if not (sigmas[1:] < sigmas[:-1]).all():
+            raise ValueError(
+                f"grid={name!r} has levels that coincide or rise with {steps} steps; take fewer, or milder "
+                "parameters"
+            )
     elif base in IN_TIME:
         t = IN_TIME[base](float(schedule.time(top)), float(schedule.time(cut)), n)
         sigmas = schedule.sigma(t)
@@ -259,6 +265,10 @@ def beta(
         schedule, steps: As of :func:`make_grid`.
         alpha, beta: Of the distribution.
         **ends: ``final``, ``sigma_max`` and ``sigma_min``, of :func:`make_grid`.
+
+    >>> from ddim_ode import grids, schedules
+    >>> grids.beta(schedules.flow(), 2).round(6).tolist()
+    [inf, 1.0, 0.0]
     """
     text = f"beta:{number('alpha', alpha)!r},{number('beta', beta)!r}"
     return make_grid(text, schedule, steps, **ends)
@@ -273,18 +283,32 @@ def linear_quadratic(
         schedule, steps: As of :func:`make_grid`.
         threshold: Where 1 − t/T is after half the steps.
         **ends: ``final``, ``sigma_max`` and ``sigma_min``, of :func:`make_grid`.
+
+    >>> from ddim_ode import grids, schedules
+    >>> grids.linear_quadratic(schedules.flow(), 2, 0.2).round(6).tolist()
+    [inf, 4.0, 0.0]
     """
     text = f"linear_quadratic:{number('threshold', threshold)!r}"
     return make_grid(text, schedule, steps, **ends)
 
 
 def sgm_uniform(schedule: Schedule, steps: int, **ends: Any) -> Array:
-    """The grid ``"sgm_uniform"``: even in t down to t_min, which is left out for 0."""
+    """The grid ``"sgm_uniform"``: even in t down to t_min, which is left out for 0.
+
+    >>> from ddim_ode import grids, schedules
+    >>> grids.sgm_uniform(schedules.ve(3.0, 1.0), 2).tolist()
+    [3.0, 2.0, 0.0]
+    """
     return make_grid("sgm_uniform", schedule, steps, **ends)
 
 
 def kl_optimal(schedule: Schedule, steps: int, **ends: Any) -> Array:
-    """The grid ``"kl_optimal"``: even in arctan σ, from σ = inf too."""
+    """The grid ``"kl_optimal"``: even in arctan σ, from σ = inf too.
+
+    >>> from ddim_ode import grids, schedules
+    >>> grids.kl_optimal(schedules.flow(), 3, sigma_min=0.5).round(3).tolist()
+    [inf, 1.618, 0.5, 0.0]
+    """
     return make_grid("kl_optimal", schedule, steps, **ends)
 
 

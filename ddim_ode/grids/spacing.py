@@ -60,7 +60,7 @@ def _shifted(u: Array, shift: float) -> Array:
 
 # By name the parameters, each with its default and the open range that it must lie in.
 _PARAMETERS: dict[str, dict[str, tuple[float, float, float]]] = {
-    "shifted": dict(shift=(3.0, 0.0, math.inf)),
+    "shifted": dict(shift=(3.0, 1e-6, 1e6)),
     "beta": dict(alpha=(0.6, 0.0, math.inf), beta=(0.6, 0.0, math.inf)),
     "linear_quadratic": dict(threshold=(0.025, 0.0, 1.0)),
 }
@@ -109,10 +109,10 @@ def check_name(text: str) -> tuple[str, dict[str, float]]:
         if "shift" in rest or len(rest.split(",")) > 1:
             raise ValueError(f"grid={shown(text)}: mu and shift say the same; drop one")
         mu = values.pop("mu")
-        values["shift"] = math.exp(mu) if abs(mu) <= 100 else math.nan
+        values["shift"] = math.exp(mu) if abs(mu) < 14 else math.nan
     for key, (_, low, high) in known.items():
         if not low < values[key] < high:
-            remedy = "" if key != "shift" else " (mu, its logarithm, between -100 and 100)"
+            remedy = "" if key != "shift" else " (mu, its logarithm, between -13 and 13)"
             raise ValueError(
                 f"grid={shown(text)}: {key}={values[key]:g} must be in ({low:g}, {high:g}){remedy}"
             )

@@ -197,7 +197,7 @@ def _again(request: Request, sol: Solution) -> Solve:
 def _guided(model: Denoiser, measured: RoundTrip | None) -> str:
     assert model.guidance is not None
     message = (
-        f"guidance {model.guidance.scale:g} makes inversion unfaithful: the guided field is not the flow "
+        f"guidance {model.guidance.label} makes inversion unfaithful: the guided field is not the flow "
         "of any density, and it amplifies errors; encode with guidance 1 where you can"
     )
     if measured is None or measured.unguided is None:

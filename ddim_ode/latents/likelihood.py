@@ -188,7 +188,7 @@ def log_likelihood(
         )
     if model.guidance is not None:
         warn(
-            f"guidance {model.guidance.scale:g}: the guided field is the flow of no density, so this is "
+            f"guidance {model.guidance.label}: the guided field is the flow of no density, so this is "
             "the log-likelihood of nothing; use guidance 1"
         )
     request = Request.of(model, x, method, options, caller="log_likelihood")

@@ -13,6 +13,7 @@ import torch
 from .._base.digests import digest
 from .._base.structure import content
 from ..denoising.denoiser import Denoiser
+from ..denoising.guidance import plain
 from ..exact import ExactModel
 
 
@@ -38,7 +39,9 @@ def model_key(model: Denoiser, key: str | None = None) -> str | None:
     guidance = model.guidance
     parts += [schedule.fingerprint, model.time_offset, model.time, model.snap]
     parts += [model.prediction, model.learned_variance, model.dtype]
-    parts += [None if guidance is None else [float(guidance.scale), guidance.null]]
+    parts += [None if guidance is None else [plain(guidance.scale), guidance.null]]
+    if guidance is not None and guidance.combine is not None:
+        parts += [guidance.combine]
     # Of the alterations, the scale is in there by itself.
     parts += [{k: v for k, v in model.alterations.items() if k != "guidance"}]
     try:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .._base.warn import warn
 from ..denoising.denoiser import Denoiser
+from ..denoising.guidance import plain
 from ..denoising.seeding import GENERATOR
 from ..solvers.fit import ode_text
 from ..solvers.plan import Plan
@@ -163,7 +164,7 @@ def warn_of_another_profile(profile: Profile, model: Denoiser) -> None:
 
 def plain_alterations(model: Denoiser) -> dict[str, Any]:
     """What makes its ODE another than the network's own, as plain data."""
-    return {k: float(v) if isinstance(v, Tensor) else v for k, v in model.alterations.items()}
+    return {k: plain(v) for k, v in model.alterations.items()}
 
 
 def warn_of_another_ode(plan: Plan, model: Denoiser, piped: bool = False) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .._base import notebook
 from .._base.warn import warn
+from ..denoising.guidance import plain
 from ..schedules.schedule import Array
 from ..solvers.controller import NON_FINITE, SUCCESS
 from ..solvers.fit import ode_text
@@ -231,13 +232,9 @@ class Solution:
             status=self.status.tolist(),
             error=None if self.error is None else [_plain(e) for e in self.error.tolist()],
             seeds=self.seeds,
-            alterations={k: _number(v) for k, v in self.alterations.items()},
+            alterations={k: plain(v) for k, v in self.alterations.items()},
             plan=None if self.plan is None else self.plan.to_dict(),
         )
-
-
-def _number(value: Any) -> Any:
-    return float(value) if isinstance(value, Tensor) else value
 
 
 def _plain(sigma: Any) -> Any:

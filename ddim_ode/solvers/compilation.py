@@ -84,7 +84,8 @@ def plan(
         spec = replace(spec, chart=chart)  # checked like any method
     if np.isinf(sigmas[0]):
         many = start == "rk" or sigmas.size > RK_START_FROM
-        spec = from_infinity(spec, chart, many)
+        named = spec.multistep and vector is not None  # the vector it stores is its chart's
+        spec = from_infinity(spec, spec.chart if named else chart, many)
     if flag("rising", rising) and (eta or noise_std is not None or spec.eta):
         name = "noise_std" if noise_std is not None else "eta" if eta else spec.name
         raise ValueError(f"{name}: step noise cannot be undone; go up with a deterministic method")

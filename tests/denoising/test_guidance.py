@@ -247,7 +247,7 @@ def null(scale=2.0, **options):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (null(torch.ones(2)), "0-d floating tensor"),
+        (null(torch.ones(2, 2)), "floating tensor: 0-d"),
         (lambda: Guidance(torch.tensor(2.0)), "needs null="),
         (null(interval=(3.0, 1.0)), r"interval \(3.0, 1.0\).* 0 <= low < high"),
         (null(interval=(np.nan, 1.0)), "0 <= low < high"),

@@ -152,11 +152,14 @@ def test_a_text_says_what_the_function_does(text, same):
         ("shiftd:3", ["shifted"]),
         ("shifted:", ["shift", "number"]),
         ("shifted:x", ["shift", "'x'", "number"]),
-        ("shifted:0", ["shift=0", "(0"]),
+        ("shifted:0", ["shift=0", "(1e-06"]),
+        ("shifted:1e30", ["shift=1e+30"]),
         ("shifted:-1", ["shift=-1"]),
         ("shifted:inf", ["shift=inf"]),
         ("shifted:nan", ["shift=nan"]),
-        ("shifted:mu=1000", ["mu", "100"]),
+        ("shifted:mu=1000", ["mu", "13"]),
+        ("linear_quadratic:.999", ["coincide or rise", "milder"]),
+        ("beta:.001,.001", ["coincide or rise"]),
         ("shifted:3,mu=1", ["mu", "drop"]),
         ("shifted:3,4", ["'4'", "shift"]),
         ("shifted:size=3", ["size", "shift"]),
@@ -171,13 +174,17 @@ def test_a_wrong_text_is_refused_with_its_remedy(text, words):
     model = mixture_1d(FLOW, "flow")
     for call in (
         lambda: grids.make_grid(text, FLOW, 8),
-        lambda: ddim_ode.sample(model, points(2), steps=4, grid=text),
-        lambda: ddim_ode.compare(model, ["ddim"], nfe=4, n=4, grid=text),
+        lambda: ddim_ode.sample(model, points(2), steps=8, grid=text),
     ):
         with pytest.raises(ValueError, match="grid") as error:
             call()
         for word in words:
             assert word in str(error.value)
+
+
+def test_a_comparison_refuses_a_wrong_text_before_it_runs():
+    model = mixture_1d(FLOW, "flow")
+    expect(lambda: ddim_ode.compare(model, ["ddim"], nfe=4, n=4, grid="shifted:x"), "'x'")
 
 
 @pytest.mark.parametrize("value", [None, "3", True, float("nan"), torch.ones(2)])

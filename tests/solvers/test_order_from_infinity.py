@@ -10,7 +10,7 @@ import ddim_ode
 from ddim_ode import schedules
 from ddim_ode.grids import make_grid
 from ddim_ode.solvers.chart import SCALES
-from ddim_ode.solvers.methods import METHODS, RK_START_FROM, get_method
+from ddim_ode.solvers.methods import METHODS, RK_START_FROM, VARIANTS, get_method
 from ddim_ode.solvers.tableau import Tableau
 
 FLOW = mixture_1d(schedules.flow(), "flow")
@@ -109,6 +109,24 @@ def test_zero_terminal_snr_starts_there_too(name):
     sol = ddim_ode.sample(model, X, name, steps=20)
     exact = model.flow(X, np.inf, model.schedule.sigma_min)
     assert float((sol.x - exact).abs().max()) < (0.3 if METHODS[name].order == 1 else 0.1)
+
+
+@pytest.mark.parametrize("rising", [False, True])
+@pytest.mark.parametrize("steps", [6, 20])
+@pytest.mark.parametrize(
+    "name", [f"{name}:{variant}" for variant, v in VARIANTS.items() for name in v.of]
+)
+def test_a_variant_goes_there_too(name, steps, rising):
+    plan = ddim_ode.plan(name, FLOW.schedule, levels(steps), rising=rising)
+    x, *_ = ddim_ode.solve.loop.integrate(plan, FLOW.bind(plan.nodes, X), X)
+    assert x.isfinite().all()
+
+
+def test_a_vector_that_is_asked_for_keeps_its_chart():
+    assert ddim_ode.plan("ab3", FLOW.schedule, levels(20), vector="eps").chart == "eps"
+    assert ddim_ode.plan("ab3", FLOW.schedule, levels(20), vector="flow", chart="flow") == (
+        ddim_ode.plan("ab3", FLOW.schedule, levels(20))
+    )
 
 
 def test_the_scale_that_is_finite_there_is_the_log_far_below():
