@@ -208,7 +208,7 @@ def _checked(model: PipelineModel, loop: Loop) -> tuple[float | None, str | None
     for ours, own in pairs:
         off, largest = float((ours - own).abs().max()), float(own.abs().max())
         allowed = _TOLERANCE * float((own - opening.state).abs().max())
-        allowed += 8 * torch.finfo(sample.dtype).eps * largest
+        allowed += 8 * max(torch.finfo(v.dtype).eps for v in (sample, answer)) * largest
         deviations.append(off / largest if largest else off)
         if off <= allowed:
             return deviations[-1], None

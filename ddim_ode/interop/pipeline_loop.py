@@ -257,6 +257,12 @@ class PipelineNetwork:
         self.loop = loop
         weakref.finalize(self, loop.close)  # the thread keeps the loop alive, and nothing this
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(
+            f"a model of a {self.loop.name} is a call of it under way, which cannot be copied or pickled; "
+            "load(...) takes its network"
+        )
+
     def __call__(self, x: Tensor, t: Tensor, row: Tensor) -> Tensor:
         if torch.is_grad_enabled() and x.requires_grad:
             raise ValueError(
