@@ -305,7 +305,9 @@ def gauss_newton(
     observe: Callable[[], object] = lambda: None,
 ) -> Fit:
     """Move ``point`` downhill on the noises ``rows``, as long as the ``judges`` gain."""
-    first_scale = problem.model.schedule.family != "vp"
+    first_scale = (
+        problem.model.schedule.family == "ve"
+    )  # no pipeline scales what the first call sees
     parameters = point.parameters(how.levels, how.memory, first_scale)
     draw = np.random.default_rng(how.seed)
     size = min(how.subset or len(rows), len(rows))

@@ -11,14 +11,37 @@ import numpy as np
 from .._base.checks import refuse, several, shown
 from ..solvers.plan import Plan
 from ..solvers.profile import Profile
+from .config import FLOW as EULER
 from .config import LIMITING, check_betas, is_flow, limit_of, notes_of, warn_of
-from .reading import class_of, read_scheduler
+from .reading import class_of, own_keys, read_scheduler
 
 OURS = "DDIMODEScheduler"
 OF_METHOD = ("method", "grid", "final", "eta", "start", "sigma_max")
+OURS_OF_FLOW = "DDIMODEFlowScheduler"
 FLOW = (
     "DDIMODEScheduler runs in variance-preserving pipelines, not with flow matching; "
-    "ddim_ode.interop.diffusers.load takes such models"
+    "DDIMODEFlowScheduler does that (ddim_ode.interop.diffusers)"
+)
+_NOT_FLOW = (
+    "DDIMODEFlowScheduler runs in flow-matching pipelines, and this configuration is {}; "
+    "DDIMODEScheduler takes those of variance-preserving diffusion (ddim_ode.interop.diffusers)"
+)
+# Settings that tell a scheduler whose steps are no plan along one path of levels, and why they are not.
+_NO_PLAN = dict(
+    stages="it samples in stages of several resolutions, with noise between them",
+    stage_range="it samples in stages of several resolutions, with noise between them",
+    scale_factors="it samples at several resolutions, one after the other",
+    sigma_data="its levels are those of EDM or TrigFlow, and not flow matching's",
+)
+# Those with use_flow_sigmas.
+SOLVERS = (
+    *("UniPCMultistepScheduler", "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler"),
+    *("DEISMultistepScheduler", "SASolverScheduler"),
+)
+_FLOW_MAP = "FlowMapEulerDiscreteScheduler"
+_SWITCHES = (
+    *("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_dynamic_shifting"),
+    *("invert_sigmas", "stochastic_sampling"),
 )
 _OF_BETAS = (
     *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas"),
@@ -37,7 +60,9 @@ def adopted(config: Any, options: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: A scheduler that is not of variance-preserving diffusion, or no configuration.
     """
     check_config(config)
-    if is_flow({**config, **options}):
+    named = {**config, **options}
+    unnamed = config.get("beta_schedule") is None and class_of(config) in EULER
+    if _is_ours_of_flow(config) or unnamed or is_flow(named):
         raise ValueError(FLOW)
     name = config.get("_class_name", OURS)
     ours = "plans" in config or config.get("_class_name") == OURS
@@ -57,6 +82,52 @@ def adopted(config: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     off = {"_use_default_values", *LIMITING.keys() & {note.key for note in lost}}
     config = {key: value for key, value in config.items() if key not in off}
     return config if replaced is None else {**config, "replaces": replaced, "sigma_max": None}
+
+
+def adopted_flow(config: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration of flow matching, of any known scheduler, as DDIMODEFlowScheduler takes it.
+
+    Args:
+        config: A file's, or one in memory. That of a solver with ``use_flow_sigmas`` (UniPC, DPM-Solver) is
+            kept whole as ``levels_of``, since its own arithmetic places the levels.
+        options: Of our constructor, which go before what the configuration says.
+
+    Raises:
+        ValueError: A scheduler of another kind of diffusion, or whose steps no plan can be.
+    """
+    check_config(config)
+    name = config.get("_class_name") or class_of(config)
+    config = {key: value for key, value in config.items() if key != "_use_default_values"}
+    reasons = {key: text for key, text in _NO_PLAN.items() if config.get(key)}
+    if name == _FLOW_MAP:
+        reasons["_class_name"] = "each of its calls is told the time to arrive at as well"
+    for key, reason in reasons.items():
+        raise ValueError(
+            f"{key}={shown(config[key])}: no plan is such a sampler, since {reason}; leave the pipeline "
+            "its own scheduler"
+        )
+    if _is_ours_of_flow(config):
+        return config
+    if name == "FlowMatchLCMScheduler" or "upscale_mode" in config:
+        return {"stochastic_sampling": True, **config}
+    if name in EULER:
+        return config
+    if not config.get("use_flow_sigmas"):
+        raise ValueError(_NOT_FLOW.format(f"one of {name}" if name else "of no scheduler we know"))
+    if name not in SOLVERS:
+        raise ValueError(f"{name}: not one of the solvers of flow matching, {', '.join(SOLVERS)}")
+    theirs = read_scheduler({**config, "_class_name": name})
+    whole = {key: theirs.config[key] for key in own_keys(str(name)) & theirs.config.keys()}
+    return {
+        **config,
+        **{key: bool(whole.get(key)) for key in _SWITCHES},
+        "shift": whole.get("flow_shift", 1.0),
+        "levels_of": {"_class_name": name, **plain(whole)},
+    }
+
+
+def _is_ours_of_flow(config: Mapping[str, Any]) -> bool:
+    return config.get("_class_name") == OURS_OF_FLOW or "levels_of" in config
 
 
 def check_config(config: Any) -> None:

@@ -31,7 +31,10 @@ DISCRETE = (
     *("LMSDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler"),
     "DDIMODEScheduler",
 )
-FLOW = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
+FLOW = (
+    *("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"),
+    "DDIMODEFlowScheduler",
+)
 BETAS = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
 LEARNED = ("learned", "learned_range")
 UNKNOWN = "this version does not know the key"

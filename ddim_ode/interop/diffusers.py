@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import importlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -64,10 +65,12 @@ from .reading import (
 from .reading import is_model_folder as is_model_folder
 
 if TYPE_CHECKING:
+    from .flow_scheduler import DDIMODEFlowScheduler as DDIMODEFlowScheduler
     from .pipeline import from_pipeline as from_pipeline
     from .scheduler import DDIMODEScheduler as DDIMODEScheduler
 
 __all__ = [
+    "DDIMODEFlowScheduler",
     "DDIMODEScheduler",
     "DiffusersModel",
     "InteropWarning",
@@ -77,17 +80,18 @@ __all__ = [
 ]
 
 
+# Of diffusers' own classes, which take seconds to import.
+_LAZY = {
+    "DDIMODEFlowScheduler": "flow_scheduler",
+    "DDIMODEScheduler": "scheduler",
+    "from_pipeline": "pipeline",
+}
+
+
 def __getattr__(name: str) -> Any:
-    if name == "DDIMODEScheduler":  # its base class is diffusers', which takes seconds to import
+    if name in _LAZY:
         check_installed()
-        from .scheduler import DDIMODEScheduler
-
-        return DDIMODEScheduler
-    if name == "from_pipeline":
-        check_installed()
-        from .pipeline import from_pipeline
-
-        return from_pipeline
+        return getattr(importlib.import_module(f".{_LAZY[name]}", __package__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -376,9 +380,7 @@ def load(
 
 
 def _our_scheduler(config: Mapping[str, Any]) -> Any:
-    from .scheduler import DDIMODEScheduler
-
-    return DDIMODEScheduler.from_config(config)
+    return __getattr__(config["_class_name"]).from_config(config)
 
 
 def _plain(cond: Mapping[str, Any]) -> dict[str, Any]:

@@ -76,6 +76,9 @@ def placed(scheduler: Any, schedule: Schedule, name: str, whose: str) -> Placeme
             grid = np.array(scheduler.plan.grid)
             told = schedule.time(grid[:-1]) + scheduler.config.time_offset
             return Placement(grid[:-1], grid[1:], told)
+        if name == "DDIMODEFlowScheduler":
+            grid, calls = np.array(scheduler.plan.grid), scheduler.plan.level_calls()
+            return Placement(grid[:-1], grid[1:], _numbers(scheduler.timesteps)[calls])
         if name in _STRIDING:
             return _striding(scheduler, schedule)
         if name in _LISTED:

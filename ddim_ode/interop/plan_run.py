@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from .._base.checks import number, several
+from .._base.checks import count, device_of, exclusive, number, one_of, several
 from ..denoising.denoiser import Denoiser
+from ..denoising.guidance import Limit
 from ..denoising.network import check_output
+from ..schedules.schedule import Array
 from ..solve.fixed import x0_of
 from ..solve.loop import Run
+from ..solve.plan_checks import check_plan, warn_of_another_ode
+from ..solvers.methods import Method
 from ..solvers.plan import Plan
+from ..solvers.profile import Profile
+from .adoption import OF_METHOD, check_config, plan_of, trees_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Generators = torch.Generator | list[torch.Generator] | None
 
@@ -67,8 +78,11 @@ class PlanRun:
         """The call under way."""
         return self.run.calls
 
-    def step(self, sample: Tensor, answer: Tensor, generator: Generators) -> Tensor:
-        """File the network's answer at ``sample``; on to the next call, or to the end."""
+    def step(
+        self, sample: Tensor, answer: Tensor, generator: Generators, dtype: torch.dtype
+    ) -> Tensor:
+        """File the network's answer at ``sample``; on to the next call, or to the end. dtype: of what is
+        handed back."""
         before, self.generator = (self.run.copied(), self.shown), generator
         try:
             y = self._kept(sample)
@@ -78,7 +92,7 @@ class PlanRun:
             x0 = x0_of(self.denoiser, self.nodes[self.call], y, vector)
             self.shown = self._next(vector)
             self.x0 = x0
-            return self.shown.to(sample.dtype)
+            return self.shown.to(dtype)
         except BaseException:
             self.run, self.shown = before
             raise
@@ -115,28 +129,59 @@ class PlanRun:
 
 
 class Turns:
-    """Where a scheduler is in its plan: which call is due, and what a pipeline asks about that."""
+    """A scheduler's plans, and where it is in one: which call is due, and what pipelines ask of that."""
 
     config: Mapping[str, Any]
     timesteps: Tensor
     num_inference_steps: int | None = None
+    _denoiser: Denoiser
+    _method: Method  # unless there are compiled plans, here by their calls
+    _plans: Mapping[int, Plan]
     _whole: Plan | None = None  # of set_timesteps; the one that runs may begin later on
     _plan: Plan | None = None
     _run: PlanRun | None = None
     _call = 0
-    _handed_over = False
+
+    @classmethod
+    def from_config(cls, config: Any = None, *args: Any, **options: Any) -> Any:
+        """Of another scheduler's configuration, or our own; options go before what it says.
+
+        What it says by its class's defaults counts as well (diffusers would put ours in their place).
+        ValueError for a scheduler of another kind of diffusion than ours, or an unknown option.
+        """
+        if isinstance(options.get("profile"), Profile):
+            options["profile"] = json.loads(options["profile"].to_json())
+        config = cls._adopted(config, options)
+        if not options.get("return_unused_kwargs"):
+            known = [n for n in inspect.signature(cls.__init__).parameters if n != "self"]
+            for name in options.keys() - {"return_unused_kwargs"}:
+                one_of("option", name, known)
+        return super().from_config(config, *args, **options)  # type: ignore[misc]  # of ConfigMixin
+
+    @classmethod
+    def from_plans(
+        cls, plans: Plan | Sequence[Plan], config: Mapping[str, Any], **options: Any
+    ) -> Self:
+        """Around compiled plans, one for each number of network calls.
+
+        config: of the pipeline's own scheduler, for the schedule and prediction type. options: more
+        arguments of the constructor. ValueError for two plans of as many calls.
+        """
+        check_config(config)
+        trees = trees_of(plans)
+        kept = {k: v for k, v in config.items() if k not in OF_METHOD}
+        made: Self = cls.from_config(kept, plans=trees, **options)
+        return made
+
+    @property
+    def limit(self) -> Limit:
+        """What keeps x̂₀ in range, by the configuration; falsy for nothing."""
+        return self._denoiser.limit
 
     @property
     def plan(self) -> Plan | None:
         """The plan that runs, from ``set_timesteps`` on (and from its begin index on)."""
         return self._plan
-
-    @property
-    def sigmas(self) -> Tensor:
-        """σ (nfe+1,) of the level that each call looks at, and of the last that is reached, on the CPU."""
-        plan = self._whole or self._running()
-        levels = [*(node.sigma for node in plan.nodes), plan.grid[-1]]
-        return torch.tensor(levels, dtype=torch.float32)
 
     @property
     def begin_index(self) -> int | None:
@@ -164,14 +209,122 @@ class Turns:
         """The sample: the network sees the state as it is."""
         return sample
 
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """Begin at that entry of ``timesteps`` (pipelines that start from an image); 0 is the whole run.
+
+        Raises:
+            ValueError: A compiled plan, or calls from there that are not those of the same method begun at
+                that level.
+        """
+        self._running()
+        whole = self._whole
+        assert whole is not None
+        begin = count("begin_index", begin_index, least=0)
+        if begin == 0:
+            return self._begin(whole, 0)
+        if begin >= whole.nfe:
+            raise ValueError(
+                f"begin_index={begin}: there are {whole.nfe} calls, from 0 to {whole.nfe - 1}; in an "
+                "image-to-image pipeline raise strength or num_inference_steps"
+            )
+        if self._plans:
+            raise ValueError(
+                f"begin_index={begin}: a compiled plan runs whole, from σ={whole.grid[0]:.4g}, since its "
+                "later calls count on the answers before them. Make one that begins lower, "
+                "ddim_ode.calibrate(..., sigma_max=), and run it at strength=1; or give method= instead"
+            )
+        rest = self._rest_at(begin, whole)
+        if not torch.equal(self._times(rest), self.timesteps[begin:].cpu()):
+            raise ValueError(
+                f"{rest.method!r} begun there would ask the network at other times than listed; begin at "
+                "0, or use a one-step method"
+            )
+        self._begin(rest, begin)
+
+    @staticmethod
+    def _adopted(config: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+        """A configuration as ours takes it."""
+        raise NotImplementedError
+
+    def _rest_at(self, begin: int, whole: Plan) -> Plan:
+        """The same method from the level of that call on."""
+        calls = whole.level_calls()
+        if begin not in calls or whole.start == "rk":
+            raise ValueError(
+                f"begin_index={begin}: the state there is of no level, inside a step of {whole.method!r} "
+                f"({self._method.nfe_per_step} calls each; none begins within start='rk'); begin at a "
+                "step, or use a method of one call a step"
+            )
+        return self._rest(np.array(whole.grid[calls.index(begin) :]))
+
+    def _rest(self, grid: Array) -> Plan:
+        """The same method on those levels."""
+        raise NotImplementedError
+
+    def _times(self, plan: Plan) -> Tensor:
+        return times_of(plan, self._denoiser)
+
+    def _compiled(self, trees: Any) -> dict[int, Plan]:
+        """The plans of a configuration by their calls, checked; none for None."""
+        if trees is None:
+            return {}
+        for name in OF_METHOD:
+            exclusive(plans=trees, **{name: self.config.get(name)})
+        if not several(trees):
+            raise ValueError("plans is empty; give a plan for each number of calls, or method=")
+        plans = {plan.nfe: plan for plan in map(plan_of, several(trees))}
+        for plan in plans.values():
+            check_plan(plan, self._denoiser)
+            warn_of_another_ode(plan, self._denoiser, piped=True)
+        return plans
+
+    def _of_calls(self, asked: int | None) -> Plan:
+        """The compiled plan of so many calls, or the only one for None."""
+        only = next(iter(self._plans)) if len(self._plans) == 1 else None
+        calls = only if asked is None else count("num_inference_steps", asked)
+        if calls is None or calls not in self._plans:
+            has = ", ".join(map(str, sorted(self._plans)))
+            raise ValueError(
+                f"num_inference_steps={calls!r}: this scheduler runs compiled plans of {has} network "
+                "calls; ask for one of these, or give method= instead of plans"
+            )
+        return self._plans[calls]
+
+    def _start(self, plan: Plan, device: str | torch.device | None) -> None:
+        """Begin the plan of a new run."""
+        times, where = self._times(plan), None if device is None else device_of(device)
+        self._whole, self.timesteps = plan, times.to(where)
+        self.num_inference_steps = len(times)
+        self._begin(plan, 0)
+
     def _begin(self, plan: Plan, call: int) -> None:
         self._plan, self._run, self._call = plan, None, call
-        self._handed_over = False
 
     def _running(self) -> Plan:
         if self._plan is None:
             raise ValueError("call set_timesteps before step")
         return self._plan
+
+    def _taken(
+        self,
+        answer: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        generator: Generators,
+        dtype: torch.dtype,
+    ) -> tuple[Tensor, Tensor]:
+        """What the next call is shown and x̂₀ of this one, in that dtype. answer: (B, *), as the sample."""
+        self._check_turn(timestep)
+        plan = self._running()
+        run = PlanRun(plan, self._denoiser, sample) if self._run is None else self._run
+        if sample.shape != run.x.shape:
+            raise ValueError(
+                f"sample has shape {tuple(sample.shape)}, but this run began with "
+                f"{tuple(run.x.shape)}: set_timesteps begins anew"
+            )
+        shown = run.step(sample, answer, generator, dtype)
+        self._run, self._call = run, self._call + 1
+        return shown, run.x0.to(dtype)
 
     def _check_turn(self, timestep: Any) -> None:
         if self._call >= len(self.timesteps):

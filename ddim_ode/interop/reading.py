@@ -229,7 +229,7 @@ def class_of(config: Mapping[str, Any]) -> str | None:
     (``_use_default_values``). It may carry the settings of classes before it along, so the class of most
     settings that fits is it.
     """
-    theirs = [name for name in (*DISCRETE, *FLOW) if name != "DDIMODEScheduler"]
+    theirs = [name for name in (*DISCRETE, *FLOW) if not name.startswith("DDIMODE")]
     by_default = set(config.get("_use_default_values") or ())
     fitting = [name for name in theirs if by_default <= own_keys(name) <= set(config)]
     return max(fitting, key=lambda name: len(own_keys(name)), default=config.get("_class_name"))
@@ -238,7 +238,7 @@ def class_of(config: Mapping[str, Any]) -> str | None:
 def read_scheduler(source: Any, ours: Callable[[Any], Any] | None = None) -> Any:
     """The scheduler's object, its class looked up in diffusers, its defaults filled in.
 
-    ours: makes a DDIMODEScheduler of its configuration.
+    ours: makes one of ours of its configuration.
     """
     import diffusers
 
@@ -255,7 +255,7 @@ def read_scheduler(source: Any, ours: Callable[[Any], Any] | None = None) -> Any
                 "give the scheduler itself"
             )
         name = one_of("scheduler", source["_class_name"], (*DISCRETE, *FLOW))
-        if name == "DDIMODEScheduler" and ours is not None:
+        if name.startswith("DDIMODE") and ours is not None:
             return ours(source)
         try:
             return getattr(diffusers, name).from_config(source)

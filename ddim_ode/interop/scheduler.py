@@ -9,8 +9,6 @@ the plan's, so any plan runs: a method on a grid, or a calibrated one from the c
 
 from __future__ import annotations
 
-import inspect
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,31 +21,27 @@ from torch import Tensor
 
 from .._base.checks import (
     count,
-    device_of,
     exclusive,
     flag,
     host_numbers,
     number,
     one_of,
     refuse,
-    several,
 )
 from .._base.tensors import check_floating
 from ..denoising.denoiser import Denoiser
-from ..denoising.guidance import Limit
 from ..denoising.network import doubled_axis, halved
 from ..grids import FINALS, NAMES
 from ..schedules.schedule import Array
-from ..solve.plan_checks import check_plan, warn_of_another_ode
 from ..solve.planning import plan_for
 from ..solvers.methods import get_method
 from ..solvers.plan import Plan
-from ..solvers.profile import Profile, checked_profile
-from .adoption import FLOW, OF_METHOD, adopted, check_config, plain, plan_of, profile_of, trees_of
+from ..solvers.profile import checked_profile
+from .adoption import FLOW, adopted, plain, profile_of
 from .config import learns_variance, limit_of, prediction_of, schedule_of
 from .noising import ByTime, Noising
 from .placement import starting_level
-from .plan_run import Generators, PlanRun, Turns, check_generators, times_of
+from .plan_run import Generators, Turns, check_generators
 
 # Pipelines cut a list of times at a share of T. With two calls a step that is inside of one, or, where they
 # see that it is, they go back by one call and show an old level the state of the next.
@@ -99,6 +93,7 @@ class DDIMODEScheduler(Turns, Noising, SchedulerMixin, ConfigMixin):  # type: ig
 
     _compatibles = [member.name for member in KarrasDiffusionSchedulers]  # noqa: RUF012
     order = 1  # of compiled plans
+    _handed_over = False
 
     @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
@@ -149,20 +144,11 @@ class DDIMODEScheduler(Turns, Noising, SchedulerMixin, ConfigMixin):  # type: ig
         if profile is not None:
             exclusive(profile=profile, plans=plans, grid=grid)
             self._denoiser.profile = checked_profile(profile_of(profile), noise)
+        self._plans = self._compiled(plans)
         if plans is None:
             self._method = get_method("ddim" if method is None else method)
             self.order = self._method.nfe_per_step
             self._ramp = "ramp" if self._method.rk_steps else None
-        else:
-            for name in OF_METHOD:
-                exclusive(plans=plans, **{name: self.config[name]})
-        trees = [] if plans is None else several(plans)
-        if plans is not None and not trees:
-            raise ValueError("plans is empty; give a plan for each number of calls, or method=")
-        self._plans = {plan.nfe: plan for plan in map(plan_of, trees)}
-        for plan in self._plans.values():
-            check_plan(plan, self._denoiser)
-            warn_of_another_ode(plan, self._denoiser, piped=True)
         self.alphas_cumprod = ByTime.of(self._denoiser)
         self.final_alpha_cumprod = torch.tensor(1.0)
         self.alphas = self.alphas_cumprod / torch.cat([torch.ones(1), self.alphas_cumprod[:-1]])
@@ -170,41 +156,14 @@ class DDIMODEScheduler(Turns, Noising, SchedulerMixin, ConfigMixin):  # type: ig
         self.init_noise_sigma = 1.0
         self.timesteps = torch.arange(num_train_timesteps - 1, -1, -1, dtype=torch.float32)
 
-    @classmethod
-    def from_config(cls, config: Any = None, *args: Any, **options: Any) -> Any:
-        """Of another scheduler's configuration, or our own; options go before what it says.
-
-        What it says by its class's defaults counts as well (diffusers would put ours in their place).
-        ValueError for a scheduler that is not of variance-preserving diffusion, or an unknown option.
-        """
-        if isinstance(options.get("profile"), Profile):
-            options["profile"] = json.loads(options["profile"].to_json())
-        config = adopted(config, options)
-        if not options.get("return_unused_kwargs"):
-            known = [n for n in inspect.signature(cls.__init__).parameters if n != "self"]
-            for name in options.keys() - {"return_unused_kwargs"}:
-                one_of("option", name, known)
-        return super().from_config(config, *args, **options)
-
-    @classmethod
-    def from_plans(
-        cls, plans: Plan | Sequence[Plan], config: Mapping[str, Any], **options: Any
-    ) -> DDIMODEScheduler:
-        """Around compiled plans, one for each number of network calls.
-
-        config: of the pipeline's own scheduler, for the schedule and prediction type. options: more
-        arguments of the constructor. ValueError for two plans of as many calls.
-        """
-        check_config(config)
-        trees = trees_of(plans)
-        kept = {k: v for k, v in config.items() if k not in OF_METHOD}
-        made: DDIMODEScheduler = cls.from_config(kept, plans=trees, **options)
-        return made
+    _adopted = staticmethod(adopted)
 
     @property
-    def limit(self) -> Limit:
-        """What keeps x̂₀ in range, by the configuration; falsy for nothing."""
-        return self._denoiser.limit
+    def sigmas(self) -> Tensor:
+        """σ (nfe+1,) of the level that each call looks at, and of the last that is reached, on the CPU."""
+        plan = self._whole or self._running()
+        levels = [*(node.sigma for node in plan.nodes), plan.grid[-1]]
+        return torch.tensor(levels, dtype=torch.float32)
 
     def set_timesteps(
         self,
@@ -228,16 +187,7 @@ class DDIMODEScheduler(Turns, Noising, SchedulerMixin, ConfigMixin):  # type: ig
                 **{key: self.config[key] for key in ("plans", "grid", "final", "sigma_max")},
             )
         if self._plans:
-            only = next(iter(self._plans)) if len(self._plans) == 1 else None
-            asked = num_inference_steps
-            calls = only if asked is None else count("num_inference_steps", asked)
-            if calls not in self._plans:
-                has = ", ".join(map(str, sorted(self._plans)))
-                raise ValueError(
-                    f"num_inference_steps={calls!r}: this scheduler runs compiled plans of {has} network "
-                    "calls; ask for one of these, or give method= instead of plans"
-                )
-            plan = self._plans[calls]
+            plan = self._of_calls(num_inference_steps)
         elif sigmas is not None:
             plan = self._compile(grid=host_numbers("sigmas", sigmas))
         elif timesteps is not None:
@@ -252,50 +202,12 @@ class DDIMODEScheduler(Turns, Noising, SchedulerMixin, ConfigMixin):  # type: ig
                 starting_level(self.config, self._denoiser, steps) if own is None else own.sigma_max
             )
             plan = self._compile(steps, self.config["grid"], sigma_max=first)
-        where = None if device is None else device_of(device)
-        self._whole, self.timesteps = plan, times_of(plan, self._denoiser).to(where)
-        self.num_inference_steps = len(self.timesteps)
-        self._begin(plan, 0)
+        self._start(plan, device)
 
     def set_begin_index(self, begin_index: int = 0) -> None:
-        """Begin at that entry of ``timesteps`` (pipelines that start from an image); 0 is the whole run.
-
-        Raises:
-            ValueError: A compiled plan, or calls from there that are not those of the same method begun at
-                that level.
-        """
-        self._running()
-        whole = self._whole
-        assert whole is not None
-        begin = count("begin_index", begin_index, least=0)
-        if begin == 0:
-            return self._begin(whole, 0)
-        if begin >= whole.nfe:
-            raise ValueError(
-                f"begin_index={begin}: there are {whole.nfe} calls, from 0 to {whole.nfe - 1}; in an "
-                "image-to-image pipeline raise strength or num_inference_steps"
-            )
-        if self._plans:
-            raise ValueError(
-                f"begin_index={begin}: a compiled plan runs whole, from σ={whole.grid[0]:.4g}, since its "
-                "later calls count on the answers before them. Make one that begins lower, "
-                "ddim_ode.calibrate(..., sigma_max=), and run it at strength=1; or give method= instead"
-            )
-        step = begin // self.order
-        if whole.level_calls()[step : step + 1] != [begin]:
-            raise ValueError(
-                f"begin_index={begin}: the state there is of no level, inside a step of {whole.method!r} "
-                f"({self.order} calls each; none begins within start='rk'); begin at a step, or use a "
-                "method of one call a step"
-            )
-        rest = self._compile(grid=np.array(whole.grid[step:]))
-        if not torch.equal(times_of(rest, self._denoiser), self.timesteps[begin:].cpu()):
-            raise ValueError(
-                f"{rest.method!r} begun there would ask the network at other times than listed; begin at "
-                "0, or use a one-step method"
-            )
-        self._begin(rest, begin)
-        self._handed_over = self.order == 2
+        """As of :class:`~ddim_ode.interop.plan_run.Turns`; of two calls a step, for :meth:`add_noise`."""
+        super().set_begin_index(begin_index)
+        self._handed_over = begin_index > 0 and self.order == 2
 
     def step(
         self,
@@ -342,21 +254,12 @@ class DDIMODEScheduler(Turns, Noising, SchedulerMixin, ConfigMixin):  # type: ig
             )
         check_generators(generator)
         flag("return_dict", return_dict)
-        self._check_turn(timestep)
         check_floating(sample, "sample")
         check_floating(model_output, "model_output")
-        run = PlanRun(plan, self._denoiser, sample) if self._run is None else self._run
-        if sample.shape != run.x.shape:
-            raise ValueError(
-                f"sample has shape {tuple(sample.shape)}, but this run began with "
-                f"{tuple(run.x.shape)}: set_timesteps begins anew"
-            )
         answer = model_output
         if self._learns_variance and doubled_axis(model_output, sample) is not None:
             answer = halved(model_output, sample, self._denoiser.prediction)
-        shown = run.step(sample, answer, generator)
-        self._run, self._call = run, self._call + 1
-        x0 = run.x0.to(sample.dtype)
+        shown, x0 = self._taken(answer, timestep, sample, generator, sample.dtype)
         if not return_dict:
             return shown, x0
         return DDIMSchedulerOutput(prev_sample=shown, pred_original_sample=x0)
@@ -366,6 +269,13 @@ class DDIMODEScheduler(Turns, Noising, SchedulerMixin, ConfigMixin):  # type: ig
         noised = super().add_noise(original_samples, noise, timesteps)
         self._handed_over = False
         return noised
+
+    def _rest(self, grid: Array) -> Plan:
+        return self._compile(grid=grid)
+
+    def _begin(self, plan: Plan, call: int) -> None:
+        super()._begin(plan, call)
+        self._handed_over = False
 
     def _compile(
         self,

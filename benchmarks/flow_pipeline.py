@@ -1,0 +1,289 @@
+"""Our schedulers inside an unmodified flow-matching pipeline, beside diffusers' own.
+
+    python benchmarks/flow_pipeline.py --quick        # trains two minutes, 24 noises
+    python benchmarks/flow_pipeline.py --full         # trains an hour, 128 noises
+
+A class-conditional SD3 transformer is trained here on scikit-learn's 8 × 8 digits, and goes into a
+StableDiffusion3Pipeline (no encoders, no VAE, guidance 1), in which every scheduler runs from the same noises.
+Figure: the RMS error per pixel, over all noises, to a converged solution. Each scheduler of diffusers gets the
+better of the shifts 1 and 3, for each number of calls, and as many steps as fit them; ours in the profile or
+the plan need none. A second table is of bfloat16: the error of Euler's method to its own float32 run, of the
+parent class, which rounds the state after each step, and of ours, which keeps it in float32.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+from common import Row, Run, arguments, pick, quiet, rms
+from drawing import label, panels
+from matplotlib.figure import Figure
+from torch import Tensor
+from tqdm import tqdm
+
+import ddim_ode
+from ddim_ode.interop.diffusers import DDIMODEFlowScheduler
+
+BUDGETS = (6, 8, 10)
+SHIFTS = (1.0, 3.0)
+WORDS = 16  # entries of a class's embedding
+EULER = "FlowMatchEulerDiscreteScheduler"
+FLOW = dict(use_flow_sigmas=True, prediction_type="flow_prediction")
+THEIRS = (
+    (EULER, {}),
+    *((EULER, {f"use_{name}_sigmas": True}) for name in ("karras", "exponential", "beta")),
+    ("FlowMatchHeunDiscreteScheduler", {}),
+    ("UniPCMultistepScheduler", dict(solver_order=2)),
+    ("UniPCMultistepScheduler", dict(solver_order=3)),
+    ("DPMSolverMultistepScheduler", dict(solver_order=2)),
+    ("DPMSolverMultistepScheduler", dict(solver_order=3)),
+    ("DPMSolverMultistepScheduler", dict(solver_order=2, euler_at_final=True)),
+    ("DPMSolverSinglestepScheduler", dict(solver_order=2)),
+    ("DEISMultistepScheduler", dict(solver_order=2)),
+)
+
+
+class Classes:
+    """What a text encoder would say of each class: fixed random numbers."""
+
+    def __init__(self) -> None:
+        self.table = torch.randn(10, WORDS, generator=torch.Generator().manual_seed(1))
+
+    def __call__(self, y: Tensor) -> dict[str, Tensor]:
+        words = self.table[y]
+        return dict(encoder_hidden_states=words[:, None], pooled_projections=words)
+
+
+def trained(seconds: float, width: int, layers: int) -> Any:
+    """The transformer after so many seconds of Adam on (ε − x₀ − v)², t uniform."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    pixels = torch.tensor(data.data, dtype=torch.float32).reshape(-1, 1, 8, 8) / 8 - 1
+    targets, classes = torch.tensor(data.target), Classes()
+    net = diffusers.SD3Transformer2DModel(
+        sample_size=8,
+        patch_size=2,
+        in_channels=1,
+        out_channels=1,
+        num_layers=layers,
+        attention_head_dim=16,
+        num_attention_heads=width // 16,
+        joint_attention_dim=WORDS,
+        caption_projection_dim=width,
+        pooled_projection_dim=WORDS,
+        pos_embed_max_size=4,
+    )
+    optimizer = torch.optim.Adam(net.parameters(), 2e-3)
+    generator, began = torch.Generator().manual_seed(0), time.perf_counter()
+    averaged = torch.optim.swa_utils.AveragedModel(
+        net, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.995)
+    )
+    with torch.enable_grad(), tqdm(total=int(seconds), unit="s", leave=False) as bar:
+        while (spent := time.perf_counter() - began) < seconds:
+            bar.update(int(spent) - bar.n)
+            for group in optimizer.param_groups:  # to zero along a quarter of a cosine
+                group["lr"] = 2e-3 * np.cos(np.pi / 2 * spent / seconds)
+            rows = torch.randint(0, len(pixels), (64,), generator=generator)
+            x0, t = pixels[rows], torch.rand(64, generator=generator)
+            eps = torch.randn(x0.shape, generator=generator)
+            share = t[:, None, None, None]
+            v = net((1 - share) * x0 + share * eps, timestep=1000 * t, **classes(targets[rows]))
+            loss = (v.sample - eps + x0).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            averaged.update_parameters(net)
+    print(f"trained {seconds:g} s, loss {loss.item():.3f}\n")
+    return averaged.module.eval().requires_grad_(False)
+
+
+def run(pipe: Any, scheduler: Any, steps: int, x: Tensor, y: Tensor) -> tuple[int, Tensor]:
+    """Network calls, and the end states, of one run of the pipeline."""
+    calls = []
+    hook = pipe.transformer.register_forward_pre_hook(lambda *_: calls.append(1))
+    pipe.scheduler = scheduler
+    kind = pipe.transformer.dtype
+    words = {name: part.to(kind) for name, part in Classes()(y).items()}
+    end = pipe(
+        prompt_embeds=words["encoder_hidden_states"],
+        pooled_prompt_embeds=words["pooled_projections"],
+        guidance_scale=1.0,
+        height=64,
+        width=64,
+        num_inference_steps=steps,
+        latents=x.to(kind),
+        output_type="latent",
+    ).images
+    hook.remove()
+    return len(calls), end.float()
+
+
+def theirs(pipe: Any, nfe: int, x: Tensor, y: Tensor) -> Iterator[Row]:
+    for name, options in THEIRS:
+        of_flow = name.startswith("FlowMatch")
+        for shift in SHIFTS:
+            config = (
+                dict(options, shift=shift) if of_flow else dict(FLOW, **options, flow_shift=shift)
+            )
+            for steps in range(nfe, 0, -1):
+                calls, end = run(pipe, getattr(diffusers, name)(**config), steps, x, y)
+                if calls <= nfe:
+                    break
+            settings = ", ".join(f"{key}={value}" for key, value in options.items())
+            yield dict(
+                package="diffusers",
+                scheduler=name,
+                settings=settings,
+                shift=shift,
+                nfe=calls,
+                end=end,
+            )
+
+
+def ours(
+    pipe: Any,
+    model: ddim_ode.Denoiser,
+    profile: ddim_ode.Profile,
+    plans: Any,
+    nfe: int,
+    x: Tensor,
+    y: Tensor,
+) -> Iterator[Row]:
+    config = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0).config
+    for shift in SHIFTS:
+        own = diffusers.FlowMatchEulerDiscreteScheduler(shift=shift).config
+        for method in ("ddim", "unipc2", "dpmpp2m"):
+            scheduler = DDIMODEFlowScheduler.from_config(own, method=method)
+            calls, end = run(pipe, scheduler, nfe, x, y)
+            yield dict(
+                package="ddim_ode", scheduler=method, settings="", shift=shift, nfe=calls, end=end
+            )
+    placed = DDIMODEFlowScheduler.from_config(config, method="unipc2", profile=profile)
+    fitted = DDIMODEFlowScheduler.from_plans(plans[nfe], config)
+    for name, scheduler in (("unipc2, profile", placed), ("calibrated", fitted)):
+        calls, end = run(pipe, scheduler, nfe, x, y)
+        yield dict(
+            package="ddim_ode", scheduler=name, settings="", shift="none", nfe=calls, end=end
+        )
+
+
+def denoiser(net: Any) -> ddim_ode.Denoiser:
+    """The same network as ours."""
+    classes = Classes()
+
+    def velocity(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        answer: Tensor = net(x, timestep=1000 * t, **classes(y)).sample
+        return answer
+
+    return ddim_ode.Denoiser(velocity, ddim_ode.schedules.flow(), "flow", shape=(1, 8, 8))
+
+
+def report(rows: list[Row], nfe: int) -> dict[str, float]:
+    """A Markdown table, best first, and how far ours are ahead of Euler and of the best of the others."""
+    print(f"| {nfe} calls: scheduler | settings | shift | calls | RMS error | of Euler's |")
+    print("|---|---|---:|---:|---:|---:|")
+    best: dict[Any, Row] = {}
+    for row in rows:
+        best.setdefault((row["package"], row["scheduler"], row["settings"]), row)
+    euler = best["diffusers", EULER, ""]["error"]
+    for row in best.values():
+        mark = "**" if row["package"] == "ddim_ode" else ""
+        cells = (
+            row["settings"],
+            row["shift"],
+            row["nfe"],
+            f"{row['error']:.4f}",
+            f"{row['error'] / euler:.2f}",
+        )
+        print(f"| {mark}{row['scheduler']}{mark} | {' | '.join(map(str, cells))} |")
+    peer = pick(list(best.values()), package="diffusers")[0]["error"]
+    ratios = {}
+    for name in ("unipc2, profile", "calibrated"):
+        error = best["ddim_ode", name, ""]["error"]
+        ratios[name] = error / euler
+        print(
+            f"\n{name}: {error / euler:.2f} of Euler's error, {error / peer:.2f} of the best of diffusers"
+        )
+    print()
+    return ratios
+
+
+def half(pipe: Any, x: Tensor, y: Tensor, counts: tuple[int, ...]) -> list[Row]:
+    """bfloat16: the RMS error to the float32 run of the same steps."""
+    kinds = {"parent": diffusers.FlowMatchEulerDiscreteScheduler, "ours": DDIMODEFlowScheduler}
+    rows = []
+    print("| bfloat16, steps | parent, rounds each state | ours, float32 state | ratio |")
+    print("|---:|---:|---:|---:|")
+    for steps in counts:
+        wide = run(pipe, kinds["parent"](shift=3.0), steps, x, y)[1]
+        pipe.transformer.to(torch.bfloat16)
+        errors = {k: rms(run(pipe, s(shift=3.0), steps, x, y)[1] - wide) for k, s in kinds.items()}
+        pipe.transformer.to(torch.float32)
+        rows.append(dict(package="bfloat16", nfe=steps, **errors))
+        print(
+            f"| {steps} | {errors['parent']:.5f} | {errors['ours']:.5f} | {errors['ours'] / errors['parent']:.2f} |"
+        )
+    print()
+    return rows
+
+
+def draw(rows: list[Row]) -> Figure:
+    """Error against calls: the best of each of theirs in grey, ours in colour."""
+    figure, (axis,) = panels(1, width=7, height=4.5)
+    curves: dict[Any, dict[int, float]] = {}
+    for row in rows:
+        curve = curves.setdefault((row["package"], row["scheduler"], row["settings"]), {})
+        curve[row["budget"]] = min(row["error"], curve.get(row["budget"], np.inf))
+    for (package, name, settings), curve in curves.items():
+        own = package == "ddim_ode"
+        style: dict[str, Any] = dict(lw=2, marker="o") if own else dict(lw=1, color="#9a9a9a")
+        text = name if own else f"{name.removesuffix('Scheduler')} {settings}"
+        axis.plot(list(curve), list(curve.values()), label=text, **style)
+    axis.set_yscale("log")
+    axis.legend(fontsize=6)
+    label(axis, "StableDiffusion3Pipeline", "network calls", "RMS error to the converged end")
+    return figure
+
+
+def main() -> None:
+    args = arguments(__doc__, "trains 2 minutes, 24 noises", "an hour, 128 noises").parse_args()
+    record = Run("flow_pipeline", args, ["diffusers"])
+    torch.set_grad_enabled(False)
+    seconds, width, layers, n, fitted = (
+        (3600, 96, 6, 128, 256) if args.full else (120, 64, 3, 24, 96)
+    )
+    with quiet():
+        net = trained(seconds, width, layers)
+        pipe = diffusers.StableDiffusion3Pipeline(net, None, *[None] * 7)
+    pipe.set_progress_bar_config(disable=True)
+    model = denoiser(net)
+    labels = lambda seeds: {"y": torch.tensor([int(seed) % 10 for seed in seeds])}  # noqa: E731
+    seeds = range(10_000, 10_000 + n)  # none that a fit has seen
+    x, y = ddim_ode.noise((1, 8, 8), model.schedule, seeds), labels(seeds)["y"]
+    truth, coarse = (
+        ddim_ode.sample(model, x, "rk4", steps=steps, grid="time", cond={"y": y}).x
+        for steps in (200, 100)
+    )
+    print(f"reference: rk4, 200 steps in t; 100 move it by {rms(truth - coarse):.1e}\n")
+    profile = ddim_ode.profile(model, n=8, cond=labels(range(8)), progress=False)
+    plans = ddim_ode.calibrate(model, nfe=BUDGETS, n=fitted, cond=labels, progress=False)
+    rows: list[Row] = []
+    ratios = {}
+    for nfe in BUDGETS:
+        with quiet():
+            made = [*theirs(pipe, nfe, x, y), *ours(pipe, model, profile, plans, nfe, x, y)]
+        for row in made:
+            rows.append(dict(budget=nfe, **row, error=rms(row.pop("end") - truth)))
+        ratios[nfe] = report(sorted(pick(rows, budget=nfe), key=lambda r: r["error"]), nfe)
+    halves = half(pipe, x, y, (10, 30, 100))
+    record.save([*rows, *halves], draw(rows), n=n, nfe=BUDGETS, seconds=seconds, of_euler=ratios)
+
+
+if __name__ == "__main__":
+    main()
