@@ -5,9 +5,9 @@
 
 Each number is the largest difference of two end states over the largest entry, in float32 and 5 steps,
 from the pipeline's own run with its own Euler or DDIM scheduler: (a) of our scheduler with ``ddim`` in the
-pipeline's own loop; (b) of ``from_pipeline`` and ``sample`` with ``ddim`` on ``model.grid()``; (c) of a plan
-of 3 calls, fitted through ``from_pipeline``, in the unmodified pipeline by our scheduler from that plan in
-``sample``. Below, what a call through ``from_pipeline`` costs beside a step of the pipeline's own loop.
+pipeline's own loop; (b) of ``from_pipeline`` and ``sample`` with ``ddim`` on ``model.grid()``; (c) of a
+plan of 3 calls, fitted through ``from_pipeline``, in the unmodified pipeline by our scheduler from that
+plan in ``sample``. Below, what a call through ``from_pipeline`` costs beside a step of its own loop.
 """
 
 from __future__ import annotations

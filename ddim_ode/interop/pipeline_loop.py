@@ -249,9 +249,10 @@ class PipelineNetwork:
 
     Attributes:
         twice: Whether the pipeline's state holds each sample two times (DiT's, for guidance).
+        sign: What its answers are multiplied by.
     """
 
-    twice = False
+    twice, sign = False, 1.0
 
     def __init__(self, loop: Loop) -> None:
         self.loop = loop
@@ -278,6 +279,7 @@ class PipelineNetwork:
                 index = [max(i, -1 - i) for i in batch]
                 asked = x if index == everyone else x[index]
                 answer = self.loop(torch.cat([asked, asked]) if self.twice else asked, time)[:size]
+                answer = answer if self.sign == 1 else answer * self.sign
                 if batch == everyone:
                     return answer.to(t.device)
                 slots = [slot for slot, i in enumerate(batch) if i >= 0]

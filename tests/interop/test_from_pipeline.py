@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from peers import load, quiet
-from tiny_pipelines import TINY, TINY_EDM, TINY_VP, alive, run_pipeline
+from tiny_pipelines import TINY, TINY_VP, alive, run_pipeline
 
 import ddim_ode
 from ddim_ode.interop import stand_in
@@ -50,7 +50,7 @@ def off(x, goal):
     return float((x - goal).abs().max() / goal.abs().max())
 
 
-@pytest.mark.parametrize("name", sorted(set(TINY) - TINY_EDM))
+@pytest.mark.parametrize("name", sorted(TINY))
 def test_euler_on_its_own_levels_is_the_pipelines_own_run(name):
     pipe, call = TINY[name]()
     own = run_pipeline(pipe, call, 5)
@@ -69,7 +69,7 @@ def test_euler_on_its_own_levels_is_the_pipelines_own_run(name):
     assert not ours()
 
 
-@pytest.mark.parametrize("name", sorted(set(TINY) - TINY_EDM))
+@pytest.mark.parametrize("name", sorted(TINY))
 def test_its_network_is_nonlinear_in_the_state_and_hears_the_time(name):
     """So that the equalities above can fail."""
     with opened(name) as (_, model):
@@ -175,7 +175,7 @@ def test_images_per_prompt_are_rows():
         assert ddim_ode.sample(model, model.latents, "ddim", steps=2).x.shape[0] == 2
 
 
-@pytest.mark.parametrize("name", [SD, FLUX, "WanPipeline"])
+@pytest.mark.parametrize("name", ["DDPMPipeline", FLUX, "WanPipeline"])
 def test_every_tool_takes_it(name):
     with opened(name) as (_, model):
         options = dict(nfe=[3], n=2, reference=0.1, progress=False)
@@ -184,7 +184,7 @@ def test_every_tool_takes_it(name):
         assert ddim_ode.profile(model, n=2, nfe=[3], progress=False).grid(3)[-1] == 0
         x = model.latents
         together = ddim_ode.sample(model, x, "bosh3", rtol=0.1, atol=0.1, error_norm="batch")
-        assert together.status == ["success"]
+        assert set(together.status.tolist()) == {"success"}
         found = ddim_ode.diagnose(model, n=2, steps=3)
         assert "half-precision" in found.not_checked
 
@@ -226,7 +226,9 @@ def test_what_the_pipeline_raises_is_raised_and_the_next_call_begins_anew():
         assert any(entry.name == "failing" for entry in raised.traceback)
         assert torch.equal(asked(model), goal)
         pipe.unet.forward = lambda *a, **o: (forward(*a, **o)[0] * float("nan"),)
-        assert ddim_ode.sample(model, model.latents, "ddim", steps=2).status == ["non_finite"]
+        assert ddim_ode.sample(model, model.latents, "ddim", steps=2).status.tolist() == [
+            "non_finite"
+        ]
     assert not ours()
 
 
@@ -306,7 +308,6 @@ def test_schedulers_that_are_no_ode_of_ours_are_refused_with_the_reason():
     for name, reason in (
         ("SCMScheduler", "TrigFlow"),
         ("CMStochasticIterativeScheduler", "jumps to data"),
-        ("EDMEulerScheduler", "EDM"),
     ):
         pipe.scheduler = getattr(diffusers, name)()
         with pytest.raises(ValueError, match=f"{name}.*{reason}"):
