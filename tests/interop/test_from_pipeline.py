@@ -119,9 +119,9 @@ def test_the_network_is_the_same_behind_every_scheduler(scheduler, config):
 
 
 def test_a_plan_that_was_fitted_through_it_runs_in_the_pipeline():
-    pipe, call = TINY[SD]()
-    call |= dict(num_images_per_prompt=4)
-    with opened(SD, pipe, num_images_per_prompt=4) as (_, model):
+    pipe, call = TINY["DDPMPipeline"]()
+    call |= dict(batch_size=4)
+    with opened("DDPMPipeline", pipe, batch_size=4) as (_, model):
         start = ddim_ode.plan_for(model, "unipc2", nfe=3)
         plan = ddim_ode.calibrate(model, nfe=3, n=4, seed=0, start=start, progress=False)
         end = ddim_ode.sample(model, model.latents, plan=plan).x
@@ -161,10 +161,10 @@ def test_batches_are_cut_and_padded_and_samples_keep_their_prompts():
         assert off(model(x, levels)[0], torch.cat(each)) < 1e-5
         some = model.part(torch.tensor([4, 2, 7]), None)[0]
         assert off(some(x[[4, 2, 7]], 1.0)[0], whole[[4, 2, 7]]) < 1e-5
-        adaptive = ddim_ode.sample(model, x[:4], "bosh3", rtol=0.1, atol=0.1)
+        adaptive = ddim_ode.sample(model, x[:4], "bosh3", rtol=0.5, atol=0.5)
         for i in range(4):
             part = model.part(slice(i, i + 1), None)[0]
-            lonely = ddim_ode.sample(part, x[i : i + 1], "bosh3", rtol=0.1, atol=0.1)
+            lonely = ddim_ode.sample(part, x[i : i + 1], "bosh3", rtol=0.5, atol=0.5)
             assert off(adaptive.x[i : i + 1], lonely.x) < 1e-4
             assert adaptive.sample_nfe[i] == lonely.sample_nfe[0]
 
@@ -197,16 +197,16 @@ def test_prompts_are_encoded_once_and_a_run_that_is_over_goes_on_without_a_seam(
         type(pipe), "encode_prompt", lambda *a, **o: encoded.append(0) or own(*a, **o)
     )
     with opened(SD, pipe) as (_, model):
-        goal = ddim_ode.sample(model, model.latents, "ddim", steps=20).x
+        goal = ddim_ode.sample(model, model.latents, "ddim", steps=8).x
         assert len(encoded) == 1
-    monkeypatch.setattr(stand_in, "CALLS", 7)
+    monkeypatch.setattr(stand_in, "CALLS", 3)
     with opened(SD, pipe) as (_, model):
-        assert torch.equal(ddim_ode.sample(model, model.latents, "ddim", steps=20).x, goal)
-        assert len(encoded) > 3
+        assert torch.equal(ddim_ode.sample(model, model.latents, "ddim", steps=8).x, goal)
+        assert len(encoded) > 2
     encoded.clear()
     with opened("StableDiffusionImg2ImgPipeline") as (_, model):
         goal = asked(model)
-        for _ in range(20):
+        for _ in range(8):
             assert torch.equal(asked(model), goal)
 
 
@@ -404,7 +404,7 @@ def test_half_precision():
 
 def test_nothing_grows_and_nothing_lives_on(monkeypatch):
     monkeypatch.setattr(stand_in, "CALLS", 100)  # a tensor of as many views is made at each start
-    pipe, call = TINY[FLUX]()
+    pipe, call = TINY["DDPMPipeline"]()
     pipe.maybe_free_model_hooks, freed = lambda: freed.append(0), []
     call |= dict(num_inference_steps=2)
     for count in range(200):
