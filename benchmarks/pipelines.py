@@ -12,6 +12,7 @@ plan in ``sample``. Below, what a call through ``from_pipeline`` costs beside a 
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import sys
 import time
@@ -131,7 +132,7 @@ def overhead(tiny: Any, calls: int) -> Row:
             start = time.perf_counter()
             model.net(x, t, row)
             asked.append(time.perf_counter() - start)
-    own = statistics.median(b - a for a, b in zip(ends, ends[1:]))
+    own = statistics.median(b - a for a, b in itertools.pairwise(ends))
     return {"own step ms": f"{1e3 * own:.3f}", "call ms": f"{1e3 * statistics.median(asked):.3f}"}
 
 
