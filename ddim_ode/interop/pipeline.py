@@ -68,6 +68,7 @@ class PipelineModel(Denoiser):
         steps = read.placed(opening.scheduler)
         first = int(np.abs(steps.told - opening.time).argmin())
         self._net = PipelineNetwork(loop)
+        self._net.sign = read.sign
         super().__init__(
             self._net,
             read.schedule,
@@ -89,7 +90,7 @@ class PipelineModel(Denoiser):
         ):
             self.sigma_max = level
         told = float(self.network_time(self.levels[:1])[0])
-        if abs(opening.time - told) > _TIME * read.T / 1000:
+        if abs(opening.time - told) > (1e-3 if read.clock else _TIME * read.T / 1000):
             raise ValueError(
                 f"{name} gives its network the time {opening.time:g} at σ={level:.6g}, where its "
                 f"configuration says {told:g}; give the pipeline the scheduler that its network was "
@@ -99,7 +100,7 @@ class PipelineModel(Denoiser):
         self._net.twice = len(halves) == 2 and all(torch.equal(*pair) for pair in halves)
         self.latents = halves[0][0] if self._net.twice else opening.state
         self.batch = len(self.latents)
-        self.deviation, self.unchecked = _checked(self, loop)
+        self.deviation, self.unchecked = _checked(self, loop, read)
 
     def grid(self) -> Array:
         """σ of the levels that the pipeline's own run visits, to hand to ``grid=``: (steps + 1,)."""
@@ -170,7 +171,7 @@ def _trained(sigma: float, schedule: Schedule) -> float:
     return float(schedule.sigma(np.rint(t))) if abs(t - np.rint(t)) < 1e-3 else sigma
 
 
-def _checked(model: PipelineModel, loop: Loop) -> tuple[float | None, str | None]:
+def _checked(model: PipelineModel, loop: Loop, read: Reading) -> tuple[float | None, str | None]:
     """One step of the pipeline's scheduler against ours, from the same state and answer.
 
     Returns:
@@ -192,13 +193,13 @@ def _checked(model: PipelineModel, loop: Loop) -> tuple[float | None, str | None
     if not isinstance(theirs, Mapping) or "prev_sample" not in theirs:
         return None, f"unchecked: a step of {name} returns no prev_sample"
     loop.like = theirs
-    recorded = model.replace(net=lambda x, t, row: answer.double(), dtype=None)
+    recorded = model.replace(net=lambda x, t, row: answer.double() * read.sign, dtype=None)
     x0, eps = recorded(opening.state.double(), float(model.levels[0]))
     (alpha,), (beta,) = model.schedule.scales(model.levels[1:2])
-    end = theirs["prev_sample"].double() * (float(alpha) if opening.scaled else 1.0)
+    end = theirs["prev_sample"].double() * (float(alpha) / read.spread if opening.scaled else 1.0)
     pairs = [(float(alpha) * x0 + float(beta) * eps, end)]
     if "pred_original_sample" in theirs:
-        pairs.append((x0, theirs["pred_original_sample"].double()))
+        pairs.append((x0, theirs["pred_original_sample"].double() / read.spread))
     chance = not torch.equal(theirs["prev_sample"], again["prev_sample"])
     if name in _NO_EULER or chance:
         del pairs[0]
@@ -208,7 +209,7 @@ def _checked(model: PipelineModel, loop: Loop) -> tuple[float | None, str | None
     for ours, own in pairs:
         off, largest = float((ours - own).abs().max()), float(own.abs().max())
         allowed = _TOLERANCE * float((own - opening.state).abs().max())
-        allowed += 8 * torch.finfo(sample.dtype).eps * largest
+        allowed += 8 * max(torch.finfo(v.dtype).eps for v in (sample, answer)) * largest
         deviations.append(off / largest if largest else off)
         if off <= allowed:
             return deviations[-1], None
@@ -239,11 +240,11 @@ def from_pipeline(pipe: Any, **call: Any) -> PipelineModel:
     padding; ``model.calls`` is how often the pipeline asked its network.
 
     ``sample(model, model.latents, "ddim", grid=model.grid())`` is the pipeline's own run with Euler's
-    method. With a scheduler whose states are not of the network's scale (EulerDiscreteScheduler) ours are
-    those that its network sees.
+    method. Where a scheduler's states are not of the network's scale (EulerDiscreteScheduler, EDM's kind)
+    ours are those that its network sees; the data are those of the pipeline, over σ_data with EDM's kind.
 
     Args:
-        pipe: The pipeline, its ``scheduler`` of flow matching or of variance-preserving diffusion.
+        pipe: The pipeline, its ``scheduler`` of flow matching, variance-preserving diffusion or EDM.
         call: Arguments of the pipeline's call: prompts or their embeddings, guidance, height, width,
             images, strength. ``num_inference_steps`` counts for :meth:`PipelineModel.grid` and for the
             level that a strength starts from.

@@ -249,13 +249,20 @@ class PipelineNetwork:
 
     Attributes:
         twice: Whether the pipeline's state holds each sample two times (DiT's, for guidance).
+        sign: What its answers are multiplied by.
     """
 
-    twice = False
+    twice, sign = False, 1.0
 
     def __init__(self, loop: Loop) -> None:
         self.loop = loop
         weakref.finalize(self, loop.close)  # the thread keeps the loop alive, and nothing this
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(
+            f"a model of a {self.loop.name} is a call of it under way, which cannot be copied or pickled; "
+            "load(...) takes its network"
+        )
 
     def __call__(self, x: Tensor, t: Tensor, row: Tensor) -> Tensor:
         if torch.is_grad_enabled() and x.requires_grad:
@@ -272,6 +279,7 @@ class PipelineNetwork:
                 index = [max(i, -1 - i) for i in batch]
                 asked = x if index == everyone else x[index]
                 answer = self.loop(torch.cat([asked, asked]) if self.twice else asked, time)[:size]
+                answer = answer if self.sign == 1 else answer * self.sign
                 if batch == everyone:
                     return answer.to(t.device)
                 slots = [slot for slot, i in enumerate(batch) if i >= 0]

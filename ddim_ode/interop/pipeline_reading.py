@@ -6,8 +6,10 @@ variance-preserving diffusion where they keep ``alphas_cumprod``. :mod:`.pipelin
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 from torch import Tensor
 
 from .. import schedules
@@ -30,22 +32,39 @@ _OTHERS = dict(
 class Reading(NamedTuple):
     """What a scheduler says of the network.
 
-    name: The known class that it is of, or is like. T: Its network times are t·T with flow matching, and
-    t − 1 else.
+    Networks of EDM's kind see x/√(σ² + σ_data²), which is the state of variance-preserving diffusion of
+    data x₀/σ_data at the level σ/σ_data; what they return is its v, or −v.
+
+    Attributes:
+        name: The known class that the scheduler is of, or is like.
+        T: Network times are t·T with flow matching, and t + ``offset`` else.
+        clock: With EDM's kind a function of σ instead: ``"log"``, ¼ ln σ, or ``"atan"``, (2/π) arctan σ.
+        spread: σ_data. sign: Of the network's answers.
     """
 
     name: str
     schedule: Schedule
     prediction: str
     limit: Limit
-    T: int
+    T: int = 1000
+    offset: float = -1.0
+    clock: str = ""
+    spread: float = 1.0
+    sign: float = 1.0
 
     def time(self, t: Array, sigma: Array) -> Array:
         """The network time, as ``Denoiser(time=)`` has it."""
-        return t * self.T if self.schedule.family == "flow" else t - 1.0
+        if self.clock:
+            own = sigma * self.spread
+            return np.log(own) / 4 if self.clock == "log" else np.arctan(own) * 2 / np.pi
+        return t * self.T if self.schedule.family == "flow" else t + self.offset
 
     def placed(self, scheduler: Any) -> Placement:
         """Where a scheduler of this reading steps, its ``set_timesteps`` called."""
+        if self.clock:
+            levels = scheduler.sigmas.double().cpu().numpy() / self.spread
+            told = scheduler.timesteps.double().cpu().numpy()
+            return Placement(levels[: len(told)], levels[1 : len(told) + 1], told)
         return placed(scheduler, self.schedule, self.name, type(scheduler).__name__)
 
 
@@ -63,16 +82,13 @@ def reading(scheduler: Any) -> Reading:
     config = dict(scheduler.config)
     known = [name for name in names if name in (*DISCRETE, *FLOW)]
     T = int(config.get("num_train_timesteps", 1000))
+    if "sigma_data" in config or config.get("timestep_type") == "continuous":
+        return _of_edm(cls.__name__, config)
     if known:
         config["_class_name"] = known[0]
-        limit = limit_of(config)
-        return Reading(known[0], schedule_of(config), prediction_of(config), limit, T)
-    if "sigma_data" in config:
-        raise ValueError(
-            f"{cls.__name__} is of EDM's kind (sigma_data={config['sigma_data']:g}), whose networks this "
-            "version does not read from a pipeline; wrap the network as ddim_ode.Denoiser(net, "
-            "schedules.ve(...), time=...)"
-        )
+        schedule, limit = schedule_of(config), limit_of(config)
+        offset = float(config.get("time_offset", -1.0))
+        return Reading(known[0], schedule, prediction_of(config), limit, T, offset)
     squares = getattr(scheduler, "alphas_cumprod", None)
     written = config.get("prediction_type", "epsilon")
     if not isinstance(squares, Tensor) or squares.shape != (T,):
@@ -87,3 +103,14 @@ def reading(scheduler: Any) -> Reading:
         like = "DPMSolverMultistepScheduler"
     schedule = schedules.from_alphas_cumprod(squares.double().cpu().numpy())
     return Reading(like, schedule, prediction, Limit(), T)
+
+
+def _of_edm(name: str, config: Mapping[str, Any]) -> Reading:
+    written = config.get("prediction_type", "epsilon")
+    euler = "sigma_data" not in config  # Euler's with continuous times: of SVD, whose σ_data is 1
+    one_of("prediction_type", written, ("v_prediction",) if euler else ("epsilon", "v_prediction"))
+    sign = -1.0 if written == "epsilon" else 1.0
+    clock = "atan" if name == "CosineDPMSolverMultistepScheduler" else "log"
+    spread = float(config.get("sigma_data", 1.0))
+    schedule = schedules.exponential(rate=8.0)  # any that has the levels, up to 2980 here
+    return Reading(name, schedule, "v", Limit(), clock=clock, spread=spread, sign=sign)

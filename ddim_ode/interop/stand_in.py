@@ -128,8 +128,9 @@ class StandIn:
 
     def _opening(self, bound: dict[str, Any]) -> Opening:
         parameters, own = self._signature.parameters, copy.deepcopy(self._own)
-        needed = [name for name in bound if parameters[name].default is inspect.Parameter.empty]
-        arguments = {name: bound[name] for name in needed if name not in ("self", "args", "kwargs")}
+        plain = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.empty
+        needed = [name for name, p in parameters.items() if (p.kind, p.default) == plain]
+        arguments = {name: bound[name] for name in needed if name != "self"}
         time = float(torch.as_tensor(bound["timestep"]).flatten()[0])
         nearest = int((own.timesteps.double().cpu() - time).abs().argmin())
         arguments["timestep"] = own.timesteps[nearest]  # a whole number where the scheduler counts

@@ -1,0 +1,445 @@
+"""Any diffusers pipeline as a denoiser: its own run, from outside."""
+
+import contextlib
+import copy
+import gc
+import os
+import signal
+import threading
+import time
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from peers import load, quiet
+from tiny_pipelines import TINY, TINY_VP, alive, run_pipeline
+
+import ddim_ode
+from ddim_ode.interop import stand_in
+from ddim_ode.interop.diffusers import DDIMODEScheduler, from_pipeline
+
+SD, FLUX = "StableDiffusionPipeline", "FluxPipeline"
+
+
+def seeded():
+    return torch.Generator().manual_seed(0)
+
+
+@contextlib.contextmanager
+def opened(name, pipe=None, **more):
+    """(pipe, model) of a tiny pipeline."""
+    own, call = TINY[name]()
+    pipe = own if pipe is None else pipe
+    call = call | dict(num_inference_steps=5, generator=seeded()) | more
+    with quiet(), from_pipeline(pipe, **call) as model:
+        yield pipe, model
+
+
+def ours():
+    return [t.name for t in threading.enumerate() if t.name.startswith("ddim_ode")]
+
+
+def asked(model, sigma=1.0):
+    """The pair at a state that is no noise of the pipeline's."""
+    x = torch.linspace(-1, 1, model.latents.numel()).reshape(model.latents.shape)
+    return torch.stack(model(x, sigma))
+
+
+def off(x, goal):
+    return float((x - goal).abs().max() / goal.abs().max())
+
+
+@pytest.mark.parametrize("name", sorted(TINY))
+def test_euler_on_its_own_levels_is_the_pipelines_own_run(name):
+    pipe, call = TINY[name]()
+    own = run_pipeline(pipe, call, 5)
+    before = dict(pipe.__dict__)
+    with opened(name, pipe) as (_, model):
+        sol = ddim_ode.sample(model, model.latents, "ddim", grid=model.grid())
+        assert model.calls == 1 + len(own)
+        assert model.deviation < 1e-6
+        assert model.shape == tuple(model.latents.shape[1:])
+    assert off(sol.x, own.end[: model.batch]) < 1e-5
+    now = pipe.__dict__
+    assert now.keys() == before.keys()
+    assert all(now[key] is before[key] for key in before)
+    again = run_pipeline(pipe, call, 5)
+    assert torch.equal(again.end, own.end)
+    assert not ours()
+
+
+@pytest.mark.parametrize("name", sorted(TINY))
+def test_its_network_is_nonlinear_in_the_state_and_hears_the_time(name):
+    """So that the equalities above can fail."""
+    with opened(name) as (_, model):
+        x = model.latents
+        at = [model(scale * x, sigma)[0] for scale, sigma in ((1, 1.0), (2, 1.0), (1, 3.0))]
+        eps = [model(scale * x, 1.0)[1] for scale in (1, 2)]
+    assert off(at[2], at[0]) > 1e-3
+    assert off(2 * eps[0], eps[1]) > 1e-3
+
+
+SCHEDULERS = [
+    ("EulerDiscreteScheduler", {}),
+    ("EulerDiscreteScheduler", dict(use_karras_sigmas=True, prediction_type="v_prediction")),
+    ("EulerDiscreteScheduler", dict(timestep_spacing="trailing", prediction_type="sample")),
+    ("DDIMParallelScheduler", dict(timestep_spacing="trailing", clip_sample=False)),
+    ("PNDMScheduler", {}),
+    ("HeunDiscreteScheduler", {}),
+    ("KDPM2DiscreteScheduler", {}),
+    ("EulerAncestralDiscreteScheduler", {}),
+    ("LMSDiscreteScheduler", {}),
+    ("DPMSolverMultistepScheduler", {}),
+    ("UniPCMultistepScheduler", {}),
+    ("DEISMultistepScheduler", {}),
+    ("DDPMScheduler", dict(clip_sample=False)),
+    ("LCMScheduler", {}),
+]
+
+
+@pytest.mark.parametrize(("scheduler", "config"), SCHEDULERS)
+def test_the_network_is_the_same_behind_every_scheduler(scheduler, config):
+    """Stochastic ones, and those that call twice a step or scale the state, included."""
+    kind = config.get("prediction_type", "epsilon")
+    pipe, call = TINY[SD]()
+    pipe.scheduler = pipe.scheduler.from_config(pipe.scheduler.config, prediction_type=kind)
+    with opened(SD, pipe) as (_, model):
+        goal = asked(model)
+    own = getattr(load("diffusers"), scheduler)
+    betas = dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+    pipe.scheduler = own(**betas, **config)
+    with opened(SD, pipe) as (_, model):
+        assert off(asked(model), goal) < 1e-6
+        assert (model.deviation is None) == (scheduler in ("LCMScheduler", "PNDMScheduler"))
+        if scheduler == "EulerDiscreteScheduler":  # its states are of another scale until their end
+            end = ddim_ode.sample(model, model.latents, "ddim", grid=model.grid()).x
+    if scheduler == "EulerDiscreteScheduler":
+        assert off(end, run_pipeline(pipe, call, 5).end) < 1e-5
+
+
+def test_a_plan_that_was_fitted_through_it_runs_in_the_pipeline():
+    pipe, call = TINY["DDPMPipeline"]()
+    call |= dict(batch_size=4)
+    with opened("DDPMPipeline", pipe, batch_size=4) as (_, model):
+        start = ddim_ode.plan_for(model, "unipc2", nfe=3)
+        plan = ddim_ode.calibrate(model, nfe=3, n=4, seed=0, start=start, progress=False)
+        end = ddim_ode.sample(model, model.latents, plan=plan).x
+    pipe.scheduler = DDIMODEScheduler.from_plans(plan, pipe.scheduler.config)
+    assert off(run_pipeline(pipe, call, 3).end, end) < 1e-5
+
+
+def test_a_scheduler_that_steps_otherwise_than_it_says_is_refused():
+    base = load("diffusers").DDIMScheduler
+
+    class Misnamed(base):
+        def step(self, model_output, timestep, sample, **options):
+            return super().step(-model_output, timestep, sample, **options)
+
+    pipe, _ = TINY[SD]()
+    pipe.scheduler = Misnamed.from_config(pipe.scheduler.config)
+    with pytest.raises(ValueError, match="another kind"), opened(SD, pipe):
+        pass
+    assert type(pipe.scheduler) is Misnamed
+    assert not ours()
+
+
+def test_batches_are_cut_and_padded_and_samples_keep_their_prompts():
+    prompts = torch.randn(3, 5, 8, generator=seeded())
+    more = dict(prompt_embeds=prompts, negative_prompt_embeds=prompts.flip(0), guidance_scale=3.0)
+    with opened(SD, **more) as (_, model):
+        assert model.batch == 3
+        x = torch.randn(8, *model.shape, generator=seeded())
+        whole = model(x, 1.0)[0]
+        for one in range(3):
+            alone = {key: value[one : one + 1] for key, value in more.items() if "embeds" in key}
+            with opened(SD, **more | alone) as (_, single):
+                assert single.batch == 1
+                assert off(whole[one::3], single(x[one::3], 1.0)[0]) < 1e-5
+        levels = np.array([1.0, 3.0, 1.0, 0.5, 3.0, 2.0, 1.0, 9.0])
+        each = [model.part(slice(i, i + 1), None)[0](x[i : i + 1], levels[i])[0] for i in range(8)]
+        assert off(model(x, levels)[0], torch.cat(each)) < 1e-5
+        some = model.part(torch.tensor([4, 2, 7]), None)[0]
+        assert off(some(x[[4, 2, 7]], 1.0)[0], whole[[4, 2, 7]]) < 1e-5
+        adaptive = ddim_ode.sample(model, x[:4], "bosh3", rtol=0.5, atol=0.5)
+        for i in range(4):
+            part = model.part(slice(i, i + 1), None)[0]
+            lonely = ddim_ode.sample(part, x[i : i + 1], "bosh3", rtol=0.5, atol=0.5)
+            assert off(adaptive.x[i : i + 1], lonely.x) < 1e-4
+            assert adaptive.sample_nfe[i] == lonely.sample_nfe[0]
+
+
+def test_images_per_prompt_are_rows():
+    with opened(SD, num_images_per_prompt=2) as (_, model):
+        assert model.batch == 2
+        assert ddim_ode.sample(model, model.latents, "ddim", steps=2).x.shape[0] == 2
+
+
+@pytest.mark.parametrize("name", ["DDPMPipeline", FLUX, "WanPipeline"])
+def test_every_tool_takes_it(name):
+    with opened(name) as (_, model):
+        options = dict(nfe=[3], n=2, reference=0.1, progress=False)
+        rows = ddim_ode.compare(model, ["ddim", "unipc2"], **options).to_dicts()
+        assert [row["method"] for row in rows][:2] == ["ddim", "unipc2"]
+        assert ddim_ode.profile(model, n=2, nfe=[3], progress=False).grid(3)[-1] == 0
+        x = model.latents
+        together = ddim_ode.sample(model, x, "bosh3", rtol=0.1, atol=0.1, error_norm="batch")
+        assert set(together.status.tolist()) == {"success"}
+        found = ddim_ode.diagnose(model, n=2, steps=3)
+        assert "half-precision" in found.not_checked
+
+
+def test_prompts_are_encoded_once_and_a_run_that_is_over_goes_on_without_a_seam(monkeypatch):
+    pipe, _ = TINY[SD]()
+    encoded = []
+    own = type(pipe).encode_prompt
+    monkeypatch.setattr(
+        type(pipe), "encode_prompt", lambda *a, **o: encoded.append(0) or own(*a, **o)
+    )
+    with opened(SD, pipe) as (_, model):
+        goal = ddim_ode.sample(model, model.latents, "ddim", steps=8).x
+        assert len(encoded) == 1
+    monkeypatch.setattr(stand_in, "CALLS", 3)
+    with opened(SD, pipe) as (_, model):
+        assert torch.equal(ddim_ode.sample(model, model.latents, "ddim", steps=8).x, goal)
+        assert len(encoded) > 2
+    encoded.clear()
+    with opened("StableDiffusionImg2ImgPipeline") as (_, model):
+        goal = asked(model)
+        for _ in range(8):
+            assert torch.equal(asked(model), goal)
+
+
+def test_what_the_pipeline_raises_is_raised_and_the_next_call_begins_anew():
+    with opened(SD) as (pipe, model):
+        goal, calls, forward = asked(model), [], pipe.unet.forward
+
+        def failing(*args, **options):
+            calls.append(0)
+            if len(calls) == 3:
+                raise KeyError("the third")
+            return forward(*args, **options)
+
+        pipe.unet.forward = failing
+        with pytest.raises(KeyError, match="the third") as raised:
+            ddim_ode.sample(model, model.latents, "ddim", steps=6)
+        assert any(entry.name == "failing" for entry in raised.traceback)
+        assert torch.equal(asked(model), goal)
+        pipe.unet.forward = lambda *a, **o: (forward(*a, **o)[0] * float("nan"),)
+        assert ddim_ode.sample(model, model.latents, "ddim", steps=2).status.tolist() == [
+            "non_finite"
+        ]
+    assert not ours()
+
+
+def test_ctrl_c_leaves_the_model_usable():
+    with opened(SD) as (pipe, model):
+        goal, forward = asked(model), pipe.unet.forward
+
+        def slow(*args, **options):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.2)
+            return forward(*args, **options)
+
+        pipe.unet.forward = slow
+        with pytest.raises(KeyboardInterrupt):
+            asked(model, 2.0)
+        pipe.unet.forward = forward
+        assert torch.equal(asked(model), goal)
+    assert not ours()
+
+
+def test_misuse_is_named():
+    pipe, call = TINY[FLUX]()
+    with pytest.raises(ValueError, match=r"guidence.*guidance_scale"):
+        from_pipeline(pipe, **call, guidence=3.0)
+    for thing in (None, torch.nn.Linear(1, 1), type(pipe)):
+        with pytest.raises(ValueError, match="diffusers pipeline"):
+            from_pipeline(thing)
+    with pytest.raises(ValueError, match="Provide either `prompt`"):
+        from_pipeline(pipe)
+    with opened(FLUX, pipe) as (_, model):
+        with pytest.raises(ValueError, match="in use"):
+            from_pipeline(pipe, **call)
+        for conditions in (dict(cond={"y": torch.zeros(1)}), dict(shared={"y": 1})):
+            with pytest.raises(ValueError, match=r"'y'.*arguments of its pipeline"):
+                ddim_ode.sample(model, model.latents, "ddim", steps=2, **conditions)
+        with pytest.raises(ValueError, match=r"states are \(B, 16, 16\)"):
+            ddim_ode.sample(model, torch.zeros(1, 16, 9), "ddim", steps=2)
+        with pytest.raises(ValueError, match="no gradients"):
+            ddim_ode.log_likelihood(model, model.latents, sigma_max=10.0, rtol=0.5, atol=0.5)
+        with pytest.raises(TypeError, match="pickle"):
+            copy.deepcopy(model)
+        with pytest.raises(RuntimeError, match="in use"):
+            pipe(**call)
+        with pytest.raises(RuntimeError, match="was called"):
+            asked(model)
+    model.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        asked(model)
+    assert run_pipeline(pipe, call, 2).end.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "named"),
+    [
+        (
+            "StableDiffusionControlNetPipeline",
+            dict(control_guidance_end=0.5),
+            "control_guidance_end",
+        ),
+        ("StableDiffusionControlNetPipeline", dict(control_guidance_start=[0.1]), "guidance_start"),
+        ("Lumina2Pipeline", dict(cfg_trunc_ratio=0.5), "cfg_trunc_ratio"),
+        ("StableDiffusion3Pipeline", dict(skip_guidance_layers=[0]), "skip_guidance_layers"),
+        ("CogVideoXPipeline", dict(use_dynamic_cfg=True), "use_dynamic_cfg"),
+    ],
+)
+def test_what_acts_by_the_count_of_steps_is_refused(name, more, named):
+    with (
+        pytest.raises(ValueError, match=f"{named}.*share of the pipeline's steps"),
+        opened(name, **more),
+    ):
+        pass
+
+
+def test_schedulers_that_are_no_ode_of_ours_are_refused_with_the_reason():
+    diffusers = load("diffusers")
+    pipe, call = TINY[SD]()
+    for name, reason in (
+        ("SCMScheduler", "TrigFlow"),
+        ("CMStochasticIterativeScheduler", "jumps to data"),
+    ):
+        pipe.scheduler = getattr(diffusers, name)()
+        with pytest.raises(ValueError, match=f"{name}.*{reason}"):
+            from_pipeline(pipe, **call)
+
+
+def test_pipelines_that_change_the_state_between_steps_are_refused():
+    pipe, _ = TINY["StableDiffusionInpaintPipeline"]()
+    pipe.register_modules(unet=TINY[SD]()[0].unet)  # four channels: it masks after each step
+    for name, own, more in (
+        ("StableDiffusionInpaintPipeline", pipe, {}),
+        (SD, None, dict(callback_on_step_end=lambda p, i, t, kept: dict(latents=-kept["latents"]))),
+        (
+            SD,
+            None,
+            dict(
+                callback_on_step_end=lambda p, i, t, kept: (
+                    kept["latents"].mul_(-1).new_tensor(0) or {}
+                )
+            ),
+        ),
+    ):
+        changed = pytest.raises((ValueError, RuntimeError), match="changed the state")
+        with opened(name, own, **more) as (_, model), changed:
+            ddim_ode.sample(model, model.latents.clone(), "ddim", steps=3)
+    assert not ours()
+
+
+def test_callbacks_are_called_and_may_interrupt():
+    seen = []
+
+    def watching(pipe, i, t, kept):
+        seen.append(float(t))
+        return {}
+
+    def interrupting(pipe, i, t, kept):
+        pipe._interrupt = True
+        return {}
+
+    with opened(FLUX) as (_, model):
+        goal = asked(model)
+    with opened(FLUX, callback_on_step_end=watching) as (_, model):
+        assert torch.equal(asked(model), goal)
+        assert torch.equal(asked(model, 3.0), asked(model, 3.0))
+        assert seen == [500, 750, 750]  # each step ends as the next question is asked
+    ends = pytest.raises(RuntimeError, match="interrupt")
+    with opened(FLUX, callback_on_step_end=interrupting) as (_, model), ends:
+        asked(model)
+
+    def asking(pipe, i, t, kept):
+        asked(model)
+        return {}
+
+    itself = pytest.raises(RuntimeError, match="asks itself")
+    with opened(FLUX, callback_on_step_end=asking) as (_, model), itself:
+        asked(model)
+    assert not ours()
+
+
+def test_threads_take_turns_and_torch_states_reach_the_pipeline():
+    with opened(FLUX) as (_, model):
+        starts = [model.latents * scale for scale in (0.5, 1.0, 1.5)]
+        goals = [ddim_ode.sample(model, x, "ddim", steps=5).x for x in starts]
+        ends = [None] * 3
+
+        def work(i):
+            ends[i] = ddim_ode.sample(model, starts[i], "ddim", steps=5).x
+
+        threads = [threading.Thread(target=work, args=(i,)) for i in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert all(map(torch.equal, ends, goals))
+        plain = asked(model)
+    with torch.autocast("cpu", torch.bfloat16), opened(FLUX) as (_, model):
+        assert 1e-5 < off(asked(model), plain) < 0.1
+    with torch.inference_mode(), opened(FLUX) as (_, model):
+        assert torch.equal(asked(model), plain)
+
+
+def test_half_precision():
+    pipe, call = TINY[FLUX]()
+    with opened(FLUX, pipe) as (_, model):
+        plain = asked(model)
+    pipe.to(torch.bfloat16)
+    call = {k: v.bfloat16() if isinstance(v, torch.Tensor) else v for k, v in call.items()}
+    with quiet(), from_pipeline(pipe, **call, generator=seeded()) as model:
+        assert model.dtype == torch.bfloat16
+        found = asked(model)
+        assert found.dtype == torch.float32
+        assert off(found, plain) < 0.05
+
+
+def test_nothing_grows_and_nothing_lives_on(monkeypatch):
+    monkeypatch.setattr(stand_in, "CALLS", 100)  # a tensor of as many views is made at each start
+    pipe, call = TINY["DDPMPipeline"]()
+    pipe.maybe_free_model_hooks, freed = lambda: freed.append(0), []
+    call |= dict(num_inference_steps=2)
+    for count in range(200):
+        with from_pipeline(pipe, **call) as model:
+            asked(model)
+        if count == 9:
+            gc.collect()
+            objects = len(gc.get_objects())
+    del model
+    gc.collect()
+    assert len(gc.get_objects()) < objects + 200
+    assert len(freed) == 200
+    assert not ours()
+    model = from_pipeline(pipe, **call)
+    gone = weakref.ref(model)
+    assert ours()
+    del model
+    gc.collect()
+    assert gone() is None
+    assert not ours()
+    assert type(pipe.scheduler).__module__.startswith("diffusers.")
+
+
+def test_subclasses_and_unknown_schedulers_of_the_kind_are_read():
+    diffusers = load("diffusers")
+
+    class Own(diffusers.FlowMatchEulerDiscreteScheduler):
+        pass
+
+    pipe, call = TINY[FLUX]()
+    own = run_pipeline(pipe, call, 4)
+    pipe.scheduler = Own.from_config(pipe.scheduler.config)
+    with opened(FLUX, pipe, num_inference_steps=4) as (_, model):
+        assert (
+            off(ddim_ode.sample(model, model.latents, "ddim", grid=model.grid()).x, own.end) < 1e-5
+        )
+    assert "CogVideoXPipeline" in TINY_VP  # of a class that config.py does not name
+    assert alive(pipe.transformer) is pipe.transformer
