@@ -64,8 +64,8 @@ def load(
 ) -> DiffusersModel:
     """A diffusers model as a denoiser, ready to sample. A VAE stays outside: x is the latent.
 
-    x has the network's own layout: pictures (B, C, H, W), packed tokens (B, L, C), videos (B, C, F, H, W) or
-    (B, F, C, H, W), sound (B, C, L). What a network is shown beside the state goes in as
+    x has the network's own layout: pictures (B, C, H, W), packed tokens (B, L, C), videos (B, C, F, H, W)
+    or (B, F, C, H, W), sound (B, C, L). What a network is shown beside the state goes in as
     ``cond={"concat": ...}``, behind its channels.
 
     A flow-matching transformer is told the time, and read with the sign, that the pipelines of its class
