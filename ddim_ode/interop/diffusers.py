@@ -81,6 +81,15 @@ def load(
 ) -> DiffusersModel:
     """A diffusers model as a denoiser, ready to sample. A VAE stays outside: x is the latent.
 
+    x has the network's own layout: pictures (B, C, H, W), packed tokens (B, L, C), videos (B, C, F, H, W)
+    or (B, F, C, H, W), sound (B, C, L). What a network is shown beside the state goes in as
+    ``cond={"concat": ...}``, behind its channels.
+
+    A flow-matching transformer is told the time, and read with the sign, that the pipelines of its class
+    have (:mod:`.families`); one that is not known there is refused, and runs through ``from_pipeline``. An
+    EDM-type configuration (EDM's schedulers, continuous times) gives a model in σ, x = x₀ + σε, whose x̂₀ is
+    put together by EDM's preconditioning (:mod:`.edm`).
+
     What the configuration asks for and is not known, or not to its class, is left out with an
     :class:`InteropWarning` that names the key; ``model.report`` lists every key.
 
@@ -108,7 +117,8 @@ def load(
     model (``model.profile``).
 
     Raises:
-        ValueError: A class that is not diffusers' own, an unknown scheduler, or pickled weights.
+        ValueError: A class that is not diffusers' own, a transformer that is not known with such noise, a
+            pipeline of several networks, an unknown scheduler, or pickled weights.
         OSError: Something is missing or cannot be read.
     """
     check_installed()

@@ -135,6 +135,10 @@ class DiffusersModel(Denoiser):
         told = kind == families.VP and row.plain
         net: nn.Module = _Network(model, row)
         if edm is not None:
+            if snap:
+                raise ValueError(
+                    "snap=True: an EDM-type network is trained at all σ, none of them whole; drop snap"
+                )
             if channels.variance:
                 raise ValueError(
                     f"{type(model).__name__} returns a variance, which is not known of EDM-type networks; "
@@ -238,14 +242,17 @@ class DiffusersModel(Denoiser):
                 Default: what the pipelines of the network's class hand over.
 
         Returns:
-            (steps + 1,), as ``sample(..., grid=)`` takes it.
+            (steps + 1,), as ``sample(..., grid=)`` takes it; (steps,) where an EDM scheduler's last step
+            stays at its level (``final_sigmas_type="sigma_min"``).
 
         Raises:
             ValueError: The scheduler's levels rise or stay, or are none of the model's schedule.
         """
         placed = self.placement(count("steps", steps), mu, sigmas)
+        stays = self.schedule.family == "ve" and placed.reached[-1] == placed.asked[-1]
+        levels = placed.asked if stays else np.append(placed.asked, placed.reached[-1])
         try:
-            return check_grid(np.append(placed.asked, placed.reached[-1]), self.schedule)
+            return check_grid(levels, self.schedule)
         except ValueError as error:
             name = type(self.scheduler).__name__
             raise ValueError(

@@ -83,7 +83,7 @@ def placement(
         options["sigmas"] = np.linspace(1.0, 1 / steps, steps)
     try:
         scheduler.set_timesteps(steps, **options)
-    except (ValueError, IndexError, TypeError, AssertionError) as error:
+    except (ValueError, IndexError, TypeError, AssertionError, ArithmeticError) as error:
         raise ValueError(f"{name} cannot take {steps} steps: {error}") from error
     return placed(scheduler, schedule, name, f"{name} with {steps} steps")
 

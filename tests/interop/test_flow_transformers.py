@@ -142,6 +142,9 @@ def test_what_a_grid_refuses():
     expect(lambda: model.grid(4, sigmas=[1.0, 0.5]), r"sigmas has shape \(2,\) for 4 steps")
     expect(lambda: model.grid(2, sigmas=[1.0, np.nan]), "does not go down|levels")
     expect(lambda: model.grid(2, sigmas=["a", "b"]), "sigmas=.* must be real numbers")
+    dynamic = load(unet(), d.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True))
+    for mu in (1e4, "a", np.nan):
+        expect(functools.partial(dynamic.grid, 3, mu), "cannot take 3 steps|does not have")
     heun = load(unet(), d.FlowMatchHeunDiscreteScheduler())
     expect(lambda: heun.grid(2, sigmas=[1.0, 0.5]), "takes none here; drop sigmas")
 
