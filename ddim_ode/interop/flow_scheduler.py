@@ -26,7 +26,18 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
 from torch import Tensor
 
 from .. import schedules
-from .._base.checks import count, device_of, exclusive, flag, host_numbers, number, numbers, shown
+from .._base.checks import (
+    count,
+    device_of,
+    exclusive,
+    flag,
+    host_numbers,
+    named,
+    number,
+    numbers,
+    one_of,
+    shown,
+)
 from .._base.tensors import check_floating
 from ..denoising.denoiser import Denoiser
 from ..schedules.schedule import Array
@@ -38,7 +49,7 @@ from ..solvers.profile import checked_profile
 from .adoption import SOLVERS, adopted_flow, plain, profile_of
 from .config import limit_of, prediction_of
 from .flow_levels import Clock, Told, levels_by, through_stages, warn_of_another_place
-from .plan_run import Generators, Turns, check_generators
+from .plan_run import Generators, Turns, check_generators, nobody
 from .reading import read_scheduler
 
 _PER_TOKEN = (
@@ -49,6 +60,7 @@ _CHURN = (
     "{}={} is no setting of a plan, nor of the flow scheduler's own steps; drop it. A second time for each "
     "call, as flow maps are told (AnyFlow's r_timestep), needs the pipeline's own scheduler"
 )
+_MOST = 100_000  # calls: beyond, a slip of the pen
 _MU = (
     "use_dynamic_shifting is on: the shift is by mu, which the pipeline knows; give mu=, or make the "
     "scheduler with use_dynamic_shifting=False and shift="
@@ -133,11 +145,13 @@ class DDIMODEFlowScheduler(Turns, FlowMatchEulerDiscreteScheduler):  # type: ign
         super().__init__(**{key: config[key] for key in _THEIRS})
         self._clock = Clock(T, flag("invert_sigmas", invert_sigmas))
         # Of what the network is told and what its answers mean; the pipeline is who asks it.
-        kind = (
-            {"_class_name": "FlowMatchEulerDiscreteScheduler"} if levels_of is None else levels_of
-        )
+        flag("use_dynamic_shifting", use_dynamic_shifting)
+        kind: Mapping[str, Any] = {"_class_name": FlowMatchEulerDiscreteScheduler.__name__}
+        if levels_of is not None:
+            kind = named("levels_of", levels_of)
+            one_of("levels_of", kind.get("_class_name", ""), SOLVERS)
         self._denoiser = Denoiser(
-            _nobody,
+            nobody,
             schedules.flow(),
             prediction_of(kind),
             time=self._clock.told,
@@ -188,7 +202,7 @@ class DDIMODEFlowScheduler(Turns, FlowMatchEulerDiscreteScheduler):  # type: ign
         ]
         calls = num_inference_steps
         if calls is not None or not (lists or self._plans):
-            calls = count("num_inference_steps", calls)
+            calls = count("num_inference_steps", calls, most=_MOST)
         for values in lists:
             if values.ndim != 1 or values.size != (values.size if calls is None else calls):
                 raise ValueError(
@@ -382,7 +396,3 @@ class DDIMODEFlowScheduler(Turns, FlowMatchEulerDiscreteScheduler):  # type: ign
 
 
 _THEIRS = tuple(inspect.signature(FlowMatchEulerDiscreteScheduler.__init__).parameters)[1:]
-
-
-def _nobody(x: Tensor, t: Tensor) -> Tensor:
-    raise RuntimeError("the network of a pipeline is the pipeline's to ask")
