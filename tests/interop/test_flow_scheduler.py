@@ -196,7 +196,7 @@ def test_any_method_is_ours_on_those_levels(method):
         scheduler.set_timesteps(calls)
         plan = scheduler.plan
         assert len(scheduler.timesteps) == plan.nfe <= calls
-        assert plan.nfe > calls - REGISTRY[method].nfe_per_step
+        assert plan.nfe >= calls - REGISTRY[method].nfe_per_step
         own = theirs(shift=3.0)
         own.set_timesteps(calls)
         begins = plan.level_calls()
@@ -206,6 +206,23 @@ def test_any_method_is_ours_on_those_levels(method):
             continue
         sol = ddim_ode.sample(NET, start(), plan=plan)
         assert off(walk(scheduler, start()), sol.x) < 2e-6
+
+
+@pytest.mark.parametrize(
+    "method", ["ab3", "ipndm", "deis2", "dpmpp2m", "dpmpp3m", "unipc2", "unipc3"]
+)
+def test_a_last_level_near_zero_costs_no_digits(method):
+    """SD3's own levels end at 1/1000, whatever their number."""
+    x = start(64, 2)
+    exact_end = ddim_ode.sample(MODEL, x, "rk4", steps=100, grid="time").x
+    for calls in (6, 10):
+        errors = {}
+        for name in (method, "ddim"):
+            scheduler = ours(name)
+            scheduler.set_timesteps(calls)
+            assert float(scheduler.timesteps[-1]) == 1.0
+            errors[name] = float((through(scheduler, x) - exact_end).square().mean().sqrt())
+        assert errors[method] < 0.9 * errors["ddim"]
 
 
 def test_levels_and_places_are_told():
@@ -319,7 +336,7 @@ def test_a_later_begin(method):
     scheduler, N = ours(method, shift=2.0), 13
     x0, eps = start(64, 2), start(64, 2, seed=1)
     for begin in range(12):
-        scheduler.set_timesteps(N)
+        scheduler.set_timesteps(sigmas=np.linspace(1, 1 / N, N))
         if begin >= len(scheduler.timesteps):
             break
         plan, times = scheduler.plan, scheduler.timesteps[begin:]
