@@ -4,11 +4,12 @@
     python benchmarks/flow_pipeline.py --full         # trains an hour, 128 noises
 
 A class-conditional SD3 transformer is trained here on scikit-learn's 8 × 8 digits, and goes into a
-StableDiffusion3Pipeline (no encoders, no VAE, guidance 1), in which every scheduler runs from the same noises.
-Figure: the RMS error per pixel, over all noises, to a converged solution. Each scheduler of diffusers gets the
-better of the shifts 1 and 3, for each number of calls, and as many steps as fit them; ours in the profile or
-the plan need none. A second table is of bfloat16: the error of Euler's method to its own float32 run, of the
-parent class, which rounds the state after each step, and of ours, which keeps it in float32.
+StableDiffusion3Pipeline (no encoders, no VAE, guidance 1), in which every scheduler runs from the same
+noises. Figure: the RMS error per pixel, over all noises, to a converged solution. Each scheduler of
+diffusers gets the better of the shifts 1 and 3, for each number of calls, and as many steps as fit them; a
+profile or a plan of ours has no shift. A second table is of bfloat16: the error of Euler's method to its
+own float32 run, of the parent class, which rounds the state after each step, and of ours, which keeps it in
+float32.
 """
 
 from __future__ import annotations
@@ -226,9 +227,8 @@ def half(pipe: Any, x: Tensor, y: Tensor, counts: tuple[int, ...]) -> list[Row]:
         errors = {k: rms(run(pipe, s(shift=3.0), steps, x, y)[1] - wide) for k, s in kinds.items()}
         pipe.transformer.to(torch.float32)
         rows.append(dict(package="bfloat16", nfe=steps, **errors))
-        print(
-            f"| {steps} | {errors['parent']:.5f} | {errors['ours']:.5f} | {errors['ours'] / errors['parent']:.2f} |"
-        )
+        own, other = errors["ours"], errors["parent"]
+        print(f"| {steps} | {other:.5f} | {own:.5f} | {own / other:.2f} |")
     print()
     return rows
 

@@ -222,6 +222,8 @@ class Run:
             guidance=None if model.guidance is None else plain(model.guidance.scale),
             alterations={k: v for k, v in model.alterations.items() if k != "guidance"},
             sigma_range=[low, plan.grid[0] if math.isfinite(plan.grid[0]) else "inf"],
+            shape=list(self.x.shape[1:]),
+            placing=getattr(model, "placing", None),
             incumbent=incumbent.name,
             incumbent_plan=plan.to_dict(),
             calibrated=bool(better),

@@ -23,8 +23,8 @@ FLOW = (
     "DDIMODEFlowScheduler does that (ddim_ode.interop.diffusers)"
 )
 _NOT_FLOW = (
-    "DDIMODEFlowScheduler runs in flow-matching pipelines, and this configuration is {}; "
-    "DDIMODEScheduler takes those of variance-preserving diffusion (ddim_ode.interop.diffusers)"
+    "this configuration is {}, and DDIMODEFlowScheduler takes those of FlowMatchEulerDiscreteScheduler, "
+    "or of solvers with use_flow_sigmas=True; DDIMODEScheduler takes those of variance-preserving diffusion"
 )
 # Settings that tell a scheduler whose steps are no plan along one path of levels, and why they are not.
 _NO_PLAN = dict(
@@ -112,8 +112,8 @@ def adopted_flow(config: Any, options: Mapping[str, Any]) -> dict[str, Any]:
         return {"stochastic_sampling": True, **config}
     if name in EULER:
         return config
-    if not config.get("use_flow_sigmas"):
-        raise ValueError(_NOT_FLOW.format(f"one of {name}" if name else "of no scheduler we know"))
+    if config.get("use_flow_sigmas") is not True:
+        raise ValueError(_NOT_FLOW.format(f"of {name}" if name else "of no flow scheduler"))
     if name not in SOLVERS:
         raise ValueError(f"{name}: not one of the solvers of flow matching, {', '.join(SOLVERS)}")
     theirs = read_scheduler({**config, "_class_name": name})

@@ -11,14 +11,16 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
+from torch import Tensor
 
-from .._base.checks import shown
+from .._base.checks import number, shown
 from .._base.warn import warn
 from ..schedules.schedule import Array, Schedule
 from ..solvers.compilation import plan as compile_plan
 from ..solvers.ops import Node, Op
 from ..solvers.plan import Plan
 
+_FAR = 0.05  # of a level: what is below is out of reach of an extrapolation in ln σ
 Told = Mapping[float, float] | None  # by level, times that a pipeline gives beside its σ
 
 
@@ -117,6 +119,35 @@ def through_stages(stages: Sequence[Node], tail: Plan, schedule: Schedule) -> Pl
         age = 0 if lower else age + 1
     ops += tail.ops[1:]
     return replace(tail, ops=tuple(ops), grid=(*grid, *tail.grid[1:]), error_weights=())
+
+
+def ends_far(grid: Array) -> bool:
+    """Whether the last level above 0 is far below the one before."""
+    return len(grid) > 2 and grid[-1] == 0 and bool(grid[-2] < _FAR * grid[-3] < np.inf)
+
+
+def ended_by_euler(build: Callable[..., Plan], grid: Array, schedule: Schedule) -> Plan:
+    """``build(grid=...)`` of all levels but the last above 0, and that one by Euler's method."""
+    plan = build(grid=np.delete(grid, -2))
+    last = compile_plan("ddim", schedule, grid[-3:], vector=plan.vector).ops[1:]
+    ops = (*plan.ops[:-1], *last)
+    return replace(plan, ops=ops, grid=tuple(grid.tolist()), error_weights=())
+
+
+def place_of(timestep: Any, times: Tensor, plan: Plan) -> int:
+    """Where a time is in the list (nfe,) of a plan's: by its memory, which its parts share with it, or else
+    by its value; 0 if it is not there. ValueError for what is no number."""
+    if isinstance(timestep, Tensor) and timestep.numel() == 1:
+        if timestep.untyped_storage().data_ptr() == times.untyped_storage().data_ptr():
+            return int(timestep.storage_offset() - times.storage_offset())
+        if timestep.device.type == times.device.type == "cpu":
+            timestep = timestep.item()
+    if times.device.type != "cpu" or isinstance(timestep, Tensor):
+        return 0
+    t = np.float32(number("timestep", timestep))
+    equal = np.flatnonzero(times.numpy() == t).tolist()
+    of_levels = [k for k in equal if k in plan.level_calls()]
+    return next(iter(of_levels or equal), 0)
 
 
 def warn_of_another_place(plan: Plan, key: str, here: Any) -> None:

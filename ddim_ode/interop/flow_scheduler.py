@@ -14,6 +14,7 @@ import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,18 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
 from torch import Tensor
 
 from .. import schedules
-from .._base.checks import count, device_of, exclusive, flag, host_numbers, number, numbers, shown
+from .._base.checks import (
+    count,
+    device_of,
+    exclusive,
+    flag,
+    host_numbers,
+    named,
+    number,
+    numbers,
+    one_of,
+    shown,
+)
 from .._base.tensors import check_floating
 from ..denoising.denoiser import Denoiser
 from ..schedules.schedule import Array
@@ -37,8 +49,9 @@ from ..solvers.profile import checked_profile
 from ..solvers.stochastic import noise_bound
 from .adoption import SOLVERS, adopted_flow, plain, profile_of
 from .config import limit_of, prediction_of
-from .flow_levels import Clock, Told, levels_by, through_stages, warn_of_another_place
-from .plan_run import Generators, Turns, check_generators
+from .flow_levels import Clock, Told, ended_by_euler, ends_far, levels_by, place_of, through_stages
+from .flow_levels import warn_of_another_place as warn_of_place
+from .plan_run import Generators, Turns, check_generators, nobody
 from .reading import read_scheduler
 
 _PER_TOKEN = (
@@ -49,6 +62,7 @@ _CHURN = (
     "{}={} is no setting of a plan, nor of the flow scheduler's own steps; drop it. A second time for each "
     "call, as flow maps are told (AnyFlow's r_timestep), needs the pipeline's own scheduler"
 )
+_MOST = 100_000  # calls: beyond, a slip of the pen
 _MU = (
     "use_dynamic_shifting is on: the shift is by mu, which the pipeline knows; give mu=, or make the "
     "scheduler with use_dynamic_shifting=False and shift="
@@ -74,8 +88,9 @@ class DDIMODEFlowScheduler(Turns, FlowMatchEulerDiscreteScheduler):  # type: ign
     that each of its steps begins at the level where that call would look in their own run, and it makes no
     more calls. So ``order`` is 1, progress bars count calls, and image-to-image pipelines begin where they
     would by their own scheduler (inside a step, by Euler's method to its end). Multistep methods begin with
-    rising order (``start="ramp"``). In a pipeline of two networks, one for high levels and one for low
-    (Wan), their history spans both.
+    rising order (``start="ramp"``), and reach a last level near 0, such as the 1/1000 of SD3's own levels,
+    by Euler's method, since in ln σ it is so far down that a higher order errs more; methods of several
+    calls leave it out. Of two networks, one for high levels and one for low (Wan), a history spans both.
 
     Args:
         num_train_timesteps, shift, use_dynamic_shifting, base_shift, max_shift, base_image_seq_len,
@@ -133,11 +148,13 @@ class DDIMODEFlowScheduler(Turns, FlowMatchEulerDiscreteScheduler):  # type: ign
         super().__init__(**{key: config[key] for key in _THEIRS})
         self._clock = Clock(T, flag("invert_sigmas", invert_sigmas))
         # Of what the network is told and what its answers mean; the pipeline is who asks it.
-        kind = (
-            {"_class_name": "FlowMatchEulerDiscreteScheduler"} if levels_of is None else levels_of
-        )
+        flag("use_dynamic_shifting", use_dynamic_shifting)
+        kind: Mapping[str, Any] = {"_class_name": FlowMatchEulerDiscreteScheduler.__name__}
+        if levels_of is not None:
+            kind = named("levels_of", levels_of)
+            one_of("levels_of", kind.get("_class_name", ""), SOLVERS)
         self._denoiser = Denoiser(
-            _nobody,
+            nobody,
             schedules.flow(),
             prediction_of(kind),
             time=self._clock.told,
@@ -188,7 +205,7 @@ class DDIMODEFlowScheduler(Turns, FlowMatchEulerDiscreteScheduler):  # type: ign
         ]
         calls = num_inference_steps
         if calls is not None or not (lists or self._plans):
-            calls = count("num_inference_steps", calls)
+            calls = count("num_inference_steps", calls, most=_MOST)
         for values in lists:
             if values.ndim != 1 or values.size != (values.size if calls is None else calls):
                 raise ValueError(
@@ -221,7 +238,7 @@ class DDIMODEFlowScheduler(Turns, FlowMatchEulerDiscreteScheduler):  # type: ign
         f = self._clock.turned(self._denoiser.schedule.time(reached))
         self.sigmas = torch.tensor(f, dtype=torch.float32).to(where)
         if mu is not None or not dynamic:
-            warn_of_another_place(plan, "placing", placed)
+            warn_of_place(plan, "placing", placed)
 
     def scale_noise(  # type: ignore[override]  # theirs says FloatTensor
         self, sample: Tensor, timestep: float | Tensor, noise: Tensor | None = None
@@ -293,34 +310,16 @@ class DDIMODEFlowScheduler(Turns, FlowMatchEulerDiscreteScheduler):  # type: ign
         check_floating(sample, "sample")
         check_floating(model_output, "model_output")
         if self._run is None and self._call == 0:
-            self._begin_at(timestep)
+            whole = self._whole
+            if whole is not None and not self.begin_index:
+                self.set_begin_index(place_of(timestep, self.timesteps, whole))
         answer = model_output if not self._clock.inverted else -model_output
         if self._run is None:
-            warn_of_another_place(self._running(), "shape", list(sample.shape[1:]))
+            warn_of_place(self._running(), "shape", list(sample.shape[1:]))
         shown_next, x0 = self._taken(answer, timestep, sample, generator, model_output.dtype)
         if not return_dict:
             return shown_next, x0
         return DDIMODEFlowSchedulerOutput(shown_next, x0)  # type: ignore[arg-type]  # FloatTensor
-
-    def _begin_at(self, timestep: Any) -> None:
-        """At that entry of ``timesteps``, as pipelines that cut these and set no begin index count on. Its
-        place in the list is told by its memory, or else by its value."""
-        if self._whole is None or self.begin_index:
-            return
-        times, place = self.timesteps, -1
-        if isinstance(timestep, Tensor) and timestep.numel() == 1:
-            if timestep.untyped_storage().data_ptr() == times.untyped_storage().data_ptr():
-                place = int(timestep.storage_offset() - times.storage_offset())
-            elif timestep.device.type == times.device.type == "cpu":
-                timestep = timestep.item()
-        if place < 0 and times.device.type == "cpu" and not isinstance(timestep, Tensor):
-            equal = np.flatnonzero(
-                times.numpy() == np.float32(number("timestep", timestep))
-            ).tolist()
-            levels = self._whole.level_calls()
-            place = next((k for k in equal if k in levels), equal[0] if equal else 0)
-        if place > 0:
-            self.set_begin_index(place)
 
     def _placed(self, given: dict[str, Any]) -> tuple[Array, Told]:
         """σ (N+1,) where their arithmetic steps, and what the network is told there instead of its time."""
@@ -342,6 +341,8 @@ class DDIMODEFlowScheduler(Turns, FlowMatchEulerDiscreteScheduler):  # type: ign
         each = self._method.nfe_per_step
         if each == 1:
             return self._rest(levels)
+        if ends_far(levels):
+            levels, calls = np.delete(levels, -2), calls - 1
         for steps in range(min(calls, calls // each + 2), 0, -1):
             plan = self._rest(np.append(levels[:steps], levels[-1]))
             if plan.nfe <= calls:
@@ -367,7 +368,10 @@ class DDIMODEFlowScheduler(Turns, FlowMatchEulerDiscreteScheduler):  # type: ign
         if self._renoises:
             noise = dict(noise_std=noise_bound(self._denoiser.schedule, grid))
         start = "ramp" if self._method.rk_steps else None
-        return plan_for(self._denoiser, self._method, grid=grid, start=start, **noise)
+        build = partial(plan_for, self._denoiser, self._method, start=start, **noise)
+        if self._method.multistep and ends_far(grid):
+            return ended_by_euler(build, grid, self._denoiser.schedule)
+        return build(grid=grid)
 
     def _times(self, plan: Plan) -> Tensor:
         if self._told is None:
@@ -382,7 +386,3 @@ class DDIMODEFlowScheduler(Turns, FlowMatchEulerDiscreteScheduler):  # type: ign
 
 
 _THEIRS = tuple(inspect.signature(FlowMatchEulerDiscreteScheduler.__init__).parameters)[1:]
-
-
-def _nobody(x: Tensor, t: Tensor) -> Tensor:
-    raise RuntimeError("the network of a pipeline is the pipeline's to ask")

@@ -229,6 +229,13 @@ class DiffusersModel(Denoiser):
         """Where the model's own scheduler steps; see :func:`ddim_ode.interop.placement.placement`."""
         return placement(self.scheduler, self.schedule, steps, mu, sigmas, self._row.ramp)
 
+    @property
+    def placing(self) -> dict[str, float] | None:
+        """How a flow model's levels are shifted, for plans to remember; None where the size says how."""
+        own = self.config
+        fixed = self.schedule.family == "flow" and not own.get("use_dynamic_shifting")
+        return {"shift": float(own.get("shift") or own.get("flow_shift") or 1.0)} if fixed else None
+
     def grid(self, steps: int, mu: float | None = None, sigmas: ArrayLike | None = None) -> Array:
         """σ of the levels that the model's own scheduler visits in so many steps, to hand to ``grid=``.
 

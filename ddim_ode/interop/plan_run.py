@@ -128,6 +128,11 @@ class PlanRun:
         return torch.where(ours, self.shown, sample.to(self.shown.dtype))
 
 
+def nobody(x: Tensor, t: Tensor) -> Tensor:
+    """The network of a scheduler's denoiser."""
+    raise RuntimeError("the network of a pipeline is the pipeline's to ask")
+
+
 class Turns:
     """A scheduler's plans, and where it is in one: which call is due, and what pipelines ask of that."""
 

@@ -41,7 +41,7 @@ from .adoption import FLOW, adopted, plain, profile_of
 from .config import learns_variance, limit_of, prediction_of, schedule_of
 from .noising import ByTime, Noising
 from .placement import starting_level
-from .plan_run import Generators, Turns, check_generators
+from .plan_run import Generators, Turns, check_generators, nobody
 
 # Pipelines cut a list of times at a share of T. With two calls a step that is inside of one, or, where they
 # see that it is, they go back by one call and show an old level the state of the next.
@@ -138,7 +138,7 @@ class DDIMODEScheduler(Turns, Noising, SchedulerMixin, ConfigMixin):  # type: ig
         # Of what the network is told and what its answers mean; the pipeline is who asks it.
         prediction = prediction_of(config)
         self._denoiser = Denoiser(
-            _nobody, noise, prediction, time_offset, snap=snap, sigma_max=sigma_max
+            nobody, noise, prediction, time_offset, snap=snap, sigma_max=sigma_max
         )
         self._denoiser.limit = limit_of(config)
         if profile is not None:
@@ -296,7 +296,3 @@ class DDIMODEScheduler(Turns, Noising, SchedulerMixin, ConfigMixin):  # type: ig
             start=self._ramp if self.config["start"] is None else self.config["start"],
             eta=self.config["eta"],
         )
-
-
-def _nobody(x: Tensor, t: Tensor) -> Tensor:
-    raise RuntimeError("the network of a pipeline is the pipeline's to ask")

@@ -13,7 +13,7 @@ import ddim_ode
 from ddim_ode.interop.config import DISCRETE, FLOW
 from ddim_ode.interop.diffusers import load
 
-THEIRS = [name for name in (*DISCRETE, *FLOW) if name != "DDIMODEScheduler"]
+THEIRS = [name for name in (*DISCRETE, *FLOW) if not name.startswith("DDIMODE")]
 RISING = ("DDIMInverseScheduler", "DPMSolverMultistepInverseScheduler")
 SPACINGS = [
     dict(timestep_spacing=spacing, steps_offset=offset)
