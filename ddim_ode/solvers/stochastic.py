@@ -35,14 +35,14 @@ from ..schedules.schedule import Array, Schedule
 Eta = float | Callable[[float], float]
 # τ²h of a step whose noise is at its bound, where nothing is left of the state: e^{-40} is no number of
 # float64 beside 1, and quadrature in ln σ still resolves the clock.
-_MOST = 40.0
+MOST = 40.0
 
 
 @dataclass(frozen=True)
 class StepClock:
-    """The clock u = (σ_t/σ)^p of N steps to σ_t = end (N,), each with its own power p (N,); as a Scale."""
+    """The clock u = (σ_t/σ)^p of N steps to σ_t = end (N,), each with its own p = 1 + tau2 (N,); a Scale."""
 
-    power: Array
+    tau2: Array
     end: Array
 
     def of(self, sigma: Array) -> Array:
@@ -58,24 +58,18 @@ class StepClock:
 
     def rows(self, i: int, count: int) -> StepClock:
         """That of step i, so many times."""
-        return StepClock(np.full(count, self.power[i]), np.full(count, self.end[i]))
+        return StepClock(np.full(count, self.tau2[i]), np.full(count, self.end[i]))
 
     def _like(self, values: Array) -> tuple[Array, Array]:
         shape = (-1,) + (1,) * (values.ndim - 1)
-        return self.end.reshape(shape), self.power.reshape(shape)
+        return self.end.reshape(shape), 1 + self.tau2.reshape(shape)
 
 
-def powers(left: Array, start: Array, end: Array) -> Array:
-    """p (N,) of steps of which e^{−τ²h} = ``left`` (N,)."""
-    with np.errstate(divide="ignore"):
-        decay = np.minimum(-np.log(left), _MOST)
-        return 1 + decay / np.log(start / end)
-
-
-def part_left(noise: Array, beta: Array) -> Array:
-    """e^{−τ²h} of steps that add noise of that standard deviation and arrive at β̄; 1 where none is."""
+def decay(noise: Array, beta: Array) -> Array:
+    """τ²h of steps that add noise of that standard deviation and arrive at β̄; infinite at the bound."""
     share = np.divide(noise, beta, out=np.zeros_like(noise), where=beta > 0)
-    return np.sqrt(np.maximum((1 - share) * (1 + share), 0.0))
+    with np.errstate(divide="ignore"):
+        return -0.5 * np.log1p(-np.minimum(share, 1.0) ** 2)
 
 
 def stretches(tau2: Array, levels: Array) -> tuple[Array, npt.NDArray[np.bool_]]:
