@@ -1,7 +1,10 @@
 """Step noise that belongs to the seed and not to the steps: increments of one Brownian path per sample.
 
 The noise of a step with η = 1 from σ_s to σ_t is, divided by β̄_t, the increment √(1 − e^{−2h}) z of
-Z_λ = B(e^{2λ}) e^{−λ}, B a Brownian motion and λ = −ln σ; and Z is stationary: Z_t = e^{−h} Z_s + √(1 − e^{−2h}) z.
+Z_λ = B(e^{2λ}) e^{−λ}, B a Brownian motion and λ = −ln σ; and Z is stationary:
+
+    Z_t = e^{−h} Z_s + √(1 − e^{−2h}) z.
+
 (For another η the normalised increment is that of the step's own noise up to O(h), which costs no order.)
 
 Z is a virtual tree over λ in [−32, 32]: the middle m of every cell [a, b] is drawn, given its ends, by
@@ -9,10 +12,10 @@ Z is a virtual tree over λ in [−32, 32]: the middle m of every cell [a, b] is
     Z_m = e^{a−m} (1 − e^{2(m−b)})/(1 − e^{2(a−b)}) Z_a + ... Z_b + √(...) ξ,
 
 with ξ from a stream of the seed that the cell's place numbers. So Z at a dyadic λ is the same number for
-every grid, batch and device, and a solve draws the cells above its own levels alone. The dyadic place next to
-a level, the simplest one within a quarter of the shorter step beside it, is moved to the level itself, with
-its ξ: the z of the steps of one grid are independent and standard normal exactly, and two grids differ by
-what the path does on a fraction of their steps. That costs some two draws in single precision a level.
+every grid, batch and device, and a solve draws the cells above its own levels alone. The dyadic place next
+to a level, the simplest one within a quarter of the shorter step beside it, is moved to the level itself,
+with its ξ: the z of the steps of one grid are independent and standard normal exactly, and two grids differ
+by what the path does on a fraction of their steps. That costs some two draws in single precision a level.
 """
 
 from __future__ import annotations

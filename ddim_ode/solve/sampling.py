@@ -56,9 +56,8 @@ def sample(
 
     **Noise:**
         eta: Step noise of ``ddim`` and of any method in chart "data" (``dpmpp2s``, ``dpmpp2m``,
-            ``unipc2``, ..., or ``chart="data"``): ς = η β̄' √(1 − (σ'/σ)²), a number or a function of σ. 0 is
-            the ODE and 1 the reverse SDE; :mod:`ddim_ode.solvers.stochastic` converts what others call eta
-            and tau.
+            ``unipc2``, ..., or ``chart="data"``): ς = η β̄' √(1 − (σ'/σ)²), a number or a function of σ. 0
+            is the ODE and 1 the reverse SDE; :mod:`ddim_ode.solvers.stochastic` converts others' eta.
         noise_std: One standard deviation a step instead, 0 ≤ ς ≤ β̄'. At ς = 0 nothing is drawn.
         noise: ``"step"``, fresh draws at every step (the default), or ``"path"``, increments of one
             Brownian path per seed: 20 and 40 steps, or another grid, then see the same noise, and converge

@@ -209,7 +209,7 @@ class Steps:
     def _felt(
         self, method: Method, clock: Clock, levels: list[Array]
     ) -> tuple[Array, npt.NDArray[np.bool_]]:
-        """What stages at these levels (m+1 of (N,)) feel of the step's draws, in x/β̄; and which are made."""
+        """What stages at these levels (m+1 of (N,)) feel of the step's draws, in x/β̄; and which exist."""
         if not isinstance(clock, StepClock):
             return np.zeros((len(levels[0]), len(levels), 0)), np.zeros((len(levels[0]), 0), bool)
         table = np.stack(levels, axis=1)
@@ -296,7 +296,9 @@ class Steps:
             self._estimate(steps, level, corrected, predicted)
 
         again = method.corrector == "evaluated"
-        rows = zip(steps.tolist(), scales.tolist(), read, counts, predicted.tolist(), corrected.tolist())
+        rows = zip(
+            steps.tolist(), scales.tolist(), read, counts, predicted.tolist(), corrected.tolist()
+        )
         for (step, s, levels, count, before, after), noise in zip(rows, noises):
             calls = [self._call_at[i] for i in levels[:count]]
             if method.corrector and step + 1 < n:
@@ -343,7 +345,9 @@ class Steps:
         return SCALES[one_of("ruler", name, [*SCALES, "t"])], None
 
 
-def _shared(weights: Sequence[float], drawn: Sequence[bool], stage: int) -> float | tuple[float, ...]:
+def _shared(
+    weights: Sequence[float], drawn: Sequence[bool], stage: int
+) -> float | tuple[float, ...]:
     """The noise of a stage's op, from the weights of the step's draws, oldest first: draw j is made at the
     end of stretch j, by the stage j + 1 if that has a length."""
     made = [j for j, length in enumerate(drawn[:stage]) if length]

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from .._base.checks import flag, one_of
 from ..grids import check_grid, upward
-from ..schedules.schedule import Array, Schedule
+from ..schedules.schedule import Schedule
 from .builder import Steps
 from .chart import VECTORS, get_chart
 from .methods import RK_START_FROM, STARTS, Method, get_method
@@ -82,9 +82,7 @@ def plan(
     if flag("rising", rising) and (eta or noise_std is not None or spec.eta):
         name = "noise_std" if noise_std is not None else "eta" if eta else spec.name
         raise ValueError(f"{name}: step noise cannot be undone; go up with a deterministic method")
-    noise = step_noise(
-        spec.name, spec.eta, spec.takes_noise, schedule, sigmas, eta, noise_std
-    )
+    noise = step_noise(spec.name, spec.eta, spec.takes_noise, schedule, sigmas, eta, noise_std)
     key = None if noise is None else tuple(noise.tolist())
     levels = tuple((upward(sigmas) if rising else sigmas).tolist())
     return _compile(spec, schedule, levels, vector, start, key)

@@ -134,7 +134,7 @@ class Method:
     @property
     def multistep(self) -> bool:
         """Whether a step reads velocities from outside itself."""
-        return self.past > 1 or self.corrector
+        return self.past > 1 or bool(self.corrector)
 
     @property
     def takes_noise(self) -> bool:
@@ -199,7 +199,9 @@ _K_SDE = "Lu et al. 2022, arXiv:2211.01095; as in k-diffusion, 2023"
 _ONE: dict[str, Any] = dict(weak=1, strong=1)
 _TWO: dict[str, Any] = dict(weak=2, strong=1)
 _NOISY: dict[str, Any] = dict(chart="data", ruler="log_sigma", eta=1.0, **_TWO)
-_UNI: dict[str, Any] = dict(chart="data", ruler="log_sigma", corrector=True, reference=_UNIPC, **_TWO)
+_UNI: dict[str, Any] = dict(
+    chart="data", ruler="log_sigma", corrector=True, reference=_UNIPC, **_TWO
+)
 
 METHODS: dict[str, Method] = {
     m.name: m
@@ -223,18 +225,28 @@ METHODS: dict[str, Method] = {
         Method("deis2", 2, past=2, ruler="log_sigma", reference=_DEIS),
         Method("deis3", 3, past=3, ruler="log_sigma", reference=_DEIS),
         Method(
-            "dpmpp2m", 2, "data", past=2, ruler="log_sigma", rules=("midpoint",), reference=_DPMPP, **_TWO
+            "dpmpp2m",
+            2,
+            "data",
+            past=2,
+            ruler="log_sigma",
+            rules=("midpoint",),
+            reference=_DPMPP,
+            **_TWO,
         ),
         Method("dpmpp3m", 3, "data", past=3, ruler="log_sigma", reference=_DPMPP, **_TWO),
         Method("unipc2", 3, past=2, **_UNI),
         Method("unipc3", 4, past=3, **_UNI),
         Method(
-            "euler_ancestral", None, "data", eta=1.0, reference="Crowson 2022, k-diffusion; DDPM's step", **_ONE
+            "euler_ancestral",
+            None,
+            "data",
+            eta=1.0,
+            reference="Crowson 2022, k-diffusion; DDPM's step",
+            **_ONE,
         ),
         Method("dpmpp_sde", None, stages=HALF, reference=_K_SDE, **_NOISY),
-        Method(
-            "dpmpp2m_sde", None, past=2, rules=("midpoint",), reference=_K_SDE, **_NOISY
-        ),
+        Method("dpmpp2m_sde", None, past=2, rules=("midpoint",), reference=_K_SDE, **_NOISY),
         Method("dpmpp3m_sde", None, past=3, reference=_K_SDE, **_NOISY),
         Method("seeds2", None, stages=HALF, reference=_SEEDS, **_NOISY),
         Method("seeds3", None, stages=THIRDS, reference=_SEEDS, **_NOISY),
@@ -380,8 +392,8 @@ def methods() -> Table:
 
     Returns:
         A list of rows, which prints as a table: name, order with exact starts, order as run on many steps
-            and
-        from a ramp, weak and strong order with step noise, nfe per step, memory (vectors a step reads), chart, ruler, reference.
+            and from a ramp, nfe per step, memory (vectors a step reads), chart, ruler, weak and strong
+            order with step noise, reference.
 
     >>> import ddim_ode
     >>> [row["name"] for row in ddim_ode.methods() if row["order"] == 4]

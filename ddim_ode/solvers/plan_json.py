@@ -77,9 +77,7 @@ def _values(plan: Any) -> dict[str, Any]:
             node=op.node
             and dict(sigma=plain_level(op.node[0]), t=float(op.node[1]), vector=op.node[2]),
             commit=bool(op.commit),
-            noise=[float(w) for w in op.noise]
-            if isinstance(op.noise, tuple)
-            else float(op.noise),
+            noise=[float(w) for w in op.noise] if isinstance(op.noise, tuple) else float(op.noise),
         )
         for op in plan.ops
     ]

@@ -1,24 +1,24 @@
-"""Step noise: the free σ_t of a sampler, as one more exponent of the same quadrature; numbers only, float64.
+"""Step noise: the free σ_t of a sampler, one more exponent of the same quadrature; numbers only, float64.
 
 With y = x/ᾱ, λ = −ln σ and a stochasticity τ(σ) >= 0 (0: the ODE, 1: the reverse SDE), every solution of
 
     y_t = (σ_t/σ_s)^p y_s + ∫ x̂₀ du + σ_t √(1 − e^{−2τ²h}) z,    u = (σ_t/σ)^p,  p = 1 + τ²,  h = λ_t − λ_s
 
-has the marginals of the ODE (τ constant on the step s → t). So a step with noise is a step of chart "data" in
-another clock u. The parameter is DDIM's η, the standard deviation being ς = η β̄_t √(1 − (σ_t/σ_s)²), from
-which the τ of the step follows: 1 − e^{−2τ²h} = η² (1 − e^{−2h}). For a fine grid η = τ.
+has the marginals of the ODE (τ constant on the step s → t). So a step with noise is a step of chart "data"
+in another clock u. The parameter is DDIM's η, the standard deviation being ς = η β̄_t √(1 − (σ_t/σ_s)²),
+from which the τ of the step follows: 1 − e^{−2τ²h} = η² (1 − e^{−2h}). For a fine grid η = τ.
 
-    | who                                   | parameter | in ours, on a fine grid   | exactly              |
-    | DDIM (Song et al. 2021), η            | eta       | η                         | always               |
-    | SA-Solver (Xue et al. 2023), τ        | tau_func  | η = τ                     | τ = 0 and τ = 1      |
-    | k-diffusion's eta of 2M and 3M SDE    | eta = τ²  | η = √eta                  | eta = 0 and eta = 1  |
-    | k-diffusion's eta of dpmpp_sde and of the ancestral ones | DDIM's η | η          | always               |
+    | who                                      | their name | ours on a fine grid | exactly       |
+    | DDIM (Song et al. 2021)                  | η          | η                   | always        |
+    | SA-Solver (Xue et al. 2023)              | τ          | η = τ               | at 0 and at 1 |
+    | k-diffusion's 2M and 3M SDE              | eta = τ²   | η = √eta            | at 0 and at 1 |
+    | k-diffusion's dpmpp_sde, ancestral ones  | eta        | η = eta             | always        |
 
 :func:`of_tau` gives the ``noise_std=`` of another's τ exactly, on any grid.
 
-What a step needs to know of its own noise: the stages of a one-step method at σ_1 > σ_2 > ... feel the noise
-up to there, which is part of the step's. Each stretch between two levels has one draw, shared by all lines
-that feel it; predictor and corrector share theirs.
+What a step needs to know of its own noise: the stages of a one-step method at σ_1 > σ_2 > ... feel the
+noise up to there, which is part of the step's. Each stretch between two levels has one draw, shared by all
+lines that feel it; predictor and corrector share theirs.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ MOST = 40.0
 
 @dataclass(frozen=True)
 class StepClock:
-    """The clock u = (σ_t/σ)^p of N steps to σ_t = end (N,), each with its own p = 1 + tau2 (N,); a Scale."""
+    """The clock u = (σ_t/σ)^p of N steps to σ_t = end (N,), each with its p = 1 + tau2 (N,); a Scale."""
 
     tau2: Array
     end: Array
@@ -69,7 +69,7 @@ def decay(noise: Array, beta: Array) -> Array:
     """τ²h of steps that add noise of that standard deviation and arrive at β̄; infinite at the bound."""
     share = np.divide(noise, beta, out=np.zeros_like(noise), where=beta > 0)
     with np.errstate(divide="ignore"):
-        return -0.5 * np.log1p(-np.minimum(share, 1.0) ** 2)
+        return -0.5 * np.log1p(-(np.minimum(share, 1.0) ** 2))
 
 
 def stretches(tau2: Array, levels: Array) -> tuple[Array, npt.NDArray[np.bool_]]:
@@ -111,7 +111,9 @@ def of_tau(schedule: Schedule, sigmas: npt.ArrayLike, tau: npt.ArrayLike) -> Arr
     with np.errstate(divide="ignore"):
         h = np.log(levels[:-1] / levels[1:])
     decay = np.asarray(tau, dtype=np.float64) ** 2 * h
-    return noise_bound(schedule, levels) * np.sqrt(-np.expm1(-2 * np.nan_to_num(decay, posinf=np.inf)))
+    return noise_bound(schedule, levels) * np.sqrt(
+        -np.expm1(-2 * np.nan_to_num(decay, posinf=np.inf))
+    )
 
 
 def check_eta(eta: object) -> Eta:
@@ -181,7 +183,9 @@ def _eta_values(eta: Eta, sigmas: Array) -> Array:
     values = np.array([number("eta(σ)", eta(sigma)) for sigma in middle.tolist()])
     if (bad := np.flatnonzero(~(np.isfinite(values) & (values >= 0)))).size:
         i = bad[0]
-        raise ValueError(f"eta({middle[i]:g})={values[i]:g} must be finite and >= 0, at any level σ")
+        raise ValueError(
+            f"eta({middle[i]:g})={values[i]:g} must be finite and >= 0, at any level σ"
+        )
     return values
 
 

@@ -1,5 +1,5 @@
-"""Moments of plans on Gaussian data without sampling: there a plan is linear in its start and its draws, and
-every state a row over these independent sources."""
+"""Moments of plans on Gaussian data without sampling: there a plan is linear in its start and its draws,
+and every state a row over these independent sources."""
 
 import numpy as np
 
