@@ -173,8 +173,8 @@ def _apply_manifest(args: argparse.Namespace) -> None:
         )
     try:
         manifest = json.loads(args.manifest.read_text(encoding="utf-8"))
-        # The first manifests had no plans, and nothing that changed the ODE but guidance.
-        later = {"plan": None, **{name: _DEFAULTS.get(name) for name in _ODE}}
+        # The first manifests had no plans, no choice of noise, and nothing that changed the ODE but guidance.
+        later = {"plan": None, "noise": None, **{name: _DEFAULTS.get(name) for name in _ODE}}
         written = {**later, **manifest["options"]}
         for name in ("clip", "threshold"):  # numbers or nothing once, whatever was configured
             written[name] = "none" if written[name] is None else str(written[name])

@@ -102,7 +102,7 @@ TAKES: dict[str, frozenset[str]] = {
 }
 REVERSIBLE = "reversible"
 OF_SCIPY = ("RK23", "RK45", "DOP853", "Radau", "BDF", "LSODA")
-_ONE_WAY = ("seeds", "known", "noise")  # options that only sample has
+_ONE_WAY = ("seeds", "known")  # options that only sample has
 _RISING = ("encode", "log_likelihood")  # from data to latents
 _ONLY = {  # callers that have a few of the options
     "plan_for": (*PLACING, *COMPILING, *_NOISE),
@@ -374,7 +374,12 @@ def _check_two_way(options: Mapping[str, Any]) -> None:
             "drop final, or use sample"
         )
     eta = eta if eta is None or callable(eta) else number("eta", eta) or None
-    refuse("step noise cannot be undone", eta=eta, noise_std=options["noise_std"])
+    refuse(
+        "step noise cannot be undone",
+        eta=eta,
+        noise_std=options["noise_std"],
+        noise=options["noise"],
+    )
 
 
 def _end_of(grid: Any, model: Denoiser) -> str | None:

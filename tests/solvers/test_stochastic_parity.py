@@ -5,7 +5,7 @@
 | sample_euler_ancestral       | euler_ancestral                  | none |
 | sample_dpmpp_2m_sde midpoint | dpmpp2m_sde                      | none |
 | sample_dpmpp_2m_sde heun     | the same without rules           | none |
-| sample_dpmpp_3m_sde          | dpmpp3m_sde with rules=("half",) | D'' without its factor 2, as in the ODE |
+| sample_dpmpp_3m_sde          | dpmpp3m_sde with rules=("half",) | D'' without its factor 2, as its ODE |
 | sample_dpmpp_sde             | dpmpp_sde, in weights at η = 1   | draws of stage and step are correlated |
 |                              |                                  | as Brownian in σ, ours in 1/σ² |
 | sample_dpm_2_ancestral       | none                             | its noise follows a step of the ODE |
