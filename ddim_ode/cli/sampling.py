@@ -173,7 +173,7 @@ def _apply_manifest(args: argparse.Namespace) -> None:
         )
     try:
         manifest = json.loads(args.manifest.read_text(encoding="utf-8"))
-        # The first manifests had no plans, no choice of noise, and nothing that changed the ODE but guidance.
+        # The first manifests had no plans and no noise, and nothing that changed the ODE but guidance.
         later = {"plan": None, "noise": None, **{name: _DEFAULTS.get(name) for name in _ODE}}
         written = {**later, **manifest["options"]}
         for name in ("clip", "threshold"):  # numbers or nothing once, whatever was configured
