@@ -49,7 +49,18 @@ _DEFAULTS = dict(model="fashion-mnist", seeds="0-9", classes="all", batch=64, gu
 _ODE = ("guidance_interval", "guidance_rescale", "clip", "threshold")
 # What a manifest keeps of the command line, to run it again.
 _OPTIONS = (
-    *("model", "methods", "steps", "nfe", "grid", "final", "sigma_max", "sigma_min", "eta"),
+    *(
+        "model",
+        "methods",
+        "steps",
+        "nfe",
+        "grid",
+        "final",
+        "sigma_max",
+        "sigma_min",
+        "eta",
+        "noise",
+    ),
     *("rtol", "atol", "seeds", "classes", "guidance", "batch", "plan"),
     *_ODE,
 )
@@ -83,7 +94,12 @@ def add_arguments(parser: Parser) -> None:
     )
     add("--final", help="zero (land on x̂₀) or sigma_min")
     add("--sigma-min", type=float, help="last positive noise level")
-    add("--eta", type=float, help="step noise of ddim: 0 is DDIM, 1 is DDPM")
+    add(
+        "--eta",
+        type=float,
+        help="step noise of ddim and of methods in chart data: 0 is the ODE, 1 is DDPM",
+    )
+    add("--noise", choices=("path", "step"), help="step noise: one path per seed, or fresh draws")
     add(
         "--rtol",
         type=float,
@@ -174,8 +190,8 @@ def _apply_manifest(args: argparse.Namespace) -> None:
         )
     try:
         manifest = json.loads(args.manifest.read_text(encoding="utf-8"))
-        # The first manifests had no plans, and nothing that changed the ODE but guidance.
-        later = {"plan": None, **{name: _DEFAULTS.get(name) for name in _ODE}}
+        # The first manifests had no plans and no noise, and nothing that changed the ODE but guidance.
+        later = {"plan": None, "noise": None, **{name: _DEFAULTS.get(name) for name in _ODE}}
         written = {**later, **manifest["options"]}
         for name in ("clip", "threshold"):  # numbers or nothing once, whatever was configured
             written[name] = "none" if written[name] is None else str(written[name])
@@ -326,8 +342,8 @@ def _options(solver: str | Plan, args: argparse.Namespace) -> dict[str, Any]:
     from ..solve.request import is_external
 
     if not isinstance(solver, str):
-        return dict(plan=solver)
-    shared = ("final", "sigma_max", "sigma_min", "eta")
+        return dict(plan=solver, noise=args.noise)
+    shared = ("final", "sigma_max", "sigma_min", "eta", "noise")
     options = dict(method=solver, **{name: getattr(args, name) for name in shared})
     if _is_adaptive(solver, args):
         if not is_external(solver):

@@ -9,9 +9,10 @@ that the noise of a seed is the same numbers in any.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -19,13 +20,29 @@ from .._base.checks import count, device_of, floating, seed_of, shown, single
 from ..schedules.schedule import Schedule, check_schedule
 
 GENERATOR = "philox"  # recorded beside seeds: what they are seeds of
-_START, _STEP, PROBES, DEQUANTIZE = range(4)
+_START, _STEP, PROBES, DEQUANTIZE, PATH = range(5)
+_AHEAD = 2**28  # bytes of step noise that are drawn and moved at once
 
 
 def generator(seed: int, stream: int) -> np.random.Generator:
     """The generator of one stream of a seed."""
     key = np.array([seed_of(seed), stream], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key))
+
+
+class NodeGenerator:
+    """The normals of many numbered nodes in one stream of a seed, in any order: each node has its own part
+    of the stream, 2^128 draws long."""
+
+    def __init__(self, seed: int, stream: int) -> None:
+        self._normals = generator(seed, stream)
+        self._state = self._normals.bit_generator.state  # as it is before the first draw
+
+    def fill(self, node: int, part: int, out: npt.NDArray[np.float32]) -> None:
+        """Standard normals of a node into ``out`` (n,)."""
+        self._state["state"]["counter"][:] = 0, 0, node, part
+        self._normals.bit_generator.state = self._state
+        self._normals.standard_normal(dtype=np.float32, out=out)
 
 
 def torch_seed(seed: int, stream: int, k: int = 0) -> int:
@@ -108,14 +125,31 @@ def _checked(seeds: Sequence[int]) -> Sequence[int]:
 
 
 class StepNoise:
-    """Draws z (B, *) for one step after another, each row from its own sample's stream."""
+    """Draws z (B, *) on the CPU for one step after another, each row from its own sample's stream."""
 
     def __init__(self, seeds: Sequence[int], like: Tensor) -> None:
         self._generators = [generator(seed, _STEP) for seed in seeds]
-        self._shape, self._dtype, self._device = like.shape, like.dtype, like.device
+        self._shape, self._dtype = like.shape, like.dtype
 
     def __call__(self) -> Tensor:
-        return _draw(self._generators, self._shape, self._dtype).to(self._device)
+        return _draw(self._generators, self._shape, self._dtype)
+
+
+def drawn_ahead(draw: Callable[[], Tensor], count: int, like: Tensor) -> Callable[[], Tensor]:
+    """The same draws, made on the CPU and moved before they are asked for: all of them, or of a large state
+    as many at once as memory is set aside for. On the CPU, where nothing is moved, each in its turn."""
+    if like.device.type == "cpu":
+        return draw
+    block = max(1, _AHEAD // max(1, like.numel() * like.element_size()))
+
+    def blocks() -> Iterator[Tensor]:
+        for first in range(0, count, block):
+            made = torch.stack([draw() for _ in range(min(block, count - first))])
+            yield from made.to(like.device).unbind(0)
+
+    ready = blocks()
+    first = [next(ready)]
+    return lambda: first.pop() if first else next(ready)
 
 
 def _draw(

@@ -45,7 +45,7 @@ _BATCH, _GPU_BATCH = 64, 256
 _SHARD = 64
 _SOLVER = (
     *("steps", "nfe", "grid", "timesteps", "variant", "start", "chart", "final", "sigma_max"),
-    *("sigma_min", "eta", "noise_std", "rtol", "atol", "max_nfe", "error_norm", "on_nan"),
+    *("sigma_min", "eta", "noise_std", "noise", "rtol", "atol", "max_nfe", "error_norm", "on_nan"),
 )
 
 

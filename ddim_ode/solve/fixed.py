@@ -10,10 +10,11 @@ from torch import Tensor
 
 from .._base.bars import progress_bar
 from ..denoising.denoiser import Denoiser
-from ..denoising.seeding import StepNoise
+from ..denoising.seeding import StepNoise, drawn_ahead
 from ..solvers.chart import convert
 from ..solvers.plan import Node, Plan
 from . import gradients
+from .brownian import PathNoise
 from .loop import Progress, integrate
 from .planning import plan_of
 from .request import Request
@@ -32,9 +33,13 @@ def run(request: Request, plan: Plan) -> Solution:
     batch = x.shape[0]
     draw = None
     if plan.is_stochastic:
+        if seeds is None and options["noise"] == "path":
+            raise ValueError("noise='path' is one path per seed; give seeds=, one per sample")
         if seeds is None:
             seeds = torch.randint(2**63 - 1, (batch,)).tolist()
-        draw = StepNoise(seeds, x)
+        spans = plan.draws()
+        drawn = PathNoise(seeds, spans, x) if options["noise"] == "path" else StepNoise(seeds, x)
+        draw = drawn_ahead(drawn, len(spans), x) if batch else drawn
     evaluate = request.problem.bind(plan.nodes, x)
     if options["differentiable"] == "checkpoint":
         evaluate = gradients.checkpointed(evaluate)

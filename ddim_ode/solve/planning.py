@@ -18,6 +18,7 @@ from ..schedules.schedule import Array
 from ..solvers.compilation import plan as compile_plan
 from ..solvers.methods import Method, get_method
 from ..solvers.plan import Plan
+from ..solvers.stochastic import Eta
 from ..solvers.tableau import Tableau
 from .levels import Levels
 from .plan_checks import check_network, warn_of_another_ode, warn_of_another_profile
@@ -120,7 +121,7 @@ def compile_for(
     levels: Levels,
     start: str | None = None,
     chart: str | None = None,
-    eta: float | None = None,
+    eta: Eta | None = None,
     noise_std: npt.ArrayLike | None = None,
 ) -> Plan:
     """The plan of a method on those levels, or the largest of at most ``levels.nfe`` calls."""

@@ -26,6 +26,7 @@ from ..solvers.embedded import adaptive_by_itself, adaptive_names, can_adapt
 from ..solvers.methods import Method, get_method
 from ..solvers.plan import Plan
 from ..solvers.profile import Profile
+from ..solvers.stochastic import Eta
 from . import gradients
 from .inpainting import Known
 from .levels import Levels
@@ -54,8 +55,9 @@ class SolveOptions(TypedDict, total=False):
     start: str | None
     chart: str | None
     # noise
-    eta: float | None
+    eta: Eta | None
     noise_std: npt.ArrayLike | None
+    noise: str | None
     seeds: Sequence[int] | None
     # tolerance
     rtol: float | None
@@ -91,8 +93,8 @@ _ALWAYS = ("plan", "seeds", "cond", "shared", "progress", "differentiable")
 TAKES: dict[str, frozenset[str]] = {
     kind: frozenset((*_ALWAYS, *options))
     for kind, options in {
-        "plan": ("callback", "record", "on_nan", "known"),
-        "fixed": (*PLACING, *COMPILING, *_NOISE, "callback", "record", "on_nan", "known"),
+        "plan": ("noise", "callback", "record", "on_nan", "known"),
+        "fixed": (*PLACING, *COMPILING, *_NOISE, "noise", "callback", "record", "on_nan", "known"),
         "adaptive": (*PLACING, "variant", *_TOLERANCE, "record", "on_nan"),
         "external": (*PLACING, "rtol", "atol", "max_nfe"),
         "reversible": (*PLACING, "chart"),
@@ -367,6 +369,8 @@ def _check_watching(options: Mapping[str, Any]) -> None:
     flag("progress", options["progress"])
     if options["callback"] is not None:
         function("callback", options["callback"])
+    if options["noise"] is not None:
+        one_of("noise", options["noise"], ("path", "step"))
     one_of("record", options["record"], ("none", "x", "x0"))
     one_of("on_nan", options["on_nan"], ("report", "hold"))
 
@@ -379,8 +383,13 @@ def _check_two_way(options: Mapping[str, Any]) -> None:
             f"final={final!r}: the jump to σ=0 cannot be undone, so both directions end at a level > 0; "
             "drop final, or use sample"
         )
-    eta = None if eta is None else number("eta", eta) or None
-    refuse("step noise cannot be undone", eta=eta, noise_std=options["noise_std"])
+    eta = eta if eta is None or callable(eta) else number("eta", eta) or None
+    refuse(
+        "step noise cannot be undone",
+        eta=eta,
+        noise_std=options["noise_std"],
+        noise=options["noise"],
+    )
 
 
 def _end_of(grid: Any, model: Denoiser) -> str | None:

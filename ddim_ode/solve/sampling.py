@@ -55,9 +55,15 @@ def sample(
             an x0-network started above σ ≈ 10³ in float32 keeps more digits in ``"data"`` or ``"flow"``.)
 
     **Noise:**
-        eta: Step noise of ``ddim``: ς = η β̄' √(1 − (σ'/σ)²).
+        eta: Step noise of ``ddim`` and of any method in chart "data" (``dpmpp2s``, ``dpmpp2m``,
+            ``unipc2``, ..., or ``chart="data"``): ς = η β̄' √(1 − (σ'/σ)²), a number or a function of σ. 0
+            is the ODE and 1 the reverse SDE; :mod:`ddim_ode.solvers.stochastic` converts others' eta.
         noise_std: One standard deviation a step instead, 0 ≤ ς ≤ β̄'. At ς = 0 nothing is drawn.
-        seeds: One per sample, for that noise (``ddpm`` too); by default from torch's global generator.
+        noise: ``"step"``, fresh draws at every step (the default), or ``"path"``, increments of one
+            Brownian path per seed: 20 and 40 steps, or another grid, then see the same noise, and converge
+            to the same picture.
+        seeds: One per sample, for that noise (of ``ddpm`` and the ``_sde`` methods too); by default from
+            torch's global generator, and necessary with ``noise="path"``.
 
     **Tolerance**, for adaptive solves, each sample with its own steps: unipc2 and unipc3 (one call a step),
     rk45, bosh3 and heun, and other packages' solvers. rk45 and bosh3 solve so as well where no steps, grid

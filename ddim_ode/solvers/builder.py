@@ -21,7 +21,7 @@ from .chart import SCALES, Chart, Scale, convert, ddim_step
 from .methods import Method
 from .plan import Node, Op
 from .quadrature import step_weights
-from .stochastic import StepClock, part_left, powers, stretches
+from .stochastic import MOST, StepClock, decay, stretches
 from .tableau import Tableau
 
 # The least distance of two levels that one polynomial reads, in the method's ruler, as a share of the step:
@@ -203,13 +203,13 @@ class Steps:
         """The clock of steps with noise."""
         assert self.noise is not None
         start, end = self.sigmas[first:last], self.sigmas[first + 1 : last + 1]
-        left = part_left(self.noise[first:last], self.beta[first + 1 : last + 1])
-        return StepClock(powers(left, start, end), end)
+        lost = decay(self.noise[first:last], self.beta[first + 1 : last + 1])
+        return StepClock(np.minimum(lost, MOST) / np.log(start / end), end)
 
     def _felt(
         self, method: Method, clock: Clock, levels: list[Array]
     ) -> tuple[Array, npt.NDArray[np.bool_]]:
-        """What stages at these levels (m+1 of (N,)) feel of the step's draws, in x/β̄; and which are made."""
+        """What stages at these levels (m+1 of (N,)) feel of the step's draws, in x/β̄; and which exist."""
         if not isinstance(clock, StepClock):
             return np.zeros((len(levels[0]), len(levels), 0)), np.zeros((len(levels[0]), 0), bool)
         table = np.stack(levels, axis=1)
@@ -218,7 +218,7 @@ class Steps:
                 f"method {method.name!r} looks at levels that rise within a step, which has no noise yet "
                 "to show there; drop eta and noise_std"
             )
-        return stretches(clock.power - 1, table)
+        return stretches(clock.tau2, table)
 
     def _stages(
         self, method: Method, clock: Clock, start: Array, end: Array
@@ -273,8 +273,7 @@ class Steps:
         if self.noise is not None:  # in chart data, of which x̂₀ is the velocity whatever the clock
             clock, noises = self._step_clock(first, last), self.noise[first:last].tolist()
             front = self.alpha[steps + 1]
-            left = part_left(self.noise[first:last], self.beta[steps + 1])
-            scales = scales * left
+            scales = scales * np.exp(-decay(self.noise[first:last], self.beta[steps + 1]))
 
         def table(level: _Levels, known: _Known, estimate: bool = False) -> Array:
             at = self.sigmas[level]

@@ -119,8 +119,8 @@ def _compile(
     euler = method.stages is None and not method.multistep
     if noise is not None and not (euler and chart.straight) and chart.name != "data":
         raise ValueError(
-            f"step noise needs chart 'data', or Euler in chart 'eps' or 'flow', not {method.name!r} in "
-            f"chart {chart.name!r}"
+            f"step noise needs Euler in chart 'eps', 'data' or 'flow', or another method in chart 'data', "
+            f"not {method.name!r} in chart {chart.name!r}"
         )
     n = len(grid) - 1
     start = _start(method, start, n, noise is not None)

@@ -231,14 +231,20 @@ _SEEDS = "Gonzalez et al. 2023, arXiv:2305.14267; in x̂₀"
 _SA = "Xue et al. 2023, arXiv:2309.05019; η = τ"
 _ER = "Cui et al. 2023, arXiv:2309.06169; its fifth noise scale, constant on a step"
 _K_SDE = "Lu et al. 2022, arXiv:2211.01095; as in k-diffusion, 2023"
-_NOISY: dict[str, Any] = dict(chart="data", ruler="log_sigma", eta=1.0)
-_UNI: dict[str, Any] = dict(chart="data", ruler="log_sigma", corrector=True, reference=_UNIPC)
+# Weak and strong orders of one velocity, and of more: what a velocity feels of its own step's noise is
+# missing from weak order three on, whatever is interpolated (tests/solvers/test_stochastic_orders.py).
+_ONE: dict[str, Any] = dict(weak=1, strong=1)
+_TWO: dict[str, Any] = dict(weak=2, strong=1)
+_NOISY: dict[str, Any] = dict(chart="data", ruler="log_sigma", eta=1.0, **_TWO)
+_UNI: dict[str, Any] = dict(
+    chart="data", ruler="log_sigma", corrector=True, reference=_UNIPC, **_TWO
+)
 
 METHODS: dict[str, Method] = {
     m.name: m
     for m in (
-        Method("ddim", 1, eta=0.0, reference="Song, Meng, Ermon 2021, arXiv:2010.02502"),
-        Method("ddpm", None, eta=1.0, reference="Ho, Jain, Abbeel 2020, arXiv:2006.11239"),
+        Method("ddim", 1, eta=0.0, reference="Song, Meng, Ermon 2021, arXiv:2010.02502", **_ONE),
+        Method("ddpm", None, eta=1.0, reference="Ho, Jain, Abbeel 2020, arXiv:2006.11239", **_ONE),
         Method("heun", 2, stages=HEUN, reference="Karras et al. 2022, arXiv:2206.00364, alg. 1"),
         Method("midpoint", 2, "flow", MIDPOINT, reference="Runge 1895"),
         Method("bosh3", 3, "flow", BOSH3, reference="Bogacki & Shampine 1989"),
@@ -246,7 +252,7 @@ METHODS: dict[str, Method] = {
         Method("rk45", 5, "flow", DOPRI5, reference="Dormand & Prince 1980"),
         Method("dpm2", 2, stages=HALF, ruler="log_sigma", reference=_DPM),
         Method("dpm3", 3, stages=THIRDS, ruler="log_sigma", reference=_DPM),
-        Method("dpmpp2s", 2, "data", HALF, ruler="log_sigma", reference=_DPMPP),
+        Method("dpmpp2s", 2, "data", HALF, ruler="log_sigma", reference=_DPMPP, **_TWO),
         Method("ab2", 2, past=2, ruler="sigma", reference=_ADAMS),
         Method("ab3", 3, past=3, ruler="sigma", reference=_ADAMS),
         Method("ab4", 4, past=4, ruler="sigma", reference=_ADAMS),
@@ -256,9 +262,16 @@ METHODS: dict[str, Method] = {
         Method("deis2", 2, past=2, ruler="log_sigma", reference=_DEIS),
         Method("deis3", 3, past=3, ruler="log_sigma", reference=_DEIS),
         Method(
-            "dpmpp2m", 2, "data", past=2, ruler="log_sigma", rules=("midpoint",), reference=_DPMPP
+            "dpmpp2m",
+            2,
+            "data",
+            past=2,
+            ruler="log_sigma",
+            rules=("midpoint",),
+            reference=_DPMPP,
+            **_TWO,
         ),
-        Method("dpmpp3m", 3, "data", past=3, ruler="log_sigma", reference=_DPMPP),
+        Method("dpmpp3m", 3, "data", past=3, ruler="log_sigma", reference=_DPMPP, **_TWO),
         Method("unipc2", 3, past=2, **_UNI),
         Method("unipc3", 4, past=3, **_UNI),
         Method(
@@ -267,6 +280,7 @@ METHODS: dict[str, Method] = {
             "data",
             eta=1.0,
             reference="Crowson 2022, k-diffusion; DDPM's step",
+            **_ONE,
         ),
         Method("dpmpp_sde", None, stages=HALF, reference=_K_SDE, **_NOISY),
         Method("dpmpp2m_sde", None, past=2, rules=("midpoint",), reference=_K_SDE, **_NOISY),
@@ -415,8 +429,8 @@ def methods() -> Table:
 
     Returns:
         A list of rows, which prints as a table: name, order with exact starts, order as run on many steps
-            and
-        from a ramp, weak and strong order with step noise, nfe per step, memory (vectors a step reads), chart, ruler, reference.
+            and from a ramp, nfe per step, memory (vectors a step reads), chart, ruler, weak and strong
+            order with step noise, reference.
 
     >>> import ddim_ode
     >>> [row["name"] for row in ddim_ode.methods() if row["order"] == 4]

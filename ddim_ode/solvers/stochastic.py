@@ -1,24 +1,24 @@
-"""Step noise: the free σ_t of a sampler, as one more exponent of the same quadrature; numbers only, float64.
+"""Step noise: the free σ_t of a sampler, one more exponent of the same quadrature; numbers only, float64.
 
 With y = x/ᾱ, λ = −ln σ and a stochasticity τ(σ) >= 0 (0: the ODE, 1: the reverse SDE), every solution of
 
     y_t = (σ_t/σ_s)^p y_s + ∫ x̂₀ du + σ_t √(1 − e^{−2τ²h}) z,    u = (σ_t/σ)^p,  p = 1 + τ²,  h = λ_t − λ_s
 
-has the marginals of the ODE (τ constant on the step s → t). So a step with noise is a step of chart "data" in
-another clock u. The parameter is DDIM's η, the standard deviation being ς = η β̄_t √(1 − (σ_t/σ_s)²), from
-which the τ of the step follows: 1 − e^{−2τ²h} = η² (1 − e^{−2h}). For a fine grid η = τ.
+has the marginals of the ODE (τ constant on the step s → t). So a step with noise is a step of chart "data"
+in another clock u. The parameter is DDIM's η, the standard deviation being ς = η β̄_t √(1 − (σ_t/σ_s)²),
+from which the τ of the step follows: 1 − e^{−2τ²h} = η² (1 − e^{−2h}). For a fine grid η = τ.
 
-    | who                                   | parameter | in ours, on a fine grid   | exactly              |
-    | DDIM (Song et al. 2021), η            | eta       | η                         | always               |
-    | SA-Solver (Xue et al. 2023), τ        | tau_func  | η = τ                     | τ = 0 and τ = 1      |
-    | k-diffusion's eta of 2M and 3M SDE    | eta = τ²  | η = √eta                  | eta = 0 and eta = 1  |
-    | k-diffusion's eta of dpmpp_sde and of the ancestral ones | DDIM's η | η          | always               |
+    | who                                      | their name | ours on a fine grid | exactly       |
+    | DDIM (Song et al. 2021)                  | η          | η                   | always        |
+    | SA-Solver (Xue et al. 2023)              | τ          | η = τ               | at 0 and at 1 |
+    | k-diffusion's 2M and 3M SDE              | eta = τ²   | η = √eta            | at 0 and at 1 |
+    | k-diffusion's dpmpp_sde, ancestral ones  | eta        | η = eta             | always        |
 
 :func:`of_tau` gives the ``noise_std=`` of another's τ exactly, on any grid.
 
-What a step needs to know of its own noise: the stages of a one-step method at σ_1 > σ_2 > ... feel the noise
-up to there, which is part of the step's. Each stretch between two levels has one draw, shared by all lines
-that feel it; predictor and corrector share theirs.
+What a step needs to know of its own noise: the stages of a one-step method at σ_1 > σ_2 > ... feel the
+noise up to there, which is part of the step's. Each stretch between two levels has one draw, shared by all
+lines that feel it; predictor and corrector share theirs.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from ..schedules.schedule import Array, Schedule
 Eta = float | Callable[[float], float]
 # τ²h of a step whose noise is at its bound, where nothing is left of the state: e^{-40} is no number of
 # float64 beside 1, and quadrature in ln σ still resolves the clock.
-_MOST = 40.0
+MOST = 40.0
 
 
 @dataclass(frozen=True)
 class StepClock:
-    """The clock u = (σ_t/σ)^p of N steps to σ_t = end (N,), each with its own power p (N,); as a Scale."""
+    """The clock u = (σ_t/σ)^p of N steps to σ_t = end (N,), each with its p = 1 + tau2 (N,); a Scale."""
 
-    power: Array
+    tau2: Array
     end: Array
 
     def of(self, sigma: Array) -> Array:
@@ -58,24 +58,18 @@ class StepClock:
 
     def rows(self, i: int, count: int) -> StepClock:
         """That of step i, so many times."""
-        return StepClock(np.full(count, self.power[i]), np.full(count, self.end[i]))
+        return StepClock(np.full(count, self.tau2[i]), np.full(count, self.end[i]))
 
     def _like(self, values: Array) -> tuple[Array, Array]:
         shape = (-1,) + (1,) * (values.ndim - 1)
-        return self.end.reshape(shape), self.power.reshape(shape)
+        return self.end.reshape(shape), 1 + self.tau2.reshape(shape)
 
 
-def powers(left: Array, start: Array, end: Array) -> Array:
-    """p (N,) of steps of which e^{−τ²h} = ``left`` (N,)."""
-    with np.errstate(divide="ignore"):
-        decay = np.minimum(-np.log(left), _MOST)
-        return 1 + decay / np.log(start / end)
-
-
-def part_left(noise: Array, beta: Array) -> Array:
-    """e^{−τ²h} of steps that add noise of that standard deviation and arrive at β̄; 1 where none is."""
+def decay(noise: Array, beta: Array) -> Array:
+    """τ²h of steps that add noise of that standard deviation and arrive at β̄; infinite at the bound."""
     share = np.divide(noise, beta, out=np.zeros_like(noise), where=beta > 0)
-    return np.sqrt(np.maximum((1 - share) * (1 + share), 0.0))
+    with np.errstate(divide="ignore"):
+        return -0.5 * np.log1p(-(np.minimum(share, 1.0) ** 2))
 
 
 def stretches(tau2: Array, levels: Array) -> tuple[Array, npt.NDArray[np.bool_]]:

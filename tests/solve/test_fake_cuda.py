@@ -86,6 +86,12 @@ def test_method_leaves_the_device_alone(name, final):
     run(method=name, final=final)
 
 
+@pytest.mark.parametrize("noise", ["step", "path"])
+@pytest.mark.parametrize("name", ["ddpm", "dpmpp2m_sde", "sa3", "seeds3"])
+def test_step_noise_is_drawn_ahead(name, noise):
+    run(method=name, noise=noise, seeds=[0, 1, 2])
+
+
 @pytest.mark.parametrize("prediction", ["x0", "v", "flow", "score"])
 @pytest.mark.parametrize("name", DETERMINISTIC)
 def test_prediction_is_converted_on_the_device(name, prediction):

@@ -24,7 +24,8 @@ LEAST = {
 }
 VALUES = dict(
     steps=2, nfe=6, grid="karras", timesteps=[500, 100], plan=PLAN, sigma_max=9.0, sigma_min=0.1,
-    final="sigma_min", variant=None, start="ramp", chart="flow", eta=0.0, noise_std=[0.0], seeds=[1, 2],
+    final="sigma_min", variant=None, start="ramp", chart="flow", eta=0.0, noise_std=[0.0], noise="path",
+    seeds=[1, 2],
     rtol=1e-2, atol=1e-2, max_nfe=60, error_norm="batch", dense=False, cond={}, shared={},
     known=ddim_ode.Known(X, torch.tensor([True, False]), [0, 1]), progress=True, callback=print,
     record="x", on_nan="hold", differentiable=True,

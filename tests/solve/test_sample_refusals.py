@@ -159,10 +159,10 @@ def test_what_cannot_be_says_what_to_change(call, message):
     expect(call, message)
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name != "ddim"])
+@pytest.mark.parametrize("name", [name for name, m in METHODS.items() if not m.takes_noise])
 @pytest.mark.parametrize("option", [dict(eta=0.5), dict(noise_std=[0.1, 0.1, 0.0])])
-def test_step_noise_belongs_to_ddim(name, option):
-    message = f"method '{name}' takes no {next(iter(option))}: .* method='ddim'"
+def test_step_noise_belongs_to_ddim_and_chart_data(name, option):
+    message = f"method '{name}' takes no {next(iter(option))}: .*ddim.*chart 'data'"
     expect(sample(MODEL, X, name, grid=GRID, **option), message)
 
 

@@ -64,7 +64,8 @@ def slope(model, method, coarse, *, ends=(2.0, 0.2), past=0, **options):
 
 def test_every_method_has_an_order_or_is_stochastic():
     without = {row["name"] for row in ddim_ode.methods() if row["order"] is None}
-    assert without == {"ddpm"}  # whose transition is tested by its mean and variance
+    weak = {row["name"] for row in ddim_ode.methods() if row["weak_order"] is not None}
+    assert without <= weak  # test_stochastic_orders.py
     assert set(ONE_STEP) | set(MULTISTEP) | without == {m["name"] for m in ddim_ode.methods()}
 
 

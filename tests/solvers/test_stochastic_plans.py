@@ -1,0 +1,144 @@
+"""Plans with step noise: their identities, their limits, what is refused, and their files."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from problems import COSINE
+
+import ddim_ode
+from ddim_ode import Method, Plan
+from ddim_ode.solvers.chart import ddim_step
+from ddim_ode.solvers.methods import METHODS
+from ddim_ode.solvers.stochastic import eta_noise, of_tau
+
+GRID = np.append(np.geomspace(50.0, 0.02, 17), 0.0)
+DATA = [name for name, method in METHODS.items() if method.chart == "data"]
+
+
+def coefficients(plan):
+    return np.array([value for op in plan.ops for value in (op.scale, *op.weights)])
+
+
+@pytest.mark.parametrize("name", [*DATA, "ddim"])
+def test_without_noise_it_is_the_plan_of_the_ode(name):
+    """Bit by bit at eta = 0, and in the limit to rounding."""
+    ode = replace(METHODS[name], eta=None)
+    start = "ramp" if ode.rk_steps else None
+    plain = ddim_ode.plan(ode, COSINE, GRID, start=start) if name != "ddim" else None
+    none = ddim_ode.plan(name, COSINE, GRID, eta=0.0, start=start)
+    if plain is not None:
+        assert none == plain
+    little = ddim_ode.plan(name, COSINE, GRID, eta=1e-9)
+    assert not none.is_stochastic
+    assert little.is_stochastic
+    np.testing.assert_allclose(coefficients(little), coefficients(none), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("eta", [0.4, 1.0])
+def test_one_velocity_is_ddim_with_its_eta(eta):
+    """DDPM's mean and variance at 1, through the quadrature and not through the discrete formula."""
+    one = Method("one", None, "data", past=1, corrector=True, ruler="log_sigma", eta=eta)
+    plan = ddim_ode.plan(one, COSINE, GRID)
+    predictions = [op for op in plan.ops[1:] if op.node is not None]
+    alpha, beta = COSINE.scales(GRID)
+    noise = eta_noise(COSINE, GRID, eta)
+    here, after = (alpha[:-1], beta[:-1]), (alpha[1:], beta[1:])
+    scale, weight = ddim_step("x0", here, after, noise)
+    for i, op in enumerate(predictions):
+        assert op.scale == pytest.approx(scale[i], abs=1e-12)
+        assert op.weights == pytest.approx((weight[i],), abs=1e-12)
+        assert op.noise == pytest.approx(noise[i], abs=1e-12)
+    if eta == 1.0:  # the posterior of DDPM, in its own words
+        squares = alpha**2
+        posterior = (1 - squares[1:]) / (1 - squares[:-1]) * (1 - squares[:-1] / squares[1:])
+        np.testing.assert_allclose(noise**2, posterior, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["dpmpp2m", "dpmpp3m", "dpmpp2s", "unipc3", "sa3:pece", "seeds3"])
+@pytest.mark.parametrize("tau", [0.5, 1.0, 2.0])
+def test_a_constant_prediction_is_followed_exactly(name, tau):
+    """x̂₀ = 1 everywhere: the weights of a step are 1 − (σ_t/σ_s)^{1+τ²}, and its variance is that of the
+    exact transition, also over its stages."""
+    levels = GRID[3:8]
+    plan = ddim_ode.plan(name, COSINE, levels, noise_std=of_tau(COSINE, levels, tau))
+    alpha = COSINE.scales(levels)[0]
+    step = 0
+    for op in plan.ops[1:]:
+        sigma = op.node.sigma if op.node else levels[step + 1]
+        a, b = map(float, COSINE.scales(sigma))
+        power = (sigma / levels[step]) ** (1 + tau**2)
+        assert op.scale == pytest.approx(a / alpha[step] * power, rel=1e-12)
+        assert sum(op.weights) == pytest.approx(a * (1 - power), rel=1e-12)
+        kept = (sigma / levels[step]) ** (2 * tau**2)
+        assert np.linalg.norm(op.noise) == pytest.approx(b * np.sqrt(1 - kept), rel=1e-12)
+        step += op.commit
+
+
+@pytest.mark.parametrize("name", ["dpmpp2m", "unipc2", "dpmpp2s", "seeds3"])
+def test_noise_at_its_bound_leaves_nothing_of_the_state(name):
+    levels = np.geomspace(20.0, 0.1, 6)
+    bound = COSINE.scales(levels[1:])[1]
+    plan = ddim_ode.plan(name, COSINE, levels, noise_std=bound)
+    commits = [op for op in plan.ops if op.commit]
+    alpha = COSINE.scales(levels[1:])[0]
+    for op, a, b in zip(commits, alpha, bound):
+        assert abs(op.scale) < 1e-15
+        assert sum(op.weights) == pytest.approx(a, rel=1e-9)
+        assert np.linalg.norm(op.noise) == pytest.approx(b, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_steps_without_noise_among_others(name):
+    noise = eta_noise(COSINE, GRID, 1.0)
+    noise[::2] = 0.0
+    plan = ddim_ode.plan(name, COSINE, GRID, noise_std=noise)
+    ends = {to for _, to in plan.draws()}
+    assert {GRID[i + 1] for i in np.flatnonzero(noise)} <= ends
+    assert not ends & {GRID[i + 1] for i in np.flatnonzero(noise == 0)}
+    assert Plan.from_json(plan.to_json()) == plan
+
+
+@pytest.mark.parametrize("name", [*DATA, "sa3:pece"])
+def test_file_keeps_shared_draws(name):
+    plan = ddim_ode.plan(name, COSINE, GRID, eta=1.0)
+    assert Plan.from_json(plan.to_json()) == plan
+    assert plan.is_stochastic
+    assert "z" in plan.describe()
+
+
+@pytest.mark.parametrize("chart", ["flow", "eps"])
+def test_start_at_infinity_is_a_draw_like_any(chart):
+    levels = [np.inf, 5.0, 1.0, 0.2, 0.0]
+    plan = ddim_ode.plan("dpmpp2m", ddim_ode.schedules.flow(), levels, eta=1.0)
+    assert plan.draws()[0] == (np.inf, 5.0)
+    assert all(np.isfinite(op.scale) for op in plan.ops)
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        ("rk4", dict(eta=0.5), "'rk4' takes no eta.*chart 'data'.*chart='data'"),
+        ("ddpm", dict(eta=0.5), "'ddpm' takes no eta"),
+        ("deis3", dict(noise_std=[0.0] * 17), "'deis3' takes no noise_std"),
+        ("dpmpp3m", dict(eta=0.5, start="rk"), "start='rk'.*adds no noise.*drop start"),
+        ("dpmpp2m", dict(eta=0.5, rising=True), "eta: step noise cannot be undone"),
+        ("sa2", dict(rising=True), "sa2: step noise cannot be undone"),
+        ("dpmpp2m", dict(eta=3.0), r"eta=3.0 makes noise_std\[0\].*allowed is \[0"),
+        ("dpmpp2m", dict(eta=lambda sigma: -1.0), r"eta\(.*\)=-1 must be finite and >= 0"),
+        ("dpmpp2m", dict(eta=lambda sigma: np.nan), r"eta\(.*\)=nan must be finite"),
+        ("dpmpp2m", dict(eta=lambda sigma: "a"), r"eta\(σ\)='a' must be real"),
+        ("dpmpp2m", dict(eta="1"), "eta='1' must be"),
+        ("dpmpp2m", dict(eta=lambda sigma: 9.0), r"eta makes noise_std\[0\]"),
+        ("dpmpp2m", dict(eta=1.0, chart="flow"), "takes no eta.*chart"),
+    ],
+)
+def test_refusals(method, options, message):
+    with pytest.raises(ValueError, match=message):
+        ddim_ode.plan(method, COSINE, GRID, **options)
+
+
+def test_methods_show_both_orders():
+    rows = {row["name"]: row for row in ddim_ode.methods()}
+    assert (rows["sa3"]["weak_order"], rows["sa3"]["strong_order"]) == (2, 1)
+    assert (rows["ddim"]["weak_order"], rows["rk4"]["weak_order"]) == (1, None)
