@@ -150,9 +150,13 @@ class Run:
         """The surrogate, from a few of the noises that are fitted; none where the look meets NaN."""
         few = self.fitted[: max(1, min(_LOOKED_AT, len(self.x) // 8))]
         before = self.bar.n
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError), np.errstate(all="ignore"):
             seen = look(self.conditioned.rows(few), self.x[few], self.batch, self.bar.update)
-            self.surrogate = seen.surrogate
+            surrogate = seen.surrogate
+            if all(
+                np.isfinite(a).all() for a in (surrogate.gram, surrogate.gain, surrogate.response)
+            ):
+                self.surrogate = surrogate
         self.seen = self.bar.n - before
         self.problem.evals = self.bar.n
 
