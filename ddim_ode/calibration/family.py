@@ -60,17 +60,17 @@ class Linear:
                 "moves every state from the one before; start from another plan"
             )
         sigma = np.array([node.sigma for node in plan.nodes])
-        return cls._through(states, sigma, vectors, plan)
+        return cls.through(states, sigma, vectors, plan)
 
     @classmethod
-    def _through(cls, states: Array, sigma: Array, vectors: tuple[str, ...], plan: Plan) -> Linear:
+    def through(cls, states: Array, sigma: Array, vectors: tuple[str, ...], plan: Plan) -> Linear:
         """The sampler of these states, coefficients (N+1, N+1) of (x_T, V_0 … V_{N−1})."""
         before, after = states[:-1], states[1:]
         ratio = after[:, 0] / before[:, 0]
         weights = (after - ratio[:, None] * before)[:, 1:]
         return cls(sigma, np.append(states[0, 0], ratio), weights, vectors, plan)
 
-    def _states(self) -> Array:
+    def states(self) -> Array:
         """The coefficients of (x_T, V_0 … V_{N−1}) in the states of the calls and the end."""
         states = np.zeros((self.nfe + 1, self.nfe + 1))
         states[0, 0] = self.scale[0]
@@ -85,7 +85,7 @@ class Linear:
         Where ᾱ² + β̄² = 1 the noise has the size of every state, to ᾱ²/2, and the first call sees it
         unscaled: programs that run plans for others can seldom scale the input of a call.
         """
-        states = self._states()
+        states = self.states()
         for k in range(first):
             # an x̂₀ of 0 says V = a x
             a, _ = convert("x0", self.vectors[k], *schedule.scales(self.sigma[k : k + 1]))
@@ -93,7 +93,7 @@ class Linear:
         kept = states[first:, [0, *range(1 + first, self.nfe + 1)]]
         if schedule.family == "vp":
             kept[0, 0] = 1.0
-        return self._through(kept, self.sigma[first:], self.vectors[first:], self.plan)
+        return self.through(kept, self.sigma[first:], self.vectors[first:], self.plan)
 
     @property
     def nfe(self) -> int:

@@ -272,8 +272,9 @@ class Descent:
 
     levels: whether the told levels move too, within ``limits``. memory: past vectors whose weights move
     (None: all). subset: noises of each iteration, drawn anew. patience: iterations without a better
-    judgement. allowed: rows of the network that may be spent; an iteration that might exceed them is not
-    begun.
+    judgement. decay: of what the iterations before knew of other noises, moved to where the sampler is now
+    by their own derivatives: 0 to forget it. allowed: rows of the network that may be spent; an iteration
+    that might exceed them is not begun.
     """
 
     iterations: int
@@ -285,6 +286,7 @@ class Descent:
     patience: int = 10
     allowed: float = float("inf")
     seed: int = 0
+    decay: float = 0.0
 
 
 @dataclass
@@ -315,6 +317,8 @@ def gauss_newton(
     budget = problem.evals + how.allowed
     best = Fit(point, problem.errors(point, judges), 0)
     damping, stale = 1e-2, 0
+    p = len(parameters)
+    known, pull = np.zeros((p, p)), np.zeros(p)
     for iteration in range(how.iterations):
         trial_cost = calls * (size + len(judges))
         cost = calls * size * (how.rank + 3) + trial_cost
@@ -326,21 +330,25 @@ def gauss_newton(
         now = problem.loss(errors, floor)
         weights = 1 / (errors**2 + floor**2) + 1 / (np.mean(errors**2) + floor**2)
         matrix, vector = normal_equations(problem, point, some, weights, parameters, how.rank)
+        matrix, vector = matrix + how.decay * known, vector + how.decay * pull
         moved = None
         for _ in range(_TRIES):
             if problem.evals + trial_cost > budget:
                 break
-            step = _damped(matrix, vector, damping, point.bounds(parameters, *how.limits))
+            step = damped(matrix, vector, damping, point.bounds(parameters, *how.limits))
             trial = None if step is None else point.moved(parameters, step)
             if trial is not None and problem.loss(problem.errors(trial, some), floor) < now:
                 moved, damping = trial, max(damping / 4, 1e-8)
                 break
             damping *= 8
         observe()
-        if moved is None:
+        known, pull = matrix, vector
+        if moved is None or step is None:
             if size == len(rows) or damping > 1e4:
                 break
             continue
+        # what those noises' residuals should be now
+        pull = vector + matrix @ step
         point = moved
         judged = problem.errors(point, judges)
         stale += 1
@@ -349,7 +357,7 @@ def gauss_newton(
     return best
 
 
-def _damped(
+def damped(
     matrix: Array, vector: Array, damping: float, bounds: tuple[Array, Array]
 ) -> Array | None:
     """The step within bounds, in parameters scaled to unit diagonal; None where there is none."""

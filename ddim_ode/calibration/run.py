@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -21,6 +22,7 @@ from ..denoising.problem import Problem as Conditioned
 from ..denoising.seeding import GENERATOR
 from ..schedules.schedule import Array
 from ..solve.answers import Answers, ask, cost_of_asking
+from ..solve.look import look
 from ..solve.model_key import model_key
 from ..solve.planning import plan_for
 from ..solve.reference import METHOD, in_float64
@@ -28,13 +30,18 @@ from ..solve.sampling import sample
 from ..solve.solution import norm_per_sample
 from ..solvers.methods import Method
 from ..solvers.plan import Plan
+from ..solvers.surrogate import Surrogate
 from .family import Linear
 from .fitting import Descent, Features, Fit, Problem, finite_mean, gauss_newton
+from .rehearsal import expected
 from .search import EFFORTS, Candidate, Effort, apart, textbook
+from .starts import rehearsals, with_a_call
 
 _UNSURE = 0.5  # error of the reference, in units of the plan's, that makes its figures uncertain
 FEW = 16  # noises below which held-out figures say little
 _LOST = 0.5  # share of the noises that may be left out for NaN or inf
+_TOGETHER = 4  # single fits, that fits of any number of budgets cost together at most
+_LOOKED_AT = 8  # noises, for the surrogate
 _RESIDUALS = 3  # for each parameter, at least
 
 
@@ -57,6 +64,10 @@ class Run:
     answers: Answers | None = None
     asked: int = 0  # network rows, for those answers
     notes: list[str] = field(default_factory=list)
+    share: float = 1.0  # of what one fit may cost, where several share what they have in common
+    surrogate: Surrogate | None = None
+    seen: int = 0  # network rows, for the surrogate
+    last: Linear | None = None  # the best sampler of fewer calls
 
     @property
     def model(self) -> Denoiser:
@@ -66,6 +77,14 @@ class Run:
     def effort(self) -> Effort:
         """What the budget pays for."""
         return EFFORTS[self.budget]
+
+    def share_among(self, budgets: Sequence[int]) -> None:
+        """Let all fits together cost no more than a few single ones would."""
+        if self.budget == "fast":
+            shared = sum(self.effort.reference)
+            whole = [most_calls("fast", k) for k in budgets]
+            own = sum(whole) - shared * len(whole)
+            self.share = min(1.0, (_TOGETHER * sum(whole) / len(whole) - shared) / own)
 
     def prepare(self) -> None:
         """What the model answers, the reference, and which noises are fitted and which held out."""
@@ -89,6 +108,7 @@ class Run:
                 f"of {n} noises only {len(solved)} have a finite solution, too few to fit some and hold "
                 "out others: give more (n=)"
             )
+        self._look()
         if len(solved) < FEW:
             self._note(f"{len(solved)} noises are few: the held-out figures say little below {FEW}")
 
@@ -127,6 +147,20 @@ class Run:
         # on all of its levels a model that snaps has no finer solution
         return ends[max(0, len(ends) - 2)], ends[-1]
 
+    def _look(self) -> None:
+        """The surrogate, from a few of the noises that are fitted; none where the look meets NaN."""
+        few = self.fitted[: max(1, min(_LOOKED_AT, len(self.x) // 8))]
+        before = self.bar.n
+        with contextlib.suppress(ValueError), np.errstate(all="ignore"):
+            seen = look(self.conditioned.rows(few), self.x[few], self.batch, self.bar.update)
+            surrogate = seen.surrogate
+            if all(
+                np.isfinite(a).all() for a in (surrogate.gram, surrogate.gain, surrogate.response)
+            ):
+                self.surrogate = surrogate
+        self.seen = self.bar.n - before
+        self.problem.evals = self.bar.n
+
     def _note(self, text: str) -> None:
         self.notes.append(text)
         warn(text)
@@ -155,9 +189,9 @@ class Run:
         if self.budget == "fast":
             n = len(self.x)
             allowed = rate * n * (most_calls("fast", nfe) - sum(self.effort.reference))
-            allowed -= self.asked
+            allowed = self.share * (allowed - self.asked - self.seen)
         candidates = [Candidate("start", Linear.of(start))] if start else self._search(nfe, allowed)
-        incumbent = next(c for c in candidates if not c.skipped)
+        incumbent = next(c for c in candidates if c.is_textbook)
         errors = self.problem.errors(incumbent.point, self.held)
         held = self._left(self.held, errors, f"end under {incumbent.name}")
         errors = errors[np.isfinite(errors)]
@@ -177,6 +211,10 @@ class Run:
                 )
         # those held out are the last of the judges
         after = errors if fitted is None else self.problem.counted(fitted.errors)[-len(held) :]
+        if fitted is not None and (wider := self._one_more(nfe)) is not None:
+            same = self.problem.counted(self.problem.errors(wider.point, held))
+            if np.mean(same) < np.mean(after):  # more calls are never worse
+                fitted, after = Fit(wider.point, same, 0), same
         # an error by chance near zero, as in few dimensions there are, says nothing of the sampler
         f = self.problem.smoothing(errors)
         ratio = 0.5 * np.log((after**2 + f**2) / (errors**2 + f**2))
@@ -199,7 +237,9 @@ class Run:
                 "plan's own error, and the held-out figures by as much"
                 + ("; budget='thorough' refines it" if self.budget == "fast" else "")
             )
-        spent = self.asked + rate * len(self.x) * self.reference_calls
+        best = incumbent.point if fitted is None or not better else fitted.point
+        self.last = best if best.nfe == nfe and best.falls else None
+        spent = self.asked + self.seen + rate * len(self.x) * self.reference_calls
         record["net_evals"] = self.problem.evals - before + spent
         record["warnings"], self.notes = self.notes, notes
         if fitted is None or not better:
@@ -250,9 +290,33 @@ class Run:
         searches = [
             textbook(self.model, nfe, self.effort, skipped) for skipped in (0, *self.effort.skips)
         ]
+        starts: list[Candidate] = []
+        if self.surrogate is not None:
+            able = [c for some in searches for c in some if c.point.nfe == nfe]
+            starts = rehearsals(self.model, self.surrogate, able, self.effort.memory)
+            if (wider := self._one_more(nfe)) is not None:
+                starts.append(wider)
+                starts += rehearsals(self.model, self.surrogate, [wider], self.effort.memory)
+        if starts and self.budget == "fast":
+            searches = searches[:1]
         share = allowed / 4 / len(searches)
         screened = [c for candidates in searches for c in self._screen(candidates, nfe, share)]
-        return sorted(screened, key=lambda c: c.score)
+        some = self.fitted[: self.effort.rounds[-1][1]]
+        scored = [
+            c._replace(score=self.problem.loss(self.problem.errors(c.point, some))) for c in starts
+        ]
+        return sorted(screened + scored, key=lambda c: c.score)
+
+    def _one_more(self, nfe: int) -> Candidate | None:
+        """The best sampler of one call fewer, with a call that it makes no use of yet."""
+        surrogate, model = self.surrogate, self.model
+        if surrogate is None or self.last is None or self.last.nfe != nfe - 1 or model.snap:
+            return None
+        places = with_a_call(self.last, model.schedule, model.schedule.sigma_min)
+        if not places:
+            return None
+        best = min(places, key=lambda point: expected(surrogate, point))
+        return Candidate(f"the plan of {nfe - 1} calls", best, rehearsed=True)
 
     def _screen(self, left: list[Candidate], nfe: int, allowed: float) -> list[Candidate]:
         """The best of some candidates: fewer stay, on more noises, each round."""
@@ -302,6 +366,7 @@ class Run:
             memory=effort.memory,
             subset=size,
             seed=self.seed,
+            decay=effort.decay,
         )
         end = self.problem.evals + allowed
 
@@ -314,7 +379,7 @@ class Run:
             points = [min(fits, key=lambda fit: self.problem.loss(fit.errors)).point]
         fit = descend(points[0])
         if effort.whole:
-            fit = descend(fit.point, iterations=effort.whole, subset=None, patience=3)
+            fit = descend(fit.point, iterations=effort.whole, subset=None, decay=0.0, patience=3)
         return fit
 
     def _observe(self) -> None:

@@ -25,7 +25,8 @@ class Effort(NamedTuple):
     kept, noises each) one after another. skips: first calls left out, each a search of its own for a start,
     among the methods and cuts of the fast budget.
     rank, memory, starts, trial (iterations from each start, before one of them is chosen), iterations,
-    subset (noises of each of them, at least), whole (iterations after those, with all noises), pooled
+    subset (noises of each of them, at least), decay (of
+    what was known before, an iteration later), whole (iterations after those, with all noises), pooled
     (whether all noises judge the iterations, and not the held-out ones alone): of the fit."""
 
     reference: tuple[int, ...]
@@ -40,6 +41,7 @@ class Effort(NamedTuple):
     trial: int
     iterations: int
     subset: int
+    decay: float
     whole: int
     pooled: bool
 
@@ -56,10 +58,11 @@ EFFORTS = {
         skips=(1,),
         rank=10,
         memory=4,
-        starts=1,
-        trial=0,
-        iterations=8,
+        starts=2,
+        trial=3,
+        iterations=40,
         subset=8,
+        decay=0.6,
         whole=0,
         pooled=False,
     ),
@@ -76,6 +79,7 @@ EFFORTS = {
         trial=4,
         iterations=40,
         subset=32,
+        decay=0.6,
         whole=6,
         pooled=True,
     ),
@@ -84,13 +88,19 @@ EFFORTS = {
 
 class Candidate(NamedTuple):
     """A sampler to start from: ``point``, the textbook plan without its ``skipped`` first calls, on a grid
-    of that name; its loss on the noises of the last round."""
+    of that name, or what a surrogate made of it (rehearsal.py); its loss on the noises of the last
+    round."""
 
     name: str
     point: Linear
     grid: str = ""
     skipped: int = 0
     score: float = math.inf
+    rehearsed: bool = False
+
+    @property
+    def is_textbook(self) -> bool:
+        return not (self.skipped or self.rehearsed)
 
     @property
     def plan(self) -> Plan:
@@ -132,7 +142,7 @@ def textbook(model: Denoiser, nfe: int, effort: Effort, skipped: int = 0) -> lis
 def apart(candidates: Sequence[Candidate], most: int) -> list[Candidate]:
     """The first of each number of skipped calls, in the order of their scores, and then those that share
     neither method nor grid with one chosen before."""
-    first = {candidate.skipped: candidate for candidate in reversed(candidates)}
+    first = {(c.skipped, c.rehearsed): c for c in reversed(candidates)}
     chosen = sorted(first.values(), key=lambda c: c.score)[:most]
     for candidate in candidates:
         near = any(

@@ -16,12 +16,12 @@ from ..denoising.inputs import Cond, check_model, conditions, device_of, sample_
 from ..denoising.problem import Problem
 from ..denoising.seeding import GENERATOR, noise
 from ..solve.levels import budgets
+from ..solve.look import COARSE, FINE, look
 from ..solve.model_key import model_key
 from ..solve.plan_checks import plain_alterations
 from ..solvers.profile import Profile
 from ..solvers.screens import Screen
 from . import screening
-from .look import COARSE, FINE, look
 
 _UNSURE = 0.5  # error of the ends, in units of the best plan's, that leaves the ranking open
 

@@ -81,6 +81,14 @@ class Surrogate:
         both = self._path(np.clip(self.ruler.of(sigma), self._r[-1], self._r[0]))
         return both[:, 0], both[:, 1]
 
+    def answers(self, sigma: Array, astray: float = 1.0) -> tuple[Array, Array]:
+        """What x̂₀ at levels (n,) answers to a unit of the normed state: along it, and at right angles."""
+        r = self.ruler.of(sigma)
+        gain, response = (np.interp(r, self._r[::-1], v[::-1]) for v in (self.gain, self.response))
+        # |x/ᾱ| of a unit of the normed state; from ᾱ = 0 every path begins alike
+        unit = np.where(np.isfinite(sigma), np.hypot(1.0, sigma), 0.0)
+        return gain * unit, astray * np.sqrt(np.maximum(response**2 - gain**2, 0.0)) * unit
+
     def error(self, plan: Plan, astray: float = 1.0) -> float:
         """What the plan's end would err by (RMS), to the path's end or where the plan stops above σ = 0 to
         the path there.
@@ -93,12 +101,7 @@ class Surrogate:
         size = np.hypot(alpha, beta)
         x0, state = np.zeros((2, n, own + n))
         x0[:, :own], state[:, :own] = self.path(sigma)
-        r = self.ruler.of(sigma)
-        gain, response = (np.interp(r, self._r[::-1], v[::-1]) for v in (self.gain, self.response))
-        # |x/ᾱ| of a unit of the normed state; from ᾱ = 0 every path begins alike
-        unit = np.where(np.isfinite(sigma), np.hypot(1.0, sigma), 0.0)
-        along = gain * unit
-        across = astray * np.sqrt(np.maximum(response**2 - gain**2, 0.0)) * unit
+        along, across = self.answers(sigma, astray)
 
         def length(a: Array) -> float:
             return math.sqrt(

@@ -15,7 +15,7 @@ import torch
 
 import ddim_ode
 from ddim_ode.calibration.family import Linear
-from ddim_ode.calibration.fitting import Problem, _damped, linearised
+from ddim_ode.calibration.fitting import Problem, damped, linearised
 from ddim_ode.solve.answers import LEVELS
 from ddim_ode.solve.reference import METHOD
 from ddim_ode.solvers.compilation import plan as compile_plan
@@ -190,11 +190,11 @@ def test_a_step_within_bounds_is_the_best_there():
     draw = np.random.default_rng(0)
     root = draw.normal(size=(8, 12))
     matrix, vector = root @ root.T, draw.normal(size=8)
-    free = _damped(matrix, vector, 1e-9, (np.full(8, -np.inf), np.full(8, np.inf)))
+    free = damped(matrix, vector, 1e-9, (np.full(8, -np.inf), np.full(8, np.inf)))
     assert np.allclose(matrix @ free, -vector, atol=1e-6)
     low, high = -0.3 * np.abs(free), 0.3 * np.abs(free)
     low[:4], high[:4] = -np.inf, np.inf
-    step = _damped(matrix, vector, 1e-9, (low, high))
+    step = damped(matrix, vector, 1e-9, (low, high))
     slope = matrix @ step + vector
     at_low, at_high = np.isclose(step, low), np.isclose(step, high)
     assert np.any(at_low | at_high)

@@ -8,7 +8,7 @@ from problems import COSINE, gaussian_2d, mixture_2d
 import ddim_ode
 from ddim_ode import exact, schedules
 from ddim_ode.denoising.problem import Problem
-from ddim_ode.profiling.look import look
+from ddim_ode.solve.look import look
 from ddim_ode.solvers.design import designed, expected, named
 from ddim_ode.solvers.methods import METHODS
 from ddim_ode.solvers.screens import TRIED

@@ -17,16 +17,16 @@ from torch import Tensor
 from ..denoising.denoiser import Denoiser
 from ..denoising.problem import Problem
 from ..schedules.schedule import Array, Schedule
-from ..solve.fixed import x0_of
-from ..solve.loop import integrate
-from ..solve.reference import METHOD, in_float64
-from ..solve.solution import norm_per_sample
 from ..solvers.compilation import plan as compile_plan
 from ..solvers.design import named
 from ..solvers.methods import METHODS, Method
 from ..solvers.plan import Plan
 from ..solvers.ruler import Ruler
 from ..solvers.surrogate import Surrogate
+from .fixed import x0_of
+from .loop import integrate
+from .reference import METHOD, in_float64
+from .solution import norm_per_sample
 
 COARSE, FINE = 16, 44  # calls
 # The fine solve may end so much above the smallest level, where trained networks answer with next to x.

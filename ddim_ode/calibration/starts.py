@@ -1,0 +1,97 @@
+"""Where a fit starts beside the textbook: rehearsed samplers, and those of one call fewer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..denoising.denoiser import Denoiser
+from ..schedules.schedule import Schedule
+from ..solvers.compilation import plan as compile_plan
+from ..solvers.design import designed
+from ..solvers.methods import METHODS
+from ..solvers.screens import TRIED
+from ..solvers.surrogate import Surrogate
+from .family import Linear
+from .rehearsal import ASTRAY, expected, rehearsed
+from .search import Candidate, apart
+
+_REHEARSED = 3  # samplers
+
+
+def rehearsals(
+    model: Denoiser, surrogate: Surrogate, candidates: Sequence[Candidate], memory: int | None
+) -> list[Candidate]:
+    """What the surrogate makes of the candidates from which it expects least error, of the best methods on
+    levels of its own, too. No network is called."""
+    able = [c for c in candidates if c.point.falls and np.all(np.isfinite(c.point.scale))]
+    able = [c._replace(score=expected(surrogate, c.point)) for c in able]
+    able.sort(key=lambda c: c.score)
+    if not model.snap:
+        able = sorted([*able, *_on_own_levels(model, surrogate, able)], key=lambda c: c.score)
+    return [
+        c._replace(
+            point=rehearsed(
+                surrogate,
+                c.point,
+                (model.schedule.sigma_min, model.sigma_max),
+                levels=not model.snap,
+                memory=memory,
+                first_scale=model.schedule.family != "vp",
+                astray=astray,
+            ),
+            rehearsed=True,
+            score=math.inf,
+        )
+        for c in apart(able, _REHEARSED)
+        for astray in ASTRAY
+    ]
+
+
+def _on_own_levels(
+    model: Denoiser, surrogate: Surrogate, ranked: Sequence[Candidate]
+) -> list[Candidate]:
+    """The methods of one call a step, on levels that the surrogate makes of the best named ones."""
+    first: dict[str, Candidate] = {}
+    for candidate in ranked:
+        plan = candidate.plan
+        if candidate.is_textbook and plan.method in TRIED and plan.nfe == plan.steps:
+            first.setdefault(plan.method, candidate)
+    out = []
+    for name, candidate in first.items():
+        start, grid = candidate.plan.start, np.array(candidate.plan.grid)
+        levels = designed(surrogate, METHODS[name], grid, begin=start).levels
+        point = Linear.of(compile_plan(name, model.schedule, levels, start=start))
+        score = expected(surrogate, point)
+        out.append(Candidate(f"{name}, its own grid", point, "own", 0, score, True))
+    return out
+
+
+def with_a_call(point: Linear, schedule: Schedule, lowest: float) -> list[Linear]:
+    """Samplers of one call more that make the same of every noise, one for each place of the new call.
+
+    The new call is half-way in ln σ between two calls, or between the last and ``lowest``; its state is
+    what is between those of the two where x̂₀ does not change, and nothing reads its answer yet.
+    """
+    out = []
+    old = point.states()
+    for k in range(1, point.nfe + 1):
+        high, low = point.sigma[k - 1], point.sigma[k] if k < point.nfe else lowest
+        between = float(np.sqrt(high * low)) if np.isfinite(high) else 4.0 * float(low)
+        if not low < between < high:
+            continue
+        alpha, beta = schedule.scales(np.array([high, low if k < point.nfe else 0.0, between]))
+        ends = np.array([alpha[:2], beta[:2]])
+        try:
+            share = np.linalg.solve(ends, np.array([alpha[2], beta[2]]))
+        except np.linalg.LinAlgError:
+            continue
+        states = np.insert(old, k, share @ old[k - 1 : k + 1], axis=0)
+        states = np.insert(states, k + 1, 0.0, axis=1)
+        if np.any(states[:-1, 0] == 0) or not np.all(np.isfinite(states)):
+            continue
+        vectors = (*point.vectors[:k], point.vectors[k - 1], *point.vectors[k:])
+        out.append(Linear.through(states, np.insert(point.sigma, k, between), vectors, point.plan))
+    return out
