@@ -113,7 +113,12 @@ def test_image_to_image_begins_where_theirs_does(name):
         expected = run_pipeline(pipe, call | dict(strength=strength), 10)
         for method in ("ddim", "heun", "dpm2", "rk4", "unipc2"):
             pipe.scheduler = DDIMODEFlowScheduler.from_config(config, method=method)
-            made = run_pipeline(pipe, call | dict(strength=strength), 10)
+            changed = call | dict(strength=strength)
+            if method in ("heun", "dpm2") and strength == 0.2 and "3" in name:
+                # SD3's last level is left out, and no call comes after the picture's level
+                expect(lambda changed=changed: run_pipeline(pipe, changed, 10), "raise strength")
+                continue
+            made = run_pipeline(pipe, changed, 10)
             assert len(made) <= len(expected)
             if method in ("ddim", "unipc2"):
                 assert made.times == expected.times
