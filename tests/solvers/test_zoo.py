@@ -167,7 +167,9 @@ def test_ipndm_is_of_fourth_order_where_sigma_is_uniform():
 
 
 # -- variants ---------------------------------------------------------------------------------
+# Those of stochastic methods: test_stochastic_orders.py.
 NAMED = [f"{name}:{variant}" for variant, v in VARIANTS.items() for name in v.of]
+NAMED = [name for name in NAMED if get_method(name).order is not None]
 
 
 @pytest.mark.parametrize("name", [n for n in NAMED if not n.endswith("_final")])
