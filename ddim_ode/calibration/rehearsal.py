@@ -3,8 +3,7 @@
 One look at a model (solve/look.py) gives what its x̂₀ does along its own paths, from which the error of
 any plan follows, and by differences its derivatives. A surrogate knows a disturbance by its size alone, so
 that what it expects of a fitted sampler is too good: the network has the last word, and the rehearsed
-sampler is where its fit starts. On trained networks that is at a quarter to three quarters of the best
-textbook sampler's error (``benchmarks/calibration.py``).
+sampler is where its fit starts.
 """
 
 from __future__ import annotations
