@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,8 +81,9 @@ def _profile(args: argparse.Namespace) -> int:
     print(
         f"\n{args.out}\nerror: RMS to the converged ends of {args.n} noises, which may be off by "
         f"{prof.about['reference_error']:.2g}; network rows: {prof.net_evals:,}\n"
-        f"ddim-ode sample --model {args.model} --methods {prof.recommend(args.nfe[0]).method} --nfe "
-        f"{args.nfe[0]} --grid {args.out}"
+        f"ddim-ode generate -n 100 --model {shlex.quote(args.model)} --method "
+        f"{prof.recommend(args.nfe[0]).method} --nfe {args.nfe[0]} --grid {shlex.quote(str(args.out))} "
+        "--out out/samples"
     )
     return 0
 
