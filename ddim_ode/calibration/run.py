@@ -148,18 +148,23 @@ class Run:
         return ends[max(0, len(ends) - 2)], ends[-1]
 
     def _look(self) -> None:
-        """The surrogate, from a few of the noises that are fitted; none where the look meets NaN."""
-        few = self.fitted[: max(1, min(_LOOKED_AT, len(self.x) // 8))]
-        before = self.bar.n
+        """The surrogate, from a few of the noises that are fitted; none where the look meets NaN, or for fewer than 8."""
+        few = self.fitted[: min(_LOOKED_AT, len(self.x) // 8)]
+        if not len(few):  # it would cost more than the fits may
+            return
+
+        def counted(rows: int) -> None:
+            self.seen += rows
+            self.bar.update(rows)
+
         with contextlib.suppress(ValueError), np.errstate(all="ignore"):
-            seen = look(self.conditioned.rows(few), self.x[few], self.batch, self.bar.update)
+            seen = look(self.conditioned.rows(few), self.x[few], self.batch, counted)
             surrogate = seen.surrogate
             if all(
                 np.isfinite(a).all() for a in (surrogate.gram, surrogate.gain, surrogate.response)
             ):
                 self.surrogate = surrogate
-        self.seen = self.bar.n - before
-        self.problem.evals = self.bar.n
+        self.problem.evals += self.seen
 
     def _note(self, text: str) -> None:
         self.notes.append(text)

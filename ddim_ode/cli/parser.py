@@ -14,7 +14,7 @@ TOLERANCE, PICTURES, OUTPUT, MACHINE = "tolerance", "pictures and real data", "o
 _GROUPS = {
     MODEL: "model classes to guidance guidance-interval guidance-rescale clip threshold",
     STEPS: "methods method plan calibrated nfe steps grid final sigma-max sigma-min budget points",
-    NOISE: "n seed seeds eta variants",
+    NOISE: "n seed seeds eta noise variants",
     TOLERANCE: "rtol atol reference confidence target quick",
     PICTURES: "data split indices metrics features keep",
     OUTPUT: "out npz png manifest cache shard json quiet",

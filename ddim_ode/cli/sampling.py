@@ -277,6 +277,7 @@ def _check_requests(
         options = _options(solver, args)
         method = options.pop("method", None)
         if Request.of(model, empty, method, options).kind == "fixed":
+            options.pop("noise", None)
             plan_for(model, method, **options)
 
 

@@ -28,7 +28,7 @@ from .tableau import Tableau
 # of two that nearly coincide the newer one is read, and then those before. A distance of 1/r multiplies the
 # errors of velocities by r: rounding, and in UniPC, whose velocities are of predicted states, all that the
 # corrector moves (on a Gaussian an error of .11 becomes .20 at r = 13, and 18 at r = 1,400). The named
-# grids have r < 9, but those in time on ve, which have no steps where the data are.
+# grids have r < 9, but those in time on ve, which have no steps where the data are, and linear_quadratic.
 APART = 0.05
 _EULER = Tableau(1, (0,), ((),), (1,))
 Clock = Scale | StepClock

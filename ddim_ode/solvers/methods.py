@@ -52,7 +52,7 @@ class Method:
         final: ``"lower_order"`` reads at most j velocities j steps before the end; ``"full_order"`` lands
             on σ = 0 by the method's own formula and not by DDIM (chart eps).
         eta: The step noise that the method has unless the caller asks for another (``eta=``,
-            ``noise_std=``), a number or a function of σ. A caller may ask where it is 0.0, and of every
+            ``noise_std=``): η, or a function τ(σ). A caller may ask where it is 0.0, and of every
             method in chart "data".
         weak, strong: With step noise at η = 1 or at the method's own: the order in which moments of the end
             state, and the end state of one noise, converge, as measured; None where nothing was.

@@ -133,13 +133,15 @@ def step_noise(
     """ς of each step, None for a solve of the ODE.
 
     Args:
-        name, own: Of the method, and the η that it has by itself.
+        name, own: Of the method, and the η that it has by itself; a function is its τ(σ).
         free: Whether a caller may choose another.
         schedule, sigmas: Of the plan.
         eta, noise_std: As in :func:`ddim_ode.sample`.
     """
     exclusive(eta=eta, noise_std=noise_std)
     if eta is None and noise_std is None:
+        if callable(own):
+            return of_tau(schedule, sigmas, _eta_values(own, sigmas))
         eta = own or 0.0
     elif not free:
         chosen = "eta" if eta is not None else "noise_std"

@@ -307,7 +307,7 @@ def test_features_are_what_is_minimised():
     def error(plan):
         return np.log(rms((ddim_ode.sample(model, x, plan=plan).x - exact)[:, 4:])).mean()
 
-    options = dict(nfe=3, n=128, progress=False)
+    options = dict(nfe=2, n=128, progress=False)
     whole = ddim_ode.calibrate(model, **options)
     with pytest.warns(UserWarning, match=r"the reference may err by .*% of the plan's own error"):
         easy = ddim_ode.calibrate(model, **options, features=lambda x: 3 * x[:, 4:])

@@ -148,7 +148,7 @@ def test_two_valued_pixels_keep_their_spread_whatever_the_first_level():
         )
         x = ddim_ode.noise((1,), schedule, range(500))
         spread = float(model.flow(x, top, 0.002).std())
-        methods = [m for m in METHODS if get_method(m).multistep]
+        methods = [m for m in METHODS if get_method(m).multistep and get_method(m).order]
         for method in [*methods, "ddim", "heun"]:
             for calls in (20, 40):
                 sol = ddim_ode.sample(model, x, method, nfe=calls)
