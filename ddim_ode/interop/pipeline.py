@@ -312,7 +312,10 @@ def from_pipeline(pipe: Any, **call: Any) -> PipelineModel:
             )
     read = reading(scheduler)
     loop = Loop(
-        pipe, call, lambda own: torch.tensor(read.placed(own).told.copy(), dtype=torch.float32)
+        pipe,
+        call,
+        lambda own: torch.tensor(read.placed(own).told.copy(), dtype=torch.float32),
+        read.level,
     )
     try:
         return PipelineModel(loop, read)

@@ -6,8 +6,10 @@ variance-preserving diffusion where they keep ``alphas_cumprod``. :mod:`.pipelin
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -58,6 +60,14 @@ class Reading(NamedTuple):
             told: Array = CLOCKS[self.clock](torch.tensor(sigma * self.spread)).numpy()
             return told
         return t * self.T if self.schedule.family == "flow" else t + self.offset
+
+    def level(self, told: float) -> float:
+        """The entry of the scheduler's own ``sigmas`` at a network time."""
+        if self.clock:
+            return math.exp(4 * told) if self.clock == "log" else math.tan(told * math.pi / 2)
+        if self.schedule.family == "flow":
+            return told / self.T
+        return float(self.schedule.sigma(np.array(told - self.offset)))
 
     def placed(self, scheduler: Any) -> Placement:
         """Where a scheduler of this reading steps, its ``set_timesteps`` called."""

@@ -491,3 +491,30 @@ def test_continuous_times_go_with_v_prediction_alone():
         assert model.deviation < 1e-5
         end = ddim_ode.sample(model, model.latents, "ddim", grid=model.grid()).x
     assert off(end, own.end) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("name", "scheduler"),
+    [
+        ("WanPipeline", None),
+        ("StableAudioPipeline", None),
+        (SD, "EulerDiscreteScheduler"),
+        (SD, "UniPCMultistepScheduler"),
+    ],
+)
+def test_a_pipeline_that_reads_sigmas_of_its_step_finds_the_level_in_question(name, scheduler):
+    pipe, _ = TINY[name]()
+    if scheduler is not None:
+        pipe.scheduler = getattr(load("diffusers"), scheduler).from_config(pipe.scheduler.config)
+    read = []
+    net = pipe.unet if name == SD else pipe.transformer
+    net.register_forward_pre_hook(
+        lambda *_: read.append(float(pipe.scheduler.sigmas[len(read)])) or None
+    )
+    own = copy.deepcopy(pipe.scheduler)
+    own.set_timesteps(5)
+    with opened(name, pipe, guidance_scale=1.0) as (_, model):
+        assert read == [float(own.sigmas[0])]
+        for k in (3, 1, 2, 4, 3, 1, 2, 4):  # more than the pipeline has steps
+            asked(model, float(model.levels[k]))
+            assert read[-1] == pytest.approx(float(own.sigmas[k]), rel=1e-4)
