@@ -62,10 +62,9 @@ def fit(tiny: Any, name: str) -> float:
     from ddim_ode.interop.diffusers import from_pipeline
 
     pipe, call = tiny.TINY[name]()
-    call |= dict(num_inference_steps=STEPS)
     if "strength" in call:
         call |= dict(strength=1.0)  # a plan begins where it was fitted
-    with from_pipeline(pipe, **call, generator=seeded()) as model:
+    with from_pipeline(pipe, **call, num_inference_steps=STEPS, generator=seeded()) as model:
         start = ddim_ode.plan_for(model, "unipc2", nfe=CALLS)
         plan = ddim_ode.calibrate(model, nfe=CALLS, n=4, start=start, progress=False)
         end = ddim_ode.sample(model, model.latents, plan=plan).x
@@ -100,13 +99,12 @@ def row_of(tiny: Any, name: str) -> Row:
             end = ddim_ode.sample(model, model.latents, "ddim", grid=model.grid()).x
         return off(end, own[: len(end)])
 
-    return dict(
-        pipeline=name,
-        scheduler=type(theirs).__name__,
-        a=cell(looped),
-        b=cell(asked),
-        c=cell(lambda: fit(tiny, name)),
-    )
+    return {
+        "class": name,
+        "a": cell(looped),
+        "b": cell(asked),
+        "c": cell(lambda: fit(tiny, name)),
+    }
 
 
 def overhead(tiny: Any, calls: int) -> Row:
