@@ -1,4 +1,6 @@
-"""Unmodified diffusers pipelines of 21 classes, small and random: what runs in them, and how exactly.
+"""Pipelines of 21 classes: (a) our scheduler in them, (b) from_pipeline, (c) a fitted plan, in both.
+
+They are unmodified diffusers pipelines, small and random.
 
     python benchmarks/pipelines.py --quick        # 200 timed calls
     python benchmarks/pipelines.py --full         # 1000 timed calls
