@@ -1,4 +1,6 @@
-"""Unmodified diffusers pipelines of 21 classes, small and random: what runs in them, and how exactly.
+"""Pipelines of 21 classes: (a) our scheduler in them, (b) from_pipeline, (c) a fitted plan, in both.
+
+They are unmodified diffusers pipelines, small and random.
 
     python benchmarks/pipelines.py --quick        # 200 timed calls
     python benchmarks/pipelines.py --full         # 1000 timed calls
@@ -62,10 +64,9 @@ def fit(tiny: Any, name: str) -> float:
     from ddim_ode.interop.diffusers import from_pipeline
 
     pipe, call = tiny.TINY[name]()
-    call |= dict(num_inference_steps=STEPS)
     if "strength" in call:
         call |= dict(strength=1.0)  # a plan begins where it was fitted
-    with from_pipeline(pipe, **call, generator=seeded()) as model:
+    with from_pipeline(pipe, **call, num_inference_steps=STEPS, generator=seeded()) as model:
         start = ddim_ode.plan_for(model, "unipc2", nfe=CALLS)
         plan = ddim_ode.calibrate(model, nfe=CALLS, n=4, start=start, progress=False)
         end = ddim_ode.sample(model, model.latents, plan=plan).x
@@ -100,13 +101,12 @@ def row_of(tiny: Any, name: str) -> Row:
             end = ddim_ode.sample(model, model.latents, "ddim", grid=model.grid()).x
         return off(end, own[: len(end)])
 
-    return dict(
-        pipeline=name,
-        scheduler=type(theirs).__name__,
-        a=cell(looped),
-        b=cell(asked),
-        c=cell(lambda: fit(tiny, name)),
-    )
+    return {
+        "class": name,
+        "a": cell(looped),
+        "b": cell(asked),
+        "c": cell(lambda: fit(tiny, name)),
+    }
 
 
 def overhead(tiny: Any, calls: int) -> Row:

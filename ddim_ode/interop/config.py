@@ -156,6 +156,13 @@ def edm_of(config: Mapping[str, Any]) -> Edm | None:
     return Edm(1.0, max(ends[0], betas.sigma_max), min(ends[1], betas.sigma_min), False, "log")
 
 
+def placing_of(config: Mapping[str, Any], mu: float | None = None) -> dict[str, float] | None:
+    """How a flow scheduler's levels are shifted, for plans to remember; None where that is by a mu."""
+    if config.get("use_dynamic_shifting"):
+        return None if mu is None else {"mu": float(mu)}
+    return {"shift": float(config.get("shift") or config.get("flow_shift") or 1.0)}
+
+
 def kind_of(config: Mapping[str, Any]) -> str:
     """The kind of noise, a word of :mod:`.families`."""
     if is_flow(config):

@@ -27,6 +27,7 @@ from .config import (
     learns_variance,
     limit_of,
     notes_of,
+    placing_of,
     prediction_of,
     schedule_of,
 )
@@ -232,9 +233,7 @@ class DiffusersModel(Denoiser):
     @property
     def placing(self) -> dict[str, float] | None:
         """How a flow model's levels are shifted, for plans to remember; None where the size says how."""
-        own = self.config
-        fixed = self.schedule.family == "flow" and not own.get("use_dynamic_shifting")
-        return {"shift": float(own.get("shift") or own.get("flow_shift") or 1.0)} if fixed else None
+        return placing_of(self.config) if self.schedule.family == "flow" else None
 
     def grid(self, steps: int, mu: float | None = None, sigmas: ArrayLike | None = None) -> Array:
         """σ of the levels that the model's own scheduler visits in so many steps, to hand to ``grid=``.

@@ -21,6 +21,7 @@ from ..denoising.denoiser import Denoiser
 from ..denoising.guidance import Call, taken
 from ..denoising.network import doubled_axis
 from ..schedules.schedule import Array, Schedule
+from .config import placing_of
 from .pipeline_loop import Loop, PipelineNetwork
 from .pipeline_reading import Reading, reading
 from .stand_in import StandIn
@@ -60,6 +61,8 @@ class PipelineModel(Denoiser):
             what they take for x̂₀, over the largest entry; None where the latter says nothing, for the
             reason in ``unchecked``.
         guidance: None; the pipeline guides.
+        placing: How the levels of a flow pipeline are shifted, ``{"shift": ...}`` or ``{"mu": ...}``, for
+            plans to remember.
     """
 
     def __init__(self, loop: Loop, read: Reading) -> None:
@@ -100,6 +103,11 @@ class PipelineModel(Denoiser):
         self._net.twice = len(halves) == 2 and all(torch.equal(*pair) for pair in halves)
         self.latents = halves[0][0] if self._net.twice else opening.state
         self.batch = len(self.latents)
+        self.placing = None
+        if read.schedule.family == "flow":
+            own = opening.scheduler  # whose set_shift leaves its configuration as it was
+            config = {**own.config, "shift": getattr(own, "shift", own.config.get("shift"))}
+            self.placing = placing_of(config, opening.mu)
         self.deviation, self.unchecked = _checked(self, loop, read)
 
     def grid(self) -> Array:
@@ -304,7 +312,10 @@ def from_pipeline(pipe: Any, **call: Any) -> PipelineModel:
             )
     read = reading(scheduler)
     loop = Loop(
-        pipe, call, lambda own: torch.tensor(read.placed(own).told.copy(), dtype=torch.float32)
+        pipe,
+        call,
+        lambda own: torch.tensor(read.placed(own).told.copy(), dtype=torch.float32),
+        read.level,
     )
     try:
         return PipelineModel(loop, read)

@@ -123,6 +123,7 @@ class Loop:
     Attributes:
         pipe, call: The pipeline, and the arguments of its call.
         times_of: The network times of the steps of a scheduler.
+        level_of: The entry of the scheduler's ``sigmas`` at a network time.
         opening: The first step of the first run.
         run: The run under way.
         calls: How often the pipeline asked its network, at each start included.
@@ -131,9 +132,13 @@ class Loop:
     """
 
     def __init__(
-        self, pipe: Any, call: Mapping[str, Any], times_of: Callable[[Any], Tensor]
+        self,
+        pipe: Any,
+        call: Mapping[str, Any],
+        times_of: Callable[[Any], Tensor],
+        level_of: Callable[[float], float],
     ) -> None:
-        self.pipe, self.call, self.times_of = pipe, dict(call), times_of
+        self.pipe, self.call, self.times_of, self.level_of = pipe, dict(call), times_of, level_of
         self.name = type(pipe).__name__
         self.run: Run | None = None
         self.calls, self.spoiled, self.closed = 0, False, False

@@ -6,17 +6,19 @@ variance-preserving diffusion where they keep ``alphas_cumprod``. :mod:`.pipelin
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from .. import schedules
 from .._base.checks import one_of
 from ..denoising.guidance import Limit
 from ..schedules.schedule import Array, Schedule
-from .config import DISCRETE, FLOW, PREDICTIONS, limit_of, prediction_of, schedule_of
+from .config import KNOWN, PREDICTIONS, edm_of, limit_of, prediction_of, schedule_of
+from .edm import CLOCKS
 from .placement import Placement, placed
 
 _OTHERS = dict(
@@ -38,7 +40,7 @@ class Reading(NamedTuple):
     Attributes:
         name: The known class that the scheduler is of, or is like.
         T: Network times are t·T with flow matching, and t + ``offset`` else.
-        clock: With EDM's kind a function of σ instead: ``"log"``, ¼ ln σ, or ``"atan"``, (2/π) arctan σ.
+        clock: With EDM's kind a function of σ instead, by its name in :mod:`.edm`.
         spread: σ_data. sign: Of the network's answers.
     """
 
@@ -55,9 +57,17 @@ class Reading(NamedTuple):
     def time(self, t: Array, sigma: Array) -> Array:
         """The network time, as ``Denoiser(time=)`` has it."""
         if self.clock:
-            own = sigma * self.spread
-            return np.log(own) / 4 if self.clock == "log" else np.arctan(own) * 2 / np.pi
+            told: Array = CLOCKS[self.clock](torch.tensor(sigma * self.spread)).numpy()
+            return told
         return t * self.T if self.schedule.family == "flow" else t + self.offset
+
+    def level(self, told: float) -> float:
+        """The entry of the scheduler's own ``sigmas`` at a network time."""
+        if self.clock:
+            return math.exp(4 * told) if self.clock == "log" else math.tan(told * math.pi / 2)
+        if self.schedule.family == "flow":
+            return told / self.T
+        return float(self.schedule.sigma(np.array(told - self.offset)))
 
     def placed(self, scheduler: Any) -> Placement:
         """Where a scheduler of this reading steps, its ``set_timesteps`` called."""
@@ -80,12 +90,18 @@ def reading(scheduler: Any) -> Reading:
         if name in names:
             raise ValueError(f"{cls.__name__}: {reason}; no solver of ours can run such a pipeline")
     config = dict(scheduler.config)
-    known = [name for name in names if name in (*DISCRETE, *FLOW)]
+    known = [name for name in names if name in KNOWN]
+    if not known and "sigma_data" in config:
+        known = ["EDMEulerScheduler"]  # others of EDM's kind are taken for it
     T = int(config.get("num_train_timesteps", 1000))
-    if "sigma_data" in config or config.get("timestep_type") == "continuous":
-        return _of_edm(cls.__name__, config)
     if known:
         config["_class_name"] = known[0]
+        if (edm := edm_of(config)) is not None:
+            levels = schedules.exponential(rate=8.0)  # any that has them, up to 2980 here
+            sign = -1.0 if edm.negated else 1.0
+            return Reading(
+                known[0], levels, "v", Limit(), clock=edm.clock, spread=edm.sigma_data, sign=sign
+            )
         schedule, limit = schedule_of(config), limit_of(config)
         offset = float(config.get("time_offset", -1.0))
         return Reading(known[0], schedule, prediction_of(config), limit, T, offset)
@@ -103,14 +119,3 @@ def reading(scheduler: Any) -> Reading:
         like = "DPMSolverMultistepScheduler"
     schedule = schedules.from_alphas_cumprod(squares.double().cpu().numpy())
     return Reading(like, schedule, prediction, Limit(), T)
-
-
-def _of_edm(name: str, config: Mapping[str, Any]) -> Reading:
-    written = config.get("prediction_type", "epsilon")
-    euler = "sigma_data" not in config  # Euler's with continuous times: of SVD, whose σ_data is 1
-    one_of("prediction_type", written, ("v_prediction",) if euler else ("epsilon", "v_prediction"))
-    sign = -1.0 if written == "epsilon" else 1.0
-    clock = "atan" if name == "CosineDPMSolverMultistepScheduler" else "log"
-    spread = float(config.get("sigma_data", 1.0))
-    schedule = schedules.exponential(rate=8.0)  # any that has the levels, up to 2980 here
-    return Reading(name, schedule, "v", Limit(), clock=clock, spread=spread, sign=sign)

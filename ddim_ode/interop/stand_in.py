@@ -38,6 +38,7 @@ class Opening(NamedTuple):
         state: Its sample as the network saw it.
         scaled: Whether that is the sample times ᾱ.
         scheduler: The pipeline's own, a copy, after the ``set_timesteps`` of the call.
+        mu: What that was told of the picture's size, None where nothing.
     """
 
     arguments: dict[str, Any]
@@ -45,6 +46,7 @@ class Opening(NamedTuple):
     state: Tensor
     scaled: bool
     scheduler: Any
+    mu: float | None
 
 
 class StandIn:
@@ -59,7 +61,13 @@ class StandIn:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or "_own" not in self.__dict__:
             raise AttributeError(name)
-        return getattr(self._own, name)
+        own = getattr(self._own, name)
+        run = self._loop.run
+        if name != "sigmas" or not isinstance(own, Tensor) or run is None or run.asked is None:
+            return own
+        # Pipelines that read sigmas[i] in step i (Wan, Cosmos) are asked at another level than that.
+        level = self._loop.level_of(float(run.times[0]))
+        return own.new_full((1,), level).expand(len(run.times) + 1)
 
     def __deepcopy__(self, memo: Any) -> Any:
         raise ValueError(
@@ -84,6 +92,7 @@ class StandIn:
         run, own = self._run(), self._own
         own.set_timesteps(*args, **options)
         told = inspect.signature(type(own).set_timesteps).bind(own, *args, **options).arguments
+        self._mu = told.get("mu")
         self._levels = levels = self._loop.times_of(own)
         self._copies = 1
         several = -(-CALLS // len(levels))
@@ -137,7 +146,7 @@ class StandIn:
         state = sample = arguments["sample"]
         if hasattr(own, "scale_model_input"):
             state = own.scale_model_input(sample, arguments["timestep"])
-        return Opening(arguments, time, state, not torch.equal(state, sample), own)
+        return Opening(arguments, time, state, not torch.equal(state, sample), own, self._mu)
 
     def _check(self, run: Any, sample: Tensor, t: Any) -> None:
         """ValueError unless the pipeline asked its network about the state and time in question."""

@@ -2,11 +2,13 @@
 
 import contextlib
 import copy
+import dataclasses
 import gc
 import os
 import signal
 import threading
 import time
+import warnings
 import weakref
 
 import numpy as np
@@ -17,7 +19,7 @@ from tiny_pipelines import TINY, TINY_VP, alive, run_pipeline
 
 import ddim_ode
 from ddim_ode.interop import stand_in
-from ddim_ode.interop.diffusers import DDIMODEScheduler, from_pipeline
+from ddim_ode.interop.diffusers import DDIMODEFlowScheduler, DDIMODEScheduler, from_pipeline
 
 SD, FLUX = "StableDiffusionPipeline", "FluxPipeline"
 
@@ -443,3 +445,76 @@ def test_subclasses_and_unknown_schedulers_of_the_kind_are_read():
         )
     assert "CogVideoXPipeline" in TINY_VP  # of a class that config.py does not name
     assert alive(pipe.transformer) is pipe.transformer
+
+
+@pytest.mark.parametrize("name", [FLUX, "StableDiffusion3Pipeline", SD])
+def test_a_fitted_plan_remembers_how_the_levels_were_shifted(name):
+    pipe, call = TINY[name]()
+    flow = name != SD
+    config = pipe.scheduler.config
+    if name == FLUX:  # mu is a line in the number of tokens, here 16
+        slope = (config.max_shift - config.base_shift) / (4096 - 256)
+        placing = {"mu": pytest.approx(config.base_shift + slope * (16 - 256))}
+    elif flow:
+        pipe.scheduler.set_shift(4.0)  # which leaves its configuration at 3
+        placing = {"shift": 4.0}
+    else:
+        placing = None
+    with opened(name, pipe) as (_, model):
+        assert model.placing == placing
+        if flow:
+            plan = ddim_ode.plan_for(model, "ddim", nfe=3)
+            if name == FLUX:  # the slower one is not fitted
+                plan = dataclasses.replace(plan, fit=dict(placing=model.placing))
+            else:
+                with quiet():
+                    plan = ddim_ode.calibrate(model, 3, n=4, start=plan, progress=False)
+                assert plan.fit["placing"] == placing
+    if not flow:
+        return
+    config = {**config, "shift": 4.0}
+    for of, told in ((config, 0), ({**config, "shift": 5.0, "max_shift": 3.0}, 1)):
+        pipe.scheduler = DDIMODEFlowScheduler.from_plans(plan, of)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            pipe(**call, num_inference_steps=3)
+        assert told == sum("was calibrated at placing" in str(w.message) for w in caught)
+
+
+def test_continuous_times_go_with_v_prediction_alone():
+    """With other predictions the scheduler tells whole times, whatever its timestep_type."""
+    d = load("diffusers")
+    pipe, call = TINY[SD]()
+    pipe.scheduler = d.EulerDiscreteScheduler(timestep_type="continuous")
+    own = run_pipeline(pipe, call, 5)
+    with opened(SD, pipe) as (_, model):
+        assert model.deviation < 1e-5
+        end = ddim_ode.sample(model, model.latents, "ddim", grid=model.grid()).x
+    assert off(end, own.end) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("name", "scheduler"),
+    [
+        ("WanPipeline", None),
+        ("StableAudioPipeline", None),
+        (SD, "EulerDiscreteScheduler"),
+        (SD, "UniPCMultistepScheduler"),
+    ],
+)
+def test_a_pipeline_that_reads_sigmas_of_its_step_finds_the_level_in_question(name, scheduler):
+    pipe, _ = TINY[name]()
+    if scheduler is not None:
+        pipe.scheduler = getattr(load("diffusers"), scheduler).from_config(pipe.scheduler.config)
+    read = []
+    net = pipe.unet if name == SD else pipe.transformer
+    net.register_forward_pre_hook(
+        lambda *_: read.append(float(pipe.scheduler.sigmas[len(read)])) or None
+    )
+    own = copy.deepcopy(pipe.scheduler)
+    own.set_timesteps(5)
+    with opened(name, pipe, guidance_scale=1.0) as (_, model):
+        assert read == [float(own.sigmas[0])]
+        for k in (3, 1, 2, 4, 3, 1, 2, 4):  # more than the pipeline has steps
+            asked(model, float(model.levels[k]))
+            assert read[-1] == pytest.approx(float(own.sigmas[k]), rel=1e-4)
