@@ -18,6 +18,7 @@ import numpy as np
 from common import RESULTS, pick, read_csv
 
 from ddim_ode import __version__
+from ddim_ode._base import files
 
 PAGE = Path(__file__).parent / "README.md"
 Grid = tuple[Sequence[str], Sequence[Sequence[object]]]
@@ -223,7 +224,7 @@ def main() -> None:
     args = parser.parse_args()
     text = page()
     if not args.check:
-        PAGE.write_text(text, encoding="utf-8")
+        files.write(PAGE, text)
     elif PAGE.read_text(encoding="utf-8") != text:
         raise SystemExit(
             "benchmarks/README.md is not that of the records: python benchmarks/evidence.py"

@@ -25,6 +25,11 @@ _LONGEST = 0.5  # in ln σ: how far one move takes a level
 _PART = 0.45  # of the way to its neighbour
 
 
+def scales_first(schedule: Schedule) -> bool:
+    """Whether the scale of the first state may be fitted: no pipeline scales what the first call sees."""
+    return schedule.family == "ve"
+
+
 class Parameter(NamedTuple):
     """kind: "level" (ln σ of call k), "scale" (a_k) or "weight" (w_kj)."""
 

@@ -24,7 +24,7 @@ from ..denoising.denoiser import Denoiser
 from ..schedules.schedule import Array
 from ..solve.model_key import network_dtype
 from ..solvers.plan import Node
-from .family import Linear, Parameter
+from .family import Linear, Parameter, scales_first
 
 Features = Callable[[Tensor], Tensor]
 _TRIES = 6  # dampings tried in an iteration
@@ -307,9 +307,7 @@ def gauss_newton(
     observe: Callable[[], object] = lambda: None,
 ) -> Fit:
     """Move ``point`` downhill on the noises ``rows``, as long as the ``judges`` gain."""
-    first_scale = (
-        problem.model.schedule.family == "ve"
-    )  # no pipeline scales what the first call sees
+    first_scale = scales_first(problem.model.schedule)
     parameters = point.parameters(how.levels, how.memory, first_scale)
     draw = np.random.default_rng(how.seed)
     size = min(how.subset or len(rows), len(rows))

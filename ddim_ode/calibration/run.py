@@ -148,7 +148,7 @@ class Run:
         return ends[max(0, len(ends) - 2)], ends[-1]
 
     def _look(self) -> None:
-        """The surrogate, from a few of the noises that are fitted; none where the look meets NaN, or for fewer than 8."""
+        """The surrogate, from a few fitted noises; none where the look meets NaN, or of fewer than 8."""
         few = self.fitted[: min(_LOOKED_AT, len(self.x) // 8)]
         if not len(few):  # it would cost more than the fits may
             return

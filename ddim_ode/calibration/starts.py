@@ -14,7 +14,7 @@ from ..solvers.design import designed
 from ..solvers.methods import METHODS
 from ..solvers.screens import TRIED
 from ..solvers.surrogate import Surrogate
-from .family import Linear
+from .family import Linear, scales_first
 from .rehearsal import ASTRAY, expected, rehearsed
 from .search import Candidate, apart
 
@@ -39,7 +39,7 @@ def rehearsals(
                 (model.schedule.sigma_min, model.sigma_max),
                 levels=not model.snap,
                 memory=memory,
-                first_scale=model.schedule.family != "vp",
+                first_scale=scales_first(model.schedule),
                 astray=astray,
             ),
             rehearsed=True,

@@ -8,6 +8,8 @@ import sys
 import warnings
 from pathlib import Path
 
+from .._base import files
+
 _MODULES = "evaluate exact grids interop interop.diffusers plots schedules solvers solvers.methods"
 _PAGES = ("ddim_ode", *(f"ddim_ode.{name}" for name in _MODULES.split()))
 
@@ -30,6 +32,15 @@ def build(folder: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that names imported for type checkers alone are no links
         pdoc.pdoc(*_PAGES, others, output_directory=folder)
+    for page in Path(folder).rglob("*.html"):
+        files.write(page, _unlinked(page.read_text(encoding="utf-8")))
+
+
+def _unlinked(page: str) -> str:
+    """The page without links to what it does not show: members of a base class that has no page."""
+    there = set(re.findall(r'id="([^"]+)"', page))
+    link = re.compile(r'<a href="#([^"]+)">(.*?)</a>')
+    return link.sub(lambda found: found[0] if found[1] in there else found[2], page)
 
 
 if __name__ == "__main__":

@@ -198,6 +198,7 @@ class DDIMODEFlowScheduler(Turns, FlowMatchEulerDiscreteScheduler):  # type: ign
             ValueError: Levels that do not fall within [0, 1], no ``mu`` where the shift needs it, or no
                 plan of so many calls.
         """
+        self._later = self._method
         lists = [
             np.atleast_1d(host_numbers(name, values))
             for name, values in (("sigmas", sigmas), ("timesteps", timesteps))
@@ -368,7 +369,8 @@ class DDIMODEFlowScheduler(Turns, FlowMatchEulerDiscreteScheduler):  # type: ign
         if self._renoises:
             noise = dict(noise_std=noise_bound(self._denoiser.schedule, grid))
         start = "ramp" if self._method.rk_steps else None
-        build = partial(plan_for, self._denoiser, self._method, start=start, **noise)
+        method = self._method if math.isinf(grid[0]) else self._later
+        build = partial(plan_for, self._denoiser, method, start=start, **noise)
         if self._method.multistep and ends_far(grid):
             return ended_by_euler(build, grid, self._denoiser.schedule)
         return build(grid=grid)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +21,10 @@ from ..schedules.schedule import Array
 from ..solve.fixed import x0_of
 from ..solve.loop import Run
 from ..solve.plan_checks import check_plan, warn_of_another_ode
-from ..solvers.methods import Method
+from ..solvers.methods import RK_START_FROM, Method, from_infinity
 from ..solvers.plan import Plan
 from ..solvers.profile import Profile
+from ..solvers.tableau import Singlestep
 from .adoption import OF_METHOD, check_config, plan_of, trees_of
 
 if TYPE_CHECKING:
@@ -141,6 +143,7 @@ class Turns:
     num_inference_steps: int | None = None
     _denoiser: Denoiser
     _method: Method  # unless there are compiled plans, here by their calls
+    _later: Method  # of runs that begin later
     _plans: Mapping[int, Plan]
     _whole: Plan | None = None  # of set_timesteps; the one that runs may begin later on
     _plan: Plan | None = None
@@ -298,6 +301,11 @@ class Turns:
     def _start(self, plan: Plan, device: str | torch.device | None) -> None:
         """Begin the plan of a new run."""
         times, where = self._times(plan), None if device is None else device_of(device)
+        if not self._plans:
+            self._later = self._method
+            if math.isinf(plan.grid[0]) and isinstance(self._method.stages, Singlestep):
+                # at a finite level it would look elsewhere within a step
+                self._later = from_infinity(self._method, None, plan.steps >= RK_START_FROM)
         self._whole, self.timesteps = plan, times.to(where)
         self.num_inference_steps = len(times)
         self._begin(plan, 0)

@@ -34,7 +34,7 @@ from ..denoising.network import doubled_axis, halved
 from ..grids import FINALS, NAMES
 from ..schedules.schedule import Array
 from ..solve.planning import plan_for
-from ..solvers.methods import get_method
+from ..solvers.methods import Method, get_method
 from ..solvers.plan import Plan
 from ..solvers.profile import checked_profile
 from .adoption import FLOW, adopted, plain, profile_of
@@ -271,7 +271,7 @@ class DDIMODEScheduler(Turns, Noising, SchedulerMixin, ConfigMixin):  # type: ig
         return noised
 
     def _rest(self, grid: Array) -> Plan:
-        return self._compile(grid=grid)
+        return self._compile(grid=grid, method=self._later)
 
     def _begin(self, plan: Plan, call: int) -> None:
         super()._begin(plan, call)
@@ -283,11 +283,12 @@ class DDIMODEScheduler(Turns, Noising, SchedulerMixin, ConfigMixin):  # type: ig
         grid: str | Array | None = None,
         timesteps: Array | None = None,
         sigma_max: float | None = None,
+        method: Method | None = None,
     ) -> Plan:
         named = grid is None or isinstance(grid, str)
         return plan_for(
             self._denoiser,
-            self._method,
+            method or self._method,
             steps=steps,
             grid=grid,
             timesteps=timesteps,

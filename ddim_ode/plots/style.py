@@ -25,7 +25,10 @@ _COLOURS = (
     *("#332288", "#CC6677", "#DDAA33", "#117733", "#88CCEE"),
     *("#882255", "#44AA99", "#AA4499", "#999933"),
 )
-_ROUNDS: tuple[tuple[str, Any], ...] = (("o", "-"), ("s", (0, (5, 1.5))), ("^", (0, (1.5, 1.2))))
+_ROUNDS: tuple[tuple[str, Any], ...] = (
+    *(("o", "-"), ("s", (0, (5, 1.5))), ("^", (0, (1.5, 1.2)))),
+    ("D", (0, (4, 1.2, 1, 1.2))),
+)
 _ORDER = (*DEFAULT_METHODS, *(name for name in METHODS if name not in DEFAULT_METHODS))
 _LINES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (5, 1.5, 1, 1.5)), (0, (3, 3)))
 GRIDS: dict[str, dict[str, Any]] = {

@@ -55,21 +55,17 @@ def sample(
             an x0-network started above σ ≈ 10³ in float32 keeps more digits in ``"data"`` or ``"flow"``.)
 
     **Noise:**
-        eta: Step noise of ``ddim`` and of any method in chart "data" (``dpmpp2s``, ``dpmpp2m``,
-            ``unipc2``, ..., or ``chart="data"``): ς = η β̄' √(1 − (σ'/σ)²), a number or a function of σ. 0
-            is the ODE and 1 the reverse SDE; :mod:`ddim_ode.solvers.stochastic` converts others' eta.
+        eta: Step noise of ``ddim`` and of methods in chart "data": ς = η β̄' √(1 − (σ'/σ)²), a number or a
+            function of σ (0: the ODE, 1: the reverse SDE; others' eta: ``ddim_ode.solvers.stochastic``).
         noise_std: One standard deviation a step instead, 0 ≤ ς ≤ β̄'. At ς = 0 nothing is drawn.
-        noise: ``"step"``, fresh draws at every step (the default), or ``"path"``, increments of one
-            Brownian path per seed: 20 and 40 steps, or another grid, then see the same noise, and converge
-            to the same picture.
-        seeds: One per sample, for that noise (of ``ddpm`` and the ``_sde`` methods too); by default from
-            torch's global generator, and necessary with ``noise="path"``.
+        noise: ``"step"``, fresh draws (the default), or ``"path"``: increments of one Brownian path per
+            seed, so that 20 and 40 steps see the same noise.
+        seeds: One per sample, for that noise (default: torch's generator; ``noise="path"`` needs them).
 
     **Tolerance**, for adaptive solves, each sample with its own steps: unipc2 and unipc3 (one call a step),
     rk45, bosh3 and heun, and other packages' solvers. rk45 and bosh3 solve so as well where no steps, grid
     or timesteps are given; then ``nfe`` is a budget in which every sample arrives, if need be above
-    tolerance (``sol.status``). Calls are spent in whole steps (6 of rk45, 3 of bosh3, 2 of heun), so for a
-    handful of them take a fixed method.
+    tolerance (``sol.status``), in whole steps (6 calls of rk45, 3 of bosh3, 2 of heun).
         rtol, atol: Relative and absolute (default 1e-3 each).
         max_nfe: The most calls of a sample, which is left where it is then (default 500).
         error_norm: ``"sample"`` (the default), or ``"batch"``: one error and one step for the whole batch,
@@ -79,9 +75,8 @@ def sample(
     **Conditions:**
         cond: {name: tensor (B, ...)}, a row for each sample.
         shared: {name: value}, passed to the network as it is.
-        known: A :class:`ddim_ode.Known`, the part of the pictures that is put back after each step of a
-            fixed plan: inpainting. That solves no ODE (``sol.alterations`` say so), and has no error
-            estimate.
+        known: A :class:`ddim_ode.Known`, what is put back after each step of a fixed plan: inpainting,
+            which solves no ODE (``sol.alterations`` say so) and has no error estimate.
 
     **Watching:**
         progress: A bar.

@@ -20,7 +20,7 @@ MIXED, OF_DATA = "--model mixture --out OUT", "--data DATA --indices 0 --out OUT
 # What each command is told, its status, and words that it then says in ASCII.
 COMMANDS = {
     "help": ("sample --help", 0, "zero (land on x_hat0) or sigma_min"),
-    "methods": ("methods", 0, "ddpm      -      -             -"),
+    "methods": ("methods", 0, "ddpm             -      -             -"),
     "doctor": ("doctor mixture", 0, "closed-form epsilon (built in)"),
     "doctor, as JSON": ("doctor mixture --json", 0, '"findings": []'),
     "compare": (f"compare {MIXED} --methods ddim --nfe 3 --n 2", 0, "error <= "),

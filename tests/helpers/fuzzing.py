@@ -265,7 +265,7 @@ if importlib.util.find_spec("diffusers") is None:  # whose classes the scheduler
 
 
 # -- a call, and what comes of it ----------------------------------------------------------------
-_CALLED = ("net", "cond", "time", "features", "function", "prior", "callback", "loop", "source", "target")  # fmt: skip
+_CALLED = ("eta", "net", "cond", "time", "features", "function", "prior", "callback", "loop", "source", "target")  # fmt: skip
 
 
 class Call(NamedTuple):

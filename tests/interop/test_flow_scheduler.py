@@ -114,10 +114,6 @@ def test_image_to_image_begins_where_theirs_does(name):
         for method in ("ddim", "heun", "dpm2", "rk4", "unipc2"):
             pipe.scheduler = DDIMODEFlowScheduler.from_config(config, method=method)
             changed = call | dict(strength=strength)
-            if method in ("heun", "dpm2") and strength == 0.2 and "3" in name:
-                # SD3's last level is left out, and no call comes after the picture's level
-                expect(lambda changed=changed: run_pipeline(pipe, changed, 10), "raise strength")
-                continue
             made = run_pipeline(pipe, changed, 10)
             assert len(made) <= len(expected)
             if method in ("ddim", "unipc2"):
@@ -362,7 +358,7 @@ def test_a_later_begin(method):
             inside = {node.sigma for node in plan.nodes[begin : calls[after] + 1]}
             if len(inside) > 1:
                 noised = ddim_ode.sample(MODEL, noised, "ddim", grid=sorted(inside)[::-1]).x
-        sol = ddim_ode.sample(MODEL, noised, method, grid=plan.grid[after:], start=ramp)
+        sol = ddim_ode.sample(MODEL, noised, scheduler._later, grid=plan.grid[after:], start=ramp)
         assert off(x, sol.x) < 1e-5
     expect(lambda: scheduler.set_begin_index(99), "begin_index=99: there are")
 
@@ -451,7 +447,7 @@ def through(scheduler, x):
 def test_a_plan_runs_as_it_does_on_the_network(tmp_path):
     """Textbook and calibrated ones, whatever levels the pipeline gives."""
     calibrated = ddim_ode.calibrate(MODEL, nfe=5, n=64, progress=False)
-    textbook = ddim_ode.plan_for(MODEL, "heun", nfe=6)
+    textbook = ddim_ode.plan_for(MODEL, "heun", nfe=7)
     config = theirs(use_dynamic_shifting=True).config
     scheduler = DDIMODEFlowScheduler.from_plans([calibrated, textbook], config)
     scheduler.save_pretrained(tmp_path)

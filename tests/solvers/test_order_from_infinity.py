@@ -114,7 +114,7 @@ def test_zero_terminal_snr_starts_there_too(name):
 @pytest.mark.parametrize("rising", [False, True])
 @pytest.mark.parametrize("steps", [6, 20])
 @pytest.mark.parametrize(
-    "name", [f"{name}:{variant}" for variant, v in VARIANTS.items() for name in v.of]
+    "name", [f"{n}:{variant}" for variant, v in VARIANTS.items() for n in v.of if METHODS[n].order]
 )
 def test_a_variant_goes_there_too(name, steps, rising):
     plan = ddim_ode.plan(name, FLOW.schedule, levels(steps), rising=rising)

@@ -85,7 +85,7 @@ def test_describe_has_every_op_with_its_level_weights_and_noise(name):
     for op, line in zip(plan.ops, lines[-len(plan.ops) :], strict=True):
         assert op.node is None or f"{op.node.sigma:.5g}" in line
         assert all(f"{weight:+.6g}" in line for weight in op.weights)
-        assert (" z" in line) == (op.noise > 0)
+        assert (" z" in line) == bool(np.any(op.noise))
 
 
 def test_describe_shows_no_rounding_for_a_weight():
@@ -142,7 +142,7 @@ STARTS = {
 }
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", [n for n in ALL if METHODS[n].order or n == "ddpm"])
 @pytest.mark.parametrize("start", STARTS, ids="-".join)
 def test_where_the_clock_is_infinite_the_first_step_is_ddim(start, name):
     schedule, prediction = STARTS[start], start[1]
