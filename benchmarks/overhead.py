@@ -27,7 +27,7 @@ from torch import Tensor
 
 import ddim_ode
 from ddim_ode.solvers.compilation import clear_cache
-from ddim_ode.solvers.methods import Table
+from ddim_ode.solvers.rows import Table
 
 SHAPE, STEPS = (4, 3, 8, 8), 100
 BATCH, NET_STEPS = 64, 10

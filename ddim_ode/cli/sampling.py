@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import io
 import json
 import re
@@ -32,6 +31,7 @@ from .common import (
 )
 from .models import HELP_TRAINED, load_trained
 from .parser import STEPS, Parser
+from .plans import load_plans
 from .profiling import HELP_GRID, grid_of
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def _sample(args: argparse.Namespace) -> int:
     if args.methods is None:
         args.methods = [] if args.plan else list(_METHODS)
     args.methods = [name for given in args.methods for name in given.split(",") if name]
-    plans = _load_plans(args)
+    plans = load_plans(args)
     if not args.methods:
         if not plans:
             raise ValueError("--methods is empty: give names from ddim-ode methods")
@@ -218,31 +218,6 @@ def _of_kind(parser: argparse.ArgumentParser, name: str, value: Any) -> Any:
     if not good and (value is not None or name in _DEFAULTS):
         raise ValueError(f"its option {name!r} is {value!r}")
     return value
-
-
-def _load_plans(args: argparse.Namespace) -> dict[str, Plan]:
-    """The plans by the names of their rows; ValueError if one is not what the manifest was made with."""
-    from ..solvers.plan import Plan
-    from ..solvers.plan_json import content
-
-    plans: dict[str, Plan] = {}
-    hashes = []
-    for path in args.plan or ():
-        data = content(path)
-        plan = Plan.from_json(data, path)
-        hashes.append(hashlib.sha256(data).hexdigest())
-        label = plan.method
-        if label in plans or label in args.methods:
-            label = f"{label} ({path})"
-        if label in plans:
-            raise ValueError(f"--plan {path}: given twice; drop one")
-        plans[label] = plan
-    if args.plan_sha256 not in (None, hashes):
-        raise ValueError(
-            f"{args.manifest}: was made with other content of --plan {' '.join(args.plan)}"
-        )
-    args.plan_sha256 = hashes
-    return plans
 
 
 def _check_methods(args: argparse.Namespace) -> None:

@@ -21,7 +21,8 @@ from ..schedules.schedule import Array
 from ..solve.fixed import x0_of
 from ..solve.loop import Run
 from ..solve.plan_checks import check_plan, warn_of_another_ode
-from ..solvers.methods import RK_START_FROM, Method, from_infinity
+from ..solvers.infinity import from_infinity
+from ..solvers.methods import RK_START_FROM, Method
 from ..solvers.plan import Plan
 from ..solvers.profile import Profile
 from ..solvers.tableau import Singlestep

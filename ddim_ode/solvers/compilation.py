@@ -2,7 +2,7 @@
 
 Two kinds of step are DDIM steps in any method: the landing on σ = 0, and a start from σ = inf (or, going
 up, the last step to it) where the chart's clock or gauge or the ruler is infinite. So it is only where the
-caller asks for such a chart, and on few steps (:func:`.methods.from_infinity`). They are exact for a
+caller asks for such a chart, and on few steps (:mod:`.infinity`). They are exact for a
 constant prediction. Nothing else depends on the direction: clocks, rulers and weights are signed.
 """
 
@@ -20,7 +20,8 @@ from ..grids import check_grid, upward
 from ..schedules.schedule import Schedule
 from .builder import Steps
 from .chart import VECTORS, get_chart
-from .methods import RK_START_FROM, STARTS, Method, from_infinity, get_method
+from .infinity import from_infinity
+from .methods import RK_START_FROM, STARTS, Method, get_method
 from .plan import Plan
 from .stochastic import Eta, check_eta, step_noise
 

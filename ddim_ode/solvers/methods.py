@@ -15,11 +15,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from .._base import table
 from .._base.checks import count, exclusive, flag, one_of, shown, text_of
 from .chart import CHARTS, SCALES
 from .plan import Plan
 from .quadrature import RULES
+from .rows import Table
 from .stochastic import Eta, check_eta, er_tau
 from .tableau import BOSH3, DOPRI5, HALF, HEUN, MIDPOINT, RK4, THIRDS, Singlestep, Tableau
 
@@ -179,41 +179,6 @@ class Method:
                 f"{max(_RK_BY_ORDER) + 1}; use start='ramp'"
             )
         return METHODS[_RK_BY_ORDER[order - 1]]
-
-
-# Scales that are infinite at σ = inf, and the finite ones that take their place on a grid from there. For σ
-# far below 1 they are the same.
-_FINITE = {"sigma": "fraction", "log_sigma": "log_fraction", "log_alpha": "fraction"}
-
-
-def from_infinity(method: Method, chart: str | None, many: bool) -> Method:
-    """The method on a grid from σ = inf, where it keeps its order.
-
-    In a scale that is infinite there, the first levels differ by their ratios and not by their distance,
-    and after a DDIM step over the first of them any method is of second order, less a logarithm. So a chart
-    with such a clock gives way to chart "flow", and such a ruler to a finite one. This stays as it is:
-
-    - a chart that the caller asked for, Euler (which is DDIM), a formula for σ = 0, of chart "eps", and one
-      (bh1) that takes a derivative in ln σ;
-    - the ruler of a finite chart on few steps: x̂₀ read in ln σ then errs less. On a mixture fitted to
-      digits, RMS .035 and .048 for unipc2 and unipc3 with 8 calls, and .044 and .078 in ln(σ/(1+σ)).
-
-    Args:
-        method: As on any other grid.
-        chart: What the caller asked for.
-        many: Whether there are enough steps for the order to count.
-    """
-    if (method.stages is None and not method.multistep) or method.final == "full_order":
-        return method
-    clock, ruler = CHARTS[method.chart].clock, method.ruler
-    if clock in _FINITE:
-        if chart is not None:
-            return method
-        ruler = None if isinstance(method.stages, Tableau) else ruler or clock
-        return replace(method, chart="flow", ruler=_FINITE.get(ruler or "", ruler))
-    if not many or "bh1" in method.rules:
-        return method
-    return replace(method, ruler=_FINITE.get(ruler or "", ruler))
 
 
 _RK_BY_ORDER = {2: "midpoint", 3: "bosh3", 4: "rk4", 5: "rk45"}
@@ -399,29 +364,6 @@ def get_method(method: str | Method, variant: str | None = None) -> Method:
             )
         changes.update(new)
     return replace(spec, name=f"{spec.name}:{variant}", **changes)
-
-
-class Table(list[dict[str, object]]):
-    """Rows with the same keys, which print as a table."""
-
-    def _repr_html_(self) -> str:
-        from .._base import notebook
-
-        head = list(self[0]) if self else []
-        return notebook.table(
-            head, [[_cell(row[key]) for key in head] for row in self], range(len(head))
-        )
-
-    def __str__(self) -> str:
-        head = list(self[0]) if self else []
-        cells = [[_cell(row[key]) for key in head] for row in self]
-        return table.Table(head, cells, range(len(head))).text()
-
-    __repr__ = __str__
-
-
-def _cell(value: object) -> str:
-    return "–" if value is None else str(value)
 
 
 def methods() -> Table:
