@@ -35,7 +35,6 @@ from .._base.checks import (
     host_numbers,
     named,
     number,
-    numbers,
     one_of,
     shown,
 )
@@ -51,6 +50,7 @@ from .adoption import SOLVERS, adopted_flow, plain, profile_of
 from .config import limit_of, prediction_of
 from .flow_levels import Clock, Told, ended_by_euler, ends_far, levels_by, place_of, through_stages
 from .flow_levels import warn_of_another_place as warn_of_place
+from .noising import noised_at
 from .plan_run import Generators, Turns, check_generators, nobody
 from .reading import read_scheduler
 
@@ -248,19 +248,9 @@ class DDIMODEFlowScheduler(Turns, FlowMatchEulerDiscreteScheduler):  # type: ign
 
         ValueError for other shapes, or a time that is none of the levels.
         """
-        check_floating(sample, "sample")
         check_floating(noise, "noise")
         assert noise is not None
-        if noise.shape != sample.shape:
-            raise ValueError(
-                f"noise must have the sample's shape {tuple(sample.shape)}, got {tuple(noise.shape)}"
-            )
-        host = timestep.detach().cpu() if isinstance(timestep, Tensor) else timestep
-        times = np.atleast_1d(numbers("timestep", host))
-        if times.shape not in ((1,), (sample.shape[0],)):
-            raise ValueError(
-                f"timestep has shape {times.shape} for {sample.shape[0]} samples; give one or B"
-            )
+        times = noised_at(sample, noise, timestep, ("sample", "timestep"))
         level = torch.as_tensor(self._clock.level(times, self._told), dtype=torch.float32).to(
             sample.device
         )

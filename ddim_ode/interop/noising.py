@@ -59,6 +59,32 @@ def scales(denoiser: Denoiser, times: Array) -> tuple[Array, Array]:
     return schedule.scales(schedule.sigma(np.minimum(t, schedule.T)))
 
 
+def noised_at(
+    samples: Tensor,
+    noise: Tensor,
+    timesteps: Any,
+    names: tuple[str, str] = ("samples", "timesteps"),
+) -> Array:
+    """The network times (1,) or (B,) at which clean samples (B, *) get noise; ValueError for other shapes.
+
+    names: Of the samples and the times, for messages.
+    """
+    whose, when = names
+    check_floating(samples, whose)
+    check_floating(noise, "noise")
+    if noise.shape != samples.shape:
+        raise ValueError(
+            f"noise must have the shape of {whose}, {tuple(samples.shape)}, got {tuple(noise.shape)}"
+        )
+    host = timesteps.detach().cpu() if isinstance(timesteps, Tensor) else timesteps
+    times = np.atleast_1d(numbers(when, host))
+    if times.shape not in ((1,), (samples.shape[0],)):
+        raise ValueError(
+            f"{when} has shape {times.shape} for {samples.shape[0]} samples; give one or B"
+        )
+    return times
+
+
 class Noising:
     """Data with noise, for a scheduler with a ``_denoiser``."""
 
@@ -79,18 +105,7 @@ class Noising:
 
     def _scales(self, samples: Tensor, noise: Tensor, timesteps: Any) -> tuple[Tensor, Tensor]:
         """ᾱ and β̄ (B, 1, ...) of clean samples noised at network times."""
-        check_floating(samples, "samples")
-        check_floating(noise, "noise")
-        if noise.shape != samples.shape:
-            raise ValueError(
-                f"noise must have the samples' shape {tuple(samples.shape)}, got {tuple(noise.shape)}"
-            )
-        host = timesteps.detach().cpu() if isinstance(timesteps, Tensor) else timesteps
-        times = np.atleast_1d(numbers("timesteps", host))
-        if times.shape not in ((1,), (samples.shape[0],)):
-            raise ValueError(
-                f"timesteps has shape {times.shape} for {samples.shape[0]} samples; give one or B"
-            )
+        times = noised_at(samples, noise, timesteps)
         shape = (-1,) + (1,) * (samples.ndim - 1)
         alpha, beta = (
             torch.as_tensor(scale).to(samples).reshape(shape)

@@ -264,7 +264,10 @@ def test_add_noise_and_get_velocity_are_theirs():
         ),
         (dict(timesteps=torch.tensor([0, 5, 1000])), "at most 999"),
         (dict(timesteps=torch.tensor([0, 5])), r"shape \(2,\) for 3 samples"),
-        (dict(noise=start()[:1]), r"noise must have the samples' shape \(3, 1, 8, 8\), got \(1, "),
+        (
+            dict(noise=start()[:1]),
+            r"noise must have the shape of samples, \(3, 1, 8, 8\), got \(1, ",
+        ),
         (dict(original_samples=start().byte()), "samples must be a floating tensor"),
     ],
 )
