@@ -110,6 +110,21 @@ def parse_features(
         ) from None
 
 
+# The options that say where a solver steps, and how much noise it adds.
+PLACED = ("steps", "nfe", "grid", "final", "sigma_max", "sigma_min", "eta")
+
+
+def add_noise(parser: Parser) -> None:
+    """Add --eta and --noise."""
+    add = parser.add_argument
+    add(
+        "--eta",
+        type=float,
+        help="step noise of ddim and of methods in chart data: 0 is the ODE, 1 is DDPM",
+    )
+    add("--noise", choices=("path", "step"), help="step noise: one path per seed, or fresh draws")
+
+
 def add_guidance(parser: Parser, further: str = "") -> None:
     """The scale of guidance, none where nobody gives one, on every command."""
     said = f"classifier-free guidance; 1 (the default) is none, others cost twice{further}"

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from .._base.checks import one_of
 from .common import (
+    PLACED,
     add_guidance,
     add_limit_arguments,
+    add_noise,
     condition,
     counted,
     find_device,
@@ -29,18 +31,7 @@ if TYPE_CHECKING:
 
 _DTYPES = ("float32", "bfloat16", "float16")
 _NFE = 20
-_SOLVER = (
-    "steps",
-    "nfe",
-    "grid",
-    "final",
-    "sigma_max",
-    "sigma_min",
-    "eta",
-    "noise",
-    "rtol",
-    "atol",
-)
+_SOLVER = (*PLACED, "noise", "rtol", "atol")
 
 
 def add_arguments(parser: Parser) -> None:
@@ -57,12 +48,7 @@ def add_arguments(parser: Parser) -> None:
     add("--final", help="zero (land on x̂₀) or sigma_min")
     add("--sigma-max", type=float, help="first noise level")
     add("--sigma-min", type=float, help="last positive noise level")
-    add(
-        "--eta",
-        type=float,
-        help="step noise of ddim and of methods in chart data: 0 is the ODE, 1 is DDPM",
-    )
-    add("--noise", choices=("path", "step"), help="step noise: one path per seed, or fresh draws")
+    add_noise(parser)
     add("--rtol", type=float, help="solve adaptively, with this tolerance")
     add("--atol", type=float, help="of the same")
     add("--seed", type=int, default=0, help="of sample 0")

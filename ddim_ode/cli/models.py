@@ -103,8 +103,6 @@ def _load(name: str, guidance: float | None, device: Any, limits: Mapping[str, A
     else:
         loaded = _trained(name, guidance, device)
     loaded.denoiser.limit = limit_of({}, **limits)
-    if loaded.denoiser.limit:
-        loaded.denoiser.profile = None  # which is of the ODE without a limit
     return loaded
 
 

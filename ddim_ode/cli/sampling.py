@@ -19,6 +19,8 @@ from .._base.checks import count, refuse
 from .._base.version import __version__
 from .._base.versions import versions
 from .common import (
+    PLACED,
+    add_noise,
     add_ode_arguments,
     condition,
     counted,
@@ -41,7 +43,6 @@ if TYPE_CHECKING:
     from ..solvers.plan import Plan
     from .models import Trained
 
-_PLACED = ("steps", "nfe", "grid", "final", "sigma_max", "sigma_min", "eta")
 _TOLERANCE, _NFE = 1e-3, 20
 _METHODS = ("ddim", "heun", "dpmpp3m", "rk45")
 # Filled in after the parsing, which leaves None where an option is not given.
@@ -49,18 +50,7 @@ _DEFAULTS = dict(model="fashion-mnist", seeds="0-9", classes="all", batch=64, gu
 _ODE = ("guidance_interval", "guidance_rescale", "clip", "threshold")
 # What a manifest keeps of the command line, to run it again.
 _OPTIONS = (
-    *(
-        "model",
-        "methods",
-        "steps",
-        "nfe",
-        "grid",
-        "final",
-        "sigma_max",
-        "sigma_min",
-        "eta",
-        "noise",
-    ),
+    *("model", "methods", *PLACED, "noise"),
     *("rtol", "atol", "seeds", "classes", "guidance", "batch", "plan"),
     *_ODE,
 )
@@ -94,12 +84,7 @@ def add_arguments(parser: Parser) -> None:
     )
     add("--final", help="zero (land on x̂₀) or sigma_min")
     add("--sigma-min", type=float, help="last positive noise level")
-    add(
-        "--eta",
-        type=float,
-        help="step noise of ddim and of methods in chart data: 0 is the ODE, 1 is DDPM",
-    )
-    add("--noise", choices=("path", "step"), help="step noise: one path per seed, or fresh draws")
+    add_noise(parser)
     add(
         "--rtol",
         type=float,
@@ -132,7 +117,7 @@ def _sample(args: argparse.Namespace) -> int:
     if not args.methods:
         if not plans:
             raise ValueError("--methods is empty: give names from ddim-ode methods")
-        given = {f"--{name.replace('_', '-')}": getattr(args, name) for name in _PLACED}
+        given = {f"--{name.replace('_', '-')}": getattr(args, name) for name in PLACED}
         refuse("a plan has its own steps, and no --methods are given to apply it to", **given)
     for name in ("batch", "nfe", "steps"):
         if getattr(args, name) is not None:

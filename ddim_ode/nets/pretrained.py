@@ -17,7 +17,6 @@ from ..denoising.guidance import Guidance
 from ..denoising.network import by_name, check_channels, check_cond, check_labels
 from ..denoising.seeding import sizes
 from ..solvers.plan import Plan
-from ..solvers.profile import Profile
 from . import weights
 from .classifier import Classifier
 from .unet import UNet
@@ -89,14 +88,6 @@ class PretrainedModel(Denoiser):
                 f"guidance={shown(scale)}: this model is unconditional; use guidance=1"
             )
         self.guidance = None if guidance.is_off else guidance
-        self.profile = self._shipped_profile()
-
-    def _shipped_profile(self) -> Profile | None:
-        """The profile that ships for this guidance, if one does."""
-        if self.shipped is None or self.alterations.keys() - {"guidance"}:
-            return None
-        file = ASSETS / f"{self.shipped}-guidance-{self._scale:g}-profile.json"
-        return Profile.load(file) if file.exists() else None
 
     def network(
         self,
@@ -220,10 +211,10 @@ def load(
     net = _filled(UNet, config, tensors, path)
     with _configured(path):
         model = PretrainedModel(net, config, sha256, dtype=dtype)
-    if path.parent == ASSETS:
-        model.shipped = path.stem
     model.guide(guidance)
     net.to(device=device_of(device), dtype=dtype)
+    if path.parent == ASSETS:
+        model.shipped = path.stem
     return model
 
 
