@@ -19,6 +19,7 @@ def add_arguments(parser: Parser) -> None:
     add("--data", type=Path, required=True, help="IDX directory, .npz, or a folder of pictures")
     add("--out", type=Path, required=True, help="directory of the run; resumed if it holds one")
     training = parser.add_argument_group("training").add_argument
+    training("--init", help="model to start from (default: random weights)")
     training("--schedule", default="exponential", help="exponential, ddpm or cosine")
     training("--steps", type=int, default=defaults.steps, help="optimiser steps")
     training("--batch-size", type=int, default=defaults.batch, help="images a step")
@@ -63,6 +64,7 @@ def _train(args: argparse.Namespace) -> int:
         getattr(schedules, args.schedule)(),
         args.out,
         config,
+        init=args.init,
         device=str(find_device(args.device)),
         checkpoint_every=args.checkpoint_every,
         progress=not args.quiet,

@@ -26,6 +26,7 @@ from ..schedules.schedule import Schedule
 from . import weights
 from .config import TrainConfig
 from .data import Images, to_unit
+from .pretrained import load
 from .unet import UNet
 
 
@@ -35,6 +36,7 @@ def train(
     out: str | Path,
     config: TrainConfig,
     *,
+    init: str | Path | None = None,
     device: str = "cpu",
     checkpoint_every: int = 200,
     progress: bool = True,
@@ -49,6 +51,7 @@ def train(
         schedule: Of the model.
         out: The folder of the run.
         config: What the run is.
+        init: A model to start from, as :func:`ddim_ode.load` takes it; None starts from random weights.
         device: Where it trains.
         checkpoint_every: Steps.
         progress: A bar.
@@ -76,6 +79,9 @@ def train(
     net = UNet(
         pixels.shape[1], config.channels, config.blocks, num_classes, dropout=config.dropout
     ).to(device)
+    start = None if init is None else load(init)
+    if start is not None:
+        _adopt(net, start.net, init)
     ema = {k: v.detach().clone() for k, v in net.state_dict().items()}
     optimizer = torch.optim.Adam(net.parameters(), lr=config.lr, betas=(0.9, 0.99))
 
@@ -85,6 +91,7 @@ def train(
         schedule=f"{schedule!r} {schedule.fingerprint}",
         images=[*pixels.shape],
         num_classes=num_classes,
+        init=start and start.sha256,
     )
     step = _resume(checkpoint, net, ema, optimizer, identity) if checkpoint.exists() else 0
     saved = step
@@ -172,6 +179,20 @@ def model_config(net: UNet, data: Images, schedule: Schedule) -> dict[str, Any]:
         prediction="eps",
         time_offset=0.0,
     )
+
+
+def _adopt(net: UNet, start: Any, init: object) -> None:
+    """The weights of ``start``, a network of the same form."""
+    differ = [
+        f"{key}={start.config[key]!r} (now {value!r})"
+        for key, value in net.config.items()
+        if key != "dropout" and start.config[key] != value
+    ]
+    if differ:
+        raise ValueError(
+            f"init={init}: that network has {', '.join(differ)}; give the same, or start from nothing"
+        )
+    net.load_state_dict(start.state_dict())
 
 
 def _batch(config: TrainConfig, step: int, n: int) -> Tensor:

@@ -76,6 +76,18 @@ def test_training_lowers_the_loss(tmp_path, toy_data):
     assert ddim_ode.load(path).num_classes == 3
 
 
+def test_a_run_starts_from_the_weights_of_another(unbroken, tmp_path, toy_data):
+    still = dataclasses.replace(TINY, steps=1, lr=1e-30, dropout=0.0)
+    path = train(toy_data, SCHEDULE, tmp_path, still, init=unbroken, progress=False)
+    for key, value in weights.read(unbroken)[0].items():
+        torch.testing.assert_close(weights.read(path)[0][key], value, rtol=0, atol=0)
+    with pytest.raises(ValueError, match=r"init='\w{64}' \(now None\)"):
+        train(toy_data, SCHEDULE, tmp_path, still, progress=False)
+    wider = dataclasses.replace(still, channels=(16, 32))
+    with pytest.raises(ValueError, match=r"that network has channels=\[.*\] \(now \[16, 32\]\)"):
+        train(toy_data, SCHEDULE, tmp_path / "wider", wider, init=unbroken, progress=False)
+
+
 def test_resuming_with_other_settings_is_refused_by_name(unbroken, toy_data):
     other = dataclasses.replace(TINY, lr=0.5)
     for schedule, config, message in (
