@@ -33,6 +33,7 @@ SPLIT = Denoiser(lambda x, t: x, COSINE, learned_variance="split")
         (lambda: ddim_ode.slerp([1.0], X, 0.5), r"latent a must be a tensor \(B, \*\), got list"),
         (lambda: ddim_ode.log_likelihood(MODEL, X, max_nfe=10**30), "max_nfe=.* and <= 9223372"),
         (lambda: ddim_ode.generate(MODEL, 3, "x", steps=2, about={"a": X}), "must be plain data"),
+        (lambda: ddim_ode.generate(MODEL, 3, "x", steps=2, sigma_max=-1), "sigma_max=-1 is out"),
     ],
 )
 def test_the_message_names_the_argument_and_what_it_takes(call, message):

@@ -80,7 +80,8 @@ class IndexedSolver:
 
     def __post_init__(self) -> None:
         options, start = self.options, self.options.get("sigma_max")
-        self.start = self.model.sigma_max if start is None else start
+        schedule = self.model.schedule
+        self.start = self.model.sigma_max if start is None else schedule.level(start, "sigma_max")
         self.plan = self._checked()
         if self.plan is not None:
             on_nan = options.get("on_nan")
