@@ -12,3 +12,8 @@ settings.load_profile("suite")
 @pytest.fixture(autouse=True)
 def _same_global_random_state():
     torch.manual_seed(0)
+
+
+def pytest_collection_modifyitems(items):
+    """The notebooks first, which take longest, or a worker may be left alone with them at the end."""
+    items.sort(key=lambda item: item.path.name != "test_notebooks.py")

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from peers import load as peer
 from problems import DDPM, SCHEDULES, mixture_1d, points
 from refusals import expect
 
@@ -65,11 +66,9 @@ def test_beta_puts_quantiles_at_even_steps(steps, alpha, beta):
 @pytest.mark.parametrize("threshold", [0.025, 0.1])
 @pytest.mark.parametrize("steps", [2, 3, 8, 29, 64])
 def test_linear_quadratic_is_that_of_mochi(steps, threshold):
-    pytest.importorskip("diffusers")
-    from diffusers.pipelines.mochi.pipeline_mochi import linear_quadratic_schedule
-
+    theirs = peer("diffusers.pipelines.mochi.pipeline_mochi")
     ours = grids.linear_quadratic(FLOW, steps, threshold)
-    expected = linear_quadratic_schedule(steps, threshold)
+    expected = theirs.linear_quadratic_schedule(steps, threshold)
     np.testing.assert_allclose(share(ours), [*expected, 0.0], atol=1e-6)
 
 
