@@ -109,8 +109,7 @@ def test_a_network_is_not_blamed_for_its_data(data, schedule, predictions):
             assert not checks or np.max(data[1]) < 1e-9
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 5])
-@pytest.mark.parametrize("size", [1, 2, 8])
+@pytest.mark.parametrize(("n", "size"), [(1, 1), (1, 8), (2, 1), (2, 8), (3, 2), (5, 1)])
 def test_a_handful_of_samples_blames_no_exact_network(n, size):
     """Two samples are fitted by a·x + c, whatever they are."""
     for schedule, prediction in ((DDPM, "eps"), (COSINE, "x0"), (VP, "v")):
@@ -158,7 +157,7 @@ PLANE = [[4.0, 5.0], [6.0, 5.0]]
 )
 def test_samples_of_few_numbers_are_no_ground_for_blame(means, variance, schedule, prediction):
     model = exact(means, variance, schedule, prediction)
-    for seed in range(3):
+    for seed in range(2):
         report = ddim_ode.diagnose(model, seed=seed)
         assert list(report) == []
         assert "give data" in report.not_checked["network-time"]

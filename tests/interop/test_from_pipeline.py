@@ -177,16 +177,22 @@ def test_images_per_prompt_are_rows():
         assert ddim_ode.sample(model, model.latents, "ddim", steps=2).x.shape[0] == 2
 
 
-@pytest.mark.parametrize("name", ["DDPMPipeline", "WanPipeline"])
-def test_every_tool_takes_it(name):
-    with opened(name) as (_, model):
+@pytest.mark.parametrize(
+    ("name", "together"),
+    [
+        ("DDPMPipeline", dict(batch_size=4)),
+        ("SanaPipeline", dict(num_images_per_prompt=4)),
+    ],
+)
+def test_every_tool_takes_it(name, together):
+    with opened(name, **together) as (_, model):
         options = dict(nfe=[3], n=2, reference=0.1, progress=False)
         rows = ddim_ode.compare(model, ["ddim", "unipc2"], **options).to_dicts()
         assert [row["method"] for row in rows][:2] == ["ddim", "unipc2"]
         assert ddim_ode.profile(model, n=2, nfe=[3], progress=False).grid(3)[-1] == 0
         x = model.latents
-        together = ddim_ode.sample(model, x, "bosh3", rtol=0.1, atol=0.1, error_norm="batch")
-        assert set(together.status.tolist()) == {"success"}
+        ends = ddim_ode.sample(model, x, "bosh3", rtol=0.1, atol=0.1, error_norm="batch")
+        assert set(ends.status.tolist()) == {"success"}
         found = ddim_ode.diagnose(model, n=2, steps=3)
         assert "half-precision" in found.not_checked
 
