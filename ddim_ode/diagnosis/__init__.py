@@ -35,6 +35,9 @@ def diagnose(
 ) -> Diagnosis:
     """Measure what is wrong with a model, and with the scheduler it came with.
 
+    It costs about 100 network calls of n samples with data, 220 without, and up to four times as many where
+    the answers leave a doubt of how they are to be read.
+
     Args:
         model: What is to be sampled.
         data: Clean samples (N, *) in the network's space, of which n are used. With them prediction type,
