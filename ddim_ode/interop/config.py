@@ -22,6 +22,7 @@ from ..schedules.schedule import Array, Schedule
 from . import families
 
 PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
+OURS = "DDIMODEScheduler"
 DISCRETE = (
     *("DDIMScheduler", "DDIMParallelScheduler", "DDIMInverseScheduler"),
     *("DDPMScheduler", "DDPMParallelScheduler", "PNDMScheduler"),
@@ -30,7 +31,7 @@ DISCRETE = (
     *("UniPCMultistepScheduler", "SASolverScheduler", "LCMScheduler", "TCDScheduler"),
     *("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler"),
     *("LMSDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler"),
-    "DDIMODEScheduler",
+    OURS,
 )
 FLOW = (
     *("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"),
@@ -135,9 +136,10 @@ def edm_of(config: Mapping[str, Any]) -> Edm | None:
     """How an EDM-type configuration has its network called; None for all others.
 
     Those are the EDM schedulers', and Euler's with ``timestep_type="continuous"`` and v-prediction, whose
-    levels may lie beyond those of its betas.
+    levels may lie beyond those of its betas; and ours in the place of one of them.
     """
-    name, prediction = config.get("_class_name"), config.get("prediction_type", "epsilon")
+    config = {key: value for key, value in config.items() if value is not None}
+    name, prediction = source_of(config), config.get("prediction_type", "epsilon")
     if name in EDM:
         one_of("prediction_type", prediction, ("epsilon", "v_prediction"))
         low, high, data = (
@@ -154,6 +156,12 @@ def edm_of(config: Mapping[str, Any]) -> Edm | None:
         for key, end in (("sigma_max", betas.sigma_max), ("sigma_min", betas.sigma_min))
     ]
     return Edm(1.0, max(ends[0], betas.sigma_max), min(ends[1], betas.sigma_min), False, "log")
+
+
+def source_of(config: Mapping[str, Any]) -> str | None:
+    """The class of a configuration, or the one in whose place ours is."""
+    name: str | None = config.get("_class_name")
+    return config.get("replaces", name) if name == OURS else name
 
 
 def placing_of(config: Mapping[str, Any], mu: float | None = None) -> dict[str, float] | None:
@@ -240,13 +248,8 @@ def check_betas(config: Mapping[str, Any]) -> None:
     """
     if all(config.get(key) is None for key in ("beta_schedule", "trained_betas", "schedule")):
         raise ValueError(
-            "the configuration has no beta_schedule, as those of flow matching, EDM or consistency models: "
+            "the configuration has no beta_schedule, as those of flow matching or consistency models: "
             "take one of a scheduler of variance-preserving diffusion"
-        )
-    if _is_continuous(config):
-        raise ValueError(
-            "timestep_type='continuous' has states of σ beyond those of betas, and networks told ¼ ln σ: "
-            "ddim_ode.interop.diffusers.load reads such models"
         )
     if config.get("snr_shift_scale", 1.0) != 1.0:
         raise ValueError(
@@ -303,7 +306,7 @@ def limit_of(
 
 
 def _limits(config: Mapping[str, Any], switch: str) -> bool:
-    named = config.get("_class_name", "DDIMODEScheduler")
+    named = config.get("_class_name", OURS)
     return _is_on(config, switch) and named in LIMITING[switch]
 
 

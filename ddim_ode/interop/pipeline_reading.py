@@ -7,6 +7,7 @@ variance-preserving diffusion where they keep ``alphas_cumprod``. :mod:`.pipelin
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,9 +18,19 @@ from .. import schedules
 from .._base.checks import one_of
 from ..denoising.guidance import Limit
 from ..schedules.schedule import Array, Schedule
-from .config import KNOWN, PREDICTIONS, edm_of, limit_of, prediction_of, schedule_of
+from .config import (
+    KNOWN,
+    OURS,
+    PREDICTIONS,
+    edm_of,
+    limit_of,
+    prediction_of,
+    schedule_of,
+    source_of,
+)
 from .edm import CLOCKS
 from .placement import Placement, placed
+from .reading import own_keys, read_scheduler
 
 _OTHERS = dict(
     SCMScheduler="its states are those of TrigFlow, noised anew at each step",
@@ -29,6 +40,7 @@ _OTHERS = dict(
     AmusedScheduler="its states are discrete",
     HeliosScheduler="its stages change the resolution of the state on the way",
 )
+_TIMES = (("num_train_timesteps", 1000), ("time_offset", -1.0))
 
 
 class Reading(NamedTuple):
@@ -74,7 +86,11 @@ class Reading(NamedTuple):
         if self.clock:
             levels = scheduler.sigmas.double().cpu().numpy() / self.spread
             told = scheduler.timesteps.double().cpu().numpy()
-            return Placement(levels[: len(told)], levels[1 : len(told) + 1], told)
+            if self.name == OURS:
+                levels, told = np.array(scheduler.plan.grid), told[scheduler.plan.level_calls()]
+            # with final_sigmas_type="sigma_min" the last step stays where it is
+            n = len(told) - int(levels[-1] > (1 - 1e-6) * levels[-2])
+            return Placement(levels[:n], levels[1 : n + 1], told[:n])
         return placed(scheduler, self.schedule, self.name, type(scheduler).__name__)
 
 
@@ -93,18 +109,9 @@ def reading(scheduler: Any) -> Reading:
     known = [name for name in names if name in KNOWN]
     if not known and "sigma_data" in config:
         known = ["EDMEulerScheduler"]  # others of EDM's kind are taken for it
-    T = int(config.get("num_train_timesteps", 1000))
     if known:
-        config["_class_name"] = known[0]
-        if (edm := edm_of(config)) is not None:
-            levels = schedules.exponential(rate=8.0)  # any that has them, up to 2980 here
-            sign = -1.0 if edm.negated else 1.0
-            return Reading(
-                known[0], levels, "v", Limit(), clock=edm.clock, spread=edm.sigma_data, sign=sign
-            )
-        schedule, limit = schedule_of(config), limit_of(config)
-        offset = float(config.get("time_offset", -1.0))
-        return Reading(known[0], schedule, prediction_of(config), limit, T, offset)
+        return reading_of({**config, "_class_name": known[0]})
+    T = int(config.get("num_train_timesteps", 1000))
     squares = getattr(scheduler, "alphas_cumprod", None)
     written = config.get("prediction_type", "epsilon")
     if not isinstance(squares, Tensor) or squares.shape != (T,):
@@ -119,3 +126,27 @@ def reading(scheduler: Any) -> Reading:
         like = "DPMSolverMultistepScheduler"
     schedule = schedules.from_alphas_cumprod(squares.double().cpu().numpy())
     return Reading(like, schedule, prediction, Limit(), T)
+
+
+def reading_of(config: Mapping[str, Any]) -> Reading:
+    """What the configuration of a class known to :mod:`.config` says; it names the class."""
+    name, schedule = config["_class_name"], schedule_of(config)
+    if (edm := edm_of(config)) is None:
+        T, offset = (float(config.get(key, n)) for key, n in _TIMES)
+        return Reading(name, schedule, prediction_of(config), limit_of(config), int(T), offset)
+    sign = -1.0 if edm.negated else 1.0
+    levels = schedules.exponential(rate=8.0)  # any that has them, up to 2980 here
+    return Reading(name, levels, "v", Limit(), clock=edm.clock, spread=edm.sigma_data, sign=sign)
+
+
+def levels_of_source(config: Mapping[str, Any], read: Reading, steps: int) -> Array | None:
+    """σ (steps+1,) where the EDM-type scheduler that ours replaces would step, or one less where its last
+    step stays where it is; None where nobody knows."""
+    name = source_of({**config, "_class_name": OURS})
+    if name in (None, OURS):
+        return None
+    kept = {key: config[key] for key in own_keys(str(name)) & config.keys()}
+    theirs = read_scheduler({**kept, "_class_name": name})
+    theirs.set_timesteps(steps)
+    placed = read._replace(name=str(name)).placed(theirs)
+    return np.append(placed.asked, placed.reached[-1])

@@ -95,6 +95,9 @@ def placed(scheduler: Any, schedule: Schedule, name: str, whose: str) -> Placeme
     """
     try:
         if name == "DDIMODEScheduler":
+            if schedule.family == "ve":  # whose σ is that of EDM's pipelines
+                grid = np.array(scheduler.plan.grid) * scheduler._read.spread
+                return Placement(grid[:-1], grid[1:], grid[:-1])
             grid = np.array(scheduler.plan.grid)
             told = schedule.time(grid[:-1]) + scheduler.config.time_offset
             return Placement(grid[:-1], grid[1:], told)

@@ -68,7 +68,6 @@ def test_defaults_of_another_class_come_along():
     ("name", "match"),
     [
         ("FlowMatchEulerDiscreteScheduler", "not with flow matching"),
-        ("EDMEulerScheduler", "no beta_schedule"),
         ("CMStochasticIterativeScheduler", "unknown scheduler"),
         ("CogVideoXDDIMScheduler", "unknown scheduler"),
     ],
