@@ -81,8 +81,8 @@ def adopted(config: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     kind = config if replaced is None else {**config, "_class_name": replaced}
     edm = edm_of({**kind, **options})
     if edm is None:
+        check_betas({**kind, **options})
         kind = config
-        check_betas({**config, **options})
     if config.get("schedule") is not None and "schedule" not in options:
         reason = (
             "the configuration has schedule= in place of betas (schedule=None goes back to them)"

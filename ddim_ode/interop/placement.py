@@ -17,10 +17,11 @@ import numpy as np
 from .._base.checks import numbers
 from ..denoising.denoiser import Denoiser
 from ..schedules.schedule import Array, ArrayLike, Schedule
+from .config import SHIFTED
 from .reading import own_keys, read_scheduler
 
 _RISING = ("DDIMInverseScheduler", "DPMSolverMultistepInverseScheduler")
-_STRIDING = ("DDIMScheduler", "DDIMParallelScheduler", "PNDMScheduler")
+_STRIDING = ("DDIMScheduler", "DDIMParallelScheduler", "PNDMScheduler", *SHIFTED)
 _LISTED = ("DDPMScheduler", "DDPMParallelScheduler", "LCMScheduler", "TCDScheduler")
 # The others keep σ. These call twice a step: an entry of the second call follows that of each level.
 _TWICE = (

@@ -38,7 +38,7 @@ from ..solvers.methods import Method, get_method
 from ..solvers.plan import Plan
 from ..solvers.profile import checked_profile
 from .adoption import FLOW, adopted, of_method, plain, profile_of
-from .config import EDM, OURS, edm_of, learns_variance
+from .config import EDM, OURS, SHIFTED, edm_of, learns_variance
 from .edm_states import EdmStates
 from .noising import ByTime
 from .pipeline_reading import levels_of_source, reading_of
@@ -68,6 +68,7 @@ class DDIMODEScheduler(EdmStates, SchedulerMixin, ConfigMixin):  # type: ignore[
     Args:
         num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas, prediction_type,
             rescale_betas_zero_snr, variance_type: As of the DDIM scheduler.
+        snr_shift_scale: As of CogVideoX's: the signal-to-noise ratio of the betas is divided by it.
         clip_sample, clip_sample_range, thresholding, dynamic_thresholding_ratio, sample_max_value: As of
             the DDIM scheduler, thresholding before clipping; ε̂ is always recomputed from the limited
             x̂₀, which is its ``use_clipped_model_output=True``. :attr:`limit` is the one in force.
@@ -95,7 +96,7 @@ class DDIMODEScheduler(EdmStates, SchedulerMixin, ConfigMixin):  # type: ignore[
     tensor([999., 499., 499.])
     """
 
-    _compatibles = [*(member.name for member in KarrasDiffusionSchedulers), *EDM]  # noqa: RUF012
+    _compatibles = [*(member.name for member in KarrasDiffusionSchedulers), *EDM, *SHIFTED]  # noqa: RUF012
     order = 1  # of compiled plans
     _handed_over = False
 
@@ -109,6 +110,7 @@ class DDIMODEScheduler(EdmStates, SchedulerMixin, ConfigMixin):  # type: ignore[
         trained_betas: Sequence[float] | None = None,
         prediction_type: str = "epsilon",
         rescale_betas_zero_snr: bool = False,
+        snr_shift_scale: float = 1.0,
         use_flow_sigmas: bool = False,
         clip_sample: bool = False,
         clip_sample_range: float = 1.0,

@@ -181,6 +181,10 @@ def _alike(one: Tensor, other: Tensor) -> bool:
     return torch.allclose(*pair, rtol=2 * coarse, atol=0.0, equal_nan=True)
 
 
+def _of_own(name: str, one: StandIn) -> Any:
+    return one.__getattr__(name)
+
+
 def stand_in(scheduler: Any, loop: Any) -> Any:
     """A :class:`StandIn` that is of the scheduler's class, with the signatures that pipelines inspect."""
     cls = type(scheduler)
@@ -208,8 +212,8 @@ def stand_in(scheduler: Any, loop: Any) -> Any:
     }
     for name, _ in inspect.getmembers(cls, lambda member: isinstance(member, property)):
         if not name.startswith("_"):
-            parts[name] = property(lambda self, name=name: StandIn.__getattr__(self, name))
-    parts["_step_index"] = property(lambda self: self._own._step_index, StandIn._go_back)
+            parts[name] = property(functools.partial(_of_own, name))
+    parts["_step_index"] = property(functools.partial(_of_own, "_step_index"), StandIn._go_back)
     made: Any = object.__new__(type(cls.__name__, (StandIn, cls), parts))
     own = copy.deepcopy(scheduler)
     made.__dict__.update(_own=own, _loop=loop, _signature=inspect.signature(cls.step))

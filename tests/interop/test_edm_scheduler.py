@@ -23,9 +23,9 @@ def seeded():
 
 
 @pytest.mark.parametrize(("name", "config"), CASES)
-def test_euler_is_theirs(name, config, tmp_path, steps=5):
+def test_euler_is_theirs(name, config, tmp_path):
     """From the configuration in memory, which names no class, and from its file."""
-    net, scheduler = alive(unet()), made(name, config)
+    net, scheduler, steps = alive(unet()), made(name, config), 5
     scheduler.set_timesteps(steps)
     x = start() * float(scheduler.init_noise_sigma)
     expected = theirs(copy.deepcopy(scheduler), net, x, steps)

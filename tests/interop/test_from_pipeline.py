@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from peers import load, quiet
-from tiny_pipelines import TINY, TINY_VP, alive, run_pipeline
+from tiny_pipelines import TINY, run_pipeline
 
 import ddim_ode
 from ddim_ode.interop import stand_in
@@ -443,8 +443,20 @@ def test_subclasses_and_unknown_schedulers_of_the_kind_are_read():
         assert (
             off(ddim_ode.sample(model, model.latents, "ddim", grid=model.grid()).x, own.end) < 1e-5
         )
-    assert "CogVideoXPipeline" in TINY_VP  # of a class that config.py does not name
-    assert alive(pipe.transformer) is pipe.transformer
+
+
+def test_a_class_that_config_does_not_name_is_read_by_its_alphas():
+    ddim = load("diffusers").DDIMScheduler
+    body = {
+        name: part for name, part in vars(ddim).items() if name not in ("__dict__", "__weakref__")
+    }
+    strange = type("StrangeScheduler", ddim.__bases__, body)
+    pipe, call = TINY["DDPMPipeline"]()
+    own = run_pipeline(pipe, call, 4)
+    pipe.__dict__["scheduler"] = strange(clip_sample=False, timestep_spacing="trailing")
+    with opened("DDPMPipeline", pipe, num_inference_steps=4) as (_, model):
+        end = ddim_ode.sample(model, model.latents, "ddim", grid=model.grid()).x
+    assert off(end, own.end) < 1e-5
 
 
 @pytest.mark.parametrize("name", [FLUX, "StableDiffusion3Pipeline", SD])

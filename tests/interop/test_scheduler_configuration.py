@@ -69,12 +69,11 @@ def test_defaults_of_another_class_come_along():
     [
         ("FlowMatchEulerDiscreteScheduler", "not with flow matching"),
         ("CMStochasticIterativeScheduler", "unknown scheduler"),
-        ("CogVideoXDDIMScheduler", "unknown scheduler"),
     ],
 )
 def test_a_scheduler_of_another_kind_does_not_become_ours(name, match, tmp_path):
     theirs = getattr(peer("diffusers"), name)()
-    with pytest.raises(ValueError, match=r"no beta_schedule|snr_shift_scale=3\.0|not with flow"):
+    with pytest.raises(ValueError, match=r"no beta_schedule|not with flow"):
         type(ours()).from_config(theirs.config)  # which in memory does not say its class
     theirs.save_pretrained(tmp_path)
     expect(lambda: type(ours()).from_pretrained(tmp_path), match)
