@@ -179,24 +179,27 @@ def trees_of(plans: Plan | Sequence[Plan]) -> list[dict[str, Any]]:
 
 def plan_of(tree: Mapping[str, Any]) -> Plan:
     """A plan of a configuration, checked as a plan's file is."""
-    text = _json("plans", tree, "from_plans takes Plans")
+    text = _json("plans", tree, "from_plans(...), which takes Plans")
     return Plan.from_json(text, "plans in the scheduler's configuration")
 
 
 def profile_of(tree: Mapping[str, Any]) -> Profile:
     """A profile of a configuration, checked as a profile's file is."""
-    text = _json("profile", tree, "from_config takes a Profile")
+    text = _json("profile", tree, "from_config(..., profile=), which takes a Profile")
     return Profile.from_json(text, "the profile in the scheduler's configuration")
 
 
 def _json(name: str, tree: Any, remedy: str) -> str:
     """The text of a part of a configuration; ValueError for what no configuration holds."""
     try:
-        return json.dumps(tree)
+        if isinstance(tree, Mapping):
+            return json.dumps(tree)
     except (TypeError, ValueError, RecursionError):
-        raise ValueError(
-            f"{name} must be those of a configuration, got {shown(tree)}; DDIMODEScheduler.{remedy}"
-        ) from None
+        pass
+    raise ValueError(
+        f"{name} must be as a configuration keeps it, a mapping of what its file says, got {shown(tree)}; "
+        f"make the scheduler by {remedy}"
+    )
 
 
 def plain(config: Mapping[str, Any]) -> dict[str, Any]:

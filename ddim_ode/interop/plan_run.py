@@ -189,6 +189,9 @@ class Turns:
         What it says by its class's defaults counts as well (diffusers would put ours in their place).
         ValueError for a scheduler of another kind of diffusion than ours, or an unknown option.
         """
+        if isinstance(options.get("grid"), Profile):
+            exclusive(grid=options["grid"], profile=options.get("profile"))
+            options["profile"] = options.pop("grid")
         if isinstance(options.get("profile"), Profile):
             options["profile"] = json.loads(options["profile"].to_json())
         config = cls._adopted(config, options)
