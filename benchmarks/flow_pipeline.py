@@ -7,7 +7,8 @@ A class-conditional SD3 transformer is trained here on scikit-learn's 8 × 8 dig
 StableDiffusion3Pipeline (no encoders, no VAE, guidance 1), in which every scheduler runs from the same
 noises. Figure: the RMS error per pixel, over all noises, to a converged solution. Each scheduler of
 diffusers gets the better of the shifts 1 and 3, for each number of calls, and as many steps as fit them; a
-profile or a plan of ours has no shift. A second table is of bfloat16: the error of Euler's method to its
+profile or a plan of ours has no shift. So do the samplers of skrample by its wrapper (Python 3.12 and
+later), which has levels of its own at each shift. A second table is of bfloat16: the error of Euler's method to its
 own float32 run, of the parent class, which rounds the state after each step, and of ours, which keeps it in
 float32. A training that is interrupted goes on where it was (``--cache``).
 """
@@ -22,7 +23,7 @@ from typing import Any
 import diffusers
 import numpy as np
 import torch
-from common import Row, Run, arguments, pick, quiet, rms
+from common import Row, Run, arguments, installed, pick, quiet, rms
 from drawing import label, panels
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -47,6 +48,12 @@ THEIRS = (
     ("DPMSolverMultistepScheduler", dict(solver_order=2, euler_at_final=True)),
     ("DPMSolverSinglestepScheduler", dict(solver_order=2)),
     ("DEISMultistepScheduler", dict(solver_order=2)),
+)
+
+
+OF_SKRAMPLE = (
+    *(("Euler", {}), ("SPC", {})),
+    *((name, dict(order=order)) for name in ("DPM", "Adams", "UniP", "UniPC") for order in (2, 3)),
 )
 
 
@@ -183,6 +190,29 @@ def theirs(pipe: Any, nfe: int, x: Tensor, y: Tensor) -> Iterator[Row]:
             )
 
 
+def of_skrample(pipe: Any, nfe: int, x: Tensor, y: Tensor) -> Iterator[Row]:
+    """One call a step, so that they take as many steps as calls."""
+    from skrample.diffusers import SkrampleWrapperScheduler
+    from skrample.sampling import structured
+
+    for name, options in OF_SKRAMPLE:
+        for shift in SHIFTS:
+            scheduler = SkrampleWrapperScheduler.from_diffusers_config(
+                diffusers.FlowMatchEulerDiscreteScheduler(shift=shift),
+                sampler=getattr(structured, name),
+                sampler_props=options,
+            )
+            calls, end = run(pipe, scheduler, nfe, x, y)
+            yield dict(
+                package="skrample",
+                scheduler=name,
+                settings=", ".join(f"{key}={value}" for key, value in options.items()),
+                shift=shift,
+                nfe=calls,
+                end=end,
+            )
+
+
 def ours(
     pipe: Any,
     model: ddim_ode.Denoiser,
@@ -231,6 +261,7 @@ def report(rows: list[Row], nfe: int) -> dict[str, float]:
     euler = best["diffusers", EULER, ""]["error"]
     for row in best.values():
         mark = "**" if row["package"] == "ddim_ode" else ""
+        name = "skrample " * (row["package"] == "skrample") + row["scheduler"]
         cells = (
             row["settings"],
             row["shift"],
@@ -238,14 +269,14 @@ def report(rows: list[Row], nfe: int) -> dict[str, float]:
             f"{row['error']:.4f}",
             f"{row['error'] / euler:.2f}",
         )
-        print(f"| {mark}{row['scheduler']}{mark} | {' | '.join(map(str, cells))} |")
-    peer = pick(list(best.values()), package="diffusers")[0]["error"]
+        print(f"| {mark}{name}{mark} | {' | '.join(map(str, cells))} |")
+    peer = next(row for row in best.values() if row["package"] != "ddim_ode")["error"]
     ratios = {}
     for name in ("unipc2, profile", "calibrated"):
         error = best["ddim_ode", name, ""]["error"]
         ratios[name] = error / euler
         print(
-            f"\n{name}: {error / euler:.2f} of Euler's error, {error / peer:.2f} of the best of diffusers"
+            f"\n{name}: {error / euler:.2f} of Euler's error, {error / peer:.2f} of the best of the others"
         )
     print()
     return ratios
@@ -279,7 +310,7 @@ def draw(rows: list[Row]) -> Figure:
     for (package, name, settings), curve in curves.items():
         own = package == "ddim_ode"
         style: dict[str, Any] = dict(lw=2, marker="o") if own else dict(lw=1, color="#9a9a9a")
-        text = name if own else f"{name.removesuffix('Scheduler')} {settings}"
+        text = name if own else f"{name.removesuffix('Scheduler')} {settings} ({package})"
         axis.plot(list(curve), list(curve.values()), label=text, **style)
     axis.set_yscale("log")
     axis.legend(fontsize=6)
@@ -290,7 +321,8 @@ def draw(rows: list[Row]) -> Figure:
 def main() -> None:
     sizes = "trains 2 minutes, 24 noises", "40 minutes, 128 noises"
     args = arguments(__doc__, *sizes, cache="out/flow_pipeline").parse_args()
-    record = Run("flow_pipeline", args, ["diffusers"])
+    record = Run("flow_pipeline", args, ["diffusers", "skrample"])
+    peers = [theirs, *([of_skrample] if installed("skrample") else [])]
     torch.set_grad_enabled(False)
     seconds, width, layers, n, fitted = (
         (2400, 96, 6, 128, 256) if args.full else (120, 64, 3, 24, 96)
@@ -315,7 +347,8 @@ def main() -> None:
     ratios = {}
     for nfe in BUDGETS:
         with quiet():
-            made = [*theirs(pipe, nfe, x, y), *ours(pipe, model, profile, plans, nfe, x, y)]
+            made = [row for rows_of in peers for row in rows_of(pipe, nfe, x, y)]
+            made += ours(pipe, model, profile, plans, nfe, x, y)
         for row in made:
             rows.append(dict(budget=nfe, **row, error=rms(row.pop("end") - truth)))
         ratios[nfe] = report(sorted(pick(rows, budget=nfe), key=lambda r: r["error"]), nfe)
