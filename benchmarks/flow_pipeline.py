@@ -6,15 +6,16 @@
 A class-conditional SD3 transformer is trained here on scikit-learn's 8 × 8 digits, and goes into a
 StableDiffusion3Pipeline (no encoders, no VAE, guidance 1), in which every scheduler runs from the same
 noises. Figure: the RMS error per pixel, over all noises, to a converged solution. Each scheduler of
-diffusers gets the better of the shifts 1 and 3, for each number of calls, and as many steps as fit them, and
-so does each sampler of skrample, by its wrapper for diffusers (Python 3.12 and later); a profile or a plan of
-ours has no shift. A second table is of bfloat16: the error of Euler's method to its own float32 run, of the
-parent class, which rounds the state after each step, and of ours, which keeps it in float32. A training
-that is interrupted goes on where it was (``--cache``).
+diffusers gets the better of the shifts 1 and 3, for each number of calls, and as many steps as fit them,
+and so does each sampler of skrample, by its wrapper for diffusers (Python 3.12 and later); a profile or a
+plan of ours has no shift. A second table is of bfloat16: the error of Euler's method to its own float32
+run, of the parent class, which rounds the state after each step, and of ours, which keeps it in float32. A
+training that is interrupted goes on where it was (``--cache``).
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -119,7 +120,7 @@ def trained(seconds: float, width: int, layers: int, cache: Path | None = None) 
         while (spent := time.perf_counter() - began) < seconds:
             bar.update(int(spent) - bar.n)
             for group in optimizer.param_groups:  # to zero along a quarter of a cosine
-                group["lr"] = 2e-3 * np.cos(np.pi / 2 * spent / seconds)
+                group["lr"] = 2e-3 * math.cos(math.pi / 2 * spent / seconds)
             rows = torch.randint(0, len(pixels), (64,), generator=generator)
             x0, t = pixels[rows], torch.rand(64, generator=generator)
             eps = torch.randn(x0.shape, generator=generator)
