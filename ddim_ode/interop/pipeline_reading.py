@@ -40,6 +40,7 @@ _OTHERS = dict(
     AmusedScheduler="its states are discrete",
     HeliosScheduler="its stages change the resolution of the state on the way",
 )
+ROUNDING = 1.0  # of 1000: schedulers round their network times
 _TIMES = (("num_train_timesteps", 1000), ("time_offset", -1.0))
 
 
@@ -52,6 +53,8 @@ class Reading(NamedTuple):
     Attributes:
         name: The known class that the scheduler is of, or is like.
         T: Network times are t·T with flow matching, and t + ``offset`` else.
+        rising: With flow matching, whether they rise to the data, and its σ with them (Mochi).
+        shift: With flow matching, of the levels over the times that the network is told (CogView4).
         clock: With EDM's kind a function of σ instead, by its name in :mod:`.edm`.
         spread: σ_data. sign: Of the network's answers.
     """
@@ -65,21 +68,32 @@ class Reading(NamedTuple):
     clock: str = ""
     spread: float = 1.0
     sign: float = 1.0
+    rising: bool = False
+    shift: float = 1.0
 
     def time(self, t: Array, sigma: Array) -> Array:
         """The network time, as ``Denoiser(time=)`` has it."""
         if self.clock:
             told: Array = CLOCKS[self.clock](torch.tensor(sigma * self.spread)).numpy()
             return told
-        return t * self.T if self.schedule.family == "flow" else t + self.offset
+        if self.schedule.family != "flow":
+            return t + self.offset
+        told = t / (self.shift - (self.shift - 1) * t)
+        return (1 - told if self.rising else told) * self.T
 
     def level(self, told: float) -> float:
         """The entry of the scheduler's own ``sigmas`` at a network time."""
         if self.clock:
             return math.exp(4 * told) if self.clock == "log" else math.tan(told * math.pi / 2)
         if self.schedule.family == "flow":
-            return told / self.T
+            t = told / self.T
+            return self.shift * t / (1 + (self.shift - 1) * t)
         return float(self.schedule.sigma(np.array(told - self.offset)))
+
+    def hears(self, told: Array, asked: Array) -> bool:
+        """Whether a network is told these times at these levels, but for rounding."""
+        own = self.time(self.schedule.time(asked), asked)
+        return bool((np.abs(own - told) <= ROUNDING * self.T / 1000).all())
 
     def placed(self, scheduler: Any) -> Placement:
         """Where a scheduler of this reading steps, its ``set_timesteps`` called."""
@@ -133,7 +147,9 @@ def reading_of(config: Mapping[str, Any]) -> Reading:
     name, schedule = config["_class_name"], schedule_of(config)
     if (edm := edm_of(config)) is None:
         T, offset = (float(config.get(key, n)) for key, n in _TIMES)
-        return Reading(name, schedule, prediction_of(config), limit_of(config), int(T), offset)
+        read = Reading(name, schedule, prediction_of(config), limit_of(config), int(T), offset)
+        rises = schedule.family == "flow" and bool(config.get("invert_sigmas"))
+        return read._replace(sign=-1.0, rising=True) if rises else read
     sign = -1.0 if edm.negated else 1.0
     levels = schedules.exponential(rate=8.0)  # any that has them, up to 2980 here
     return Reading(name, levels, "v", Limit(), clock=edm.clock, spread=edm.sigma_data, sign=sign)
