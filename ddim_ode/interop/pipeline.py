@@ -158,6 +158,11 @@ class PipelineModel(Denoiser):
         """How often the pipeline asked its network until now."""
         return self._net.loop.calls
 
+    @property
+    def closed(self) -> bool:
+        """Whether the pipeline is its owner's again, and this model cannot be asked any more."""
+        return self._net.loop.closed
+
     def close(self) -> None:
         """End the pipeline's call and its thread, and give the pipeline its scheduler back."""
         self._net.loop.close()
@@ -184,7 +189,7 @@ def _shifted(read: Reading, opening: Opening, steps: Placement) -> Reading:
             return shifted
     raise ValueError(
         f"the network is told {steps.told[:4].round(1).tolist()} ... at the shares of noise "
-        f"{read.schedule.time(steps.asked)[:4].round(4).tolist()} ...: of times of their own beside the levels "
+        f"{read.schedule.time(steps.asked)[:4].round(4).tolist()} ...: of its own times beside the levels "
         "(timesteps=) nobody knows what they are at others; leave timesteps= out"
     )
 
