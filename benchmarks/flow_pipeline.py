@@ -1,27 +1,30 @@
 """Our schedulers inside an unmodified flow-matching pipeline, beside diffusers' own.
 
     python benchmarks/flow_pipeline.py --quick        # trains two minutes, 24 noises
-    python benchmarks/flow_pipeline.py --full         # trains an hour, 128 noises
+    python benchmarks/flow_pipeline.py --full         # trains 40 minutes, 64 noises
 
 A class-conditional SD3 transformer is trained here on scikit-learn's 8 × 8 digits, and goes into a
 StableDiffusion3Pipeline (no encoders, no VAE, guidance 1), in which every scheduler runs from the same
 noises. Figure: the RMS error per pixel, over all noises, to a converged solution. Each scheduler of
-diffusers gets the better of the shifts 1 and 3, for each number of calls, and as many steps as fit them; a
-profile or a plan of ours has no shift. A second table is of bfloat16: the error of Euler's method to its
-own float32 run, of the parent class, which rounds the state after each step, and of ours, which keeps it in
-float32.
+diffusers gets the better of the shifts 1 and 3, for each number of calls, and as many steps as fit them,
+and so does each sampler of skrample, by its wrapper for diffusers (Python 3.12 and later); a profile or a
+plan of ours has no shift. A second table is of bfloat16: the error of Euler's method to its own float32
+run, of the parent class, which rounds the state after each step, and of ours, which keeps it in float32. A
+training that is interrupted goes on where it was (``--cache``).
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import diffusers
 import numpy as np
 import torch
-from common import Row, Run, arguments, pick, quiet, rms
+from common import Row, Run, arguments, installed, pick, quiet, rms
 from drawing import label, panels
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -49,6 +52,12 @@ THEIRS = (
 )
 
 
+OF_SKRAMPLE = (
+    *(("Euler", {}), ("SPC", {})),
+    *((name, dict(order=order)) for name in ("DPM", "Adams", "UniP", "UniPC") for order in (2, 3)),
+)
+
+
 class Classes:
     """What a text encoder would say of each class: fixed random numbers."""
 
@@ -60,14 +69,10 @@ class Classes:
         return dict(encoder_hidden_states=words[:, None], pooled_projections=words)
 
 
-def trained(seconds: float, width: int, layers: int) -> Any:
-    """The transformer after so many seconds of Adam on (ε − x₀ − v)², t uniform."""
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    pixels = torch.tensor(data.data, dtype=torch.float32).reshape(-1, 1, 8, 8) / 8 - 1
-    targets, classes = torch.tensor(data.target), Classes()
-    net = diffusers.SD3Transformer2DModel(
+def network(width: int, layers: int) -> Any:
+    """The transformer, before training."""
+    torch.manual_seed(0)
+    return diffusers.SD3Transformer2DModel(
         sample_size=8,
         patch_size=2,
         in_channels=1,
@@ -80,16 +85,42 @@ def trained(seconds: float, width: int, layers: int) -> Any:
         pooled_projection_dim=WORDS,
         pos_embed_max_size=4,
     )
-    optimizer = torch.optim.Adam(net.parameters(), 2e-3)
-    generator, began = torch.Generator().manual_seed(0), time.perf_counter()
+
+
+def trained(seconds: float, width: int, layers: int, cache: Path | None = None) -> Any:
+    """The transformer after so many seconds of Adam on (ε − x₀ − v)², t uniform.
+
+    cache: A folder in which a checkpoint is kept, from which another call of the same network goes on.
+    """
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    pixels = torch.tensor(data.data, dtype=torch.float32).reshape(-1, 1, 8, 8) / 8 - 1
+    targets, classes = torch.tensor(data.target), Classes()
+    net = network(width, layers)
     averaged = torch.optim.swa_utils.AveragedModel(
         net, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.995)
     )
+    optimizer, generator = (
+        torch.optim.Adam(net.parameters(), 2e-3),
+        torch.Generator().manual_seed(0),
+    )
+    kept = None if cache is None else cache / f"{width}-{layers}-{seconds:g}.pt"
+    spent, steps, saved = 0.0, 0, 0.0
+    parts = dict(net=net, averaged=averaged, optimizer=optimizer)
+    if kept is not None and kept.exists():
+        state = torch.load(kept, weights_only=True)
+        spent, steps = state["spent"], state["steps"]
+        generator.set_state(state["generator"])
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+        saved = spent
+    began = time.perf_counter() - spent
     with torch.enable_grad(), tqdm(total=int(seconds), unit="s", leave=False) as bar:
         while (spent := time.perf_counter() - began) < seconds:
             bar.update(int(spent) - bar.n)
             for group in optimizer.param_groups:  # to zero along a quarter of a cosine
-                group["lr"] = 2e-3 * np.cos(np.pi / 2 * spent / seconds)
+                group["lr"] = 2e-3 * math.cos(math.pi / 2 * spent / seconds)
             rows = torch.randint(0, len(pixels), (64,), generator=generator)
             x0, t = pixels[rows], torch.rand(64, generator=generator)
             eps = torch.randn(x0.shape, generator=generator)
@@ -100,8 +131,21 @@ def trained(seconds: float, width: int, layers: int) -> Any:
             loss.backward()
             optimizer.step()
             averaged.update_parameters(net)
-    print(f"trained {seconds:g} s, loss {loss.item():.3f}\n")
-    return averaged.module.eval().requires_grad_(False)
+            steps += 1
+            if kept is not None and spent > saved + 60:
+                saved = spent
+                _keep(kept, parts, spent=spent, steps=steps, generator=generator.get_state())
+    if kept is not None:
+        _keep(kept, parts, spent=seconds, steps=steps, generator=generator.get_state())
+    return averaged.module.eval().requires_grad_(False), steps
+
+
+def _keep(path: Path, parts: dict[str, Any], **more: Any) -> None:
+    """A checkpoint, in place of the last one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_suffix(".new")
+    torch.save({**{name: part.state_dict() for name, part in parts.items()}, **more}, fresh)
+    fresh.replace(path)
 
 
 def run(pipe: Any, scheduler: Any, steps: int, x: Tensor, y: Tensor) -> tuple[int, Tensor]:
@@ -141,6 +185,29 @@ def theirs(pipe: Any, nfe: int, x: Tensor, y: Tensor) -> Iterator[Row]:
                 package="diffusers",
                 scheduler=name,
                 settings=settings,
+                shift=shift,
+                nfe=calls,
+                end=end,
+            )
+
+
+def of_skrample(pipe: Any, nfe: int, x: Tensor, y: Tensor) -> Iterator[Row]:
+    """One call a step, so that they take as many steps as calls."""
+    from skrample.diffusers import SkrampleWrapperScheduler
+    from skrample.sampling import structured
+
+    for name, options in OF_SKRAMPLE:
+        for shift in SHIFTS:
+            scheduler = SkrampleWrapperScheduler.from_diffusers_config(
+                diffusers.FlowMatchEulerDiscreteScheduler(shift=shift),
+                sampler=getattr(structured, name),
+                sampler_props=options,
+            )
+            calls, end = run(pipe, scheduler, nfe, x, y)
+            yield dict(
+                package="skrample",
+                scheduler=name,
+                settings=", ".join(f"{key}={value}" for key, value in options.items()),
                 shift=shift,
                 nfe=calls,
                 end=end,
@@ -195,6 +262,7 @@ def report(rows: list[Row], nfe: int) -> dict[str, float]:
     euler = best["diffusers", EULER, ""]["error"]
     for row in best.values():
         mark = "**" if row["package"] == "ddim_ode" else ""
+        name = "skrample " * (row["package"] == "skrample") + row["scheduler"]
         cells = (
             row["settings"],
             row["shift"],
@@ -202,14 +270,14 @@ def report(rows: list[Row], nfe: int) -> dict[str, float]:
             f"{row['error']:.4f}",
             f"{row['error'] / euler:.2f}",
         )
-        print(f"| {mark}{row['scheduler']}{mark} | {' | '.join(map(str, cells))} |")
-    peer = pick(list(best.values()), package="diffusers")[0]["error"]
+        print(f"| {mark}{name}{mark} | {' | '.join(map(str, cells))} |")
+    peer = next(row for row in best.values() if row["package"] != "ddim_ode")["error"]
     ratios = {}
     for name in ("unipc2, profile", "calibrated"):
         error = best["ddim_ode", name, ""]["error"]
         ratios[name] = error / euler
         print(
-            f"\n{name}: {error / euler:.2f} of Euler's error, {error / peer:.2f} of the best of diffusers"
+            f"\n{name}: {error / euler:.2f} of Euler's error, {error / peer:.2f} of the best of the others"
         )
     print()
     return ratios
@@ -243,7 +311,7 @@ def draw(rows: list[Row]) -> Figure:
     for (package, name, settings), curve in curves.items():
         own = package == "ddim_ode"
         style: dict[str, Any] = dict(lw=2, marker="o") if own else dict(lw=1, color="#9a9a9a")
-        text = name if own else f"{name.removesuffix('Scheduler')} {settings}"
+        text = name if own else f"{name.removesuffix('Scheduler')} {settings} ({package})"
         axis.plot(list(curve), list(curve.values()), label=text, **style)
     axis.set_yscale("log")
     axis.legend(fontsize=6)
@@ -252,37 +320,47 @@ def draw(rows: list[Row]) -> Figure:
 
 
 def main() -> None:
-    args = arguments(__doc__, "trains 2 minutes, 24 noises", "an hour, 128 noises").parse_args()
-    record = Run("flow_pipeline", args, ["diffusers"])
+    sizes = "trains 2 minutes, 24 noises", "40 minutes, 64 noises"
+    args = arguments(__doc__, *sizes, cache="out/flow_pipeline").parse_args()
+    record = Run("flow_pipeline", args, ["diffusers", "skrample"])
+    peers = [theirs, *([of_skrample] if installed("skrample") else [])]
     torch.set_grad_enabled(False)
-    seconds, width, layers, n, fitted = (
-        (3600, 96, 6, 128, 256) if args.full else (120, 64, 3, 24, 96)
-    )
+    seconds, width, layers, n, fitted = (2400, 96, 6, 64, 96) if args.full else (120, 64, 3, 24, 96)
     with quiet():
-        net = trained(seconds, width, layers)
+        net, steps = trained(seconds, width, layers, args.cache)
         pipe = diffusers.StableDiffusion3Pipeline(net, None, *[None] * 7)
     pipe.set_progress_bar_config(disable=True)
+    print(f"trained {seconds} s, {steps} steps of 64\n")
     model = denoiser(net)
     labels = lambda seeds: {"y": torch.tensor([int(seed) % 10 for seed in seeds])}  # noqa: E731
     seeds = range(10_000, 10_000 + n)  # none that a fit has seen
     x, y = ddim_ode.noise((1, 8, 8), model.schedule, seeds), labels(seeds)["y"]
     truth, coarse = (
         ddim_ode.sample(model, x, "rk4", steps=steps, grid="time", cond={"y": y}).x
-        for steps in (200, 100)
+        for steps in (80, 40)
     )
-    print(f"reference: rk4, 200 steps in t; 100 move it by {rms(truth - coarse):.1e}\n")
+    print(f"reference: rk4, 80 steps in t; 40 move it by {rms(truth - coarse):.1e}\n")
     profile = ddim_ode.profile(model, n=8, cond=labels(range(8)), progress=False)
     plans = ddim_ode.calibrate(model, nfe=BUDGETS, n=fitted, cond=labels, progress=False)
     rows: list[Row] = []
     ratios = {}
     for nfe in BUDGETS:
         with quiet():
-            made = [*theirs(pipe, nfe, x, y), *ours(pipe, model, profile, plans, nfe, x, y)]
+            made = [row for rows_of in peers for row in rows_of(pipe, nfe, x, y)]
+            made += ours(pipe, model, profile, plans, nfe, x, y)
         for row in made:
             rows.append(dict(budget=nfe, **row, error=rms(row.pop("end") - truth)))
         ratios[nfe] = report(sorted(pick(rows, budget=nfe), key=lambda r: r["error"]), nfe)
     halves = half(pipe, x, y, (10, 30, 100))
-    record.save([*rows, *halves], draw(rows), n=n, nfe=BUDGETS, seconds=seconds, of_euler=ratios)
+    record.save(
+        [*rows, *halves],
+        draw(rows),
+        n=n,
+        nfe=BUDGETS,
+        seconds=seconds,
+        training_steps=steps,
+        of_euler=ratios,
+    )
 
 
 if __name__ == "__main__":

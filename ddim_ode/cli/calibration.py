@@ -14,13 +14,12 @@ from .common import (
     add_guidance,
     add_limit_arguments,
     condition,
-    find_device,
-    limits,
     parse_classes,
     print_table,
 )
-from .models import HELP, Loaded, load_model
+from .models import Loaded
 from .parser import Parser
+from .pipelines import add_model, how_to_run, open_model
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,7 +34,7 @@ _STEPS = 100  # of unipc3, converged as far as the eye can tell
 
 def add_arguments(parser: Parser) -> None:
     add = parser.add_argument
-    add("--model", default="fashion-mnist", help=HELP)
+    add_model(parser, "--model")
     add("--nfe", nargs="+", type=int, default=[6], help="network calls, a plan for each")
     add("--n", type=int, default=128, help="noises, a quarter of them held out to judge by")
     add("--seed", type=int, default=0, help="of the first noise")
@@ -59,7 +58,7 @@ def _calibrate(args: argparse.Namespace) -> int:
     budgets = sorted({count("--nfe", nfe) for nfe in args.nfe})
     n, seed = count("--n", args.n, least=2), count("--seed", args.seed, least=0)
     count("--batch", args.batch)
-    loaded = load_model(args.model, args.guidance, find_device(args.device), limits(args))
+    loaded = open_model(args)
     loaded = loaded.starting_at(args.sigma_max)
     shown = range(seed + n, seed + n + (_PICTURES if len(loaded.shape) == 3 else _DOTS))
     fitted_to, shown_with = (  # classes in turn over the seeds: a seed has its class whatever n is
@@ -185,6 +184,8 @@ def _before_after(
 def _how_to_sample(args: argparse.Namespace, model: Denoiser, path: Path) -> str:
     from ..nets.pretrained import PretrainedModel
 
+    if args.pipeline is not None:
+        return how_to_run(f'from_plans(Plan.load("{path}"), pipe.scheduler.config)', model)
     if not isinstance(model, PretrainedModel):
         return f'sample with: ddim_ode.sample(model, x_T, plan=ddim_ode.Plan.load("{path}"))'
     name = "" if args.model == "fashion-mnist" else f" --model {shlex.quote(args.model)}"

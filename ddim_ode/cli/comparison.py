@@ -14,14 +14,13 @@ from .common import (
     add_guidance,
     add_limit_arguments,
     condition,
-    find_device,
-    limits,
     load_real,
     parse_classes,
     parse_features,
 )
-from .models import HELP, Loaded, load_model
+from .models import Loaded
 from .parser import Parser
+from .pipelines import add_model, open_model
 from .profiling import HELP_GRID, resolved
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ _DRAWS = 10_000  # of an exact mixture, to measure against
 
 def add_arguments(parser: Parser) -> None:
     add = parser.add_argument
-    add("--model", default="fashion-mnist", help=HELP)
+    add_model(parser, "--model")
     add(
         "--methods",
         nargs="+",
@@ -107,7 +106,7 @@ def _compare(args: argparse.Namespace) -> int:
     from ..solve.plan_checks import fitted_seeds, profiled_seeds
     from ..solvers.profile import Profile
 
-    loaded = load_model(args.model, args.guidance, find_device(args.device), limits(args))
+    loaded = open_model(args)
     loaded = loaded.starting_at(args.sigma_max)
     n = count("--n", (_QUICK_N if args.quick else _N) if args.n is None else args.n)
     for target in args.target:

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .._base.checks import count
-from .common import add_guidance, add_limit_arguments, find_device, limits, load_real
-from .models import HELP, Loaded, load_model
+from .common import add_guidance, add_limit_arguments, find_device, load_real
+from .models import Loaded
 from .parser import Parser
+from .pipelines import add_model, open_model
 
 if TYPE_CHECKING:
     from ..diagnosis import Diagnosis
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: Parser) -> None:
     add = parser.add_argument
-    add("model", nargs="?", default="fashion-mnist", help=HELP)
+    add_model(parser, "model", nargs="?")
     add("--data", type=Path, help="clean images, as for ddim-ode train: finds more")
     add("--steps", type=int, default=50, help="the number of steps you mean to take")
     add("--n", type=int, default=8, help="samples to ask the model with")
@@ -42,7 +43,7 @@ def _doctor(args: argparse.Namespace) -> int:
     device = find_device(args.device)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # what the loader leaves out is measured below
-        loaded = load_model(args.model, args.guidance, device, limits(args))
+        loaded = open_model(args)
     data = None
     if args.data is not None:
         data = load_real(args.data, "train", None, args.n)

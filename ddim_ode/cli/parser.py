@@ -12,7 +12,8 @@ MODEL, STEPS, NOISE = "model and conditions", "solver, and where it steps", "noi
 TOLERANCE, PICTURES, OUTPUT, MACHINE = "tolerance", "pictures and real data", "output", "machine"
 # The groups in the order in which --help shows them, and the options of each on any command.
 _GROUPS = {
-    MODEL: "model classes to guidance guidance-interval guidance-rescale clip threshold",
+    MODEL: "model pipeline prompts call "
+    "classes to guidance guidance-interval guidance-rescale clip threshold",
     STEPS: "methods method plan calibrated nfe steps grid final sigma-max sigma-min budget points",
     NOISE: "n seed seeds eta noise variants",
     TOLERANCE: "rtol atol reference confidence target quick",

@@ -16,12 +16,11 @@ from .common import (
     add_limit_arguments,
     condition,
     find_device,
-    limits,
     parse_classes,
     print_table,
 )
-from .models import HELP, load_model
 from .parser import Parser
+from .pipelines import add_model, how_to_run, open_model
 
 if TYPE_CHECKING:
     from ..denoising.denoiser import Denoiser
@@ -36,7 +35,7 @@ HELP_GRID = (
 
 def add_arguments(parser: Parser) -> None:
     add = parser.add_argument
-    add("model", nargs="?", default="fashion-mnist", help=HELP)
+    add_model(parser, "model", nargs="?")
     add(
         "--nfe",
         nargs="+",
@@ -63,7 +62,7 @@ def _profile(args: argparse.Namespace) -> int:
     device = find_device(args.device)
     if args.out.is_dir():
         raise IsADirectoryError(f"--out {args.out}: is a folder; give a file")
-    loaded = load_model(args.model, args.guidance, device, limits(args))
+    loaded = open_model(args)
     prof = profile(
         loaded.denoiser,
         args.nfe,
@@ -81,11 +80,19 @@ def _profile(args: argparse.Namespace) -> int:
     print(
         f"\n{args.out}\nerror: RMS to the converged ends of {args.n} noises, which may be off by "
         f"{prof.about['reference_error']:.2g}; network rows: {prof.net_evals:,}\n"
-        f"ddim-ode generate -n 100 --model {shlex.quote(args.model)} --method "
-        f"{prof.recommend(args.nfe[0]).method} --nfe {args.nfe[0]} --grid {shlex.quote(str(args.out))} "
-        "--out out/samples"
+        + _how_to_sample(args, loaded.denoiser, prof.recommend(args.nfe[0]).method)
     )
     return 0
+
+
+def _how_to_sample(args: argparse.Namespace, model: Denoiser, method: str) -> str:
+    if args.pipeline is not None:
+        made = f'from_config(pipe.scheduler.config, method="{method}", profile=Profile.load("{args.out}"))'
+        return how_to_run(made, model)
+    return (
+        f"ddim-ode generate -n 100 --model {shlex.quote(args.model)} --method {method} --nfe {args.nfe[0]} "
+        f"--grid {shlex.quote(str(args.out))} --out out/samples"
+    )
 
 
 def grid_of(

@@ -34,9 +34,10 @@ from .._base.checks import count, exclusive, flag, number, numbers, one_of
 from ..schedules.schedule import Array, Schedule, check_schedule
 from .spacing import CLASSIC as CLASSIC
 from .spacing import FLOW as FLOW
-from .spacing import IN_SIGMA, IN_TIME, is_open, shares, spaced
+from .spacing import IN_SIGMA, IN_TIME, shares, spaced
 from .spacing import NAMES as NAMES
 from .spacing import check_name as check_name
+from .spacing import is_open as is_open
 
 FINALS = ("zero", "sigma_min")
 FEW_STEPS, FEW_CALLS = 15, 30

@@ -12,11 +12,19 @@ from .._base.checks import refuse, several, shown
 from ..solvers.plan import Plan
 from ..solvers.profile import Profile
 from .config import FLOW as EULER
-from .config import LIMITING, check_betas, is_flow, limit_of, notes_of, warn_of
+from .config import (
+    LIMITING,
+    OURS,
+    check_betas,
+    edm_of,
+    is_flow,
+    limit_of,
+    notes_of,
+    warn_of,
+)
 from .reading import class_of, own_keys, read_scheduler
 
-OURS = "DDIMODEScheduler"
-OF_METHOD = ("method", "grid", "final", "eta", "start", "sigma_max")
+OF_METHOD = ("method", "grid", "final", "eta", "start", "sigma_max")  # the last but with EDM's kind
 OURS_OF_FLOW = "DDIMODEFlowScheduler"
 FLOW = (
     "DDIMODEScheduler runs in variance-preserving pipelines, not with flow matching; "
@@ -57,7 +65,8 @@ def adopted(config: Any, options: Mapping[str, Any]) -> dict[str, Any]:
         options: Of our constructor, which go before what the configuration says.
 
     Raises:
-        ValueError: A scheduler that is not of variance-preserving diffusion, or no configuration.
+        ValueError: A scheduler that is neither of variance-preserving diffusion nor of EDM's kind, or no
+            configuration.
     """
     check_config(config)
     named = {**config, **options}
@@ -69,19 +78,34 @@ def adopted(config: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     replaced = None if ours else class_of(config)
     if name != OURS:  # a file need not say what its class has by default
         config = {**read_scheduler(config).config, **config}
-    check_betas({**config, **options})
+    kind = config if replaced is None else {**config, "_class_name": replaced}
+    edm = edm_of({**kind, **options})
+    if edm is None:
+        check_betas({**kind, **options})
+        kind = config
     if config.get("schedule") is not None and "schedule" not in options:
         reason = (
             "the configuration has schedule= in place of betas (schedule=None goes back to them)"
         )
         refuse(reason, **{key: options.get(key) for key in _OF_BETAS})
-    notes = notes_of(config, limit_of(config))
+    notes = notes_of(kind, limit_of(kind))
     lost = [note for note in notes if note.outcome == "left out" and note.key not in options]
     warn_of(lost)
     # keys listed as defaults would go back to ours, whatever they say
     off = {"_use_default_values", *LIMITING.keys() & {note.key for note in lost}}
     config = {key: value for key, value in config.items() if key not in off}
-    return config if replaced is None else {**config, "replaces": replaced, "sigma_max": None}
+    if replaced is None:
+        return config
+    # of EDM's kind it is the model's
+    start = None if edm is None else config.get("sigma_max")
+    return {**config, "replaces": replaced, "sigma_max": start}
+
+
+def of_method(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a scheduler's configuration says of the method that it runs, and compiled plans say in its
+    place."""
+    named = {"_class_name": class_of(config) or OURS, **config}
+    return OF_METHOD if edm_of(named) is None else OF_METHOD[:-1]
 
 
 def adopted_flow(config: Any, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -155,24 +179,27 @@ def trees_of(plans: Plan | Sequence[Plan]) -> list[dict[str, Any]]:
 
 def plan_of(tree: Mapping[str, Any]) -> Plan:
     """A plan of a configuration, checked as a plan's file is."""
-    text = _json("plans", tree, "from_plans takes Plans")
+    text = _json("plans", tree, "from_plans(...), which takes Plans")
     return Plan.from_json(text, "plans in the scheduler's configuration")
 
 
 def profile_of(tree: Mapping[str, Any]) -> Profile:
     """A profile of a configuration, checked as a profile's file is."""
-    text = _json("profile", tree, "from_config takes a Profile")
+    text = _json("profile", tree, "from_config(..., profile=), which takes a Profile")
     return Profile.from_json(text, "the profile in the scheduler's configuration")
 
 
 def _json(name: str, tree: Any, remedy: str) -> str:
     """The text of a part of a configuration; ValueError for what no configuration holds."""
     try:
-        return json.dumps(tree)
+        if isinstance(tree, Mapping):
+            return json.dumps(tree)
     except (TypeError, ValueError, RecursionError):
-        raise ValueError(
-            f"{name} must be those of a configuration, got {shown(tree)}; DDIMODEScheduler.{remedy}"
-        ) from None
+        pass
+    raise ValueError(
+        f"{name} must be as a configuration keeps it, a mapping of what its file says, got {shown(tree)}; "
+        f"make the scheduler by {remedy}"
+    )
 
 
 def plain(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,8 @@ from ..schedules.schedule import Array, Schedule
 from . import families
 
 PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
+OURS = "DDIMODEScheduler"
+SHIFTED = ("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler")  # by snr_shift_scale
 DISCRETE = (
     *("DDIMScheduler", "DDIMParallelScheduler", "DDIMInverseScheduler"),
     *("DDPMScheduler", "DDPMParallelScheduler", "PNDMScheduler"),
@@ -30,7 +32,8 @@ DISCRETE = (
     *("UniPCMultistepScheduler", "SASolverScheduler", "LCMScheduler", "TCDScheduler"),
     *("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler"),
     *("LMSDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler"),
-    "DDIMODEScheduler",
+    *SHIFTED,
+    OURS,
 )
 FLOW = (
     *("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"),
@@ -47,7 +50,7 @@ _VARIANCES = (*LEARNED, "fixed_small", "fixed_small_log", "fixed_large", "fixed_
 _MODEL = (
     *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas"),
     *("prediction_type", "rescale_betas_zero_snr", "variance_type", "use_flow_sigmas"),
-    *("schedule", "time_offset", "snap", "sigma_data"),
+    *("schedule", "time_offset", "snap", "sigma_data", "snr_shift_scale"),
 )
 _LEVELS = (
     *("timestep_spacing", "steps_offset", "set_alpha_to_one", "final_sigmas_type"),
@@ -135,9 +138,10 @@ def edm_of(config: Mapping[str, Any]) -> Edm | None:
     """How an EDM-type configuration has its network called; None for all others.
 
     Those are the EDM schedulers', and Euler's with ``timestep_type="continuous"`` and v-prediction, whose
-    levels may lie beyond those of its betas.
+    levels may lie beyond those of its betas; and ours in the place of one of them.
     """
-    name, prediction = config.get("_class_name"), config.get("prediction_type", "epsilon")
+    config = {key: value for key, value in config.items() if value is not None}
+    name, prediction = source_of(config), config.get("prediction_type", "epsilon")
     if name in EDM:
         one_of("prediction_type", prediction, ("epsilon", "v_prediction"))
         low, high, data = (
@@ -154,6 +158,12 @@ def edm_of(config: Mapping[str, Any]) -> Edm | None:
         for key, end in (("sigma_max", betas.sigma_max), ("sigma_min", betas.sigma_min))
     ]
     return Edm(1.0, max(ends[0], betas.sigma_max), min(ends[1], betas.sigma_min), False, "log")
+
+
+def source_of(config: Mapping[str, Any]) -> str | None:
+    """The class of a configuration, or the one in whose place ours is."""
+    name: str | None = config.get("_class_name")
+    return config.get("replaces", name) if name == OURS else name
 
 
 def placing_of(config: Mapping[str, Any], mu: float | None = None) -> dict[str, float] | None:
@@ -194,16 +204,30 @@ def _of_betas(config: Mapping[str, Any]) -> Schedule:
     T = count("num_train_timesteps", config["num_train_timesteps"])
     trained, zero_snr = config.get("trained_betas"), _is_on(config, "rescale_betas_zero_snr")
     name = one_of("beta_schedule", config.get("beta_schedule", "linear"), BETAS)
-    if trained is None and not zero_snr:
+    snr = _snr_shift(config)
+    if trained is None and not zero_snr and snr == 1.0:
         if name == "linear":
             return schedules.ddpm(T, config["beta_start"], config["beta_end"])
         if name == "squaredcos_cap_v2":
             return schedules.cosine(T)
     squares = np.cumprod(1 - _betas(name, T, config))
+    squares = squares / (snr + (1 - snr) * squares)  # σ² times snr
     if zero_snr:  # Lin et al. 2024, algorithm 1
         root = np.sqrt(squares)
         squares = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
     return schedules.from_alphas_cumprod(squares)
+
+
+def _snr_shift(config: Mapping[str, Any]) -> float:
+    """What divides the signal-to-noise ratio of the betas; ValueError for a class that ignores it."""
+    snr = _positive(config, "snr_shift_scale", 1.0)
+    if snr != 1.0 and (name := config.get("_class_name", OURS)) not in (*SHIFTED, OURS):
+        raise ValueError(
+            f"snr_shift_scale={snr:g} shifts the betas of CogVideoX's schedulers, and {name} carries it "
+            "along and does not shift: give the configuration of the scheduler that the network was "
+            "trained with, or snr_shift_scale=1"
+        )
+    return snr
 
 
 def _betas(name: str, T: int, config: Mapping[str, Any]) -> Array:
@@ -240,19 +264,10 @@ def check_betas(config: Mapping[str, Any]) -> None:
     """
     if all(config.get(key) is None for key in ("beta_schedule", "trained_betas", "schedule")):
         raise ValueError(
-            "the configuration has no beta_schedule, as those of flow matching, EDM or consistency models: "
+            "the configuration has no beta_schedule, as those of flow matching or consistency models: "
             "take one of a scheduler of variance-preserving diffusion"
         )
-    if _is_continuous(config):
-        raise ValueError(
-            "timestep_type='continuous' has states of σ beyond those of betas, and networks told ¼ ln σ: "
-            "ddim_ode.interop.diffusers.load reads such models"
-        )
-    if config.get("snr_shift_scale", 1.0) != 1.0:
-        raise ValueError(
-            f"snr_shift_scale={config['snr_shift_scale']!r} shifts the schedule of its betas, which this "
-            "version does not know; give trained_betas, those after the shift"
-        )
+    _snr_shift(config)
 
 
 def prediction_of(config: Mapping[str, Any]) -> str:
@@ -303,7 +318,7 @@ def limit_of(
 
 
 def _limits(config: Mapping[str, Any], switch: str) -> bool:
-    named = config.get("_class_name", "DDIMODEScheduler")
+    named = config.get("_class_name", OURS)
     return _is_on(config, switch) and named in LIMITING[switch]
 
 

@@ -94,6 +94,10 @@ FAMILIES: dict[str, Family] = {
         "CHW", "1 − τ/T", negated=True, ramp=True, argument="t", listed=True
     ),
     "HiDreamImageTransformer2DModel": Family("CHW", negated=True, argument="timesteps"),
+    "BriaTransformer2DModel": Family("LC", ramp=True),
+    "PRXTransformer2DModel": Family("CHW", "τ/T"),
+    "ErnieImageTransformer2DModel": Family("CHW", ramp=True),
+    "HunyuanVideo15Transformer3DModel": Family("CFHW", ramp=True),
     "MochiTransformer3DModel": Family("CFHW", "T − τ", negated=True, rising=True),
     # Of other noise; a DiT that is trained with a flow scheduler is told its time, as U-Nets are.
     "DiTTransformer2DModel": Family("CHW"),

@@ -40,6 +40,7 @@ from .._base.checks import (
 )
 from .._base.tensors import check_floating
 from ..denoising.denoiser import Denoiser
+from ..grids import check_name
 from ..schedules.schedule import Array
 from ..solve.planning import plan_for
 from ..solvers.methods import get_method
@@ -98,6 +99,7 @@ class DDIMODEFlowScheduler(Turns, FlowMatchEulerDiscreteScheduler):  # type: ign
             use_beta_sigmas, time_shift_type: As of the flow scheduler, which places the levels.
         stochastic_sampling: x̂₀ with new noise at each level, as there; with ``method="ddim"`` alone.
         method, eta: As in :func:`ddim_ode.sample` (default ``"ddim"``: Euler's method, as theirs).
+        grid: The name of a grid, as there, which places the levels instead, such as ``"shifted:3"``.
         plans: Compiled plans instead, as ``Plan.save`` writes them (see :meth:`from_plans`), on levels of
             their own: ``set_timesteps(n)`` takes the one of n network calls.
         profile: A :class:`ddim_ode.Profile` of the pipeline's network, which places the levels instead
@@ -135,6 +137,7 @@ class DDIMODEFlowScheduler(Turns, FlowMatchEulerDiscreteScheduler):  # type: ign
         time_shift_type: str = "exponential",
         stochastic_sampling: bool = False,
         method: str | None = None,
+        grid: str | None = None,
         eta: float | None = None,
         plans: Sequence[Mapping[str, Any]] | None = None,
         profile: Mapping[str, Any] | None = None,
@@ -161,15 +164,17 @@ class DDIMODEFlowScheduler(Turns, FlowMatchEulerDiscreteScheduler):  # type: ign
         )
         self._denoiser.limit = limit_of(kind)
         if profile is not None:
-            exclusive(profile=profile, plans=plans)
+            exclusive(profile=profile, plans=plans, grid=grid)
             self._denoiser.profile = checked_profile(profile_of(profile), self._denoiser.schedule)
+        if grid is not None:
+            check_name(grid)
         self._method = get_method("ddim" if method is None else method)
         self._plans = self._compiled(plans)
         self._renoises = flag("stochastic_sampling", stochastic_sampling)
-        if self._renoises and (plans or profile or eta or self._method.name != "ddim"):
+        if self._renoises and (plans or profile or grid or eta or self._method.name != "ddim"):
             raise ValueError(
                 "stochastic_sampling=True draws x̂₀ with new noise at each level, which is method='ddim' "
-                "and no plan, profile or eta; drop these, or give stochastic_sampling=False"
+                "and no plan, profile, grid or eta; drop these, or give stochastic_sampling=False"
             )
 
     _adopted = staticmethod(adopted_flow)
@@ -188,8 +193,8 @@ class DDIMODEFlowScheduler(Turns, FlowMatchEulerDiscreteScheduler):  # type: ign
             num_inference_steps: Network calls (default: as many as there are ``sigmas`` or ``timesteps``,
                 or those of the only plan).
             device: Of ``timesteps`` (nfe,) and ``sigmas`` (nfe+1,).
-            sigmas: The pipeline's levels, falling in (0, 1], before the shift; with plans or a profile,
-                which have their own, only their number counts.
+            sigmas: The pipeline's levels, falling in (0, 1], before the shift; with plans, a profile or a
+                grid, which have their own, only their number counts.
             mu: The shift by the picture's size, with ``use_dynamic_shifting``.
             timesteps: What the network is told at the levels, where that is not 1000σ; without ``sigmas``,
                 the levels as well.
@@ -220,8 +225,9 @@ class DDIMODEFlowScheduler(Turns, FlowMatchEulerDiscreteScheduler):  # type: ign
         placed = {"mu": mu} if dynamic else {"shift": self.shift}
         if self._plans:
             plan = self._of_calls(calls)
-        elif self._denoiser.profile is not None:
-            plan = plan_for(self._denoiser, self._method, nfe=calls, eta=self.config["eta"])
+        elif self._denoiser.profile is not None or self.config["grid"] is not None:
+            how = dict(grid=self.config["grid"], eta=self.config["eta"])
+            plan = plan_for(self._denoiser, self._method, nfe=calls, **how)
         else:
             if dynamic and mu is None:
                 raise ValueError(_MU)

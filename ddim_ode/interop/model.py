@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -58,7 +59,8 @@ class _Network(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
         left_out = sorted((takes_of(self.model, self.row) or frozenset()) - cond.keys())
-        added = {name: cond.pop(name) for name in ADDED if name in cond}
+        among = ADDED - inspect.signature(self.model.forward).parameters.keys()
+        added = {name: cond.pop(name) for name in among if name in cond}
         if added:
             cond["added_cond_kwargs"] = added
         if (more := cond.pop(BESIDE, None)) is not None:

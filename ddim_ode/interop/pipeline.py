@@ -23,8 +23,9 @@ from ..denoising.network import doubled_axis
 from ..schedules.schedule import Array, Schedule
 from .config import placing_of
 from .pipeline_loop import Loop, PipelineNetwork
-from .pipeline_reading import Reading, reading
-from .stand_in import StandIn
+from .pipeline_reading import ROUNDING, Reading, reading
+from .placement import Placement
+from .stand_in import Opening, StandIn
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -42,7 +43,6 @@ _BY_COUNT: dict[str, Any] = dict(
 )
 _NO_EULER = ("KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "PNDMScheduler")
 _TOLERANCE = 1e-3  # of a step, by which two ways to compute it may differ in single precision
-_TIME = 1.0  # of 1000: schedulers round their network times
 
 
 class PipelineModel(Denoiser):
@@ -69,6 +69,8 @@ class PipelineModel(Denoiser):
         opening, name = loop.opening, type(loop.scheduler).__name__
         like, answer = (opening.arguments[key] for key in ("sample", "model_output"))
         steps = read.placed(opening.scheduler)
+        read = _shifted(read, opening, steps)
+        loop.level_of = read.level
         first = int(np.abs(steps.told - opening.time).argmin())
         self._net = PipelineNetwork(loop)
         self._net.sign = read.sign
@@ -93,7 +95,7 @@ class PipelineModel(Denoiser):
         ):
             self.sigma_max = level
         told = float(self.network_time(self.levels[:1])[0])
-        if abs(opening.time - told) > (1e-3 if read.clock else _TIME * read.T / 1000):
+        if abs(opening.time - told) > (1e-3 if read.clock else ROUNDING * read.T / 1000):
             raise ValueError(
                 f"{name} gives its network the time {opening.time:g} at σ={level:.6g}, where its "
                 f"configuration says {told:g}; give the pipeline the scheduler that its network was "
@@ -156,6 +158,11 @@ class PipelineModel(Denoiser):
         """How often the pipeline asked its network until now."""
         return self._net.loop.calls
 
+    @property
+    def closed(self) -> bool:
+        """Whether the pipeline is its owner's again, and this model cannot be asked any more."""
+        return self._net.loop.closed
+
     def close(self) -> None:
         """End the pipeline's call and its thread, and give the pipeline its scheduler back."""
         self._net.loop.close()
@@ -169,6 +176,22 @@ class PipelineModel(Denoiser):
     def __repr__(self) -> str:
         step = self.unchecked or f"a step differs from its scheduler's by {self.deviation:.1e}"
         return f"PipelineModel({self._net.loop.name}, {self.prediction}-network, {self.schedule!r}; {step})"
+
+
+def _shifted(read: Reading, opening: Opening, steps: Placement) -> Reading:
+    """As it is, or of a network that is told the time before the levels' shift by mu (CogView4)."""
+    if read.schedule.family != "flow" or read.hears(steps.told, steps.asked):
+        return read
+    if (mu := opening.mu) is not None:
+        linear = opening.scheduler.config.get("time_shift_type") == "linear"
+        shifted = read._replace(shift=mu if linear else float(np.exp(mu)))
+        if shifted.hears(steps.told, steps.asked):
+            return shifted
+    raise ValueError(
+        f"the network is told {steps.told[:4].round(1).tolist()} ... at the shares of noise "
+        f"{read.schedule.time(steps.asked)[:4].round(4).tolist()} ...: of its own times beside the levels "
+        "(timesteps=) nobody knows what they are at others; leave timesteps= out"
+    )
 
 
 def _trained(sigma: float, schedule: Schedule) -> float:

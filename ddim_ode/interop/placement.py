@@ -17,10 +17,11 @@ import numpy as np
 from .._base.checks import numbers
 from ..denoising.denoiser import Denoiser
 from ..schedules.schedule import Array, ArrayLike, Schedule
+from .config import SHIFTED
 from .reading import own_keys, read_scheduler
 
 _RISING = ("DDIMInverseScheduler", "DPMSolverMultistepInverseScheduler")
-_STRIDING = ("DDIMScheduler", "DDIMParallelScheduler", "PNDMScheduler")
+_STRIDING = ("DDIMScheduler", "DDIMParallelScheduler", "PNDMScheduler", *SHIFTED)
 _LISTED = ("DDPMScheduler", "DDPMParallelScheduler", "LCMScheduler", "TCDScheduler")
 # The others keep σ. These call twice a step: an entry of the second call follows that of each level.
 _TWICE = (
@@ -95,6 +96,9 @@ def placed(scheduler: Any, schedule: Schedule, name: str, whose: str) -> Placeme
     """
     try:
         if name == "DDIMODEScheduler":
+            if schedule.family == "ve":  # whose σ is that of EDM's pipelines
+                grid = np.array(scheduler.plan.grid) * scheduler._read.spread
+                return Placement(grid[:-1], grid[1:], grid[:-1])
             grid = np.array(scheduler.plan.grid)
             told = schedule.time(grid[:-1]) + scheduler.config.time_offset
             return Placement(grid[:-1], grid[1:], told)

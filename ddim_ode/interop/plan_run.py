@@ -26,7 +26,7 @@ from ..solvers.methods import RK_START_FROM, Method
 from ..solvers.plan import Plan
 from ..solvers.profile import Profile
 from ..solvers.tableau import Singlestep
-from .adoption import OF_METHOD, check_config, plan_of, trees_of
+from .adoption import check_config, of_method, plan_of, trees_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -60,10 +60,19 @@ class PlanRun:
     shown: what the network is to be shown next, the state or a stage, of which half-precision
     pipelines get a narrower copy. x0: x̂₀ of the last call. A step that fails changes nothing here, and may
     be tried again (a generator that was drawn from has moved on).
+
+    spread: With EDM's kind, the standard deviation of the data. A pipeline's states are x₀ + σε, and ours
+    are what their network sees, x/√(σ²+σ_data²).
     """
 
-    def __init__(self, plan: Plan, denoiser: Denoiser, sample: Tensor) -> None:
+    def __init__(
+        self, plan: Plan, denoiser: Denoiser, sample: Tensor, spread: float | None = None
+    ) -> None:
         x = sample.to(torch.promote_types(sample.dtype, torch.float32))
+        self.sizes = None if spread is None else sizes_of(plan, spread)
+        self.spread = 1.0 if spread is None else spread
+        if self.sizes is not None:
+            x = x / self.sizes[0]
         self.run = Run(plan, x, draw=self._draw, estimate=False)
         self.shown = self._next(None)
         self.denoiser, self.nodes = denoiser, plan.nodes
@@ -87,6 +96,7 @@ class PlanRun:
         """File the network's answer at ``sample``; on to the next call, or to the end. dtype: of what is
         handed back."""
         before, self.generator = (self.run.copied(), self.shown), generator
+        self.before = None if self.sizes is None else before
         try:
             y = self._kept(sample)
             if self.run.committed:
@@ -94,11 +104,22 @@ class PlanRun:
             vector = self._vector(y, answer)
             x0 = x0_of(self.denoiser, self.nodes[self.call], y, vector)
             self.shown = self._next(vector)
-            self.x0 = x0
-            return self.shown.to(dtype)
+            self.x0 = x0 if self.sizes is None else x0 * self.spread
+            return self._handed.to(dtype)
         except BaseException:
             self.run, self.shown = before
             raise
+
+    def back(self) -> None:
+        """Take the last step back, once, with EDM's kind."""
+        if self.before is None:
+            raise ValueError("there is no step to take back")
+        (self.run, self.shown), self.before = self.before, None
+
+    @property
+    def _handed(self) -> Tensor:
+        """What is shown, as the pipeline has it."""
+        return self.shown if self.sizes is None else self.shown * self.sizes[self.call]
 
     def _next(self, vector: Tensor | None) -> Tensor:
         """What the next call is shown, or the end."""
@@ -125,10 +146,19 @@ class PlanRun:
     def _kept(self, sample: Tensor) -> Tensor:
         """``sample``, wide: its values where a pipeline changed what it was shown, elsewhere ours, of more
         digits."""
-        if sample.dtype == self.shown.dtype:
+        if self.sizes is None and sample.dtype == self.shown.dtype:
             return sample
-        ours = self.shown.to(sample.dtype) == sample
-        return torch.where(ours, self.shown, sample.to(self.shown.dtype))
+        ours = self._handed.to(sample.dtype) == sample
+        theirs = sample.to(self.shown.dtype)
+        if self.sizes is not None:
+            theirs = theirs / self.sizes[self.call]
+        return torch.where(ours, self.shown, theirs)
+
+
+def sizes_of(plan: Plan, spread: float) -> list[float]:
+    """√(σ²+σ_data²) at each of its calls (nfe+1,) and at its end."""
+    levels = [*(node.sigma for node in plan.nodes), plan.grid[-1]]
+    return [spread * math.hypot(1.0, level) for level in levels]
 
 
 def nobody(x: Tensor, t: Tensor) -> Tensor:
@@ -150,6 +180,7 @@ class Turns:
     _plan: Plan | None = None
     _run: PlanRun | None = None
     _call = 0
+    _spread: float | None = None  # of the data, with EDM's kind
 
     @classmethod
     def from_config(cls, config: Any = None, *args: Any, **options: Any) -> Any:
@@ -158,6 +189,9 @@ class Turns:
         What it says by its class's defaults counts as well (diffusers would put ours in their place).
         ValueError for a scheduler of another kind of diffusion than ours, or an unknown option.
         """
+        if isinstance(options.get("grid"), Profile):
+            exclusive(grid=options["grid"], profile=options.get("profile"))
+            options["profile"] = options.pop("grid")
         if isinstance(options.get("profile"), Profile):
             options["profile"] = json.loads(options["profile"].to_json())
         config = cls._adopted(config, options)
@@ -178,7 +212,8 @@ class Turns:
         """
         check_config(config)
         trees = trees_of(plans)
-        kept = {k: v for k, v in config.items() if k not in OF_METHOD}
+        replaced = of_method(config)
+        kept = {k: v for k, v in config.items() if k not in replaced}
         made: Self = cls.from_config(kept, plans=trees, **options)
         return made
 
@@ -277,7 +312,7 @@ class Turns:
         """The plans of a configuration by their calls, checked; none for None."""
         if trees is None:
             return {}
-        for name in OF_METHOD:
+        for name in of_method({"_class_name": type(self).__name__, **self.config}):
             exclusive(plans=trees, **{name: self.config.get(name)})
         if not several(trees):
             raise ValueError("plans is empty; give a plan for each number of calls, or method=")
@@ -330,7 +365,9 @@ class Turns:
         """What the next call is shown and x̂₀ of this one, in that dtype. answer: (B, *), as the sample."""
         self._check_turn(timestep)
         plan = self._running()
-        run = PlanRun(plan, self._denoiser, sample) if self._run is None else self._run
+        run = self._run
+        if run is None:
+            run = PlanRun(plan, self._denoiser, sample, self._spread)
         if sample.shape != run.x.shape:
             raise ValueError(
                 f"sample has shape {tuple(sample.shape)}, but this run began with "

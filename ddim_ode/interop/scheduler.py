@@ -31,18 +31,21 @@ from .._base.checks import (
 from .._base.tensors import check_floating
 from ..denoising.denoiser import Denoiser
 from ..denoising.network import doubled_axis, halved
-from ..grids import FINALS, NAMES
+from ..grids import FINALS, check_name, is_open
 from ..schedules.schedule import Array
 from ..solve.planning import plan_for
 from ..solvers.methods import Method, get_method
 from ..solvers.plan import Plan
 from ..solvers.profile import checked_profile
-from .adoption import FLOW, adopted, plain, profile_of
-from .config import learns_variance, limit_of, prediction_of, schedule_of
-from .noising import ByTime, Noising
+from .adoption import FLOW, adopted, of_method, plain, profile_of
+from .config import EDM, OURS, SHIFTED, edm_of, learns_variance
+from .edm_states import EdmStates
+from .noising import ByTime
+from .pipeline_reading import levels_of_source, reading_of
 from .placement import starting_level
-from .plan_run import Generators, Turns, check_generators, nobody
+from .plan_run import Generators, check_generators, nobody
 
+_PLACING = ("plans", "grid", "final", "sigma_max")
 # Pipelines cut a list of times at a share of T. With two calls a step that is inside of one, or, where they
 # see that it is, they go back by one call and show an old level the state of the next.
 _HANDED_OVER = (
@@ -53,17 +56,19 @@ _HANDED_OVER = (
 )
 
 
-class DDIMODEScheduler(Turns, Noising, SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # theirs overlap
+class DDIMODEScheduler(EdmStates, SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # theirs overlap
     """A diffusers scheduler that runs one of our plans.
 
     ``DDIMODEScheduler.from_config(pipe.scheduler.config, method="unipc3")`` takes the model's part of
-    another scheduler's configuration (betas, prediction type, limits on x̂₀) and leaves the rest.
+    another scheduler's configuration (betas, prediction type, limits on x̂₀) and leaves the rest. Of EDM's
+    kind (Stable Audio, SVD, Cosmos 1) the levels are that scheduler's, unless ``grid`` or a profile says.
     ``DDIMPipeline`` turns whatever it is constructed with into its own scheduler: assign to
     ``pipe.scheduler`` afterwards. ``order`` is the network calls of a step, as pipelines read it.
 
     Args:
         num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas, prediction_type,
             rescale_betas_zero_snr, variance_type: As of the DDIM scheduler.
+        snr_shift_scale: As of CogVideoX's: the signal-to-noise ratio of the betas is divided by it.
         clip_sample, clip_sample_range, thresholding, dynamic_thresholding_ratio, sample_max_value: As of
             the DDIM scheduler, thresholding before clipping; ε̂ is always recomputed from the limited
             x̂₀, which is its ``use_clipped_model_output=True``. :attr:`limit` is the one in force.
@@ -77,13 +82,13 @@ class DDIMODEScheduler(Turns, Noising, SchedulerMixin, ConfigMixin):  # type: ig
         schedule: {"name": ..., "params": {...}} of :mod:`ddim_ode.schedules` in place of betas.
         sigma_max: The level to start from. Default: that of the scheduler which ``from_config`` replaces
             (named in ``replaces``, by its spacing and offset), or where that is unknown, or higher, and for
-            a named grid, :attr:`ddim_ode.Denoiser.sigma_max`.
+            a named grid, :attr:`ddim_ode.Denoiser.sigma_max`. Of EDM's kind the highest of the model.
+        timestep_type, sigma_data, sigma_min: Of EDM's kind, as of the scheduler in ``replaces``.
         profile: A :class:`ddim_ode.Profile` of the pipeline's network (``from_config`` takes it; the
             configuration keeps its JSON): ``set_timesteps(n)`` steps on its grid for the method.
 
     Raises:
-        ValueError: A schedule that does not preserve variance (flow matching), an unknown method or grid, a
-            plan of another schedule.
+        ValueError: A schedule of flow matching, an unknown method or grid, a plan of another schedule.
 
     >>> scheduler = DDIMODEScheduler(method="heun")
     >>> scheduler.set_timesteps(2)
@@ -91,7 +96,7 @@ class DDIMODEScheduler(Turns, Noising, SchedulerMixin, ConfigMixin):  # type: ig
     tensor([999., 499., 499.])
     """
 
-    _compatibles = [member.name for member in KarrasDiffusionSchedulers]  # noqa: RUF012
+    _compatibles = [*(member.name for member in KarrasDiffusionSchedulers), *EDM, *SHIFTED]  # noqa: RUF012
     order = 1  # of compiled plans
     _handed_over = False
 
@@ -105,6 +110,7 @@ class DDIMODEScheduler(Turns, Noising, SchedulerMixin, ConfigMixin):  # type: ig
         trained_betas: Sequence[float] | None = None,
         prediction_type: str = "epsilon",
         rescale_betas_zero_snr: bool = False,
+        snr_shift_scale: float = 1.0,
         use_flow_sigmas: bool = False,
         clip_sample: bool = False,
         clip_sample_range: float = 1.0,
@@ -122,25 +128,38 @@ class DDIMODEScheduler(Turns, Noising, SchedulerMixin, ConfigMixin):  # type: ig
         time_offset: float = -1.0,
         schedule: Mapping[str, Any] | None = None,
         sigma_max: float | None = None,
+        timestep_type: str = "discrete",
+        sigma_data: float | None = None,
+        sigma_min: float | None = None,
         replaces: str | None = None,
         profile: Mapping[str, Any] | None = None,
     ) -> None:
         self.register_to_config(**plain(self.config))
         flag("snap", snap)
-        for name, value, known in (("grid", grid, NAMES), ("final", final, FINALS)):
-            if value is not None:
-                one_of(name, value, known)
-        config = {**self.config, "_class_name": type(self).__name__}
-        noise = schedule_of(config)
+        if final is not None:
+            one_of("final", final, FINALS)
+        config = {**self.config, "_class_name": OURS}
+        # Of what the network is told and what its answers mean; the pipeline is who asks it.
+        self._read = read = reading_of(config)
+        noise = read.schedule
         if noise.family != "vp":
             raise ValueError(FLOW)
+        if grid is not None:
+            check_name(grid)
         self._learns_variance = learns_variance(config)
-        # Of what the network is told and what its answers mean; the pipeline is who asks it.
-        prediction = prediction_of(config)
-        self._denoiser = Denoiser(
-            nobody, noise, prediction, time_offset, snap=snap, sigma_max=sigma_max
-        )
-        self._denoiser.limit = limit_of(config)
+        told: dict[str, Any] = dict(time_offset=time_offset, snap=snap, sigma_max=sigma_max)
+        self._edm = edm = edm_of(config)
+        if edm is not None:
+            refuse(
+                "EDM-type networks are trained at all σ up to sigma_max",
+                schedule=schedule,
+                snap=snap or None,
+            )
+            first = edm.sigma_max if sigma_max is None else sigma_max
+            told = dict(time=read.time, sigma_max=first / read.spread)
+            self._spread = read.spread
+        self._denoiser = Denoiser(nobody, noise, read.prediction, **told)
+        self._denoiser.limit = read.limit
         if profile is not None:
             exclusive(profile=profile, plans=plans, grid=grid)
             self._denoiser.profile = checked_profile(profile_of(profile), noise)
@@ -149,21 +168,14 @@ class DDIMODEScheduler(Turns, Noising, SchedulerMixin, ConfigMixin):  # type: ig
             self._method = get_method("ddim" if method is None else method)
             self.order = self._method.nfe_per_step
             self._ramp = "ramp" if self._method.rk_steps else None
-        self.alphas_cumprod = ByTime.of(self._denoiser)
-        self.final_alpha_cumprod = torch.tensor(1.0)
-        self.alphas = self.alphas_cumprod / torch.cat([torch.ones(1), self.alphas_cumprod[:-1]])
-        self.betas = 1 - self.alphas
-        self.init_noise_sigma = 1.0
+        if edm is None:
+            self.alphas_cumprod = ByTime.of(self._denoiser)
+            self.final_alpha_cumprod = torch.tensor(1.0)
+            self.alphas = self.alphas_cumprod / torch.cat([torch.ones(1), self.alphas_cumprod[:-1]])
+            self.betas = 1 - self.alphas
         self.timesteps = torch.arange(num_train_timesteps - 1, -1, -1, dtype=torch.float32)
 
     _adopted = staticmethod(adopted)
-
-    @property
-    def sigmas(self) -> Tensor:
-        """σ (nfe+1,) of the level that each call looks at, and of the last that is reached, on the CPU."""
-        plan = self._whole or self._running()
-        levels = [*(node.sigma for node in plan.nodes), plan.grid[-1]]
-        return torch.tensor(levels, dtype=torch.float32)
 
     def set_timesteps(
         self,
@@ -182,19 +194,22 @@ class DDIMODEScheduler(Turns, Noising, SchedulerMixin, ConfigMixin):  # type: ig
         """
         exclusive(num_inference_steps=num_inference_steps, timesteps=timesteps, sigmas=sigmas)
         if timesteps is not None or sigmas is not None:
+            says = ("plans", *of_method({**self.config, "_class_name": OURS}))
             refuse(
                 f"{'sigmas' if timesteps is None else 'timesteps'}= says where to step",
-                **{key: self.config[key] for key in ("plans", "grid", "final", "sigma_max")},
+                **{key: self.config[key] for key in says if key in _PLACING},
             )
         if self._plans:
             plan = self._of_calls(num_inference_steps)
         elif sigmas is not None:
-            plan = self._compile(grid=host_numbers("sigmas", sigmas))
+            plan = self._compile(grid=host_numbers("sigmas", sigmas) / self._read.spread)
         elif timesteps is not None:
             times = np.atleast_1d(host_numbers("timesteps", timesteps))
             if not (np.diff(times) < 0).all():
                 raise ValueError(f"timesteps={times.tolist()} must fall from each to the next")
-            plan = self._compile(timesteps=times - self._denoiser.time_offset)
+            plan = self._at(times)
+        elif (levels := self._source_levels(num_inference_steps)) is not None:
+            plan = self._compile(grid=levels)
         else:
             steps = count("num_inference_steps", num_inference_steps)
             own = self._denoiser.profile
@@ -218,6 +233,7 @@ class DDIMODEScheduler(Turns, Noising, SchedulerMixin, ConfigMixin):  # type: ig
         generator: Generators = None,
         use_clipped_model_output: bool | None = None,
         return_dict: bool = True,
+        pred_original_sample: Tensor | None = None,
     ) -> DDIMSchedulerOutput | tuple[Tensor, Tensor]:
         """Take the network's answer at ``sample`` and go on to the next call, or to the end.
 
@@ -229,6 +245,7 @@ class DDIMODEScheduler(Turns, Noising, SchedulerMixin, ConfigMixin):  # type: ig
             generator: Of the step noise, if any.
             use_clipped_model_output: True or None where x̂₀ is limited.
             return_dict: False returns a tuple.
+            pred_original_sample: (B, *), with EDM's kind x̂₀ in place of what ``model_output`` says.
 
         Returns:
             ``prev_sample``, what to show the network next, and ``pred_original_sample``, x̂₀ of this call.
@@ -259,7 +276,7 @@ class DDIMODEScheduler(Turns, Noising, SchedulerMixin, ConfigMixin):  # type: ig
         answer = model_output
         if self._learns_variance and doubled_axis(model_output, sample) is not None:
             answer = halved(model_output, sample, self._denoiser.prediction)
-        shown, x0 = self._taken(answer, timestep, sample, generator, sample.dtype)
+        shown, x0 = self._stepped(answer, timestep, sample, generator, pred_original_sample)
         if not return_dict:
             return shown, x0
         return DDIMSchedulerOutput(prev_sample=shown, pred_original_sample=x0)
@@ -269,6 +286,21 @@ class DDIMODEScheduler(Turns, Noising, SchedulerMixin, ConfigMixin):  # type: ig
         noised = super().add_noise(original_samples, noise, timesteps)
         self._handed_over = False
         return noised
+
+    def _source_levels(self, steps: int | None) -> Array | None:
+        """σ (N+1,) where an EDM-type scheduler steps that this one replaces; None where others say."""
+        others = self._denoiser.profile is not None or self.config["grid"] is not None
+        if self._spread is None or others:
+            return None
+        refuse("the replaced scheduler says where to step; give grid=", final=self.config["final"])
+        return levels_of_source(self.config, self._read, count("num_inference_steps", steps))
+
+    def _at(self, times: Array) -> Plan:
+        """The plan through those network times."""
+        if self._spread is None:
+            return self._compile(timesteps=times - self._denoiser.time_offset)
+        levels = np.array([self._read.level(t) for t in times.tolist()]) / self._spread
+        return self._compile(grid=np.append(levels, 0.0))
 
     def _rest(self, grid: Array) -> Plan:
         return self._compile(grid=grid, method=self._later)
@@ -285,7 +317,9 @@ class DDIMODEScheduler(Turns, Noising, SchedulerMixin, ConfigMixin):  # type: ig
         sigma_max: float | None = None,
         method: Method | None = None,
     ) -> Plan:
-        named = grid is None or isinstance(grid, str)
+        named, least = grid is None or isinstance(grid, str), None
+        if self._edm is not None and isinstance(grid, str) and not is_open(grid):
+            least = self._edm.sigma_min / self._read.spread
         return plan_for(
             self._denoiser,
             method or self._method,
@@ -293,6 +327,7 @@ class DDIMODEScheduler(Turns, Noising, SchedulerMixin, ConfigMixin):  # type: ig
             grid=grid,
             timesteps=timesteps,
             sigma_max=sigma_max,
+            sigma_min=least,
             final=self.config["final"] if named else None,
             start=self._ramp if self.config["start"] is None else self.config["start"],
             eta=self.config["eta"],

@@ -111,6 +111,13 @@ class StandIn:
         begin = self._levels[begin_index // self._copies]
         self._own.set_begin_index(int((times.double().cpu() - begin.double()).abs().argmin()))
 
+    def _go_back(self, index: int) -> None:
+        raise ValueError(
+            f"{self._loop.name} sets scheduler._step_index, to take steps twice or leave some out (Cosmos "
+            "guides x̂₀ between the two), and a model asks in an order of its own; DDIMODEScheduler runs in "
+            "Cosmos' pipelines, and ddim_ode.interop.diffusers.load takes the network"
+        )
+
     def _scale_model_input(self, sample: Tensor, *args: Any, **options: Any) -> Tensor:
         if self._run().asked is not None:
             return sample  # it is as the network takes it
@@ -174,6 +181,10 @@ def _alike(one: Tensor, other: Tensor) -> bool:
     return torch.allclose(*pair, rtol=2 * coarse, atol=0.0, equal_nan=True)
 
 
+def _of_own(name: str, one: StandIn) -> Any:
+    return one.__getattr__(name)
+
+
 def stand_in(scheduler: Any, loop: Any) -> Any:
     """A :class:`StandIn` that is of the scheduler's class, with the signatures that pipelines inspect."""
     cls = type(scheduler)
@@ -196,8 +207,14 @@ def stand_in(scheduler: Any, loop: Any) -> Any:
         add_noise=noised("add_noise"),
         scale_noise=noised("scale_noise"),
     )
-    methods = {name: like(name, own) for name, own in methods.items() if hasattr(cls, name)}
-    made: Any = object.__new__(type(cls.__name__, (StandIn, cls), methods))
+    parts: dict[str, Any] = {
+        name: like(name, own) for name, own in methods.items() if hasattr(cls, name)
+    }
+    for name, _ in inspect.getmembers(cls, lambda member: isinstance(member, property)):
+        if not name.startswith("_"):
+            parts[name] = property(functools.partial(_of_own, name))
+    parts["_step_index"] = property(functools.partial(_of_own, "_step_index"), StandIn._go_back)
+    made: Any = object.__new__(type(cls.__name__, (StandIn, cls), parts))
     own = copy.deepcopy(scheduler)
     made.__dict__.update(_own=own, _loop=loop, _signature=inspect.signature(cls.step))
     made.timesteps = own.timesteps

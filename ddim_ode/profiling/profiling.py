@@ -109,7 +109,9 @@ def profile(
         prof = Profile(seen.surrogate, about)
         examples = screening.Examples(problem, x, seen.ends, batch, bar.update)
 
-        def screener(calls: int) -> Screen:
+        def screener(calls: int) -> Screen | None:
+            if getattr(model, "closed", False):  # a pipeline's, which can be asked no more
+                return None
             screened = screening.screen(prof, examples, calls)
             if (best := screened.tried[0].error) < seen.error / _UNSURE:
                 warn(

@@ -53,7 +53,7 @@ class Profile:
     surrogate: Surrogate
     about: dict[str, Any]
     screens: dict[int, Screen] = field(default_factory=dict)
-    screener: Callable[[int], Screen] | None = None
+    screener: Callable[[int], Screen | None] | None = None
     _made: dict[Any, Design] = field(default_factory=dict)
 
     @property
@@ -82,12 +82,15 @@ class Profile:
     def screen(self, nfe: int) -> Screen | None:
         """What was tried with so many calls; up to 100 they are tried now, if this profile holds its model.
 
-        None where they are not tried, on a profile from a file.
+        None where they are not tried: on a profile from a file, or of a pipeline that is closed.
         """
         nfe = count("nfe", nfe, most=MOST_CALLS)
-        if nfe not in self.screens and self.screener is not None and nfe <= _MOST_SCREENED:
-            self.screens[nfe] = self.screener(nfe)
-        return self.screens.get(nfe)
+        if nfe in self.screens or self.screener is None or nfe > _MOST_SCREENED:
+            return self.screens.get(nfe)
+        screened = self.screener(nfe)
+        if screened is not None:
+            self.screens[nfe] = screened
+        return screened
 
     def __getstate__(self) -> dict[str, Any]:
         """Its numbers: copies, and what goes to other processes, leave the model behind."""
@@ -323,11 +326,12 @@ class Profile:
         self.save(path)
         if (screener := self.screener) is not None:
 
-            def screened(nfe: int) -> Screen:
-                self.screens[nfe] = screener(nfe)
-                with contextlib.suppress(OSError):  # what cannot be kept is used all the same
-                    self.save(path)
-                return self.screens[nfe]
+            def screened(nfe: int) -> Screen | None:
+                if (made := screener(nfe)) is not None:
+                    self.screens[nfe] = made
+                    with contextlib.suppress(OSError):  # what cannot be kept is used all the same
+                        self.save(path)
+                return made
 
             self.screener = screened
 

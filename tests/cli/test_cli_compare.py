@@ -109,7 +109,7 @@ def test_a_seed_that_is_nan_spoils_neither_the_others_nor_the_run(
         return torch.where(bad, torch.nan, exact.net(x, t))
 
     broken = ddim_ode.Denoiser(net, SCHEDULE, prediction=exact.prediction, time=exact.time)
-    monkeypatch.setattr(cli_comparison, "load_model", lambda *_: loaded._replace(denoiser=broken))
+    monkeypatch.setattr(cli_comparison, "open_model", lambda *_: loaded._replace(denoiser=broken))
     assert run("compare", *mixture, *FAST) == 0
     said, noted = capsys.readouterr()
     assert "ddim-ode compare: note: nothing is kept in" in noted

@@ -53,6 +53,9 @@ def test_an_adaptive_solve_takes_each_sample_to_its_own_gaussian(null):
 SOLVES = dict(
     fixed=lambda model, x, cond: ddim_ode.sample(model, x, "heun", steps=6, cond=cond).x,
     adaptive=lambda model, x, cond: ddim_ode.sample(model, x, "rk45", cond=cond).x,
+    multistep=lambda model, x, cond: ddim_ode.sample(
+        model, x, "unipc3", rtol=1e-2, atol=1e-2, cond=cond
+    ).x,
     bosh3=lambda model, x, cond: ddim_ode.encode(model, 0.1 * x, "bosh3", rtol=1e-5, cond=cond).x,
     torchdiffeq=lambda model, x, cond: ddim_ode.sample(
         model, x, "torchdiffeq:rk4", steps=6, cond=cond

@@ -12,6 +12,7 @@ from tiny_pipelines import (
     TINY,
     _build,
     _flow,
+    _vae,
     embedding,
     run_pipeline,
 )
@@ -156,10 +157,61 @@ def skyreels(d):
     return _pipe("SkyReelsV2Pipeline", transformer=net, scheduler=_flow(d, 8.0)), call
 
 
+def bria(d):
+    net = _build(
+        d.BriaTransformer2DModel,
+        **PACKED | dict(in_channels=16, joint_attention_dim=8, axes_dims_rope=[2, 2, 4]),
+    )
+    pipe = _pipe("BriaPipeline", transformer=net, scheduler=_flow(d, **DYNAMIC), vae=_vae(d))
+    return pipe, _text(guidance_scale=1.0)
+
+
+def prx(d):
+    net = _build(
+        d.PRXTransformer2DModel,
+        **dict(in_channels=4, context_in_dim=8, hidden_size=16, num_heads=2, depth=1),
+        **dict(axes_dim=[4, 4], mlp_ratio=1.0),
+    )
+    pipe = _pipe("PRXPipeline", transformer=net, scheduler=_flow(d), default_sample_size=64)
+    call = _text(guidance_scale=1.0, prompt_attention_mask=MASK, use_resolution_binning=False)
+    return pipe, call
+
+
+def ernie(d):
+    net = _build(
+        d.ErnieImageTransformer2DModel,
+        **dict(hidden_size=16, num_attention_heads=2, num_layers=1, ffn_hidden_size=16),
+        **dict(in_channels=16, out_channels=16, text_in_dim=8, rope_axes_dim=(2, 2, 4)),
+    )
+    pipe = _pipe("ErnieImagePipeline", transformer=net, scheduler=_flow(d, 4.0))
+    call = _text(guidance_scale=1.0, use_pe=False) | dict(prompt_embeds=[embedding(5, 8)])
+    return pipe, call
+
+
+def hunyuan15(d):
+    net = _build(
+        d.HunyuanVideo15Transformer3DModel,
+        **dict(in_channels=9, out_channels=4, num_attention_heads=2, attention_head_dim=8),
+        **dict(num_layers=1, num_refiner_layers=1, text_embed_dim=8, text_embed_2_dim=8),
+        **dict(image_embed_dim=8, rope_axes_dim=(2, 2, 4), target_size=64, task_type="t2v"),
+    )
+    guider = d.ClassifierFreeGuidance(guidance_scale=1.0)
+    vae = _build(
+        d.AutoencoderKLHunyuanVideo15,
+        **dict(latent_channels=4, block_out_channels=(4,) * 5, layers_per_block=1),
+    )
+    parts = dict(transformer=net, scheduler=_flow(d), guider=guider, vae=vae)
+    pipe = _pipe("HunyuanVideo15Pipeline", **parts)
+    mask = torch.ones(1, 5).long()
+    call = _text(num_frames=5, prompt_embeds_mask=mask, prompt_embeds_mask_2=mask)
+    return pipe, call | dict(prompt_embeds_2=embedding(1, 5, 8, seed=5))
+
+
 HERE = dict(
     **dict(Flux2=flux2, Chroma=chroma, LongCatImage=longcat_image, OvisImage=ovis_image),
     **dict(Krea2=krea2, Lumina=lumina, HiDreamImage=hidream, NucleusMoEImage=nucleus),
     **dict(Mochi=mochi, SanaVideo=sana_video, SkyReelsV2=skyreels),
+    **dict(Bria=bria, PRX=prx, ErnieImage=ernie, HunyuanVideo15=hunyuan15),
 )
 THERE = (
     *("StableDiffusion3Pipeline", "FluxPipeline", "QwenImagePipeline", "WanPipeline"),
@@ -219,6 +271,9 @@ def end_of(model, visited, told, grid):
     first = next(iter(inspect.signature(model.net.model.forward).parameters))
     drop = {first, "timestep", "timesteps", "t", "return_dict"}
     shared = {name: value for name, value in told.items() if name not in drop and value is not None}
+    state, channels = told[first], visited[0].shape[1]
+    if not isinstance(state, list) and state.ndim > 3 and state.shape[1] > channels:
+        shared["concat"] = state[:, channels:]  # what stands beside it
     return ddim_ode.sample(model, visited[0], "ddim", grid=grid, shared=shared).x
 
 

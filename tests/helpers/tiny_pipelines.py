@@ -2,6 +2,7 @@
 
 import functools
 import pickle
+from types import SimpleNamespace
 
 import torch
 from peers import load, quiet
@@ -585,6 +586,82 @@ def StableAudioPipeline(d):
     return pipe, _prompts(side=None) | dict(
         attention_mask=mask, negative_attention_mask=mask, audio_end_in_s=2.0
     )
+
+
+class _Eyes(torch.nn.Module):
+    """In the place of CLIP's image encoder."""
+
+    device, dtype = torch.device("cpu"), torch.float32
+
+    def __init__(self):
+        super().__init__()
+        self.row = torch.nn.Parameter(embedding(8), requires_grad=False)
+
+    def forward(self, image):
+        return SimpleNamespace(image_embeds=image.mean((1, 2, 3))[:, None] * self.row)
+
+
+def svd_scheduler(d, **options):
+    return d.EulerDiscreteScheduler(
+        **dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"),
+        **dict(timestep_type="continuous", prediction_type="v_prediction", steps_offset=1),
+        **dict(timestep_spacing="leading", use_karras_sigmas=True) | options,
+        **dict(sigma_min=0.002, sigma_max=700.0),
+    )
+
+
+@_tiny(TINY_EDM)
+def StableVideoDiffusionPipeline(d):
+    net = _build(
+        d.UNetSpatioTemporalConditionModel,
+        **dict(sample_size=8, in_channels=8, out_channels=4, num_frames=2),
+        **dict(block_out_channels=(32, 32), num_attention_heads=(2, 2), cross_attention_dim=8),
+        down_block_types=("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
+        up_block_types=("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
+        **dict(layers_per_block=1, addition_time_embed_dim=4),
+        projection_class_embeddings_input_dim=12,
+    )
+    eyes = lambda images, **_: SimpleNamespace(pixel_values=images)  # noqa: E731
+    pipe = d.StableVideoDiffusionPipeline(_vae(d), _Eyes(), net, svd_scheduler(d), eyes)
+    return pipe, dict(
+        **dict(image=picture(), height=16, width=16, num_frames=2, output_type="latent")
+    )
+
+
+class _Guard:
+    """In the place of the pipeline's guard, which it does not run without."""
+
+    def to(self, device):
+        return self
+
+    def check_text_safety(self, text):
+        return True
+
+
+def cosmos(sigma_data=1.0):
+    """Cosmos' first pipeline, which guides x̂₀ and takes each step twice."""
+    with quiet():
+        d = load("diffusers")
+        net = _build(
+            d.CosmosTransformer3DModel,
+            **dict(in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=16),
+            **dict(num_layers=1, mlp_ratio=2, text_embed_dim=8, adaln_lora_dim=4),
+            **dict(max_size=(4, 32, 32), patch_size=(1, 2, 2), extra_pos_embed_type="learnable"),
+            concat_padding_mask=False,
+        )
+        vae = _build(
+            d.AutoencoderKLCosmos,
+            **dict(latent_channels=4, encoder_block_out_channels=(8, 8, 8, 8), num_layers=1),
+            **dict(decode_block_out_channels=(8, 8, 8, 8), attention_resolutions=(8,)),
+            **dict(resolution=64, patch_size=4, latents_mean=None, latents_std=None),
+        )
+        scheduler = d.EDMEulerScheduler(
+            sigma_min=0.002, sigma_max=80.0, sigma_data=sigma_data, final_sigmas_type="sigma_min"
+        )
+        pipe = d.CosmosTextToWorldPipeline(None, None, net, vae, scheduler, _Guard())
+    pipe.set_progress_bar_config(disable=True)
+    call = _prompts(side=32) | dict(num_frames=9)
+    return pipe, call
 
 
 class Visited(list):

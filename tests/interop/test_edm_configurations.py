@@ -232,13 +232,3 @@ def test_the_schedule_of_a_configuration_reaches_its_levels():
         {**SVD, "num_train_timesteps": 1000, "_class_name": "EulerDiscreteScheduler"}
     )
     assert (schedule.family, schedule.sigma_max, schedule.sigma_min) == ("ve", 700.0, 0.002)
-
-
-def test_our_scheduler_points_to_load():
-    d = peer("diffusers")
-    from ddim_ode.interop.diffusers import DDIMODEScheduler
-
-    expect(
-        lambda: DDIMODEScheduler.from_config(d.EulerDiscreteScheduler(**SVD).config),
-        "timestep_type='continuous' .*load reads such models",
-    )

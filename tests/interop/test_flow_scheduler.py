@@ -500,6 +500,25 @@ def test_two_networks_change_at_the_same_call():
     assert off(runs[1][0], runs[0][0]) < 1e-5
 
 
+@pytest.mark.parametrize(
+    "grid", ["shifted:3", "shifted:mu=1.1", "beta:0.5,0.7", "time", "kl_optimal"]
+)
+def test_a_named_grid_places_the_levels(grid, tmp_path):
+    scheduler = DDIMODEFlowScheduler.from_config(
+        theirs(shift=7.0).config, method="unipc2", grid=grid
+    )
+    scheduler.save_pretrained(tmp_path)
+    for made in (scheduler, DDIMODEFlowScheduler.from_pretrained(tmp_path)):
+        made.set_timesteps(6)
+        assert made.plan == ddim_ode.plan_for(MODEL, "unipc2", nfe=6, grid=grid)
+    expect(lambda: DDIMODEFlowScheduler(grid="shift"), "unknown grid 'shift'")
+    expect(lambda: DDIMODEFlowScheduler(grid="shifted:x"), "shift='x' must be a number")
+    expect(lambda: DDIMODEFlowScheduler(grid=3), "unknown grid 3")
+    profile = ddim_ode.profile(MODEL, n=2, progress=False)
+    placed = DDIMODEFlowScheduler.from_config(theirs().config, grid=profile)
+    assert placed.config.profile is not None is placed.config.grid
+
+
 def test_a_profile_places_the_levels(tmp_path):
     profile = ddim_ode.profile(MODEL, n=4, progress=False)
     scheduler = DDIMODEFlowScheduler.from_config(theirs().config, method="unipc2", profile=profile)

@@ -184,13 +184,13 @@ def test_what_one_network_is_not_all_of_is_refused():
 def test_networks_that_nobody_knows_are_refused(tmp_path):
     d = peer("diffusers")
     flow = d.FlowMatchEulerDiscreteScheduler()
-    net = d.PRXTransformer2DModel(
-        **dict(in_channels=4, context_in_dim=8, hidden_size=16, num_heads=2, depth=1),
-        **dict(axes_dim=[4, 4], mlp_ratio=1.0),
+    net = d.CogView4Transformer2DModel(  # which is told the time before the shift
+        **dict(in_channels=4, out_channels=4, num_layers=1, attention_head_dim=8),
+        **dict(num_attention_heads=2, text_embed_dim=8, time_embed_dim=8, condition_dim=4),
+        **dict(pos_embed_max_size=8, sample_size=8, rope_axes_dim=(8, 8)),
     )
-    expect(
-        lambda: load(net, flow), "PRXTransformer2DModel .* flow .*from_pipeline.* FluxTransformer"
-    )
+    match = "CogView4Transformer2DModel .* flow .*from_pipeline.* FluxTransformer"
+    expect(lambda: load(net, flow), match)
     flux, _ = tiny("FluxPipeline")
     assert load(flux.transformer, d.DDIMScheduler(clip_sample=False)).network_time(
         np.array([1.0])

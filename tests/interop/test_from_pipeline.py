@@ -14,8 +14,9 @@ import weakref
 import numpy as np
 import pytest
 import torch
+from flow_recipes import HERE
 from peers import load, quiet
-from tiny_pipelines import TINY, TINY_VP, alive, run_pipeline
+from tiny_pipelines import TINY, alive, embedding, run_pipeline
 
 import ddim_ode
 from ddim_ode.interop import stand_in
@@ -449,8 +450,20 @@ def test_subclasses_and_unknown_schedulers_of_the_kind_are_read():
         assert (
             off(ddim_ode.sample(model, model.latents, "ddim", grid=model.grid()).x, own.end) < 1e-5
         )
-    assert "CogVideoXPipeline" in TINY_VP  # of a class that config.py does not name
-    assert alive(pipe.transformer) is pipe.transformer
+
+
+def test_a_class_that_config_does_not_name_is_read_by_its_alphas():
+    ddim = load("diffusers").DDIMScheduler
+    body = {
+        name: part for name, part in vars(ddim).items() if name not in ("__dict__", "__weakref__")
+    }
+    strange = type("StrangeScheduler", ddim.__bases__, body)
+    pipe, call = TINY["DDPMPipeline"]()
+    own = run_pipeline(pipe, call, 4)
+    pipe.__dict__["scheduler"] = strange(clip_sample=False, timestep_spacing="trailing")
+    with opened("DDPMPipeline", pipe, num_inference_steps=4) as (_, model):
+        end = ddim_ode.sample(model, model.latents, "ddim", grid=model.grid()).x
+    assert off(end, own.end) < 1e-5
 
 
 @pytest.mark.parametrize("name", [FLUX, "StableDiffusion3Pipeline", SD])
@@ -524,3 +537,76 @@ def test_a_pipeline_that_reads_sigmas_of_its_step_finds_the_level_in_question(na
         for k in (3, 1, 2, 4, 3, 1, 2, 4):  # more than the pipeline has steps
             asked(model, float(model.levels[k]))
             assert read[-1] == pytest.approx(float(own.sigmas[k]), rel=1e-4)
+
+
+def test_a_profile_outlives_its_pipeline():
+    """Of other numbers of calls than those that were tried, its surrogate says what to expect."""
+    with opened("DDPMPipeline") as (pipe, model):
+        profile = ddim_ode.profile(model, nfe=[3], n=2, progress=False)
+        assert not model.closed
+    assert model.closed
+    tried, other = profile.recommend(3), profile.recommend(5)
+    assert (tried.measured, other.measured) == (True, False)
+    scheduler = DDIMODEScheduler.from_config(pipe.scheduler.config, method="unipc2", grid=profile)
+    scheduler.set_timesteps(5)
+    assert len(scheduler.timesteps) == 5
+    assert profile.plot().axes
+
+
+def test_hooks_and_rescaled_guidance_are_the_pipelines_own():
+    """Hooks as of enable_model_cpu_offload: they bring a network for its call and take it away again."""
+    pipe, call = TINY[SD]()
+    seen, kept = [], {n: v.clone() for n, v in pipe.unet.state_dict().items()}
+
+    def fetch(module, arguments):
+        seen.append(threading.current_thread().name)
+        module.load_state_dict(kept)
+
+    def leave(module, arguments, out):
+        for weight in module.parameters():
+            weight.zero_()
+
+    pipe.unet.register_forward_pre_hook(fetch)
+    pipe.unet.register_forward_hook(leave)
+    more = dict(guidance_rescale=0.7, guidance_scale=5.0)
+    own = run_pipeline(pipe, call | more, 5).end
+    plain = run_pipeline(pipe, call | dict(guidance_scale=5.0), 5).end
+    assert off(plain, own) > 1e-3
+    with opened(SD, pipe, **more) as (_, model):
+        end = ddim_ode.sample(model, model.latents, "ddim", grid=model.grid()).x
+    assert off(end, own) < 1e-5
+    assert seen[-1].startswith("ddim_ode")
+
+
+def test_a_time_of_its_own_beside_the_level_is_heard():
+    """CogView4's network is told the time before the shift, Mochi's one that rises to the data."""
+    d = load("diffusers")
+    config = dict(
+        **dict(in_channels=4, out_channels=4, num_layers=1, attention_head_dim=8),
+        **dict(num_attention_heads=2, text_embed_dim=8, time_embed_dim=8, condition_dim=4),
+        **dict(pos_embed_max_size=8, sample_size=8, rope_axes_dim=(8, 8)),
+    )
+    torch.manual_seed(0)
+    net = alive(d.CogView4Transformer2DModel(**config))
+    for kind in ("linear", "exponential"):
+        scheduler = d.FlowMatchEulerDiscreteScheduler(
+            use_dynamic_shifting=True, time_shift_type=kind, base_shift=0.9
+        )
+        with quiet():
+            pipe = d.CogView4Pipeline(None, None, None, net, scheduler)
+            pipe.set_progress_bar_config(disable=True)
+        words = dict(prompt_embeds=embedding(1, 5, 8), guidance_scale=1.0, output_type="latent")
+        call = words | dict(height=64, width=64)
+        own = run_pipeline(pipe, call, 5).end
+        with from_pipeline(pipe, **call, num_inference_steps=5, generator=seeded()) as model:
+            end = ddim_ode.sample(model, model.latents, "ddim", grid=model.grid()).x
+        assert off(end, own) < 1e-5
+        strange = dict(timesteps=[900, 500, 100], sigmas=[1.0, 0.6, 0.3], num_inference_steps=3)
+        with pytest.raises(ValueError, match="leave timesteps= out"):
+            from_pipeline(pipe, **call, **strange)
+    pipe, call = HERE["Mochi"](d)
+    pipe.set_progress_bar_config(disable=True)
+    own = run_pipeline(pipe, call, 4).end
+    with from_pipeline(pipe, **call, num_inference_steps=4, generator=seeded()) as model:
+        end = ddim_ode.sample(model, model.latents, "ddim", grid=model.grid()).x
+    assert off(end, own) < 1e-5
