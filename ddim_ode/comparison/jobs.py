@@ -115,7 +115,7 @@ def _entry(label: str | None, solver: Any, model: Denoiser, noisy: bool) -> Entr
         checked, stochastic, label = str(solver), False, label or str(solver)
     else:
         spec = get_method(solver)
-        checked, stochastic, label = spec, bool(spec.eta), label or spec.name
+        checked, stochastic, label = spec, spec.adds_noise, label or spec.name
     if stochastic and not noisy:
         raise ValueError(
             f"{label!r} adds noise at every step, so its end points are not the ODE's: metric='error' "
