@@ -141,7 +141,7 @@ def _compile(
     start = _start(method, start, n, noise is not None)
     steps = Steps(schedule, chart, vector, np.array(grid), noise)
     first, last = steps.interior(method)
-    if euler and chart.straight:
+    if euler and chart.straight and method.rises is None:
         steps.ddim(0, n)
     else:
         steps.ddim(0, first)
