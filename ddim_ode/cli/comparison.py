@@ -85,10 +85,17 @@ def add_arguments(parser: Parser) -> None:
         help="also distances between distributions: frechet_distance kernel_distance ...; against --data, "
         "a mixture's own draws, or else the converged solutions of the same noises",
     )
+    add(
+        "--metric",
+        default="error",
+        help="what solvers are ranked by: error, of each noise, or distribution, which also takes methods "
+        "with step noise: the distance to the model's own samples, of other noises",
+    )
     add("--data", type=Path, help="real images for --metrics, as for ddim-ode train")
     add(
         "--features",
-        help="for --metrics: a classifier.safetensors, inception, or identity (the samples themselves)",
+        help="for --metrics, and --metric distribution: a classifier.safetensors, inception, or identity "
+        "(the samples themselves)",
     )
     add("--reference", type=float, help="RMS to which the reference is converged")
     add("--confidence", type=float, default=0.95, help="of all intervals")
@@ -145,10 +152,12 @@ def _compare(args: argparse.Namespace) -> int:
             batch=args.batch,
             reference=args.reference,
             cache=args.cache or args.out / "cache",
-            keep=n if args.metrics is not None else min(n, shown_of(loaded.shape)),
+            keep=n if measure.names else min(n, shown_of(loaded.shape)),
             confidence=args.confidence,
             progress=not args.quiet,
             device=args.device,
+            metric=args.metric,
+            features=measure.features if args.metric == "distribution" else None,
         )
     except Interrupted as error:
         result, stopped = error.partial, str(error).replace("the same call", "the same command")
@@ -229,11 +238,20 @@ class _Measuring:
         from ..comparison.jobs import searched
 
         self.names: tuple[str, ...] = ()
+        self.features: Features | None = None
+        whole = args.metric == "distribution"
         if args.metrics is None:
-            for option in ("data", "features"):
+            for option in ("data", *(() if whole else ("features",))):
                 if getattr(args, option) is not None:
                     raise ValueError(f"--{option} belongs to --metrics; give both, or drop it")
+            if args.features is not None:
+                self.features = _features(args.features, loaded, args.device, "--metric")
             return
+        if whole:
+            raise ValueError(
+                "--metrics goes with --metric error, and --metric distribution ranks by one distance; "
+                "drop one of them"
+            )
         reported = n - searched(args.grid or (), n)
         if reported < _LEAST:
             raise ValueError(
@@ -241,24 +259,24 @@ class _Measuring:
             )
         drawn = hasattr(loaded.denoiser, "draw")
         self.names = check_metrics(args.metrics, args.data is not None or drawn)
-        self.features = _features(args.features, loaded, args.device)
+        self.features = _features(args.features, loaded, args.device, "--metrics")
         self.data, self.against = _real(args, loaded, self.features)
 
     def __call__(self, result: Comparison) -> Measured | None:
         from ..comparison.distances import measure_rows
 
-        if not self.names:
+        if self.features is None or not self.names:
             return None
         return measure_rows(result, self.features, self.data, self.against, self.names)
 
 
-def _features(name: str | None, loaded: Loaded, device: str) -> Features:
+def _features(name: str | None, loaded: Loaded, device: str, option: str) -> Features:
     from ..evaluate.features import default_features
 
     def default() -> Features:
         return default_features(loaded.denoiser)
 
-    return parse_features(name, loaded.shape, default, device, "--metrics")
+    return parse_features(name, loaded.shape, default, device, option)
 
 
 def _real(

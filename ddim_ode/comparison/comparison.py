@@ -20,21 +20,18 @@ import torch
 from torch import Tensor
 
 from .._base.bars import progress_bar
-from .._base.checks import count, flag, number, path_of, seed_of, shown
-from .._base.digests import digest
+from .._base.checks import count, flag, one_of, seed_of
 from .._base.interrupted import Interrupted
 from .._base.version import __version__
 from .._base.versions import versions
-from .._base.warn import warn
 from ..denoising.cost import seconds_a_call, tell_comparison
 from ..denoising.denoiser import Denoiser
 from ..denoising.inputs import Cond, check_model, conditions, device_of, sample_shape
 from ..denoising.problem import Problem
 from ..denoising.seeding import noise
+from ..evaluate.features import Features
 from ..solve.answers import ask
-from ..solve.cache import NOWHERE, Store
 from ..solve.levels import budgets
-from ..solve.model_key import model_key
 from ..solve.near import PLAN, Near
 from ..solve.plan_checks import (
     plain_alterations,
@@ -49,12 +46,13 @@ from ..solvers.controller import SUCCESS
 from ..solvers.fit import ode_text
 from ..solvers.plan import Plan
 from ..solvers.profile import Profile
-from . import jobs
+from . import distribution, jobs
+from .distribution import Distances
 from .jobs import Job
-from .result import Comparison
+from .result import METRICS, Comparison
 from .rows import Cell
 from .statistics import check_confidence
-from .work import Work
+from .work import Work, goal_of, storage
 
 
 def compare(
@@ -78,6 +76,8 @@ def compare(
     confidence: float = 0.95,
     progress: bool = True,
     device: str | torch.device | None = None,
+    metric: str = "error",
+    features: Features | None = None,
 ) -> Comparison:
     """Run every method at every budget of network calls, from the same n noises.
 
@@ -117,6 +117,15 @@ def compare(
             they will take, from a few that are timed (and not counted). Most are the reference's: for a
             large model take few noises, or a coarser ``reference``.
         device: Where to solve (default: the network's own).
+        metric: ``"error"``, of each noise against where the ODE takes it, which says everything about
+            solvers of the ODE, and has no meaning with step noise. ``"distribution"``: how far the n
+            samples of a row are from samples of the model itself, 2n converged solutions of other noises
+            (or ``reference``, any number of such samples), as an unbiased squared energy distance, which
+            may come out below 0; a row's ``error`` is that, and the floor what two samples of the model
+            show of each other. It takes methods with step noise and without, and more noises to tell as
+            much: some hundred.
+        features: What ``metric="distribution"`` looks at instead of the samples themselves; the distance
+            is then KID's.
 
     Returns:
         The rows and their answers. All network evaluations made are in it: ``net_evals`` for the methods,
@@ -124,8 +133,8 @@ def compare(
         fail, are noted in their rows.
 
     Raises:
-        ValueError: Before any network call, for an unknown or stochastic method, an unknown grid, no
-            budgets, or conditions of another length.
+        ValueError: Before any network call, for an unknown method, one with step noise under
+            ``metric="error"``, an unknown grid, no budgets, or conditions of another length.
         Interrupted: On Ctrl-C; a KeyboardInterrupt whose ``partial`` holds the finished rows.
 
     >>> import ddim_ode
@@ -139,32 +148,43 @@ def compare(
     """
     check_model(model)
     model = model.starting_at(sigma_max)
+    whole = one_of("metric", metric, METRICS) == "distribution"
     n = count("n", n)
-    seed = seed_of(seed, n)
+    seed = seed_of(seed, (1 + distribution.HALVES) * n if whole else n)
     batch, keep = count("batch", batch), count("keep", keep, least=0)
     flag("progress", progress)
     confidence = check_confidence(confidence)
-    entries = jobs.entries(methods, model)
+    entries = jobs.entries(methods, model, noisy=whole)
     wanted = budgets(nfe)
     ends = jobs.cuts(sigma_min, model)
     names = jobs.grid_names(grid, ends)
     todo = [row for entry in entries for row in jobs.jobs(entry, wanted, names, ends, model)]
     searched = jobs.searched(names, n)
+    if whole:
+        distribution.check(features, n, bool(searched))
+    elif features is not None:
+        raise ValueError(
+            "features= is read by metric='distribution' alone; drop it, or ask for that"
+        )
     for profile in [g for g in (*names, model.profile) if isinstance(g, Profile)]:
         warn_of_own_noises(profile, range(seed, seed + n))
     shape = sample_shape(model, shape)
     place = device_of(model, device)
     seeds = range(seed, seed + n)
     noises = noise(shape, model.schedule, seeds, model.sigma_max, place)
-    problem, goal = Problem(model, conditions(cond, n, place), shared), _goal(reference)
-    work = Work(problem, seeds, noises, batch, keep, goal, *_storage(model, cache, key, shared))
+    problem, goal = Problem(model, conditions(cond, n, place), shared), goal_of(reference)
+    work = Work(problem, seeds, noises, batch, keep, goal, *storage(model, cache, key, shared))
+    work.whole = whole
     fitted = [entry.solver for entry in entries if isinstance(entry.solver, Plan)]
     if key is None and (work.store.takes or any((p.fit or {}).get("answers") for p in fitted)):
         work.answers = ask(problem, shape, place)
     for plan in fitted:
         warn_of_own_examples(plan, seeds, work.key)
         warn_of_another_network(plan, model, None if key else work.key, work.answers)
-    if isinstance(reference, Tensor):
+    solved = work
+    if whole:
+        solved = distribution.others(work, reference)
+    elif isinstance(reference, Tensor):
         work.known = given(reference, n, shape)
     arguments = dict(
         methods=list(dict.fromkeys(entry.label for entry in entries)),
@@ -176,9 +196,10 @@ def compare(
         sigma_max=model.sigma_max,
         sigma_min=ends,
         batch=batch,
-        reference="given" if work.known else goal,
+        reference="given" if solved.known else goal,
         keep=keep,
         confidence=float(confidence),
+        metric=metric,
         **plain_alterations(model),
     )
     ode = filter(None, [f"{model.prediction}-network", ode_text(model.alterations)])
@@ -195,23 +216,22 @@ def compare(
         about=dict(**versions(), device=str(place), arguments=arguments),
     )
     if progress:
-        _tell(work, todo, searched)
+        _tell(solved, todo, n, searched)
     try:
         with progress_bar(progress, unit="eval", unit_scale=True) as bar:
-            _run(work, todo, result, bar)
+            _run(work, solved, features, todo, result, bar)
     except KeyboardInterrupt:
         raise Interrupted(_stopped(work, todo, result), result) from None
     return result
 
 
-def _tell(work: Work, todo: list[list[Job]], searched: int) -> None:
+def _tell(work: Work, todo: list[list[Job]], n: int, searched: int) -> None:
     """Say what it will cost, from a few calls of the network."""
     few = slice(0, work.batch)
     seconds = seconds_a_call(work.problem.rows(few), work.noises[few])
     solves = [] if work.known else [plan.nfe for plan in plans(work.problem.model)]
-    n = len(work.noises)
     calls = sum(_calls(todo, n, searched))
-    tell_comparison(seconds, n, solves, calls, len(todo), work.store.folder)
+    tell_comparison(seconds, len(work.noises), solves, calls, len(todo), work.store.folder)
 
 
 def _stopped(work: Work, todo: list[list[Job]], result: Comparison) -> str:
@@ -231,24 +251,37 @@ def _calls(todo: list[list[Job]], n: int, searched: int) -> tuple[int, int]:
     return search, (n - searched) * sum(max(job.cost for job in row) for row in todo)
 
 
-def _run(work: Work, todo: list[list[Job]], result: Comparison, bar: Any) -> None:
+def _run(
+    work: Work,
+    solved: Work,
+    features: Features | None,
+    todo: list[list[Job]],
+    result: Comparison,
+    bar: Any,
+) -> None:
+    """Fill the result. solved: the work of solving its reference."""
     n, searched = len(work.noises), result.searched
     rate = work.problem.model.rows_per_sample
     search, report = _calls(todo, n, searched)
     bar.total = rate * (search + report)
-    if work.known is None:
-        bar.total += n * rate * sum(STEPS[:2])
+    if solved.known is None:
+        bar.total += len(solved.noises) * rate * sum(STEPS[:2])
     bar.set_description("reference")
-    exact = work.known or _reference(work, searched, bar)
+    exact = solved.known or _reference(solved, searched, bar)
     bar.total = bar.n + rate * (search + report)  # how often it was refined is known now
-    result.reference = _part(exact, slice(searched, n))
+    held: Reference | Distances = exact
+    if work.whole:
+        held = Distances(exact, features, result.confidence)
+        result.reference, result.distribution = exact, held.about
+    else:
+        result.reference = _part(exact, slice(searched, n))
     warn_of_scale(exact.x, work.problem.model.sigma_max)
     for row in todo:
         label = row[0].entry.label
         bar.set_description(f"{label} at {row[0].budget}")
         job, tried, evals = row[0], None, 0
         if len(row) > 1:
-            cells = [_solved(work, job, exact, 0, searched, bar) for job in row]
+            cells = [_solved(work, job, held, 0, searched, bar) for job in row]
             job = min(zip(row, cells), key=lambda pair: _merit(pair[1]))[0]
             tried, evals = len(row), sum(cell.net_evals for cell in cells)
             result.search += [
@@ -262,7 +295,7 @@ def _run(work: Work, todo: list[list[Job]], result: Comparison, bar: Any) -> Non
                 )
                 for j, c in zip(row, cells)
             ]
-        cell = None if job.refusal else _solved(work, job, exact, searched, n, bar)
+        cell = None if job.refusal else _solved(work, job, held, searched, n, bar)
         result.add(job, cell, tried, evals)
     bar.total = bar.n
     bar.refresh()
@@ -286,11 +319,14 @@ def _part(whole: Reference, part: slice) -> Reference:
     return replace(whole, x=whole.x[part], gap=whole.gap[part])
 
 
-def _solved(work: Work, job: Job, exact: Reference, first: int, last: int, bar: Any) -> Cell:
+def _solved(
+    work: Work, job: Job, held: Reference | Distances, first: int, last: int, bar: Any
+) -> Cell:
     """A job on the samples first..last−1, a batch at a time, from the store where it is there."""
+    exact = held if isinstance(held, Reference) else None
     cells = [_batch(work, job, exact, part, first, bar) for part in work.parts(first, last)]
     kept = [cell.samples for cell in cells if cell.samples is not None]
-    return Cell(
+    cell = Cell(
         np.concatenate([cell.errors for cell in cells]),
         [status for cell in cells for status in cell.status],
         float(np.average([cell.nfe for cell in cells], weights=[len(c.status) for c in cells])),
@@ -300,13 +336,23 @@ def _solved(work: Work, job: Job, exact: Reference, first: int, last: int, bar: 
         cells[0].sigma_min,
         torch.cat(kept) if kept else None,
     )
+    if isinstance(held, Distances) and (samples := cell.samples) is not None:
+        errors = held(samples, [status == SUCCESS for status in cell.status])
+        samples = samples[: work.keep] if work.keep else None
+        interval = held.interval(errors)
+        cell = replace(cell, errors=errors, samples=samples, interval=interval)
+    return cell
 
 
-def _batch(work: Work, job: Job, exact: Reference, part: slice, first: int, bar: Any) -> Cell:
+def _batch(
+    work: Work, job: Job, exact: Reference | None, part: slice, first: int, bar: Any
+) -> Cell:
+    """A job on one batch. exact: where the ODE takes it, None if only the end states are wanted."""
     x, problem = work.noises[part], work.problem.rows(part)
-    keep = min(max(work.keep - (part.start - first), 0), len(x))
+    keep = len(x) if work.whole else min(max(work.keep - (part.start - first), 0), len(x))
     (parts, near), (solver, numbers) = work.origin(part), job.content()
-    aim = aims(work.goal) if work.known is None else [exact.x[part]]
+    aim = aims(work.goal) if work.known is None else [work.known.x[part]]
+    aim = ["end states"] if exact is None else aim
     parts = [*parts, solver, keep, aim, str(x.device)]
     near = Near.joined(near, Near.of(numbers, PLAN, PLAN))
     if stored := work.store.get("cell", parts, near):
@@ -316,17 +362,19 @@ def _batch(work: Work, job: Job, exact: Reference, part: slice, first: int, bar:
     started = time.perf_counter()
     with torch.no_grad(), np.errstate(invalid="ignore"):
         if job.plan is not None:
-            sol = sample(problem.model, x, plan=job.plan, **problem.conditions)
+            seeds = list(work.seeds[part]) if job.plan.is_stochastic else None
+            sol = sample(problem.model, x, plan=job.plan, seeds=seeds, **problem.conditions)
         else:
             method = str(job.entry.solver)
             options = {**problem.conditions, **job.options}
             sol = sample(problem.model, x, method, **options)
         end = sol.x.cpu()  # waits for the device
     seconds = time.perf_counter() - started
-    errors = norm_per_sample(end.double() - exact.x[part]).numpy()
-    status = sol.status.tolist()
-    known = np.isfinite(exact.gap[part])
-    status = [s if s != SUCCESS or has else "no_reference" for s, has in zip(status, known)]
+    errors, status = np.zeros(len(x)), sol.status.tolist()
+    if exact is not None:
+        errors = norm_per_sample(end.double() - exact.x[part]).numpy()
+        known = np.isfinite(exact.gap[part])
+        status = [s if s != SUCCESS or has else "no_reference" for s, has in zip(status, known)]
     errors = np.where(np.array(status) == SUCCESS, errors, np.nan)
     config = dict(
         status=status,
@@ -343,36 +391,3 @@ def _batch(work: Work, job: Job, exact: Reference, part: slice, first: int, bar:
     work.store.put("cell", parts, near, tensors, config)
     bar.update(sol.net_evals)
     return Cell(errors=errors, samples=samples, **config)
-
-
-def _goal(reference: float | Tensor | None) -> float | None:
-    if reference is None or isinstance(reference, Tensor):
-        return None
-    if not 0 < (goal := number("reference", reference)) < np.inf:
-        raise ValueError(
-            f"reference={shown(reference)} must be a positive RMS difference to converge to, or the "
-            "solutions (n, *shape)"
-        )
-    return goal
-
-
-def _storage(
-    model: Denoiser, cache: str | Path | None, key: str | None, shared: Any
-) -> tuple[Store, str | None]:
-    """Where results are kept, and the model's key; nowhere, with a warning, if it has none."""
-    known_as = model_key(model, key)
-    if cache is None:
-        return NOWHERE, known_as
-    cache = path_of("cache", cache)
-    reason = None
-    if not known_as:
-        reason = "the network is neither an exact mixture nor a torch.nn.Module"
-    else:
-        try:
-            digest(shared)
-        except TypeError as error:
-            reason = f"shared= cannot be hashed ({error})"
-    if reason is None:
-        return Store(cache), known_as
-    warn(f"nothing is kept in {cache}: {reason}; give key=, a name to change whenever it changes")
-    return NOWHERE, known_as

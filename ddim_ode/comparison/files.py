@@ -23,7 +23,7 @@ SIZE_LIMIT = 128 * 2**20  # bytes; 1,000 rows of 5,000 noises
 _WHAT = "comparison"
 FIELDS = (
     *("about", "model", "schedule", "fingerprints", "budgets", "confidence", "seeds", "searched"),
-    *("reference", "rows", "errors", "search"),
+    *("reference", "rows", "errors", "search", "distribution"),
 )
 
 
@@ -46,7 +46,7 @@ def read(path: str | Path) -> dict[str, Any]:
             f"{path}: damaged, or changed after it was written: its content has another checksum; compare "
             "again (with cache= nothing is computed twice)"
         )
-    return {name: tree[name] for name in FIELDS}
+    return {name: tree.get(name) for name in FIELDS}
 
 
 def as_numbers(values: list[float | None]) -> np.ndarray[Any, np.dtype[np.float64]]:

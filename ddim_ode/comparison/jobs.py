@@ -71,8 +71,9 @@ class Job:
         return [str(self.entry.solver), exact], list(numbers.values())
 
 
-def entries(methods: Any, model: Denoiser) -> list[Entry]:
-    """The methods as they were asked for; ValueError for one that is unknown, stochastic or ambiguous."""
+def entries(methods: Any, model: Denoiser, noisy: bool = False) -> list[Entry]:
+    """The methods as they were asked for; ValueError for one that is unknown or ambiguous, or adds noise
+    unless ``noisy``."""
     if methods is None:
         methods = DEFAULT_METHODS
     if isinstance(methods, Mapping):
@@ -88,7 +89,7 @@ def entries(methods: Any, model: Denoiser) -> list[Entry]:
                 f"methods[{shown(label)}] has no plans; give {{nfe: Plan}}, or drop it"
             )
         for solver in solvers:
-            entry = _entry(label, solver, model)
+            entry = _entry(label, solver, model, noisy)
             key = (entry.label, entry.solver.nfe if isinstance(entry.solver, Plan) else None)
             if key in entered and entered[key].solver != entry.solver:
                 raise ValueError(
@@ -103,7 +104,7 @@ def entries(methods: Any, model: Denoiser) -> list[Entry]:
     return list(entered.values())
 
 
-def _entry(label: str | None, solver: Any, model: Denoiser) -> Entry:
+def _entry(label: str | None, solver: Any, model: Denoiser, noisy: bool) -> Entry:
     if isinstance(solver, Plan):
         check_plan(solver, model)
         stochastic = solver.is_stochastic
@@ -114,11 +115,11 @@ def _entry(label: str | None, solver: Any, model: Denoiser) -> Entry:
         checked, stochastic, label = str(solver), False, label or str(solver)
     else:
         spec = get_method(solver)
-        checked, stochastic, label = spec, bool(spec.eta), label or spec.name
-    if stochastic:
+        checked, stochastic, label = spec, spec.adds_noise, label or spec.name
+    if stochastic and not noisy:
         raise ValueError(
-            f"{label!r} adds noise at every step, so its end points are not the ODE's and have no error "
-            "against it; drop it here and compare it by a distribution metric"
+            f"{label!r} adds noise at every step, so its end points are not the ODE's: metric='error' "
+            "would measure the noise, not the solver; take metric='distribution', or drop it"
         )
     return Entry(label, checked)
 

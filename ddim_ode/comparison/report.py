@@ -24,6 +24,7 @@ from .result import Comparison
 from .rows import Row, by_mean
 from .samples import Samples
 from .tables import number
+from .words import words
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -84,7 +85,8 @@ def write(folder: str | Path, result: Comparison, context: Context) -> list[Path
 def pictures(result: Comparison, context: Context) -> dict[str, Picture]:
     """Those of the report: ``compare``, each metric by its name, and ``samples``."""
     caption = (
-        f"Error against network calls, both on log axes; bands are {result.confidence:.0%} intervals. "
+        f"{words(result).axis} against network calls, on log axes; bands are {result.confidence:.0%} "
+        "intervals. "
         "A line that leaves at the top is far off."
     )
     best = "; ".join(f"{term}: {said}" for term, said in best_lines(result))
@@ -134,7 +136,7 @@ def text(result: Comparison, context: Context) -> str:
     out += ["Best at each budget", *listed(best_lines(result))]
     if targets := target_lines(result, context.targets):
         out += ["", "Cheapest whose whole interval meets an error", *listed(targets)]
-    out += ["", "RMS error to the converged solution", tables.overview_text(result)]
+    out += ["", words(result).table, tables.overview_text(result)]
     if measured := context.measured:
         for name in measured.names:
             own = converged_cells(result, measured.converged.get(name))
@@ -152,11 +154,7 @@ def summary(result: Comparison) -> str:
     methods = {row.method for row in result.rows}
     budgets = sorted({row.budget for row in result.rows})
     plural = "s" if len(methods) != 1 else ""
-    return (
-        f"{len(methods)} solver{plural} at {_listed(budgets)} network calls, each from the same "
-        f"{len(result.seeds)} noises, against a converged solution that is itself off by "
-        f"{result.reference_error:.1e}."
-    )
+    return f"{len(methods)} solver{plural} at {_listed(budgets)} network calls, {words(result).summary}"
 
 
 def best_lines(result: Comparison) -> list[tuple[str, str]]:
@@ -253,9 +251,8 @@ def _figure(picture: Picture) -> str:
 
 
 def _overview_caption(result: Comparison) -> str:
-    return (
-        f"Mean RMS error to the converged solution at each budget, with its {result.confidence:.0%} "
-        "interval; best and tied by the typical error, noise by noise"
+    return f"{words(result).table} at each budget, with its {result.confidence:.0%} interval" + (
+        "; best and tied by the typical error, noise by noise" if not result.distribution else ""
     )
 
 
@@ -296,17 +293,11 @@ def _scroll(table: str) -> str:
 
 
 def _reading(result: Comparison) -> list[str]:
+    first, *others = words(result).reading
     lines = [
-        "Each noise has one point where the ODE takes it. The error of a solver is how far from there it "
-        f"ends: the root mean square over the entries, then the mean over {len(result.seeds)} noises. "
-        "No data set and no judge enters.",
+        first,
         "A call is one run of the network on a sample; with guidance it evaluates the network twice.",
-        "Best: the smallest typical error, the geometric mean over the noises, in which each noise counts "
-        "alike. The mean can be the work of the few noises that a solver loses altogether.",
-        "Tied: the paired bootstrap over the same noises cannot tell the two errors apart. Overlapping "
-        "intervals alone do not make a tie, nor the other way round.",
-        f"Typical errors below {result.floor:.1e}, 100 × the reference's own error, are at the floor: "
-        "better than those above it, and not ranked.",
+        *others,
         "Order says how fast the error falls when steps are many. At few calls the grid and the first "
         "steps decide, so another model may rank them otherwise.",
     ]

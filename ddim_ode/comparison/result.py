@@ -6,7 +6,7 @@ import importlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,14 +21,15 @@ from .._base.interrupted import Interrupted as Interrupted
 from ..schedules.schedule import Array
 from ..solve.reference import Reference
 from .files import FIELDS, as_json, as_numbers, read, write
-from .rows import Cell, Ranked, Row, by_mean, describe
-from .statistics import Decision, paired_decision
+from .rows import Cell, Distribution, Ranked, Row, by_mean, describe
+from .statistics import Decision, difference_decision, paired_decision
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from .jobs import Job
 
+METRICS = ("error", "distribution")
 FLOOR = 100  # times the reference's own error: below that, a row's error is not known
 
 
@@ -66,6 +67,10 @@ class Comparison:
         seeds: Of the reported noises.
         search: What ``grid="best"`` tried, on the ``searched`` noises before those.
         about: The versions, device and arguments that it was made with.
+        distribution: With ``metric="distribution"``, what rows are held against: its name, the number of
+            the model's own samples, and the distance between their halves with its interval, half of which
+            is the floor. A row's error is then that distance, without error_median; its errors are 16
+            values whose mean it is.
 
     Two are equal if their files would be (``to_json``): in all but the end states.
 
@@ -89,6 +94,7 @@ class Comparison:
     samples: list[Tensor | None] = field(default_factory=list)
     search: list[dict[str, Any]] = field(default_factory=list)
     about: dict[str, Any] = field(default_factory=dict)
+    distribution: Distribution | None = None
 
     # -- filling ------------------------------------------------------------------------------
     def add(self, job: Job, cell: Cell | None, tried: int | None, search_evals: int) -> None:
@@ -125,7 +131,9 @@ class Comparison:
 
     @property
     def floor(self) -> float:
-        """Errors below this are not resolved: 100 × the reference's own error."""
+        """Errors below this are not resolved: 100 × the reference's own, or as ``distribution`` has it."""
+        if self.distribution is not None:
+            return self.distribution.floor
         error = self.reference_error
         return FLOOR * error if math.isfinite(error) else 0.0
 
@@ -158,7 +166,7 @@ class Comparison:
         placed = {row.row for row in (*floored, *ranked)}
         return [
             *(Ranked(**vars(row)) for row in floored),
-            *(_placed(row, i, decisions.get(row.row)) for i, row in enumerate(ranked, start=1)),
+            *(Ranked.at(row, i, decisions.get(row.row)) for i, row in enumerate(ranked, start=1)),
             *(Ranked(**vars(row)) for row in at_budget if row.row not in placed),
         ]
 
@@ -179,7 +187,8 @@ class Comparison:
         """
         i, j = (row if isinstance(row, int) else row["row"] for row in (a, b))
         level = self.confidence if confidence is None else confidence
-        return paired_decision(self.errors[i], self.errors[j], level)
+        decide = paired_decision if self.distribution is None else difference_decision
+        return decide(self.errors[i], self.errors[j], level)
 
     def best(self, nfe: int | None = None) -> Answer:
         """The first of the ranking at a budget (None: the only one), and what it ties with.
@@ -191,10 +200,12 @@ class Comparison:
         budget = rows[0].budget
         if floored := [row for row in rows if row.at_floor]:
             who = ", ".join(f"{plain(row.method)} ({row.grid})" for row in floored)
+            why = f"100 × the reference's own; reference={self.reference_error / 10:.0e} converges further"
+            if self.distribution is not None:
+                why = "what two halves of the model's own samples show; more noises (n=) tell more apart"
             return Answer(
                 f"nfe={budget}: at the floor, and not to be ranked: {who}. Their typical errors are below "
-                f"{self.floor:.1e}, 100 × the reference's own; reference={self.reference_error / 10:.0e} "
-                "converges further"
+                f"{self.floor:.1e}, {why}"
             )
         ranked = [row for row in rows if row.rank]
         if not ranked:
@@ -210,7 +221,7 @@ class Comparison:
         no row meets it, and prints what came closest.
         """
         if not isinstance(target_error, (int, float)) or not 0 < target_error < math.inf:
-            raise ValueError(f"target_error={shown(target_error)} must be a positive RMS error")
+            raise ValueError(f"target_error={shown(target_error)} must be a positive error")
         least = min((row.failed for row in self.rows if row.error is not None), default=0)
         bounds = [
             (max(row.error_high, self.floor) if row.at_floor else row.error_high, row)
@@ -311,6 +322,8 @@ class Comparison:
         for row in rows:
             row.reference_error = as_numbers([row.reference_error]).item()
         errors = [as_numbers(errors) for errors in tree.pop("errors")]
+        held = tree.pop("distribution")
+        tree["distribution"] = None if held is None else Distribution(**held)
         samples: list[Tensor | None] = [None] * len(rows)
         return cls(**tree, rows=rows, reference=made, errors=errors, samples=samples)
 
@@ -321,6 +334,7 @@ class Comparison:
             facts = ("solver", "error", "nfe", "net_evals", "seconds")
             tree["reference"] = {name: getattr(made, name) for name in facts}
             tree["reference"]["gap"] = made.gap.tolist()
+        tree["distribution"] = None if self.distribution is None else asdict(self.distribution)
         tree["rows"] = self.to_dicts()
         tree["errors"] = [errors.tolist() for errors in self.errors]
         return as_json(tree)
@@ -367,8 +381,10 @@ class Comparison:
             ValueError: an unknown method, no row with an error, axes that are not as many as the panels.
         """
         from ..plots.comparisons import errors_plot
+        from .words import words
 
-        return errors_plot(self.rows, self.floor, methods, figsize, ax)
+        said = words(self)
+        return errors_plot(self.rows, self.floor, methods, figsize, ax, said.axis, said.floor)
 
     def __str__(self) -> str:
         return self.table()
@@ -379,10 +395,3 @@ class Comparison:
         from .tables import html
 
         return html(self)
-
-
-def _placed(row: Row, rank: int, decision: Decision | None) -> Ranked:
-    if decision is None:
-        return Ranked(**vars(row), rank=rank)
-    ratio, low, high, tie = decision
-    return Ranked(**vars(row), rank=rank, ratio=ratio, ratio_low=low, ratio_high=high, tie=tie)

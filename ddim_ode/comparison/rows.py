@@ -12,12 +12,14 @@ from torch import Tensor
 
 from .._base.escaping import plain
 from ..solve.reference import Reference
-from .statistics import geometric_mean, mean_interval
+from ..solvers.controller import SUCCESS
+from .statistics import Decision, Interval, geometric_mean, mean_interval
 
 
 @dataclass
 class Cell:
-    """One job on some samples. errors (m,): NaN where a sample has none; samples: the kept end states."""
+    """One job on some samples. errors (m,): NaN where a sample has none; with an ``interval`` they are
+    values whose mean is the distance of all samples. samples: the kept end states."""
 
     errors: np.ndarray[Any, np.dtype[np.float64]]
     status: list[str]
@@ -27,6 +29,7 @@ class Cell:
     steps: int | None
     sigma_min: float
     samples: Tensor | None
+    interval: Interval | None = None
 
     @property
     def error(self) -> float:
@@ -35,7 +38,24 @@ class Cell:
 
     @property
     def typical(self) -> float:
-        return geometric_mean(self.errors)
+        return geometric_mean(self.errors) if self.interval is None else self.error
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """What rows are held against that have no errors of samples: a distance by name, to n samples of the
+    model itself, whose own halves are ``halves`` apart, with the interval low, high."""
+
+    name: str
+    n: int
+    halves: float
+    low: float
+    high: float
+
+    @property
+    def floor(self) -> float:
+        """How far the halves may come out from 0, which is the truth of them."""
+        return (self.high - self.low) / 2
 
 
 @dataclass(eq=False)
@@ -87,14 +107,15 @@ class Row(Mapping[str, Any]):
         self.nfe = int(cell.nfe) if cell.nfe == int(cell.nfe) else cell.nfe
         self.sigma_min, self.steps = cell.sigma_min, cell.steps
         self.seconds, self.net_evals = round(cell.seconds, 4), cell.net_evals
-        self.failed, self.status = self.n - finite.size, dict(sorted(Counter(cell.status).items()))
+        self.status = dict(sorted(Counter(cell.status).items()))
+        self.failed = self.n - self.status.get(SUCCESS, 0)
         if finite.size:
-            self.error, self.error_median = float(finite.mean()), float(np.median(finite))
-            self.error_low, self.error_high = mean_interval(finite, confidence)
-            self.error_typical = geometric_mean(finite)
+            self.error, self.error_typical = cell.error, cell.typical
+            self.error_median = float(np.median(finite)) if cell.interval is None else None
+            self.error_low, self.error_high = cell.interval or mean_interval(finite, confidence)
             self.at_floor = self.error_typical < floor
         if self.failed:
-            why = ", ".join(f"{k} {s}" for s, k in self.status.items() if s != "success")
+            why = ", ".join(f"{k} {s}" for s, k in self.status.items() if s != SUCCESS)
             self.note = f"{self.failed} of {self.n} failed: {why}"
 
     def __getitem__(self, name: str) -> Any:
@@ -122,6 +143,14 @@ class Ranked(Row):
     ratio_high: float | None = None
     tie: bool | None = None
 
+    @classmethod
+    def at(cls, row: Row, rank: int, decision: Decision | None) -> Ranked:
+        """The row at its place, as the decision against the first has it."""
+        if decision is None:
+            return cls(**vars(row), rank=rank)
+        ratio, low, high, tie = decision
+        return cls(**vars(row), rank=rank, ratio=ratio, ratio_low=low, ratio_high=high, tie=tie)
+
 
 class Ranking(Protocol):
     """What tables need of a comparison."""
@@ -131,6 +160,7 @@ class Ranking(Protocol):
     confidence: float
     seeds: list[int]
     searched: int
+    distribution: Distribution | None
 
     @property
     def floor(self) -> float: ...

@@ -52,21 +52,29 @@ def draw_samples(result: Comparison) -> Samples:
             cells[budgets.index(row.budget)] = x if x is None else x[:most]
     columns = [f"{budget} calls" for budget in budgets]
     goal = exact.x[:most].float()
+    other = result.distribution is not None  # the model's own samples are those of other noises
     on = "" if group == "default" else f" Grid: {group}."
     if pictures:
         top: list[Tensor | None] = [goal] * len(budgets)
-        strips = [("converged", INK, top)]
+        strips = [("other noises" if other else "converged", INK, top)]
         strips += [(name, look(name)["color"], cells) for name, cells in lines.items()]
         first, last = result.seeds[0], result.seeds[len(goal) - 1]
         seeds = f"{first} to {last}" if last > first else f"{first}"
         return Samples(
-            f"Seeds {seeds} in every cell; the top row is where the ODE takes them, which is what a solver "
-            f"without error would draw.{on}",
+            f"Seeds {seeds} in every cell; the top row is where the ODE takes "
+            + (
+                "other noises."
+                if other
+                else "them, which is what a solver without error would draw."
+            )
+            + on,
             solver_grid(strips, columns),
             f"Samples of {len(lines)} solvers at {len(budgets)} budgets, below the converged solutions.",
         )
     return Samples(
-        f"Ends of {len(goal)} noises; grey: where the ODE takes them, joined to where the solver did.{on}",
-        ends_plot(list(lines.items()), columns, goal),
+        f"Ends of {len(goal)} noises; grey: where the ODE takes "
+        + ("others." if other else "them, joined to where the solver did.")
+        + on,
+        ends_plot(list(lines.items()), columns, goal, joined=not other),
         f"End points of {len(lines)} solvers at {len(budgets)} budgets beside the converged solutions.",
     )

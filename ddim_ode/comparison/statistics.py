@@ -92,6 +92,37 @@ def paired_decision(
     return Decision(math.exp(mean), math.exp(low), math.exp(high), low <= 0 <= high)
 
 
+def student_interval(values: Array, confidence: float, more: float = 0.0) -> Interval:
+    """Student's interval of the mean of values (n,), n >= 2. more: added to the mean's variance.
+
+    >>> student_interval(np.array([1.0, 2.0, 3.0]), 0.95).low < 0.0
+    True
+    """
+    n, mean = values.size, float(values.mean())
+    half = float(stdtrit(n - 1, 0.5 + confidence / 2) * np.sqrt(values.var(ddof=1) / n + more))
+    return Interval(mean - half, mean + half)
+
+
+def difference_decision(a: npt.ArrayLike, b: npt.ArrayLike, confidence: float = 0.95) -> Decision:
+    """Whether the means of a (n,) and b (n,) differ, value by value, as their ratio.
+
+    The interval is Student's of the mean of a − b, over the size of the mean of b.
+
+    >>> e = np.linspace(1.0, 2.0, 50)
+    >>> difference_decision(1.2 * e, e).tie, difference_decision(e - 2.0, e - 1.0).ratio
+    (False, -1.0)
+    """
+    pairs = np.stack([host_numbers("a", a), host_numbers("b", b)])
+    first, second = pairs[:, np.isfinite(pairs).all(axis=0)]
+    if first.size < 2:
+        raise ValueError(f"{first.size} values are in both: a paired test needs n >= 2")
+    size = abs(float(second.mean()))
+    difference = first - second
+    low, high = student_interval(difference, check_confidence(confidence))
+    ratio, low, high = (1 + float(d) / size for d in (difference.mean(), low or 0, high or 0))
+    return Decision(ratio, low, high, low <= 1 <= high)
+
+
 def geometric_mean(values: npt.ArrayLike) -> float:
     """Of the errors (n,) that are no NaN: NaN if there is none, 0 if one is 0.
 

@@ -12,12 +12,14 @@ from typing import NamedTuple
 from .._base.escaping import markup
 from .._base.table import Cell, Table
 from .rows import Ranked, Ranking
+from .words import words
 
 _HEAD = (
     *(Cell("", drawing="rank"), "method", "grid", "to σ", "steps", "nfe", "error", "interval"),
     *("× best", "typical", "seconds", Cell("", drawing="note")),
 )
 _SIGNS = {"best": "*", "tie": "=", "floor": "~", "failed": "!", "none": ""}
+_BY = {True: " by the typical error, noise by noise", False: ""}  # whether noises have errors
 _WORDS = {"best": "best", "tie": "tied", "floor": "at floor", "failed": "some failed", "none": ""}
 
 
@@ -58,12 +60,12 @@ def text(result: Ranking) -> str:
     """All rows; what the columns are, and what they were measured against."""
     if not result.rows:
         return "no rows are finished"
-    return "\n".join([whole(result).text(), "", *notes(result)])
+    return "\n".join([whole(result).text(), "", *words(result).notes])
 
 
 def html(result: Ranking) -> str:
     """The same for a notebook or a report."""
-    return f"{whole(result).html()}<p>{'<br>'.join(map(markup, notes(result)))}</p>"
+    return f"{whole(result).html()}<p>{'<br>'.join(map(markup, words(result).notes))}</p>"
 
 
 def overview(result: Ranking, key: str = "error") -> list[Line]:
@@ -89,9 +91,9 @@ def overview_text(result: Ranking, key: str = "error", last: Sequence[str] = ())
     lines = overview(result, key)
     used = {cell.mark for line in lines for cell in line.cells if cell}
     meanings = dict(
-        best="* best of its column by the typical error, noise by noise",
+        best=f"* best of its column{_BY[result.distribution is None]}",
         tie="= not to be told apart from it (paired bootstrap)",
-        floor=f"~ at the floor (its typical error is below {result.floor:.1e}): not ranked",
+        floor=f"~ at the floor (below {result.floor:.1e}): not ranked",
         failed="! some samples failed and are left out",
     )
     legend = "   ".join(meaning for mark, meaning in meanings.items() if mark in used)
@@ -136,34 +138,13 @@ def swatch(method: str) -> str:
         "o": '<circle cx="14" cy="6" r="3.6"/>',
         "s": '<path d="M10.5 2.5h7v7h-7z"/>',
         "^": '<path d="M14 2l4.2 7.6h-8.4z"/>',
+        "D": '<path d="M14 1.6l4.4 4.4l-4.4 4.4l-4.4-4.4z"/>',
     }[style["marker"]]
     return (
         '<svg width="28" height="12" viewBox="0 0 28 12" aria-hidden="true">'
         f'<path d="M0 6h28" stroke="{colour}" stroke-width="1.8"{dash}/>'
         f'<g fill="{colour}">{marker}</g></svg>'
     )
-
-
-def notes(result: Ranking) -> list[str]:
-    """What the numbers mean, in a few lines."""
-    n, made = len(result.seeds), result.reference
-    lines = [
-        f"error: RMS per entry to the converged solution, the mean over {n} noises, with its "
-        f"{result.confidence:.0%} bootstrap interval.",
-        "typical: the geometric mean, by which rows are ranked; × best: its ratio, noise by noise.",
-        "=: not to be told apart from the best of its block (paired bootstrap over the same noises).",
-    ]
-    if made is not None:
-        lines.append(
-            f"reference: {made.solver}, float64; refining moved it by {made.error:.1e}; "
-            f"{made.nfe:.0f} calls a sample. Typical errors below {result.floor:.1e} are at the floor, "
-            "not ranked."
-        )
-    if result.searched:
-        lines.append(
-            f"best grids were chosen on {result.searched} other noises than the {n} reported here."
-        )
-    return lines
 
 
 def number(value: float | None) -> str:

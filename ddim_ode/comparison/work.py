@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
+from .._base.checks import number, path_of, shown
+from .._base.digests import digest
 from .._base.version import __version__
+from .._base.warn import warn
+from ..denoising.denoiser import Denoiser
 from ..denoising.problem import Problem
 from ..denoising.seeding import GENERATOR
 from ..solve.answers import Answers
-from ..solve.cache import Store
+from ..solve.cache import NOWHERE, Store
+from ..solve.model_key import model_key
 from ..solve.near import NOTHING, PLAN, Near, of_rows, of_shared
 from ..solve.reference import Reference
 
@@ -23,7 +30,7 @@ class Work:
 
     noises (n, *shape), of ``seeds``; the conditions of the problem have a row for each. batch: noises
     solved together; keep: end states kept of each row; goal: of the reference. known: the reference, where
-    the caller gave it.
+    the caller gave it. whole: whether rows are measured on all their end states together.
     """
 
     problem: Problem
@@ -36,6 +43,7 @@ class Work:
     key: str | None
     answers: Answers | None = None
     known: Reference | None = None
+    whole: bool = False
 
     def parts(self, first: int, last: int) -> Iterator[slice]:
         """Batches of the samples first..last−1."""
@@ -53,3 +61,37 @@ class Work:
         start = Near.of(self.problem.model.sigma_max, PLAN)
         rows = of_rows({**(self.problem.rows(part).cond or {}), **computed})
         return exact, Near.joined(answers, start, rows)
+
+
+def goal_of(reference: float | Tensor | None) -> float | None:
+    """What a reference is converged to; None: its default, or it is given."""
+    if reference is None or isinstance(reference, Tensor):
+        return None
+    if not 0 < (goal := number("reference", reference)) < np.inf:
+        raise ValueError(
+            f"reference={shown(reference)} must be a positive RMS difference to converge to, or the "
+            "solutions (n, *shape)"
+        )
+    return goal
+
+
+def storage(
+    model: Denoiser, cache: str | Path | None, key: str | None, shared: Any
+) -> tuple[Store, str | None]:
+    """Where results are kept, and the model's key; nowhere, with a warning, if it has none."""
+    known_as = model_key(model, key)
+    if cache is None:
+        return NOWHERE, known_as
+    cache = path_of("cache", cache)
+    reason = None
+    if not known_as:
+        reason = "the network is neither an exact mixture nor a torch.nn.Module"
+    else:
+        try:
+            digest(shared)
+        except TypeError as error:
+            reason = f"shared= cannot be hashed ({error})"
+    if reason is None:
+        return Store(cache), known_as
+    warn(f"nothing is kept in {cache}: {reason}; give key=, a name to change whenever it changes")
+    return NOWHERE, known_as

@@ -3,6 +3,7 @@
     frechet    frechet_distance, frechet_from_moments
     kernel     kernel_distance (KID), mmd, median_bandwidth
     sliced     sliced_wasserstein
+    jackknife  Blocks: unbiased distances of pairs with what their interval follows from
     energy     energy_distance
     features   Features: images to rows; of the shipped classifier, of Inception, of the samples themselves
     statistics FeatureStatistics: what real data look like in some features, on disk

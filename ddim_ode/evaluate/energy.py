@@ -25,15 +25,16 @@ def energy_distance(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
     x, y = as_pair(a, b, least=1)
     centre = y.mean(axis=0)
     x, y = x - centre, y - centre
-    squared = 2 * mean_across(_euclidean, x, y) - _with_itself(x) - _with_itself(y)
+    squared = 2 * mean_across(euclidean, x, y) - _with_itself(x) - _with_itself(y)
     return float(np.sqrt(max(0.0, squared)))
 
 
-def _euclidean(x: Floats, y: Floats) -> Floats:
+def euclidean(x: Floats, y: Floats) -> Floats:
+    """‖x_i − y_j‖ (len(x), len(y))."""
     d = squared_distances(x, y)
     return np.sqrt(d, out=d)
 
 
 def _with_itself(x: Floats) -> float:
     n = len(x)
-    return mean_within(_euclidean, x) * (n - 1) / n if n > 1 else 0.0
+    return mean_within(euclidean, x) * (n - 1) / n if n > 1 else 0.0

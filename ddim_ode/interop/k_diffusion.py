@@ -88,7 +88,7 @@ def sampler(
             refuse("a plan is compiled already", variant=variant, start=start, chart=chart)
         else:
             spec = get_method(solver, variant)
-    stochastic = solver.is_stochastic if isinstance(solver, Plan) else bool(spec.eta)
+    stochastic = solver.is_stochastic if isinstance(solver, Plan) else spec.adds_noise
     if stochastic:
         raise ValueError(
             f"{solver if isinstance(solver, Plan) else spec.name!r} adds noise at every step, which has no "

@@ -31,20 +31,23 @@ def errors_plot(
     methods: str | Sequence[str] | None = None,
     figsize: tuple[float, float] | None = None,
     ax: Any = None,
+    label: str = "RMS error to the converged solution",
+    floor_label: str = "floor: 100 × the reference's own error",
 ) -> Figure:
     """Error against measured network calls, a panel for each grid that was asked for.
 
     Both axes are logarithmic; bands are the rows' intervals; below the grey line errors are not resolved
-    by the reference. methods, figsize, ax, and what is refused: see :meth:`ddim_ode.Comparison.plot`.
+    by the reference, and those near or below 0 are drawn at a tenth of it. methods, figsize, ax, and
+    what is refused: see :meth:`ddim_ode.Comparison.plot`.
     """
     known = dict.fromkeys(row["method"] for row in rows)
-    rows = [row for row in rows if row["error"] and row["nfe"]]
+    rows = [_at_least(floor / 10, row) for row in rows if row["error"] and row["nfe"]]
     if methods is not None:
         chosen = [one_of("method", name, known) for name in several(methods)]
         rows = [row for row in rows if row["method"] in chosen]
     if not rows:
         raise ValueError("nothing to draw: no row has an error; the notes of the rows say why")
-    figure, panels = _panels(rows, "error", "RMS error to the converged solution", figsize, ax)
+    figure, panels = _panels(rows, "error", label, figsize, ax)
     for axis, shown in panels:
         _bands(axis, shown)
         if floor > 0:
@@ -52,10 +55,18 @@ def errors_plot(
             axis.axhspan(0, floor, color=FLOOR, alpha=0.12, lw=0)
     for axis, _ in panels:  # a caller's axes need not share theirs
         _calls_axis(axis, rows)
-        _error_axis(axis, rows, floor, said=axis is panels[0][0])
+        _error_axis(axis, rows, floor, floor_label if axis is panels[0][0] else "")
     for axis, shown in panels:
         _name_lines(figure, axis, shown, "error")
     return figure
+
+
+def _at_least(least: float, row: Row) -> Row:
+    """The row with what is no positive error raised to where a log axis shows it."""
+    if row["error"] > 0 and (row["error_low"] is None or row["error_low"] > 0):
+        return row
+    keys = ("error", "error_low", "error_high")
+    return {**row, **{key: None if row[key] is None else max(least, row[key]) for key in keys}}
 
 
 def metric_plot(
@@ -97,11 +108,14 @@ def metric_plot(
 
 
 def ends_plot(
-    lines: Sequence[tuple[str, Sequence[Tensor | None]]], columns: Sequence[str], reference: Tensor
+    lines: Sequence[tuple[str, Sequence[Tensor | None]]],
+    columns: Sequence[str],
+    reference: Tensor,
+    joined: bool = True,
 ) -> Figure:
     """Where each solver takes 2-D noises: a row of panels (method, ends (n, 2) per column).
 
-    Grey dots are the converged solutions (n, 2), and a thin line joins each end to its own.
+    Grey dots are the converged solutions (n, 2), and a thin line joins each end to its own (joined).
     """
     size, left, top = 1.45, 1.05, 0.35
     bottom = 0.3
@@ -130,7 +144,8 @@ def ends_plot(
                 axis.text(0.5, 0.5, "not run", transform=axis.transAxes, ha="center", fontsize=7)
             else:
                 made, colour = ends.double().numpy(), look(method)["color"]
-                axis.plot(*np.stack([goal, made]).transpose(2, 0, 1), color=colour, lw=0.4)
+                if joined:
+                    axis.plot(*np.stack([goal, made]).transpose(2, 0, 1), color=colour, lw=0.4)
                 axis.plot(*made.T, ".", color=colour, ms=2.5)
             if i == 0:
                 axis.set_title(as_label(columns[j]), fontsize=8.5)
@@ -235,8 +250,8 @@ def _calls_axis(axis: Any, rows: Sequence[Row]) -> None:
     axis.xaxis.set_minor_locator(NullLocator())
 
 
-def _error_axis(axis: Any, rows: Sequence[Row], floor: float, said: bool) -> None:
-    """A log axis that holds all rows, with numbers to read. said: whether the floor is named, too."""
+def _error_axis(axis: Any, rows: Sequence[Row], floor: float, said: str) -> None:
+    """A log axis that holds all rows, with numbers to read. said: the floor's name, if shown."""
     errors = np.array([row["error"] for row in rows])
     axis.set_yscale("log")
     # a method that is lost is off the picture rather than all others in a corner of it
@@ -247,7 +262,7 @@ def _error_axis(axis: Any, rows: Sequence[Row], floor: float, said: bool) -> Non
         bottom = min(bottom, floor / 1.5)
         if said:
             axis.annotate(
-                "floor: 100 × the reference's own error",
+                said,
                 (0.01, floor),
                 xycoords=("axes fraction", "data"),
                 xytext=(0, -3),

@@ -84,7 +84,7 @@ def plan_of(request: Request) -> Plan:
     """
     spec = request.spec
     if spec is not None:
-        noise = None if spec.eta in (None, 0.0) or not request.two_way else spec.name
+        noise = spec.name if spec.adds_noise and request.two_way else None
         refuse("step noise cannot be undone", method=noise)
         plan = compile_for(spec, request.levels, **{name: request.options[name] for name in _HOW})
         _warn_of_a_leap(spec, plan)

@@ -65,12 +65,17 @@ class Steps:
         self._blind = bool(np.isinf(sigmas).any()) and vector in ("eps", "score", "exp")
         self.first_vector = "x0" if self._blind and np.isinf(sigmas[0]) else vector
         levels, times = sigmas.tolist(), schedule.time(sigmas).tolist()
+        falls = levels[0] > levels[-1]
         self._nodes: list[Node | None] = [Node(s, t, vector) for s, t in zip(levels, times)]
         self._nodes[0] = Node(levels[0], times[0], self.first_vector)
         self._nodes[-1] = None  # nothing is evaluated where the plan ends
-        self.ops = [Op(1.0, (), self._nodes[0], False, 0.0)]
-        self._calls = 1
-        self._call_at = {0: 0}  # by level
+        self._rises = np.flatnonzero(np.diff(sigmas) > 0).tolist() if falls else []
+        for level in self._rises:  # nor where noise is added at once
+            self._nodes[level] = None
+        self.ops: list[Op] = []
+        self._calls, self._call_at = 0, {0: 0}  # by level
+        if self._nodes[0] is not None:
+            self.ops, self._calls = [Op(1.0, (), self._nodes[0], False, 0.0)], 1
         self._errors = np.zeros(sigmas.size)  # by level
 
     def interior(self, method: Method) -> tuple[int, int]:
@@ -198,6 +203,20 @@ class Steps:
                 calls = [self._calls - 1, *calls]
             scale, *row_k = tables[m][k]
             self._commit(step, scale, row_k[m - 1 :: -1], calls, _shared(row_k[m:], draws[k], m))
+
+    def descents(self, method: Method, first: int, last: int) -> None:
+        """A one-step method down every stretch of falling levels, and noise up in between."""
+        assert method.rises is not None
+        for rise in [*(rise for rise in self._rises if rise < last), last]:
+            self.one_step(method, first, rise)
+            if rise == last:
+                break
+            (alpha, higher), low = self.alpha[rise : rise + 2], self.sigmas[rise]
+            std = higher * np.sqrt(self.sigmas[rise + 1] ** 2 - low**2) * method.rises.noise_scale
+            self.ops.append(Op(float(higher / alpha), (), self._nodes[rise + 1], True, float(std)))
+            self._calls += 1
+            self._call_at[rise + 1] = self._calls - 1
+            first = rise + 1
 
     def _step_clock(self, first: int, last: int) -> StepClock:
         """The clock of steps with noise."""

@@ -17,11 +17,11 @@ import numpy.typing as npt
 
 from .._base.checks import flag, one_of
 from ..grids import check_grid, upward
-from ..schedules.schedule import Schedule
+from ..schedules.schedule import Array, Schedule
 from .builder import Steps
 from .chart import VECTORS, get_chart
 from .infinity import from_infinity
-from .methods import RK_START_FROM, STARTS, Method, get_method
+from .methods import RK_START_FROM, STARTS, Method, get_method, rk_start
 from .plan import Plan
 from .stochastic import Eta, check_eta, step_noise
 
@@ -87,13 +87,27 @@ def plan(
         many = start == "rk" or sigmas.size > RK_START_FROM
         named = spec.multistep and vector is not None  # the vector it stores is its chart's
         spec = from_infinity(spec, spec.chart if named else chart, many)
-    if flag("rising", rising) and (eta or noise_std is not None or spec.eta):
+    if flag("rising", rising) and (eta or noise_std is not None or spec.adds_noise):
         name = "noise_std" if noise_std is not None else "eta" if eta else spec.name
         raise ValueError(f"{name}: step noise cannot be undone; go up with a deterministic method")
     noise = step_noise(spec.name, spec.eta, spec.takes_noise, schedule, sigmas, eta, noise_std)
     key = None if noise is None else tuple(noise.tolist())
+    if spec.rises is not None:
+        sigmas = _passed(spec, schedule, sigmas)
     levels = tuple((upward(sigmas) if rising else sigmas).tolist())
     return _compile(spec, schedule, levels, vector, start, key)
+
+
+def _passed(method: Method, schedule: Schedule, sigmas: Array) -> Array:
+    """The levels of a method with rises; ValueError for one above the schedule's."""
+    assert method.rises is not None
+    passed = method.rises.levels(sigmas)
+    if (top := float(passed.max())) > max(schedule.sigma_max, sigmas[0]):
+        raise ValueError(
+            f"method {method.name!r} adds noise up to σ={top:g}, above the schedule's "
+            f"{schedule.sigma_max:g}; start lower (sigma_max=), or lower high= of its rises"
+        )
+    return passed
 
 
 def clear_cache() -> None:
@@ -127,16 +141,18 @@ def _compile(
     start = _start(method, start, n, noise is not None)
     steps = Steps(schedule, chart, vector, np.array(grid), noise)
     first, last = steps.interior(method)
-    if euler and chart.straight:
+    if euler and chart.straight and method.rises is None:
         steps.ddim(0, n)
     else:
         steps.ddim(0, first)
         if method.multistep:
             rk = min(method.rk_steps, last - first) if start == "rk" else 0
             if rk:
-                rk_start = method.rk_start
-                steps.one_step(rk_start, first, first + rk, get_chart(rk_start.chart, schedule))
+                by = rk_start(method)
+                steps.one_step(by, first, first + rk, get_chart(by.chart, schedule))
             steps.multistep(method, first, first + rk, last)
+        elif method.rises is not None:
+            steps.descents(method, first, last)
         else:
             steps.one_step(method, first, last)
         steps.ddim(last, n)

@@ -12,16 +12,16 @@ order 2 (3) globally. A Runge–Kutta start ("rk") takes the first steps until t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
-from .._base.checks import count, exclusive, flag, one_of, shown, text_of
-from .chart import CHARTS, SCALES
+from .._base.checks import exclusive, one_of, shown
+from .method import Method as Method
 from .plan import Plan
-from .quadrature import RULES
+from .renoising import Churn, Restart
 from .rows import Table
-from .stochastic import Eta, check_eta, er_tau
-from .tableau import BOSH3, DOPRI5, HALF, HEUN, MIDPOINT, RK4, THIRDS, Singlestep, Tableau
+from .stochastic import er_tau
+from .tableau import BOSH3, DOPRI5, HALF, HEUN, MIDPOINT, RK4, THIRDS
 
 # Of each family the members that do well somewhere on the shipped model (benchmarks/which_solver.py).
 DEFAULT_METHODS = (
@@ -30,155 +30,6 @@ DEFAULT_METHODS = (
 CALIBRATED = "calibrated"  # what the line of fitted plans is called, one plan per budget
 STARTS = ("ramp", "rk")
 RK_START_FROM = 15  # steps; with fewer, the calls of the start are better spent on steps
-
-
-@dataclass(frozen=True)
-class Method:
-    """A fixed-step solver as data; usable everywhere a method name is.
-
-    Args:
-        name: Shown in tables.
-        order: Of the ODE solve, with exact starting values; None for a stochastic method.
-        chart: ``"eps" | "data" | "flow" | "log" | "trig" | "exp"``, of the fixed plan (adaptive solves have
-            their own).
-        stages: Those within a step of a one-step method: a :class:`Tableau` or a :class:`Singlestep`.
-        past: How many velocities a multistep method interpolates, the current one included.
-        ruler: The scale it interpolates in, ``"sigma" | "log_sigma" | "t"`` or another key of
-            ``ddim_ode.solvers.chart.SCALES`` (default: the chart's clock).
-        corrector: Take each step again, once the velocity at its end is known, through that one too
-            (UniPC). This costs no further call, and is left out in the last step. ``"evaluated"`` calls the
-            network once more at the corrected state (PECE).
-        rules: Departures from exact integration, of ``ddim_ode.solvers.quadrature.RULES``.
-        final: ``"lower_order"`` reads at most j velocities j steps before the end; ``"full_order"`` lands
-            on σ = 0 by the method's own formula and not by DDIM (chart eps).
-        eta: The step noise that the method has unless the caller asks for another (``eta=``,
-            ``noise_std=``): η, or a function τ(σ). A caller may ask where it is 0.0, and of every
-            method in chart "data".
-        weak, strong: With step noise at η = 1 or at the method's own: the order in which moments of the end
-            state, and the end state of one noise, converge, as measured; None where nothing was.
-        reference: Where it is published.
-
-    Raises:
-        ValueError: Parts that do not go together.
-
-    >>> import ddim_ode
-    >>> mine = ddim_ode.Method("mine", order=2, chart="data", ruler="log_sigma", past=2)
-    >>> ddim_ode.plan(mine, ddim_ode.schedules.cosine(), [50.0, 5.0, 0.5, 0.0])
-    Plan(mine, 3 steps, nfe 3, chart data)
-    """
-
-    name: str
-    order: int | None
-    chart: str = "eps"
-    stages: Tableau | Singlestep | None = None
-    past: int = 1
-    ruler: str | None = None
-    corrector: bool | str = False
-    rules: tuple[str, ...] = ()
-    final: str | None = None
-    eta: Eta | None = None
-    reference: str = ""
-    weak: float | None = None
-    strong: float | None = None
-
-    def __post_init__(self) -> None:
-        text_of("name", self.name)
-        if not isinstance(self.reference, str):
-            raise ValueError(
-                f"reference={shown(self.reference)} must be a string, where it is published"
-            )
-        if self.corrector != "evaluated":
-            flag("corrector", self.corrector)
-        if self.eta is not None:
-            check_eta(self.eta)
-        one_of("chart", self.chart, CHARTS)
-        if self.ruler is not None:
-            one_of("ruler", self.ruler, [*SCALES, "t"])
-        if self.order is not None:
-            object.__setattr__(self, "order", count("order", self.order))
-        for field, kinds in (("stages", (Tableau, Singlestep)), ("rules", (tuple,))):
-            value = getattr(self, field)
-            if (value is not None and not isinstance(value, kinds)) or (field, value) == (
-                "rules",
-                None,
-            ):
-                wanted = " or ".join(kind.__name__ for kind in kinds)
-                raise ValueError(f"method {self.name!r}: {field}={shown(value)} must be a {wanted}")
-        if self.stages is not None and (self.past != 1 or self.corrector):
-            raise ValueError(
-                f"method {self.name!r}: give stages or past={self.past} velocities, not both"
-            )
-        object.__setattr__(self, "past", count("past", self.past))
-        for rule in self.rules:
-            one_of("rule", rule, RULES)
-        if len(self.rules) > 1 and ("adams" in self.rules or {"midpoint", "bh1"} <= {*self.rules}):
-            raise ValueError(
-                f"method {self.name!r}: rules={self.rules} exclude each other; drop one"
-            )
-        if self.final is not None:
-            one_of("final", self.final, ("lower_order", "full_order"))
-        unread: dict[str, object] = dict(final=self.final)
-        if isinstance(self.stages, Tableau):
-            unread |= dict(rules=self.rules, ruler=self.ruler)
-        for name, value in unread.items() if not self.multistep else ():
-            if value:
-                raise ValueError(
-                    f"method {self.name!r} reads no {name}={shown(value)}: only multistep methods do"
-                    + ("" if name == "final" else ", and singlestep ones")
-                    + f"; drop {name}"
-                )
-        if self.final == "full_order" and (self.chart, self.ruler or "sigma") != ("eps", "sigma"):
-            raise ValueError(
-                f"method {self.name!r}: final='full_order' needs chart 'eps' and ruler 'sigma', "
-                "which are finite at σ=0"
-            )
-
-    @property
-    def multistep(self) -> bool:
-        """Whether a step reads velocities from outside itself."""
-        return self.past > 1 or bool(self.corrector)
-
-    @property
-    def takes_noise(self) -> bool:
-        """Whether a caller may choose its step noise."""
-        return self.chart == "data" or self.eta == 0.0
-
-    @property
-    def nfe_per_step(self) -> int:
-        """Network calls in a full step."""
-        if self.corrector == "evaluated":
-            return 2
-        return self.stages.stages if self.stages is not None else 1
-
-    @property
-    def order_from_ramp(self) -> int | None:
-        """Global order from rising-order starting steps: at most 2, or 3 with a corrector."""
-        if not self.multistep or self.order is None:
-            return self.order
-        return min(self.order, 3 if self.corrector and self.final is None else 2)
-
-    @property
-    def order_as_run(self) -> int | None:
-        """Global order as run by default on many steps: with the start that is the default there."""
-        return self.order if self.rk_steps else self.order_from_ramp
-
-    @property
-    def rk_steps(self) -> int:
-        """How many first steps ``start="rk"`` takes by Runge–Kutta; 0 where it would gain nothing."""
-        if self.order is None or self.order_from_ramp == self.order or self.final == "lower_order":
-            return 0
-        return self.order - 2 - bool(self.corrector)
-
-    @property
-    def rk_start(self) -> Method:
-        """The one-step method that ``start="rk"`` uses: of one order less, which suffices."""
-        order = self.order or 1
-        if order - 1 not in _RK_BY_ORDER:
-            raise ValueError(
-                f"method {self.name!r}: there is no Runge–Kutta start for order {order}, only up to "
-                f"{max(_RK_BY_ORDER) + 1}; use start='ramp'"
-            )
-        return METHODS[_RK_BY_ORDER[order - 1]]
 
 
 _RK_BY_ORDER = {2: "midpoint", 3: "bosh3", 4: "rk4", 5: "rk45"}
@@ -256,8 +107,35 @@ METHODS: dict[str, Method] = {
         Method("sa3", None, past=3, corrector=True, reference=_SA, **_NOISY),
         Method("er_sde2", None, past=2, reference=_ER, **{**_NOISY, "eta": er_tau}),
         Method("er_sde3", None, past=3, reference=_ER, **{**_NOISY, "eta": er_tau}),
+        Method(
+            "edm_stochastic",
+            None,
+            stages=HEUN,
+            rises=Churn(),
+            weak=2,
+            reference="Karras et al. 2022, arXiv:2206.00364, alg. 2",
+        ),
+        Method(
+            "restart",
+            None,
+            stages=HEUN,
+            rises=Restart(),
+            weak=2,
+            reference="Xu et al. 2023, arXiv:2306.14878",
+        ),
     )
 }
+
+
+def rk_start(method: Method) -> Method:
+    """The one-step method that ``start="rk"`` uses: of one order less, which suffices."""
+    order = method.order or 1
+    if order - 1 not in _RK_BY_ORDER:
+        raise ValueError(
+            f"method {method.name!r}: there is no Runge–Kutta start for order {order}, only up to "
+            f"{max(_RK_BY_ORDER) + 1}; use start='ramp'"
+        )
+    return METHODS[_RK_BY_ORDER[order - 1]]
 
 
 class Variant(NamedTuple):

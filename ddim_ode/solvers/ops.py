@@ -68,8 +68,10 @@ def check_ops(ops: Any) -> None:
         refuse("ops", ops, "a list in which at least one op calls the network")
     if not commits[-1] or called[-1]:
         refuse(f"ops[{len(ops) - 1}]", ops[-1], "the end: with commit true and node null")
-    if commits[0] or not called[0]:
-        refuse("ops[0]", ops[0], "the first call: with commit false and a node")
+    if (commits[0] and not ops[0].draws) or not called[0]:
+        refuse(
+            "ops[0]", ops[0], "the first call: with a node, and commit false unless it adds noise"
+        )
     check_numbers(scales, "ops[{}].scale".format)
     if scales[0] == 0:
         refuse("ops[0].scale", scales[0], "another number than 0: it is the start that it scales")

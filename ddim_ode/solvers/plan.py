@@ -14,7 +14,7 @@ import operator
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
 from .._base import notebook
@@ -112,8 +112,10 @@ class Plan:
 
     @property
     def steps(self) -> int:
-        """Intervals of the grid."""
-        return len(self.grid) - 1
+        """Intervals of the grid that it was compiled on: not those up again by noise, nor passed twice."""
+        if self.grid[0] < self.grid[-1]:
+            return len(self.grid) - 1
+        return len({*accumulate(self.grid, min)}) - 1
 
     @property
     def nodes(self) -> list[Node]:
@@ -305,13 +307,15 @@ def _check_grid(plan: Plan) -> None:
     grid = plan.grid
     check_tuple("grid", grid, 2)
     check_sigmas(grid, lambda i: f"grid[{i}]")
+    commits = [op for op in plan.ops if op.commit]
+    if len(commits) != len(grid) - 1:
+        refuse("grid", grid, f"{len(commits) + 1} levels, one more than ops that commit")
     ahead, side = (operator.gt, "below") if grid[0] > grid[-1] else (operator.lt, "above")
     if not all(map(ahead, grid, grid[1:])):
-        i = next(i for i, pair in enumerate(pairwise(grid), 1) if not ahead(*pair))
-        refuse(f"grid[{i}]", grid[i], f"{side} grid[{i - 1}]={grid[i - 1]:g}")
-    commits = sum(op.commit for op in plan.ops)
-    if commits != plan.steps:
-        refuse("grid", grid, f"{commits + 1} levels, one more than ops that commit")
+        for i, (pair, op) in enumerate(zip(pairwise(grid), commits), 1):
+            renoised = pair[0] < pair[1] and op.draws and not any(op.weights)
+            if not (ahead(*pair) or (renoised and side == "below")):
+                refuse(f"grid[{i}]", grid[i], f"{side} grid[{i - 1}]={grid[i - 1]:g}")
 
 
 def _check_name(field: str, value: Any) -> None:

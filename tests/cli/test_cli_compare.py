@@ -222,3 +222,13 @@ def test_a_mixture_written_on_windows_is_read(tmp_path):
     path = tmp_path / "m.json"
     path.write_bytes(b"\xef\xbb\xbf" + json.dumps(MIXTURE, indent=1).replace("\n", "\r\n").encode())
     assert load_model(str(path)).denoiser.means.tolist() == MIXTURE["means"]
+
+
+def test_distributions_are_compared_with_step_noise_and_without(mixture, tmp_path, capsys):
+    call = [*mixture, "--methods", "ddim", "er_sde2", "--nfe", "3", "6", "--n", "32"]
+    assert run("compare", *call, "--metric", "distribution") == 0
+    assert "Squared energy distance to the model's own samples" in capsys.readouterr().out
+    assert tree(tmp_path / "out/compare.json")["distribution"]["n"] == 64
+    assert "against 64 samples of the model itself" in (tmp_path / "out/report.html").read_text()
+    assert run("compare", *call, "--metric", "distribution", "--features", "identity") == 0
+    assert "Squared kernel distance (KID) in identity" in capsys.readouterr().out

@@ -80,6 +80,10 @@ REFUSALS = [
     ("train --checkpoint-every 0", "--checkpoint-every=0"),
     # compare
     ("compare --methods ddpm", "adds noise"),
+    ("compare --metric kid", "unknown metric 'kid'; valid, nearest first:"),
+    ("compare --metric distribution --metrics", "drop one of them"),
+    ("compare --metric distribution --data x", "--data belongs to --metrics"),
+    ("compare --metric distribution --n 5", "n=5 is too few"),
     ("compare --n 0", "--n=0 must be"),
     ("compare --target -1", "--target -1 must be a positive"),
     ("compare --data x", "--data belongs to --metrics"),

@@ -8,7 +8,10 @@
 | sample_dpmpp_3m_sde          | dpmpp3m_sde with rules=("half",) | D'' without its factor 2, as its ODE |
 | sample_dpmpp_sde             | dpmpp_sde, in weights at η = 1   | draws of stage and step are correlated |
 |                              |                                  | as Brownian in σ, ours in 1/σ² |
-| sample_dpm_2_ancestral       | none                             | its noise follows a step of the ODE |
+| sample_dpm_2_ancestral       | dpm2 with rises=Ancestral()      | none |
+| sample_heun, churn           | edm_stochastic, rises=Churn(...) | none |
+| sample_euler, churn          | Euler with rises=Churn(...)      | none |
+| sample_dpm_2, churn          | dpm2 with rises=Churn(...)       | none |
 """
 
 from dataclasses import replace
@@ -20,7 +23,8 @@ import torch
 
 import ddim_ode
 from ddim_ode.solve.loop import integrate
-from ddim_ode.solvers.methods import METHODS
+from ddim_ode.solvers.methods import METHODS, Method
+from ddim_ode.solvers.renoising import Ancestral, Churn
 from ddim_ode.solvers.stochastic import of_tau
 
 SCHEDULE = ddim_ode.schedules.ve(80.0)
@@ -32,7 +36,7 @@ def x0_of(x, sigma):
     return torch.tanh(x / (1 + sigma)) + 0.1 * torch.sin(x)
 
 
-def peer(name, **options):
+def peer(name, sampler=True, **options):
     """The peer's end state, and its draws in order."""
     module = peers.load("k_diffusion.sampling")
     made, source = [], torch.Generator().manual_seed(0)
@@ -46,7 +50,7 @@ def peer(name, **options):
         X,
         torch.as_tensor(GRID),
         disable=True,
-        noise_sampler=draw,
+        **(dict(noise_sampler=draw) if sampler else {}),
         **options,
     )
     return end, made
@@ -70,6 +74,44 @@ def ours(plan, draws):
 )
 def test_same_draws_make_the_same_samples(name, options, method):
     end, draws = peer(name, **options)
+    plan = ddim_ode.plan(method, SCHEDULE, GRID, vector="x0")
+    torch.testing.assert_close(ours(plan, draws), end, rtol=1e-6, atol=1e-6)
+
+
+CHURNS = [Churn(40.0, 0.0, 100.0), Churn(2.0, 0.1, 5.0, 1.007)]
+
+
+@pytest.mark.parametrize("churn", CHURNS)
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        ("heun", METHODS["edm_stochastic"]),
+        ("euler", Method("euler", None)),
+        ("dpm_2", METHODS["dpm2"]),
+    ],
+)
+def test_churn_is_theirs_with_all_its_settings(name, method, churn, monkeypatch):
+    made, source = [], torch.Generator().manual_seed(0)
+
+    def randn_like(x):
+        made.append(torch.randn(X.shape, generator=source, dtype=torch.float64))
+        return made[-1]
+
+    monkeypatch.setattr(peers.load("k_diffusion.sampling").torch, "randn_like", randn_like)
+    settings = dict(s_churn=churn.amount, s_tmin=churn.low, s_tmax=churn.high)
+    end, _ = peer(name, sampler=False, s_noise=churn.noise_scale, **settings)
+    plan = ddim_ode.plan(replace(method, rises=churn), SCHEDULE, GRID, vector="x0")
+    used = [z for z, s in zip(made, GRID) if churn.low <= s <= churn.high]
+    if len(made) == len(GRID) - 1:  # it draws in every step, and leaves out what it has no use for
+        inside = (GRID[:-1] >= churn.low) & (GRID[:-1] <= churn.high)
+        used = [z for z, add in zip(made, inside) if add]
+    torch.testing.assert_close(ours(plan, used), end, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("eta", [0.5, 1.0])
+def test_ancestral_steps_of_dpm_2(eta):
+    end, draws = peer("dpm_2_ancestral", eta=eta)
+    method = replace(METHODS["dpm2"], rises=Ancestral(eta))
     plan = ddim_ode.plan(method, SCHEDULE, GRID, vector="x0")
     torch.testing.assert_close(ours(plan, draws), end, rtol=1e-6, atol=1e-6)
 

@@ -1,15 +1,18 @@
 """Plans with step noise: their identities, their limits, what is refused, and their files."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 from problems import COSINE
 
 import ddim_ode
 from ddim_ode import Method, Plan
 from ddim_ode.solvers.chart import ddim_step
 from ddim_ode.solvers.methods import METHODS
+from ddim_ode.solvers.renoising import Ancestral, Churn, Restart
 from ddim_ode.solvers.stochastic import eta_noise, of_tau
 
 GRID = np.append(np.geomspace(50.0, 0.02, 17), 0.0)
@@ -142,3 +145,92 @@ def test_methods_show_both_orders():
     rows = {row["name"]: row for row in ddim_ode.methods()}
     assert (rows["sa3"]["weak_order"], rows["sa3"]["strong_order"]) == (2, 1)
     assert (rows["ddim"]["weak_order"], rows["rk4"]["weak_order"]) == (1, None)
+
+
+# -- levels that go back up ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["edm_stochastic", "restart"])
+def test_noise_takes_the_state_up_exactly(name):
+    plan = ddim_ode.plan(name, COSINE, GRID)
+    rises = [i for i, (a, b) in enumerate(pairwise(plan.grid)) if b > a]
+    ups = [op for op in plan.ops if op.draws]
+    assert len(rises) == len(ups) == len(plan.draws()) > 0
+    for i, op in zip(rises, ups):
+        low, high = plan.grid[i : i + 2]
+        alpha = COSINE.scales(np.array([low, high]))[0]
+        assert (op.weights, op.node.sigma) == ((), high)
+        assert op.scale == pytest.approx(alpha[1] / alpha[0], rel=1e-14)
+        assert op.noise == pytest.approx(alpha[1] * np.sqrt(high**2 - low**2), rel=1e-12)
+    assert Plan.from_json(plan.to_json()) == plan
+    assert plan.steps == GRID.size - 1
+
+
+def test_churn_and_restart_pass_the_levels_of_their_papers():
+    grid = np.array([80.0, 20.0, 4.0, 0.6, 0.06, 0.01, 0.0])
+    churn = Churn(amount=6 * 0.1, low=0.05, high=50.0).levels(grid)
+    assert churn == pytest.approx([80, 20, 22, 4, 4.4, 0.6, 0.66, 0.06, 0.066, 0.01, 0])
+    assert Churn(amount=1e6).levels(np.array([10.0, 0.0]))[1] == pytest.approx(10 * np.sqrt(2))
+    again = Restart(times=2, low=0.06, high=4.0).levels(grid)
+    assert again.tolist() == [80, 20, *[4, 0.6, 0.06] * 3, 0.01, 0]
+    assert Restart(low=30.0, high=90.0).levels(grid).tolist()[:5] == [80, 20, 80, 20, 80]
+    assert Ancestral(eta=0.0).levels(grid).tolist() == grid.tolist()
+    karras = ddim_ode.grids.make_grid(
+        "karras", ddim_ode.schedules.ve(80.0), 18, sigma_max=80.0, sigma_min=0.002
+    )
+    own = replace(METHODS["restart"], rises=Restart())
+    plan = ddim_ode.plan(own, ddim_ode.schedules.ve(80.0), karras)
+    assert plan.nfe == 43  # of table 1 of Xu et al. for CIFAR-10, K = 2, [0.06, 0.30]
+
+
+def test_without_churn_it_is_heun_and_runs_like_any_plan():
+    none = replace(METHODS["edm_stochastic"], rises=Churn(amount=0.0))
+    assert replace(ddim_ode.plan(none, COSINE, GRID), method="heun") == ddim_ode.plan(
+        "heun", COSINE, GRID
+    )
+    model = ddim_ode.exact.gaussian([0.4], [[0.3]], COSINE)
+    x = ddim_ode.noise((1,), COSINE, range(600), sigma=50.0)
+    for name in ("edm_stochastic", "restart"):
+        options = dict(grid=GRID, seeds=range(600), record="x")
+        sol = ddim_ode.sample(model, x, name, **options)
+        assert float(sol.x.var()) == pytest.approx(0.3, rel=0.2)
+        assert len(sol.trajectory) == len(sol.sigmas) > GRID.size
+        few = ddim_ode.sample(model, x[3:5], name, **options | dict(seeds=[3, 4]))
+        np.testing.assert_allclose(few.x, sol.x[3:5], rtol=1e-5, atol=1e-6)
+    budget = ddim_ode.plan_for(model, "restart", nfe=30, sigma_max=50.0)
+    assert 20 < budget.nfe <= 30
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: Churn(low=3.0, high=1.0), "high=1.0 must be a σ above low=3.0"),
+        (lambda: Churn(amount=-1.0), "amount=-1.0 must be finite and >= 0"),
+        (lambda: Restart(times=0), "times=0"),
+        (lambda: Ancestral(eta=np.nan), "eta=nan must be"),
+        (lambda: replace(METHODS["ab2"], rises=Churn()), "'ab2': between rises="),
+        (lambda: replace(METHODS["ddpm"], rises=Churn()), "'ddpm': between rises="),
+        (lambda: ddim_ode.plan("restart", COSINE, GRID, eta=1.0), "takes no eta"),
+        (lambda: ddim_ode.plan("restart", COSINE, GRID[:-1], rising=True), "cannot be undone"),
+        (
+            lambda: ddim_ode.plan("edm_stochastic", ddim_ode.schedules.ve(40.0), [40.0, 1.0, 0.0]),
+            "adds noise up to σ=56.5.*schedule's 40; start lower",
+        ),
+    ],
+)
+def test_refusals_of_rises(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_records_and_paths_need_levels_that_fall():
+    model = ddim_ode.exact.gaussian([0.4], [[0.3]], COSINE)
+    x = torch.zeros(2, 1)
+    for options, message in (
+        (dict(record="x0"), "passes some more than once"),
+        (dict(noise="path"), "goes back up.*noise='step'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ddim_ode.sample(model, x, "restart", grid=GRID, seeds=[0, 1], **options)
+    with pytest.raises(ValueError, match="cannot be undone"):
+        ddim_ode.encode(model, x, "restart", grid=GRID[:-1])
