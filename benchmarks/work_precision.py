@@ -25,7 +25,7 @@ from torch import Tensor
 
 import ddim_ode
 
-OURS = ("rk45", "bosh3", "heun")
+OURS = ("rk45", "bosh3", "heun", "unipc2", "unipc3")
 LEVELS = (1e-2, 1e-3, 1e-5)
 MOST_CALLS = {"digits": 700, "model": 400}
 MOST_ERROR = 0.5  # beyond that nothing was solved, and the curves say nothing
@@ -112,7 +112,7 @@ def draw(rows: Sequence[Row]) -> Figure:
         title += f", {here[0]['n']:.0f} noises" if "n" in here[0] else ""
         error = "RMS error to the converged end, per entry"
         label(axis, title, "network calls per sample", error)
-    legend_below(figure, axes, 3 * len(axes))
+    legend_below(figure, axes, 2 if len(axes) == 1 else 6)
     return figure
 
 
