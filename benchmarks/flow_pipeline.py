@@ -321,7 +321,9 @@ def draw(rows: list[Row]) -> Figure:
 
 def main() -> None:
     sizes = "trains 2 minutes, 24 noises", "40 minutes, 64 noises"
-    args = arguments(__doc__, *sizes, cache="out/flow_pipeline").parse_args()
+    parser = arguments(__doc__, *sizes, cache="out/flow_pipeline")
+    parser.add_argument("--note", default="", help="of the machine, kept in the record")
+    args = parser.parse_args()
     record = Run("flow_pipeline", args, ["diffusers", "skrample"])
     peers = [theirs, *([of_skrample] if installed("skrample") else [])]
     torch.set_grad_enabled(False)
@@ -359,6 +361,7 @@ def main() -> None:
         nfe=BUDGETS,
         seconds=seconds,
         training_steps=steps,
+        note=args.note,
         of_euler=ratios,
     )
 

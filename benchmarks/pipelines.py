@@ -1,4 +1,4 @@
-"""Pipelines of 21 classes: (a) our scheduler in them, (b) from_pipeline, (c) a fitted plan, in both.
+"""Pipelines of 22 classes: (a) our scheduler in them, (b) from_pipeline, (c) a fitted plan, in both.
 
 They are unmodified diffusers pipelines, small and random.
 

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from ..grids import make_grid, searched
 from ..solvers.profile import Profile
-from .style import GRIDS, INK, blank_figure, look, rule
+from .style import GRIDS, INK, blank_figure, look, plain_numbers, rule
 
 
 def profile_plot(profile: Profile, nfe: int = 10) -> Figure:
@@ -51,6 +51,7 @@ def profile_plot(profile: Profile, nfe: int = 10) -> Figure:
     right.set_yscale("log")
     right.set_xticks(sorted(profile.screens), [*map(str, sorted(profile.screens))])
     right.minorticks_off()
+    plain_numbers(right.yaxis, (1, 2, 5))  # a range within a decade has no power of ten
     right.set_xlabel("network calls")
     right.set_ylabel("RMS error to the converged ends")
     right.set_title("tried on the model")

@@ -39,6 +39,9 @@ def test_euler_is_theirs(name, config, tmp_path):
         np.testing.assert_allclose(
             np.unique(ours.sigmas.numpy()), np.unique(scheduler.sigmas.numpy()), rtol=1e-5
         )
+    np.testing.assert_allclose(
+        load(net, ours).grid(steps), load(net, scheduler).grid(steps), rtol=1e-5
+    )
     ours.save_pretrained(tmp_path)
     again = DDIMODEScheduler.from_pretrained(tmp_path)
     assert torch.equal(theirs(again, net, x, steps), theirs(ours, net, x, steps))
