@@ -9,7 +9,9 @@ that the noise of a seed is the same numbers in any.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,18 +33,40 @@ def generator(seed: int, stream: int) -> np.random.Generator:
 
 
 class NodeGenerator:
-    """The normals of many numbered nodes in one stream of a seed, in any order: each node has its own part
-    of the stream, 2^128 draws long."""
+    """The random bits of many numbered nodes in one stream of a seed, in any order: each node has its own
+    part of the stream, 2^128 draws long."""
 
     def __init__(self, seed: int, stream: int) -> None:
-        self._normals = generator(seed, stream)
-        self._state = self._normals.bit_generator.state  # as it is before the first draw
+        self._source = generator(seed, stream).bit_generator
+        self._state: Any = self._source.state  # as it is before the first draw
 
-    def fill(self, node: int, part: int, out: npt.NDArray[np.float32]) -> None:
-        """Standard normals of a node into ``out`` (n,)."""
+    def fill(self, node: int, part: int, out: npt.NDArray[np.uint64]) -> None:
+        """Those of a node into ``out`` (n,)."""
         self._state["state"]["counter"][:] = 0, 0, node, part
-        self._normals.bit_generator.state = self._state
-        self._normals.standard_normal(dtype=np.float32, out=out)
+        self._source.state = self._state
+        out[:] = self._source.random_raw(out.size)
+
+
+def normals(bits: npt.NDArray[np.uint64]) -> npt.NDArray[np.float32]:
+    """Standard normals (B, 2n) of random bits (B, n), by Box & Muller (1958), in single precision.
+
+    For many numbers at once it takes a third of the time of a generator's own, and neither the order of
+    rows nor their number changes a bit.
+    """
+    words = bits.astype("<u8", copy=False).view("<u4")
+    n = bits.shape[1]
+    radius, angle = (half.astype(np.float32) for half in (words[:, :n], words[:, n:]))
+    radius += np.float32(0.5)  # of 2³² equal parts, in the middle
+    radius *= np.float32(2.0**-32)
+    np.log(radius, out=radius)
+    radius *= np.float32(-2.0)
+    np.sqrt(radius, out=radius)
+    angle *= np.float32(2.0 * math.pi * 2.0**-32)
+    out = np.empty((len(bits), 2 * n), dtype=np.float32)
+    for half, function in ((out[:, :n], np.cos), (out[:, n:], np.sin)):
+        function(angle, out=half)
+        half *= radius
+    return out
 
 
 def torch_seed(seed: int, stream: int, k: int = 0) -> int:

@@ -29,7 +29,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..denoising.seeding import PATH, NodeGenerator
+from ..denoising.seeding import PATH, NodeGenerator, normals
 
 _SPAN = 32.0
 _FINEST = 48  # halvings of the span, beyond which float64 does not tell a step's ends apart
@@ -116,11 +116,11 @@ class PathNoise:
 
     def _at(self, cell: int, end: int) -> _Rows:
         """ξ (B, n) of a cell."""
-        batch = self._like[0][0]
-        out = np.empty((batch, math.prod(self._like[0][1:])), dtype=np.float32)
-        for row, source in zip(out, self._sources):
+        size = math.prod(self._like[0][1:])
+        bits = np.empty((len(self._sources), (size + 1) // 2), dtype=np.uint64)
+        for row, source in zip(bits, self._sources):
             source.fill(cell, end, row)
-        return out
+        return normals(bits)[:, :size]
 
 
 def _log_snr(sigma: float) -> float:

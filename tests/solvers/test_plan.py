@@ -37,7 +37,7 @@ for schedule in (ddim_ode.schedules.ddpm(), ddim_ode.schedules.flow(), ddim_ode.
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", [n for n in ALL if n != "restart"])  # it passes some twice
 def test_a_landing_costs_one_call_and_a_full_step_nfe_per_step(name):
     per_step = METHODS[name].nfe_per_step
     assert ddim_ode.plan(name, COSINE, GRID).nfe == 4 * per_step + 1
@@ -48,7 +48,10 @@ def test_a_landing_costs_one_call_and_a_full_step_nfe_per_step(name):
 @pytest.mark.parametrize("name", ALL)
 def test_a_budget_gives_the_largest_plan_that_fits(name, final):
     model, x = ddim_ode.Denoiser(Counting(), COSINE), points(1, 2)
-    for budget in range(METHODS[name].nfe_per_step, 27):
+    least = (
+        7 if name == "restart" else METHODS[name].nfe_per_step
+    )  # one step thrice, and the landing
+    for budget in range(least, 27):
         # a named grid: rk45 and bosh3 are adaptive without one
         sol = ddim_ode.sample(model, x, name, nfe=budget, grid="time", final=final)
         if METHODS[name].rk_steps:  # with a ramp, a call a step: any budget can be met
