@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .._base.checks import count
+from .._base.checks import count, one_of
 from .common import (
     add_guidance,
     add_limit_arguments,
@@ -37,7 +37,16 @@ def add_arguments(parser: Parser) -> None:
     add = parser.add_argument
     add("--model", default="fashion-mnist", help=HELP)
     add("--nfe", nargs="+", type=int, default=[6], help="network calls, a plan for each")
-    add("--n", type=int, default=128, help="noises, a quarter of them held out to judge by")
+    objective = (
+        "solution: the model's own; features: the same, as features see it; data: real images"
+    )
+    add("--objective", default="solution", help=objective)
+    add(
+        "--data",
+        type=Path,
+        help="with --objective data: a folder with an IDX pair or pictures, or .npz",
+    )
+    add("--n", type=int, help="noises, a part of them held out to judge by (128; for data 768)")
     add("--seed", type=int, default=0, help="of the first noise")
     add("--budget", default="fast", help="fast, or thorough: several times the network calls")
     add("--classes", default="all", help="names or numbers, in turn over the noises: 'sneaker,bag'")
@@ -55,10 +64,16 @@ def _calibrate(args: argparse.Namespace) -> int:
 
     from .._base.interrupted import Interrupted
     from .._base.warn import Caution
+    from ..calibration.objectives import OBJECTIVES, noises_of
 
     budgets = sorted({count("--nfe", nfe) for nfe in args.nfe})
-    n, seed = count("--n", args.n, least=2), count("--seed", args.seed, least=0)
+    one_of("--objective", args.objective, OBJECTIVES)
+    n, seed = noises_of(args.objective, args.n, "--n"), count("--seed", args.seed, least=0)
     count("--batch", args.batch)
+    if (args.data is None) == (args.objective == "data"):
+        raise ValueError(
+            "--objective data needs --data DIR, real images in the model's size, and no other takes it"
+        )
     loaded = load_model(args.model, args.guidance, find_device(args.device), limits(args))
     loaded = loaded.starting_at(args.sigma_max)
     shown = range(seed + n, seed + n + (_PICTURES if len(loaded.shape) == 3 else _DOTS))
@@ -74,6 +89,8 @@ def _calibrate(args: argparse.Namespace) -> int:
             plans: dict[int, Plan] = ddim_ode.calibrate(
                 loaded.denoiser,
                 budgets,
+                objective=args.objective,
+                data=None if args.data is None else _real(args.data),
                 shape=loaded.shape,
                 n=n,
                 seed=seed,
@@ -104,6 +121,13 @@ def _calibrate(args: argparse.Namespace) -> int:
     )
     print(_how_to_sample(args, loaded.denoiser, files[0]))
     return 0
+
+
+def _real(path: Path) -> Tensor:
+    """Real images, in the models' scale."""
+    from ..nets.data import load_images, to_unit
+
+    return to_unit(load_images(path).pixels)
 
 
 def _row(nfe: int, fit: Mapping[str, Any]) -> dict[str, Any]:
