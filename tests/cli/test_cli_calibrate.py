@@ -56,6 +56,18 @@ def calls(monkeypatch):
     return seen
 
 
+def test_real_images_are_read_in_the_model_s_scale(tmp_path, calls):
+    pixels = np.arange(12, dtype=np.uint8).reshape(3, 2, 2) * 23
+    np.savez(tmp_path / "real.npz", images=pixels)
+    call = ["calibrate", "--model", "mixture", "--objective", "data", "--nfe", "2"]
+    assert run(*call, "--data", tmp_path / "real.npz", "--out", tmp_path) == 0
+    (made,) = calls
+    assert (made["objective"], made["n"]) == ("data", 768)
+    assert made["data"].shape == (3, 1, 2, 2)
+    assert made["data"][0, 0, 0, 0] == -1
+    assert torch.allclose((made["data"][:, 0] + 1) * 127.5, torch.from_numpy(pixels).float())
+
+
 def test_it_writes_a_plan_a_row_and_pictures_for_each_budget(tmp_path, calls, capsys, recwarn):
     call = ["calibrate", "--model", "mixture", "--nfe", "3", "2", "3", "--n", "20", "--seed", "7"]
     assert run(*call, "--budget", "thorough", "--batch", "9", "--out", tmp_path) == 0
