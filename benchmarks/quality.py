@@ -48,13 +48,13 @@ from ddim_ode.plots.pictures import save_figure, solver_grid
 METHODS = ("ddim", "dpmpp2m", "dpmpp3m", "unipc2", "unipc3", "ipndm", "deis2", "deis3")
 GRIDS = ("quadratic", "time", "log_snr")
 CUTS = (1, 2)
-CONVERGED = ("unipc2", 40, "log_snr")
+CONVERGED = ("unipc2", 32, "log_snr")
 BATCH = 100
 RESAMPLES = 100
 SPACES = ("shipped", "another")
 TEXTBOOK, BY_ERROR, SOLUTION, DATA, OWN, REAL = (
-    *("textbook, by Fréchet", "textbook, by error", "solution plan", "data plan"),
-    *("model's own solution", "real images"),
+    *("best by Fréchet", "best by error", "solution plan", "data plan"),
+    *("own solution", "real images"),
 )
 
 
@@ -69,7 +69,7 @@ LOOKS: dict[str, dict[str, Any]] = {
 
 
 class Size(NamedTuple):
-    """nfe, guidance, images: of the cells. screen: images of the search, and how many samplers go on. fit:
+    """nfe, guidance, images: of the cells. screen: images of the search, at most, and how many samplers go on. fit:
     noises and real images of the data plan. epochs, train: of the other classifier."""
 
     nfe: tuple[int, ...]
@@ -82,7 +82,7 @@ class Size(NamedTuple):
 
 
 FULL = Size((3, 4, 5, 6, 8, 10), (1.0, 2.0), 5000, (200, 3), (768, 12_288), 8, 60_000)
-QUICK = Size((3,), (1.0,), 12, (6, 1), (48, 400), 1, 512)  # it shows that everything runs
+QUICK = Size((4,), (1.0,), 12, (6, 1), (48, 400), 1, 512)  # it shows that everything runs
 
 
 class Judge(NamedTuple):
@@ -156,7 +156,7 @@ def textbook(
     model: PretrainedModel, nfe: int, size: Size, by: Judge, solution: Tensor, cache: Path
 ) -> dict[str, tuple[str, ddim_ode.Plan]]:
     """The best sampler by Fréchet distance and the best by error to the model's own solution, by maker."""
-    few, keep = size.screen
+    few, keep = min(size.screen[0], max(6, len(solution) // 20)), size.screen[1]
     seeds = range(UNSEEN, UNSEEN + len(solution))
     candidates = {}
     for method, grid, cut in itertools.product(METHODS, GRIDS, CUTS):
