@@ -69,8 +69,8 @@ LOOKS: dict[str, dict[str, Any]] = {
 
 
 class Size(NamedTuple):
-    """nfe, guidance, images: of the cells. screen: images of the search, at most, and how many samplers go on. fit:
-    noises and real images of the data plan. epochs, train: of the other classifier."""
+    """nfe, guidance, images: of the cells. screen: images of the search, at most, and how many samplers go
+    on. fit: noises and real images of the data plan. epochs, train: of the other classifier."""
 
     nfe: tuple[int, ...]
     guidance: tuple[float, ...]

@@ -167,7 +167,7 @@ class Matching:
     def _report(self, before: Tensor, after: Tensor) -> dict[str, dict[str, float]]:
         """D² of ends (n, *) before and after, in features that no fit has seen, over the sets."""
         out = {}
-        for seen in reporting(self.data):
+        for seen in reporting(self.data, self.seen.function):
             sets = []
             for *ends, real in zip(
                 before.tensor_split(SETS), after.tensor_split(SETS), self.reports

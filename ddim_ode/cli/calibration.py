@@ -133,14 +133,19 @@ def _real(path: Path) -> Tensor:
 def _row(nfe: int, fit: Mapping[str, Any]) -> dict[str, Any]:
     from ..solvers.fit import number, ratio_text
 
-    held = fit.get("held_out", {})
+    held, of = fit.get("held_out", {}), "error"
+    kept = "calibrated" if fit.get("calibrated", True) else "incumbent"
+    if (data := fit.get("data")) is not None:
+        held, of = dict(data["held_out"]), "distance"
+        if not data["matched"]:
+            held["after"], kept = held["before"], "solution's"
     return {
         "nfe": nfe,
-        "error before": number(held.get("before")),
+        f"{of} before": number(held.get("before")),
         "after": number(held.get("after")),
-        "ratio (95 %)": ratio_text(fit),
+        "ratio (95 %)": ratio_text(fit) if data is None else "",
         "incumbent": fit.get("incumbent", ""),
-        "kept": "calibrated" if fit.get("calibrated", True) else "incumbent",
+        "kept": kept,
         "net_evals": number(fit.get("net_evals")),
         "seconds": number(fit.get("seconds")),
     }

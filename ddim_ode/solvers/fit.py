@@ -44,7 +44,7 @@ def held_out_text(fit: Mapping[str, Any]) -> str:
     if isinstance(seeds, (list, tuple)) and len(seeds) == 2:
         parts.append(f"of seeds {number(seeds[0])} to {number(seeds[1])}")
     where = " ".join(part for part in parts if part)
-    of = "squared distance" if fit.get("objective") == "data" else "error"
+    of = "squared distance" if _part(fit, "data").get("matched") is True else "error"
     gain = f"{of} {before} before, {after} after" if before and after else ""
     return ", ".join(part for part in (where, gain, ratio and f"ratio {ratio}") if part)
 

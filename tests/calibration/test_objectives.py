@@ -119,8 +119,13 @@ def test_a_bound_of_a_step_is_kept_and_the_others_go_where_is_best_with_it():
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 8, 8), (4, 1, 1), (5,), (2, 3), ()])
 def test_features_that_decide_are_never_those_that_report(shape):
     like = 3 + 5 * torch.randn(6, *shape, generator=torch.Generator().manual_seed(0))
-    first, others = deciding(None, like), reporting(like)
+    first = deciding(None, like)
+    others = reporting(like, first.function)
+    assert [other.name for other in others] == ["samples", random_features(like, 1).name]
     assert first.name not in {other.name for other in others}
+    for decides in (lambda x: x, None):
+        names = [other.name for other in reporting(like, decides)]
+        assert names == [random_features(like, seed).name for seed in (1, 2)]
     for seen in (first, *others):
         rows = seen.rows(like, 4)
         assert rows.shape[0] == 6
