@@ -120,7 +120,12 @@ ENTRIES = (
     Entry("pipelines", "Which pipelines run", whole),
     Entry("flow_pipeline", "In a flow-matching pipeline"),
     Entry("noise", "Step noise"),
-    Entry("quality", "Plans fitted to data"),
+    Entry(
+        "quality",
+        "Plans fitted to data: Fréchet distance in features that no fit has seen, guidance 1",
+        pivot("maker", "nfe", "frechet_another", guidance=1.0),
+        ("quality_pictures",),
+    ),
     Entry("work_precision", "Adaptive solvers beside those of other packages"),
     Entry(
         "honesty",

@@ -5,7 +5,8 @@ point for a model, the incumbent, and goes downhill by Gauss–Newton (fitting.p
 weights together, from there or from what a surrogate of the model makes of the textbook (rehearsal.py).
 The network is only called, never changed or differentiated. Three quarters of the noises are fitted; the
 others decide whether the fit is better than the incumbent. When to stop, the thorough budget asks all
-noises, and the fast one, which cannot pay for that, those held out.
+noises, and the fast one, which cannot pay for that, those held out. Where real data are the aim
+(objectives.py), the fitted plan is where matching.py begins.
 """
 
 from __future__ import annotations
@@ -16,37 +17,54 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from .._base.bars import progress_bar
-from .._base.checks import count, flag, function, number, one_of, seed_of, shown, single
+from .._base.checks import count, flag, function, number, one_of, refuse, seed_of, shown, single
 from .._base.interrupted import Interrupted
 from ..denoising.cost import seconds_a_call, tell_calibration
 from ..denoising.denoiser import Denoiser
 from ..denoising.inputs import Cond, check_model, conditions, device_of, sample_shape
 from ..denoising.problem import Problem
 from ..denoising.seeding import noise
+from ..evaluate.features import Features as FeatureRows
 from ..solve.levels import budgets
+from ..solve.model_key import model_key
 from ..solve.plan_checks import check_plan
 from ..solvers.plan import Plan
 from .family import Linear
-from .fitting import Features, checked
+from .fitting import Features
+from .fitting import Problem as Fitting
+from .matching import Matching, rows_each
+from .objectives import (
+    NOISES,
+    OBJECTIVES,
+    checked_data,
+    deciding,
+    errors_unseen,
+    features_of,
+    noises_of,
+)
 from .run import Run
-from .search import EFFORTS
+from .search import EFFORTS, incumbent_of
 
 
 def calibrate(
     model: Denoiser,
     nfe: int | Iterable[int] = 6,
     *,
+    objective: str = "solution",
+    data: Tensor | npt.ArrayLike | None = None,
     shape: Sequence[int] | None = None,
-    n: int = 128,
+    n: int | None = None,
     seed: int = 0,
     budget: str = "fast",
     start: Plan | None = None,
     cond: Cond | None = None,
     shared: Mapping[str, Any] | None = None,
-    features: Features | None = None,
+    features: Features | FeatureRows | None = None,
     sigma_max: float | None = None,
     batch: int = 64,
     progress: bool = True,
@@ -54,12 +72,21 @@ def calibrate(
 ) -> Any:  # a Plan, or for several budgets dict[int, Plan]
     """Fit a plan of ``nfe`` network calls to a model.
 
-    The loss is ½ mean ln e² + ½ ln mean e² over the noises, e the RMS error of the end state against a
-    converged solution from the same noise. A small distance between distributions is another aim and need
-    not follow: where a model's own solution is not the best picture, neither is a plan that comes close to
-    it (``benchmarks/calibration.py``, shipped). ``features`` is where to say what counts.
+    What it aims at is ``objective``:
 
-    The held-out noises decide. If the 95 % interval of the mean of ln(e/e_incumbent) does not lie below 0
+    - ``"solution"``, for latents, editing, likelihoods and comparisons, and where there are no data: the
+      model's own solution from the same noise. The loss is ½ mean ln e² + ½ ln mean e² over the noises, e
+      the RMS error of the end state against a converged solution.
+    - ``"features"``, where only part of a sample counts: the same, with e taken in ``features``.
+    - ``"data"``, where pictures are to look real: the energy distance between the features of what the plan
+      makes and those of real samples. Where a model's own solution is not the best picture, neither is a
+      plan that comes close to it (``benchmarks/quality.py``); a plan fitted to data no longer returns the
+      solution of its noise, so do not encode, edit or compare with it. It begins from the solution plan and
+      is fitted on a third of the noises; a third with data of its own decides whether it is returned, and a
+      third reports (``plan.fit["data"]["unseen"]``: samples as they are, and random features, which no fit
+      sees). So give conditions in turn, not sorted. Data need no conditions.
+
+    Held-out noises decide. If the 95 % interval of the mean of ln(e/e_incumbent) does not lie below 0
     (errors below a tenth of the incumbent's RMS smoothed to that), the incumbent, the best textbook sampler
     found, is returned with a warning. One fit does not serve all budgets (``benchmarks/calibration.py``,
     transfer). Several budgets share the converged solutions, each starts from the plan of one call fewer
@@ -69,17 +96,25 @@ def calibrate(
     Args:
         model: A model with ``snap=True`` keeps the incumbent's levels and is fitted in the weights alone.
         nfe: Network calls of the plan, or several such numbers.
+        objective: ``"solution"``, ``"features"`` or ``"data"``.
+        data: Real samples (N, *shape) in the model's scale, at least 64, better some thousand; only with
+            ``objective="data"``.
         shape: Of ONE sample (default: the model's own).
-        n: Noises, of the seeds seed..seed+n−1, at least 2; a quarter is held out. Below 16 a warning says
-            that the held-out figures say little.
+        n: Noises, of the seeds seed..seed+n−1, at least 2 (default: 128); a quarter is held out. Below 16 a
+            warning says that the held-out figures say little. With ``objective="data"`` at least 48
+            (default: 768), of which the solution plan is fitted to the first third, at most 128.
         seed: Of the first noise.
         budget: ``"fast"`` spends at most n × (100 + 12 nfe) network evaluations; ``"thorough"`` some
-            n × (300 + 300 nfe), and searches all textbook samplers.
-        start: A plan to improve, instead of the best textbook sampler.
+            n × (300 + 300 nfe), and searches all textbook samplers. The report of ``objective="features"``
+            takes nfe/2 more for each noise, and coming near the data some 14 nfe, thorough 31 nfe.
+        start: A plan to improve, instead of the best textbook sampler. With ``objective="data"``, one that
+            was calibrated for this very model is the solution plan, as it is.
         cond: Conditions {name: tensor (n, ...)}, or f(indices (n,)) that returns them. Guidance is part of
             the model.
         shared: Passed to the network as it is.
-        features: f(x (b, *)) -> (b, ...), to measure the error in (default: x itself).
+        features: f(x (b, *)) -> (b, ...), or :class:`ddim_ode.evaluate.features.Features`, to measure in.
+            Default: for a solution x itself; else those of the shipped classifier for 28 × 28 grey images,
+            random convolutions for others, and a random layer for what is no image.
         sigma_max: Where the noise starts (default: ``model.sigma_max``, or where ``start`` does).
         batch: Rows the network gets at once.
         progress: Show a bar, and before it, on stderr, how long it will take, from a few network calls that
@@ -90,8 +125,8 @@ def calibrate(
         The :class:`ddim_ode.Plan`, or {nfe: Plan} for several; ``plan.fit`` has the figures, in plain data.
 
     Raises:
-        ValueError: Fewer than two noises, an unknown budget, a start of another schedule, or an nfe too
-            small for any sampler.
+        ValueError: Too few noises or data, data of another shape or with NaN, an unknown budget or
+            objective, a start of another schedule, or an nfe too small for any sampler.
         Interrupted: On Ctrl-C; a KeyboardInterrupt whose ``partial`` holds the finished plans {nfe: Plan}.
 
     >>> import ddim_ode
@@ -103,11 +138,14 @@ def calibrate(
     """
     check_model(model)
     wanted = budgets(nfe)
-    n = count("n", n, least=2)
+    matches = one_of("objective", objective, OBJECTIVES) == "data"
+    if not matches:
+        refuse(f"objective={objective!r} takes no data", data=data)
+    n = noises_of(objective, n)
     seed = seed_of(seed, n)
     batch, _ = count("batch", batch), flag("progress", progress)
-    if features is not None:
-        features = checked(function("features", features))
+    if features is not None and not isinstance(features, FeatureRows):
+        function("features", features)
     one_of("budget", budget, EFFORTS)
     if start is not None:
         check_plan(start, model)
@@ -119,23 +157,64 @@ def calibrate(
     shape = sample_shape(model, shape)
     x = noise(shape, model.schedule, range(seed, seed + n), model.sigma_max, place)
     problem = Problem(model, conditions(cond, n, place), shared)
+    real = checked_data(data, x, seed) if matches else None
+    ready = matches and start is not None and (start.fit or {}).get("model_key") == model_key(model)
+    some, first = slice(0, batch), slice(0, min(NOISES["solution"], n // 3) if matches else n)
     if progress:
-        few = slice(0, batch)
-        tell_calibration(seconds_a_call(problem.rows(few), x[few]), n, budget, wanted)
+        rows = n * sum(rows_each(budget, k) for k in wanted) if matches else 0.0
+        seconds = seconds_a_call(problem.rows(some), x[some])
+        tell_calibration(seconds, 0 if ready else len(x[first]), budget, wanted, round(rows))
     began = time.perf_counter()
     plans: dict[int, Plan] = {}
     try:
         with torch.no_grad(), progress_bar(progress, unit="eval", unit_scale=True) as bar:
-            run = Run(problem, x, features, batch, seed, budget, bar)
-            run.prepare()
-            run.share_among(wanted)
+            kind = _InDefaultFeatures if objective == "features" and features is None else Run
+            own = None if matches or features is None else features_of(features)
+            run = kind(problem.rows(first), x[first], own, batch, seed, budget, bar)
+
+            def spent(rows: int) -> None:
+                bar.update(rows)
+                if not ready:
+                    run.problem.evals += rows
+
+            if not ready:
+                run.prepare()
+                run.share_among(wanted)
+            if real is not None:
+                whole = Fitting(model, x, x, problem.cond, shared, None, batch)
+                matching = Matching(whole, real, deciding(features, real), budget, spent)
             for k in sorted(wanted):  # each begins from the one before
-                plans[k] = run.plan(k, start)
+                plan = start if ready and start else run.plan(k, start)
+                if real is not None:
+                    plan = matching.plan(plan)
+                elif objective == "features":
+                    plan = _with_unseen(run, plan, start)
+                plans[k] = plan
     except KeyboardInterrupt:
         done = f"stopped: {len(plans)} of {len(wanted)} plans are fitted, and in .partial"
         raise Interrupted(done, _timed(plans, began)) from None
     plans = _timed({k: plans[k] for k in wanted}, began)
     return plans[wanted[0]] if single(nfe) else plans
+
+
+class _InDefaultFeatures(Run):
+    """A calibration in the default features, whose scale is that of the solutions."""
+
+    def _reference(self) -> tuple[Tensor, Tensor]:
+        coarser, target = super()._reference()
+        solved = target[target.flatten(1).isfinite().all(1)]
+        self.features = deciding(None, solved if len(solved) > 1 else self.x).function
+        return coarser, target
+
+
+def _with_unseen(run: Run, plan: Plan, start: Plan | None) -> Plan:
+    """The plan, with what features that no fit has seen say of it on held-out noises."""
+    before = start or incumbent_of(plan, run.model.schedule)
+    points = [Linear.of(each) for each in (before or plan, plan)]
+    before_it, fit = run.problem.evals, dict(plan.fit or {}, objective="features")
+    fit["unseen"] = errors_unseen(run.problem, run.held, points)
+    fit["net_evals"] += run.problem.evals - before_it
+    return replace(plan, fit=fit)
 
 
 def _timed(plans: Mapping[int, Plan], began: float) -> dict[int, Plan]:

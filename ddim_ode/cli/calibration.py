@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .._base.checks import count
+from .._base.checks import count, one_of
 from .common import (
     add_guidance,
     add_limit_arguments,
@@ -36,7 +36,16 @@ def add_arguments(parser: Parser) -> None:
     add = parser.add_argument
     add_model(parser, "--model")
     add("--nfe", nargs="+", type=int, default=[6], help="network calls, a plan for each")
-    add("--n", type=int, default=128, help="noises, a quarter of them held out to judge by")
+    objective = (
+        "solution: the model's own; features: the same, as features see it; data: real images"
+    )
+    add("--objective", default="solution", help=objective)
+    add(
+        "--data",
+        type=Path,
+        help="with --objective data: a folder with an IDX pair or pictures, or .npz",
+    )
+    add("--n", type=int, help="noises, a part of them held out to judge by (128; for data 768)")
     add("--seed", type=int, default=0, help="of the first noise")
     add("--budget", default="fast", help="fast, or thorough: several times the network calls")
     add("--classes", default="all", help="names or numbers, in turn over the noises: 'sneaker,bag'")
@@ -54,10 +63,16 @@ def _calibrate(args: argparse.Namespace) -> int:
 
     from .._base.interrupted import Interrupted
     from .._base.warn import Caution
+    from ..calibration.objectives import OBJECTIVES, noises_of
 
     budgets = sorted({count("--nfe", nfe) for nfe in args.nfe})
-    n, seed = count("--n", args.n, least=2), count("--seed", args.seed, least=0)
+    one_of("--objective", args.objective, OBJECTIVES)
+    n, seed = noises_of(args.objective, args.n, "--n"), count("--seed", args.seed, least=0)
     count("--batch", args.batch)
+    if (args.data is None) == (args.objective == "data"):
+        raise ValueError(
+            "--objective data needs --data DIR, real images in the model's size, and no other takes it"
+        )
     loaded = open_model(args)
     loaded = loaded.starting_at(args.sigma_max)
     shown = range(seed + n, seed + n + (_PICTURES if len(loaded.shape) == 3 else _DOTS))
@@ -73,6 +88,8 @@ def _calibrate(args: argparse.Namespace) -> int:
             plans: dict[int, Plan] = ddim_ode.calibrate(
                 loaded.denoiser,
                 budgets,
+                objective=args.objective,
+                data=None if args.data is None else _real(args.data),
                 shape=loaded.shape,
                 n=n,
                 seed=seed,
@@ -105,17 +122,29 @@ def _calibrate(args: argparse.Namespace) -> int:
     return 0
 
 
+def _real(path: Path) -> Tensor:
+    """Real images, in the models' scale."""
+    from ..nets.data import load_images, to_unit
+
+    return to_unit(load_images(path).pixels)
+
+
 def _row(nfe: int, fit: Mapping[str, Any]) -> dict[str, Any]:
     from ..solvers.fit import number, ratio_text
 
-    held = fit.get("held_out", {})
+    held, of = fit.get("held_out", {}), "error"
+    kept = "calibrated" if fit.get("calibrated", True) else "incumbent"
+    if (data := fit.get("data")) is not None:
+        held, of = dict(data["held_out"]), "distance"
+        if not data["matched"]:
+            held["after"], kept = held["before"], "solution's"
     return {
         "nfe": nfe,
-        "error before": number(held.get("before")),
+        f"{of} before": number(held.get("before")),
         "after": number(held.get("after")),
-        "ratio (95 %)": ratio_text(fit),
+        "ratio (95 %)": ratio_text(fit) if data is None else "",
         "incumbent": fit.get("incumbent", ""),
-        "kept": "calibrated" if fit.get("calibrated", True) else "incumbent",
+        "kept": kept,
         "net_evals": number(fit.get("net_evals")),
         "seconds": number(fit.get("seconds")),
     }

@@ -51,11 +51,16 @@ def tell_comparison(
     _tell(f"compare: {what}", seconds, low if low == high else f"{low} to {high}", remedy)
 
 
-def tell_calibration(seconds: float, n: int, budget: str, nfe: Sequence[int]) -> None:
-    """Print what fits of those budgets of calls, on n noises, will cost."""
+def tell_calibration(
+    seconds: float, n: int, budget: str, nfe: Sequence[int], others: int = 0
+) -> None:
+    """Print what fits of those budgets of calls, on n noises, will cost; others: calls beside those."""
     each = sum(most_calls(budget, k) for k in nfe)
-    what = f"calibrate: {n:,} noises × {'at most' if budget == 'fast' else 'some'} {each:,} network calls"
-    _tell(what, seconds, duration(seconds * n * each), "fewer noises cost less")
+    least = "at most" if budget == "fast" else "some"
+    parts = [f"{n:,} noises × {least} {each:,} network calls"] if n else []
+    parts += [f"some {others:,} calls to come near the data"] if others else []
+    whole = duration(seconds * (n * each + others))
+    _tell(f"calibrate: {', and '.join(parts)}", seconds, whole, "fewer noises cost less")
 
 
 def most_calls(budget: str, nfe: int) -> int:

@@ -19,6 +19,7 @@ def fit_lines(fit: Mapping[str, Any]) -> list[str]:
         ("fitted to", _target(fit)),
         ("by", _making(fit)),
         ("held out", held_out_text(fit)),
+        ("unseen", _unseen(fit)),
         ("reference", error and f"off by {error} itself"),
         ("incumbent", _incumbent(fit)),
     ]
@@ -43,7 +44,8 @@ def held_out_text(fit: Mapping[str, Any]) -> str:
     if isinstance(seeds, (list, tuple)) and len(seeds) == 2:
         parts.append(f"of seeds {number(seeds[0])} to {number(seeds[1])}")
     where = " ".join(part for part in parts if part)
-    gain = f"error {before} before, {after} after" if before and after else ""
+    of = "squared distance" if _part(fit, "data").get("matched") is True else "error"
+    gain = f"{of} {before} before, {after} after" if before and after else ""
     return ", ".join(part for part in (where, gain, ratio and f"ratio {ratio}") if part)
 
 
@@ -82,6 +84,18 @@ def _making(fit: Mapping[str, Any]) -> str:
             evals and f"{evals} network evaluations" + (f" in {seconds} s" if seconds else ""),
         )
         if part
+    )
+
+
+def _unseen(fit: Mapping[str, Any]) -> str:
+    """What measures that the fit did not see say, before and after."""
+    parts = _part(fit, "unseen") or _part(_part(fit, "data"), "unseen")
+    gains = {
+        _line(name): [number(_part(parts, name).get(k)) for k in ("before", "after")]
+        for name in [*parts][:4]
+    }
+    return ", ".join(
+        f"{name} {' to '.join(gain)}" for name, gain in gains.items() if name and all(gain)
     )
 
 

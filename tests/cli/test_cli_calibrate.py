@@ -49,11 +49,48 @@ def calls(monkeypatch):
     def calibrate(model, nfe, **options):
         warn("as calibrate does, beside the fit")
         seen.append(dict(options, model=model, nfe=nfe))
-        return {k: plan_of(model.schedule, k) for k in nfe}
+        held = dict(before=0.75, after=0.5)
+        data = {k: dict(data=dict(held_out=held, matched=k > 2)) for k in nfe}
+        of_data = options.get("objective") == "data"
+        return {k: plan_of(model.schedule, k, **(data[k] if of_data else {})) for k in nfe}
 
     monkeypatch.setattr(ddim_ode, "calibrate", calibrate, raising=False)
     monkeypatch.setattr(calibration, "_STEPS", 3)
     return seen
+
+
+def test_real_images_are_read_in_the_model_s_scale(tmp_path, calls, capsys):
+    pixels = np.arange(12, dtype=np.uint8).reshape(3, 2, 2) * 23
+    np.savez(tmp_path / "real.npz", images=pixels)
+    call = ["calibrate", "--model", "mixture", "--objective", "data", "--nfe", "2", "3"]
+    assert run(*call, "--data", tmp_path / "real.npz", "--out", tmp_path) == 0
+    (made,) = calls
+    assert (made["objective"], made["n"]) == ("data", 768)
+    assert made["data"].shape == (3, 1, 2, 2)
+    assert made["data"][0, 0, 0, 0] == -1
+    assert torch.allclose((made["data"][:, 0] + 1) * 127.5, torch.from_numpy(pixels).float())
+    head, first, second, *_ = capsys.readouterr().out.splitlines()
+    assert head.split()[:4] == ["nfe", "distance", "before", "after"]
+    assert first.split() == [
+        "2",
+        "0.75",
+        "0.75",
+        "ipndm,",
+        "quadratic",
+        "solution's",
+        "12,345",
+        "1.5",
+    ]
+    assert second.split() == [
+        "3",
+        "0.75",
+        "0.5",
+        "ipndm,",
+        "quadratic",
+        "calibrated",
+        "12,345",
+        "1.5",
+    ]
 
 
 def test_it_writes_a_plan_a_row_and_pictures_for_each_budget(tmp_path, calls, capsys, recwarn):

@@ -101,6 +101,11 @@ REFUSALS = [
     ("calibrate --n 1", "--n=1 must be a whole number >= 2"),
     ("calibrate --seed -1", "--seed=-1"),
     ("calibrate --batch 0", "--batch=0"),
+    ("calibrate --objective datum", "unknown --objective 'datum'; valid, nearest first: data"),
+    ("calibrate --objective data", "--objective data needs --data DIR"),
+    ("calibrate --data PIXELS", "no other takes it"),
+    ("calibrate --objective data --data none.npz", "none.npz"),
+    ("calibrate --objective data --data PIXELS --n 47", "--n=47 must be a whole number >= 48"),
     # generate and evaluate
     ("generate --dtype int8", "unknown dtype 'int8'"),
     ("generate --batch some", "batch='some'"),
