@@ -31,8 +31,9 @@ from ..solve.solution import norm_per_sample
 from ..solvers.methods import Method
 from ..solvers.plan import Plan
 from ..solvers.surrogate import Surrogate
+from .descent import Descent, Fit, gauss_newton
 from .family import Linear
-from .fitting import Descent, Features, Fit, Problem, finite_mean, gauss_newton
+from .fitting import Features, Problem, finite_mean
 from .rehearsal import expected
 from .search import EFFORTS, Candidate, Effort, apart, textbook
 from .starts import rehearsals, with_a_call
@@ -59,8 +60,8 @@ class Run:
     problem: Problem = field(init=False)
     fitted: Tensor = field(init=False)
     held: Tensor = field(init=False)
-    off: Array = field(init=False)  # (n,) by how much the references err, at most
-    reference_calls: int = 0
+    off: Array = field(init=False)  # (n,) by how much the references of those held out err, at most
+    reference_rows: int = 0  # of the network
     answers: Answers | None = None
     asked: int = 0  # network rows, for those answers
     notes: list[str] = field(default_factory=list)
@@ -81,7 +82,7 @@ class Run:
     def share_among(self, budgets: Sequence[int]) -> None:
         """Let all fits together cost no more than a few single ones would."""
         if self.budget == "fast":
-            shared = sum(self.effort.reference)
+            shared = self.effort.solutions
             whole = [most_calls("fast", k) for k in budgets]
             own = sum(whole) - shared * len(whole)
             self.share = min(1.0, (_TOGETHER * sum(whole) / len(whole) - shared) / own)
@@ -93,15 +94,17 @@ class Run:
         self.answers = ask(given, shape, x.device)
         if self.answers is not None:
             self.asked = cost_of_asking(given, shape)
-        coarser, target = self._reference()
+        n, held = len(self.x), max(1, len(self.x) // 4)
+        coarser, target = self._reference(n - held)
         self.problem = Problem(
             given.model, x, target, given.cond, given.shared, self.features, self.batch, self.bar.n
         )
-        n, every = len(self.x), torch.arange(len(self.x), device=self.x.device)
+        every = torch.arange(n, device=self.x.device)
         # of a second-order method, with half the steps or fewer before: a third of the last move
-        self.off = self.problem.distances(coarser, every) / 3
-        solved = self._left(every, self.off, "solution")
-        held = max(1, n // 4)
+        self.off = np.zeros(n)
+        self.off[n - held :] = self.problem.distances(coarser, every[n - held :]) / 3
+        ends = self.problem.distances(target, every)  # 0, or NaN
+        solved = self._left(every, self.off + ends, "solution")
         self.fitted, self.held = solved[solved < n - held], solved[solved >= n - held]
         if min(len(self.fitted), len(self.held)) == 0:
             raise ValueError(
@@ -112,8 +115,11 @@ class Run:
         if len(solved) < FEW:
             self._note(f"{len(solved)} noises are few: the held-out figures say little below {FEW}")
 
-    def _reference(self) -> tuple[Tensor, Tensor]:
-        """Where the ODE takes the noises, before the last refinement and after it."""
+    def _reference(self, held: int) -> tuple[Tensor, Tensor]:
+        """Where the ODE takes the noises from ``held`` on before the last refinement, and all after it.
+
+        Only those held out, which tell how far it errs, are solved on coarser grids too.
+        """
         model = in_float64(self.model)
         problem = replace(self.conditioned, model=model)
         # What is steady at a few dozen calls, on trained networks too: of our methods and grids these err
@@ -126,18 +132,23 @@ class Run:
         if model.snap:
             most = len(model.schedule.levels)
             steps = tuple(dict.fromkeys(min(k, most) for k in steps))
-        x, ends = self.x, []
-        for k in steps:
+
+        def solved(rows: Tensor, k: int) -> Tensor:
             plan = plan_for(model, method, steps=k, grid=name, start=start)
             parts = []
-            for part in torch.arange(len(x)).split(self.batch):
+            for part in rows.split(self.batch):
                 own = problem.rows(part)
                 with np.errstate(invalid="ignore"):
-                    sol = sample(own.model, x[part].double(), plan=plan, **own.conditions)
-                parts.append(sol.x.to(x.dtype))
+                    sol = sample(own.model, self.x[part].double(), plan=plan, **own.conditions)
+                parts.append(sol.x.to(self.x.dtype))
                 self.bar.update(sol.net_evals)
-            ends.append(torch.cat(parts))
-            self.reference_calls += plan.nfe
+                self.reference_rows += sol.net_evals
+            return torch.cat(parts)
+
+        others, few = torch.arange(len(self.x)).split([held, len(self.x) - held])
+        ends: list[Tensor] = []
+        for k in steps:
+            ends.append(solved(few, k))
             if len(ends) > 1:
                 gap, size = (
                     finite_mean(norm_per_sample(y)) for y in (ends[-1] - ends[-2], ends[-1])
@@ -145,7 +156,7 @@ class Run:
                 if gap <= self.effort.goal * size:
                     break
         # on all of its levels a model that snaps has no finer solution
-        return ends[max(0, len(ends) - 2)], ends[-1]
+        return ends[max(0, len(ends) - 2)], torch.cat([solved(others, k), ends[-1]])
 
     def _look(self) -> None:
         """The surrogate, from a few fitted noises; none where the look meets NaN, or of fewer than 8."""
@@ -193,7 +204,7 @@ class Run:
         allowed = math.inf
         if self.budget == "fast":
             n = len(self.x)
-            allowed = rate * n * (most_calls("fast", nfe) - sum(self.effort.reference))
+            allowed = rate * n * (most_calls("fast", nfe) - self.effort.solutions)
             allowed = self.share * (allowed - self.asked - self.seen)
         candidates = [Candidate("start", Linear.of(start))] if start else self._search(nfe, allowed)
         incumbent = next(c for c in candidates if c.is_textbook)
@@ -244,7 +255,7 @@ class Run:
             )
         best = incumbent.point if fitted is None or not better else fitted.point
         self.last = best if best.nfe == nfe and best.falls else None
-        spent = self.asked + self.seen + rate * len(self.x) * self.reference_calls
+        spent = self.asked + self.seen + self.reference_rows
         record["net_evals"] = self.problem.evals - before + spent
         record["warnings"], self.notes = self.notes, notes
         if fitted is None or not better:
@@ -286,7 +297,7 @@ class Run:
                 low=mean - spread if math.isfinite(spread) else None,
                 high=mean + spread if math.isfinite(spread) else None,
             ),
-            reference_error=float(np.mean(self.off[np.isfinite(self.off)])),
+            reference_error=float(np.mean(self.off[self.held.cpu()])),
             version=__version__,
         )
 
@@ -307,10 +318,7 @@ class Run:
         share = allowed / 4 / len(searches)
         screened = [c for candidates in searches for c in self._screen(candidates, nfe, share)]
         some = self.fitted[: self.effort.rounds[-1][1]]
-        scored = [
-            c._replace(score=self.problem.loss(self.problem.errors(c.point, some))) for c in starts
-        ]
-        return sorted(screened + scored, key=lambda c: c.score)
+        return sorted(screened + self._scored(starts, some), key=lambda c: c.score)
 
     def _one_more(self, nfe: int) -> Candidate | None:
         """The best sampler of one call fewer, with a call that it makes no use of yet."""
@@ -328,13 +336,15 @@ class Run:
         cost = sum(min(keep, len(left)) * m for keep, m in self.effort.rounds) * nfe
         share = min(1.0, allowed / (max(cost, 1) * self.model.rows_per_sample))
         for keep, m in self.effort.rounds:
-            scored = []
-            for candidate in left[: max(1, int(share * keep))]:
-                errors = self.problem.errors(candidate.point, self.fitted[:m])
-                scored.append(candidate._replace(score=self.problem.loss(errors)))
-                self._observe()
+            scored = self._scored(left[: max(1, int(share * keep))], self.fitted[:m])
             left = sorted(scored, key=lambda c: c.score)
         return left
+
+    def _scored(self, candidates: Sequence[Candidate], rows: Tensor) -> list[Candidate]:
+        """The candidates with their losses on some noises."""
+        errors = self.problem.errors_of([c.point for c in candidates], rows)
+        self._observe()
+        return [c._replace(score=self.problem.loss(e)) for c, e in zip(candidates, errors)]
 
     def _fit(
         self, candidates: Sequence[Candidate], held: Tensor, nfe: int, allowed: float
@@ -372,6 +382,7 @@ class Run:
             subset=size,
             seed=self.seed,
             decay=effort.decay,
+            patience=effort.patience,
         )
         end = self.problem.evals + allowed
 

@@ -60,7 +60,7 @@ def tell_calibration(seconds: float, n: int, budget: str, nfe: Sequence[int]) ->
 
 def most_calls(budget: str, nfe: int) -> int:
     """Network calls for each noise that a fit of nfe calls may take; of a thorough one, about."""
-    return 100 + 12 * nfe if budget == "fast" else 300 + 300 * nfe
+    return 82 + 12 * nfe if budget == "fast" else 300 + 300 * nfe
 
 
 def _tell(what: str, seconds: float, whole: str, remedy: str) -> None:

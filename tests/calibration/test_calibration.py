@@ -14,8 +14,9 @@ import pytest
 import torch
 
 import ddim_ode
+from ddim_ode.calibration.descent import damped
 from ddim_ode.calibration.family import Linear
-from ddim_ode.calibration.fitting import Problem, damped, linearised
+from ddim_ode.calibration.fitting import Problem, linearised
 from ddim_ode.solve.answers import LEVELS
 from ddim_ode.solve.reference import METHOD
 from ddim_ode.solvers.compilation import plan as compile_plan
@@ -59,7 +60,7 @@ def test_every_textbook_plan_is_a_point_of_the_family(name):
     sol = ddim_ode.sample(model, x, name, steps=5)
     point = Linear.of(sol.plan)
     target = torch.zeros_like(x)
-    ours = Problem(model, x, target).run(point, torch.arange(3))
+    ours = Problem(model, x, target).run([point], torch.arange(3))
     assert float((ours - sol.x).abs().max()) < 1e-9
     if point.falls:
         again = point.to_plan(SCHEDULE, "again", {})
@@ -96,7 +97,7 @@ def test_calls_left_out_answered_no_data(name, first):
     sol = ddim_ode.sample(model, x, plan=short, record="x0")
     assert float((sol.x - whole).abs().max()) < 1e-9
     assert sol.trajectory.shape == (short.steps + 1, 3, 6)
-    assert float((Problem(model, x, x).run(point, torch.arange(3)) - whole).abs().max()) < 1e-9
+    assert float((Problem(model, x, x).run([point], torch.arange(3)) - whole).abs().max()) < 1e-9
 
 
 def test_where_the_noise_has_the_size_of_every_state_the_first_call_sees_it_as_it_is():
@@ -159,7 +160,7 @@ def test_the_linearisation_is_the_derivative(features, rank, left_out):
         step = np.zeros(len(parameters))
         step[i] = 1e-5
         above, below = (
-            problem.residual(problem.run(point.moved(parameters, s), rows), rows)
+            problem.residual(problem.run([point.moved(parameters, s)], rows), rows)
             for s in (step, -step)
         )
         slope = (above - below) / 2e-5
