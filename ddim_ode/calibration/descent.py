@@ -89,9 +89,11 @@ def gauss_newton(
     rows: Tensor,
     judges: Tensor,
     how: Descent,
-    observe: Callable[[], object] = lambda: None,
+    observe: Callable[[Fit], object] = lambda best: None,
 ) -> Fit:
-    """Move ``point`` downhill on the noises ``rows``, as long as the ``judges`` gain."""
+    """Move ``point`` downhill on the noises ``rows``, as long as the ``judges`` gain.
+
+    observe: told the best so far, once an iteration."""
     first_scale = scales_first(problem.model.schedule)
     parameters = point.parameters(how.levels, how.memory, first_scale)
     draw = np.random.default_rng(how.seed)
@@ -124,7 +126,7 @@ def gauss_newton(
                 moved, damping = trial, max(damping / 4, 1e-8)
                 break
             damping *= 8
-        observe()
+        observe(best)
         known, pull = matrix, vector
         if moved is None or step is None:
             if size == len(rows) or damping > 1e4:

@@ -24,16 +24,12 @@ from ..schedules.schedule import Array
 from ..solve.answers import Answers, ask, cost_of_asking
 from ..solve.look import look
 from ..solve.model_key import model_key
-from ..solve.planning import plan_for
-from ..solve.reference import METHOD, in_float64
-from ..solve.sampling import sample
-from ..solve.solution import norm_per_sample
-from ..solvers.methods import Method
 from ..solvers.plan import Plan
 from ..solvers.surrogate import Surrogate
 from .descent import Descent, Fit, gauss_newton
 from .family import Linear
-from .fitting import Features, Problem, finite_mean
+from .fitting import Features, Problem
+from .references import references
 from .rehearsal import expected
 from .search import EFFORTS, Candidate, Effort, apart, textbook
 from .starts import rehearsals, with_a_call
@@ -86,6 +82,9 @@ class Run:
             whole = [most_calls("fast", k) for k in budgets]
             own = sum(whole) - shared * len(whole)
             self.share = min(1.0, (_TOGETHER * sum(whole) / len(whole) - shared) / own)
+            self.bar.total = int(
+                self.model.rows_per_sample * len(self.x) * (shared + self.share * own)
+            )
 
     def prepare(self) -> None:
         """What the model answers, the reference, and which noises are fitted and which held out."""
@@ -95,7 +94,8 @@ class Run:
         if self.answers is not None:
             self.asked = cost_of_asking(given, shape)
         n, held = len(self.x), max(1, len(self.x) // 4)
-        coarser, target = self._reference(n - held)
+        self._tell("reference")
+        coarser, target = references(given, x, self.effort, n - held, self.batch, self._solved)
         self.problem = Problem(
             given.model, x, target, given.cond, given.shared, self.features, self.batch, self.bar.n
         )
@@ -115,48 +115,9 @@ class Run:
         if len(solved) < FEW:
             self._note(f"{len(solved)} noises are few: the held-out figures say little below {FEW}")
 
-    def _reference(self, held: int) -> tuple[Tensor, Tensor]:
-        """Where the ODE takes the noises from ``held`` on before the last refinement, and all after it.
-
-        Only those held out, which tell how far it errs, are solved on coarser grids too.
-        """
-        model = in_float64(self.model)
-        problem = replace(self.conditioned, model=model)
-        # What is steady at a few dozen calls, on trained networks too: of our methods and grids these err
-        # least there, of the order of 1e-3 of the data, where others need a hundred calls and more.
-        method: str | Method = "unipc2"
-        name, start = "log_snr", None
-        if not math.isfinite(model.sigma_max) or model.snap:
-            method, name, start = METHOD, "time", "ramp"
-        steps = self.effort.reference
-        if model.snap:
-            most = len(model.schedule.levels)
-            steps = tuple(dict.fromkeys(min(k, most) for k in steps))
-
-        def solved(rows: Tensor, k: int) -> Tensor:
-            plan = plan_for(model, method, steps=k, grid=name, start=start)
-            parts = []
-            for part in rows.split(self.batch):
-                own = problem.rows(part)
-                with np.errstate(invalid="ignore"):
-                    sol = sample(own.model, self.x[part].double(), plan=plan, **own.conditions)
-                parts.append(sol.x.to(self.x.dtype))
-                self.bar.update(sol.net_evals)
-                self.reference_rows += sol.net_evals
-            return torch.cat(parts)
-
-        others, few = torch.arange(len(self.x)).split([held, len(self.x) - held])
-        ends: list[Tensor] = []
-        for k in steps:
-            ends.append(solved(few, k))
-            if len(ends) > 1:
-                gap, size = (
-                    finite_mean(norm_per_sample(y)) for y in (ends[-1] - ends[-2], ends[-1])
-                )
-                if gap <= self.effort.goal * size:
-                    break
-        # on all of its levels a model that snaps has no finer solution
-        return ends[max(0, len(ends) - 2)], torch.cat([solved(others, k), ends[-1]])
+    def _solved(self, rows: int) -> None:
+        self.reference_rows += rows
+        self.bar.update(rows)
 
     def _look(self) -> None:
         """The surrogate, from a few fitted noises; none where the look meets NaN, or of fewer than 8."""
@@ -206,6 +167,7 @@ class Run:
             n = len(self.x)
             allowed = rate * n * (most_calls("fast", nfe) - self.effort.solutions)
             allowed = self.share * (allowed - self.asked - self.seen)
+        self._tell(f"{nfe} calls: search")
         candidates = [Candidate("start", Linear.of(start))] if start else self._search(nfe, allowed)
         incumbent = next(c for c in candidates if c.is_textbook)
         errors = self.problem.errors(incumbent.point, self.held)
@@ -219,7 +181,8 @@ class Run:
             )
             fitted = None
         else:
-            fitted = self._fit(candidates, held, nfe, allowed - (self.problem.evals - before))
+            left = allowed - (self.problem.evals - before)
+            fitted = self._fit(candidates, held, nfe, left, float(np.mean(errors)))
             if lost := sorted(self.problem.lost):
                 self._note(
                     f"nfe={nfe}: {len(lost)} noises met NaN or inf in the fit ({self._seeds(lost)}), and "
@@ -347,9 +310,16 @@ class Run:
         return [c._replace(score=self.problem.loss(e)) for c, e in zip(candidates, errors)]
 
     def _fit(
-        self, candidates: Sequence[Candidate], held: Tensor, nfe: int, allowed: float
+        self,
+        candidates: Sequence[Candidate],
+        held: Tensor,
+        nfe: int,
+        allowed: float,
+        incumbent: float,
     ) -> Fit | None:
-        """The best fit from the best candidates that a fit can start from; None if there is none."""
+        """The best fit from the best candidates that a fit can start from; None if there is none.
+
+        incumbent: Its mean error on the noises held out."""
         schedule, effort = self.model.schedule, self.effort
         judges = torch.cat([self.fitted, held]) if effort.pooled else held
         able = [
@@ -359,6 +329,8 @@ class Run:
             and candidate.point.falls
             and np.all(np.isfinite(candidate.point.scale))
         ]
+        if self.budget == "fast":  # which pays for few starts: those that lead furthest down
+            able = [candidate for candidate in able if candidate.rehearsed] or able[:1]
         points = [candidate.point for candidate in apart(able, effort.starts)]
         if not points:
             return None
@@ -388,7 +360,12 @@ class Run:
 
         def descend(point: Linear, **changes: Any) -> Fit:
             left = replace(how, allowed=end - self.problem.evals, **changes)
-            return gauss_newton(self.problem, point, self.fitted, judges, left, self._observe)
+            return gauss_newton(self.problem, point, self.fitted, judges, left, observe)
+
+        def observe(best: Fit) -> None:
+            errors = self.problem.counted(best.errors)[-len(held) :]
+            self._tell(f"{nfe} calls: fit", float(np.mean(errors)) / incumbent)
+            self._observe()
 
         if tries:
             fits = [descend(point, iterations=tries) for point in points]
@@ -400,6 +377,12 @@ class Run:
 
     def _observe(self) -> None:
         self.bar.update(self.problem.evals - self.bar.n)
+
+    def _tell(self, phase: str, ratio: float | None = None) -> None:
+        """What the bar says: where it is, and how the best sampler so far errs beside the textbook's."""
+        self.bar.set_description_str(phase, refresh=False)
+        if ratio is not None:
+            self.bar.set_postfix_str(f"error {ratio:.2f} × textbook", refresh=False)
 
 
 def _spread(values: Array) -> float:

@@ -19,6 +19,7 @@ from .rehearsal import ASTRAY, expected, rehearsed
 from .search import Candidate, apart
 
 _REHEARSED = 3  # samplers
+_DESIGNED = 3  # methods that get levels of their own
 
 
 def rehearsals(
@@ -53,14 +54,14 @@ def rehearsals(
 def _on_own_levels(
     model: Denoiser, surrogate: Surrogate, ranked: Sequence[Candidate]
 ) -> list[Candidate]:
-    """The methods of one call a step, on levels that the surrogate makes of the best named ones."""
+    """The best methods of one call a step, on levels that the surrogate makes of the best named ones."""
     first: dict[str, Candidate] = {}
     for candidate in ranked:
         plan = candidate.plan
         if candidate.is_textbook and plan.method in TRIED and plan.nfe == plan.steps:
             first.setdefault(plan.method, candidate)
     out = []
-    for name, candidate in first.items():
+    for name, candidate in [*first.items()][:_DESIGNED]:
         start, grid = candidate.plan.start, np.array(candidate.plan.grid)
         levels = designed(surrogate, METHODS[name], grid, begin=start).levels
         point = Linear.of(compile_plan(name, model.schedule, levels, start=start))

@@ -7,6 +7,7 @@ fit has seen.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import warnings
 
 import numpy as np
@@ -98,6 +99,32 @@ def test_calls_left_out_answered_no_data(name, first):
     assert float((sol.x - whole).abs().max()) < 1e-9
     assert sol.trajectory.shape == (short.steps + 1, 3, 6)
     assert float((Problem(model, x, x).run([point], torch.arange(3)) - whole).abs().max()) < 1e-9
+
+
+@pytest.mark.parametrize("batch", [3, 8, 64])
+@pytest.mark.parametrize("guided", [False, True])
+def test_samplers_that_run_together_end_where_each_does_alone(batch, guided):
+    """Samplers of other methods, levels, vectors and numbers of calls, under conditions of each noise."""
+    shift = torch.linspace(-1, 1, 5, dtype=torch.float64)[:, None]
+    inner = mixture().net
+
+    def net(y, t, shift):
+        return inner(y, t) + 0.1 * shift
+
+    guidance = ddim_ode.Guidance(1.5, null={"shift": 0.0}, interval=(0.5, 6.0)) if guided else None
+    model = ddim_ode.Denoiser(net, SCHEDULE, time=lambda t, sigma: sigma, guidance=guidance)
+    x = ddim_ode.noise((6,), SCHEDULE, seeds=range(5), dtype=torch.float64)
+    names = ("ipndm", "dpmpp2m", "unipc3", "heun", "ddim", "dpm2")
+    points = [
+        Linear.of(ddim_ode.plan_for(model, name, nfe=nfe, grid=grid))
+        for name, grid, nfe in itertools.product(names, ("karras", "log_snr"), (5, 6))
+    ]
+    problem = Problem(model, x, torch.zeros_like(x), cond={"shift": shift}, batch=batch)
+    alone = [problem.errors(point, torch.arange(5)) for point in points]
+    evals, problem.evals = problem.evals, 0
+    together = problem.errors_of(points, torch.arange(5))
+    np.testing.assert_allclose(together, alone, rtol=1e-9)
+    assert problem.evals == evals  # no row more, in fewer calls
 
 
 def test_where_the_noise_has_the_size_of_every_state_the_first_call_sees_it_as_it_is():
@@ -383,7 +410,7 @@ def test_mistakes_are_named(options, message):
 N = 64
 MODEL = mixture()
 # What the network is known by, and the reference of the fast budget, for all noises at once.
-REFERENCE_CALLS = len(LEVELS) + 1 + 24 + 48
+REFERENCE_CALLS = len(LEVELS) + 1 + 24 + 48 + 48  # of those held out, and of the others
 
 
 def failing(noises, value=torch.nan, after=REFERENCE_CALLS):
