@@ -22,33 +22,27 @@ from .family import Linear, Parameter, scales_first
 from .fitting import Problem, linearised
 
 _TRIES = 6  # dampings tried in an iteration
+_WANDERING = 2  # iterations without a better judgement
 
 
 def normal_equations(
-    problem: Problem,
-    point: Linear,
-    rows: Tensor,
-    weights: Array,
-    parameters: Sequence[Parameter],
-    rank: int,
-) -> tuple[Array, Array]:
-    """Σ w JᵀJ (p, p) and Σ w Jᵀr (p,) over some noises, with their weights, a few at a time.
+    problem: Problem, point: Linear, rows: Tensor, parameters: Sequence[Parameter], rank: int
+) -> tuple[Array, Array, Array]:
+    """JᵀJ (n, p, p), Jᵀr (n, p) and the errors (n,) of some noises, a few at a time.
 
-    A noise with NaN or inf on the way is left out, and among ``problem.lost``.
+    Of a noise with NaN or inf on the way they are 0, and it is among ``problem.lost``.
     """
-    p = len(parameters)
-    matrix, vector = np.zeros((p, p)), np.zeros(p)
-    size = max(1, problem.batch // rank)
-    for part, w in zip(rows.split(size), torch.from_numpy(weights).split(size)):
+    products, errors = [], []
+    for part in rows.split(max(1, problem.batch // rank)):
         r, jacobian = linearised(problem, point, part, parameters, rank)
         finite = r.isfinite().all(1) & jacobian.isfinite().all(2).all(1)
         problem.lost.update(part[~finite].tolist())
-        r, jacobian = r[finite], jacobian[finite]
-        root = (w.to(r)[finite] / r.shape[1]).sqrt()
-        by_parameter = (jacobian * root[:, None, None]).transpose(0, 1).flatten(1)
-        matrix += (by_parameter @ by_parameter.T).cpu().numpy()
-        vector += (by_parameter @ (r * root[:, None]).flatten()).cpu().numpy()
-    return matrix, vector
+        errors.append(r.square().mean(1).sqrt())
+        both = torch.cat([jacobian, r[:, None]], 1)
+        both = torch.where(finite[:, None, None], both, 0.0)
+        products.append(torch.bmm(both[:, :-1], both.mT) / r.shape[1])
+    matrices = torch.cat(products).cpu().numpy()
+    return matrices[..., :-1], matrices[..., -1], torch.cat(errors).cpu().numpy()
 
 
 @dataclass(frozen=True)
@@ -76,70 +70,83 @@ class Descent:
 
 @dataclass
 class Fit:
-    """point: the best on the noises that judge, with its errors there; iterations: made before it."""
+    """point: the best on the noises that judge, with its errors there; iterations: made before it.
+
+    The rest is where the descent was, to go on from: ``at``, the sampler that it had reached; known, pull:
+    the normal equations of the noises so far; stale: iterations since the best.
+    """
 
     point: Linear
     errors: Array
-    iterations: int
+    iterations: int = 0
+    at: Linear | None = None
+    known: Array | float = 0.0
+    pull: Array | float = 0.0
+    damping: float = 1e-2
+    stale: int = 0
+    made: int = 0
+    grown: int = 1  # times the noises of an iteration
 
 
 def gauss_newton(
     problem: Problem,
-    point: Linear,
+    start: Linear | Fit,
     rows: Tensor,
     judges: Tensor,
     how: Descent,
     observe: Callable[[Fit], object] = lambda best: None,
 ) -> Fit:
-    """Move ``point`` downhill on the noises ``rows``, as long as the ``judges`` gain.
+    """Move a sampler downhill on the noises ``rows``, as long as the ``judges`` gain.
 
-    observe: told the best so far, once an iteration."""
-    first_scale = scales_first(problem.model.schedule)
-    parameters = point.parameters(how.levels, how.memory, first_scale)
-    draw = np.random.default_rng(how.seed)
-    size = min(how.subset or len(rows), len(rows))
+    start: a sampler, or a fit that is to go on. observe: told of the fit so far, once an iteration."""
+    fit = Fit(start, problem.errors(start, judges)) if isinstance(start, Linear) else start
+    point = fit.at or fit.point
+    parameters = point.parameters(how.levels, how.memory, scales_first(problem.model.schedule))
     calls = problem.model.rows_per_sample * point.nfe
     budget = problem.evals + how.allowed
-    best = Fit(point, problem.errors(point, judges), 0)
-    damping, stale = 1e-2, 0
-    p = len(parameters)
-    known, pull = np.zeros((p, p)), np.zeros(p)
-    for iteration in range(how.iterations):
+    for _ in range(how.iterations):
+        size = min(fit.grown * (how.subset or len(rows)), len(rows))
         trial_cost = calls * (size + len(judges))
-        cost = calls * size * (how.rank + 3) + trial_cost
-        if problem.evals + cost > budget or stale >= how.patience:
+        cost = calls * size * (how.rank + 2) + trial_cost
+        if problem.evals + cost > budget or fit.stale >= how.patience:
             break
-        some = rows[torch.from_numpy(np.sort(draw.permutation(len(rows))[:size])).to(rows.device)]
-        errors = problem.counted(problem.errors(point, some))
+        draw = np.random.default_rng([how.seed, fit.made]).permutation(len(rows))[:size]
+        some = rows[torch.from_numpy(np.sort(draw)).to(rows.device)]
+        each, pulls, errors = normal_equations(problem, point, some, parameters, how.rank)
+        errors = problem.counted(errors)
         floor = problem.smoothing(errors)
         now = problem.loss(errors, floor)
         weights = 1 / (errors**2 + floor**2) + 1 / (np.mean(errors**2) + floor**2)
-        matrix, vector = normal_equations(problem, point, some, weights, parameters, how.rank)
-        matrix, vector = matrix + how.decay * known, vector + how.decay * pull
+        matrix = np.einsum("n,npq->pq", weights, each) + how.decay * fit.known
+        vector = np.einsum("n,np->p", weights, pulls) + how.decay * fit.pull
         moved = None
         for _ in range(_TRIES):
             if problem.evals + trial_cost > budget:
                 break
-            step = damped(matrix, vector, damping, point.bounds(parameters, *how.limits))
+            step = damped(matrix, vector, fit.damping, point.bounds(parameters, *how.limits))
             trial = None if step is None else point.moved(parameters, step)
             if trial is not None and problem.loss(problem.errors(trial, some), floor) < now:
-                moved, damping = trial, max(damping / 4, 1e-8)
+                moved, fit.damping = trial, max(fit.damping / 4, 1e-8)
                 break
-            damping *= 8
-        observe(best)
-        known, pull = matrix, vector
+            fit.damping *= 8
+        fit.known, fit.pull, fit.made = matrix, vector, fit.made + 1
+        observe(fit)
         if moved is None or step is None:
-            if size == len(rows) or damping > 1e4:
+            if size == len(rows) or fit.damping > 1e4:
                 break
             continue
         # what those noises' residuals should be now
-        pull = vector + matrix @ step
-        point = moved
+        fit.pull = vector + matrix @ step
+        fit.at = point = moved
         judged = problem.errors(point, judges)
-        stale += 1
-        if problem.loss(judged) < problem.loss(best.errors):
-            best, stale = Fit(point, judged, iteration + 1), 0
-    return best
+        fit.stale += 1
+        if problem.loss(judged) < problem.loss(fit.errors):
+            fit.point, fit.errors, fit.iterations, fit.stale = point, judged, fit.made, 0
+        elif fit.stale == _WANDERING and size < len(rows):
+            # few noises lead it about: back to the best, and on with more of them
+            fit.at = point = fit.point
+            fit.known, fit.pull, fit.damping, fit.grown = 0.0, 0.0, 1e-2, 2 * fit.grown
+    return fit
 
 
 def damped(

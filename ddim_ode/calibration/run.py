@@ -32,7 +32,7 @@ from .fitting import Features, Problem
 from .references import references
 from .rehearsal import expected
 from .search import EFFORTS, Candidate, Effort, apart, textbook
-from .starts import rehearsals, with_a_call
+from .starts import ranked, rehearsals, with_a_call
 
 _UNSURE = 0.5  # error of the reference, in units of the plan's, that makes its figures uncertain
 FEW = 16  # noises below which held-out figures say little
@@ -193,7 +193,7 @@ class Run:
         if fitted is not None and (wider := self._one_more(nfe)) is not None:
             same = self.problem.counted(self.problem.errors(wider.point, held))
             if np.mean(same) < np.mean(after):  # more calls are never worse
-                fitted, after = Fit(wider.point, same, 0), same
+                fitted, after = Fit(wider.point, same), same
         # an error by chance near zero, as in few dimensions there are, says nothing of the sampler
         f = self.problem.smoothing(errors)
         ratio = 0.5 * np.log((after**2 + f**2) / (errors**2 + f**2))
@@ -270,16 +270,20 @@ class Run:
             textbook(self.model, nfe, self.effort, skipped) for skipped in (0, *self.effort.skips)
         ]
         starts: list[Candidate] = []
+        rounds = self.effort.rounds
         if self.surrogate is not None:
-            able = [c for some in searches for c in some if c.point.nfe == nfe]
+            able = [c for some in searches for c in ranked(self.surrogate, some)]
+            able = sorted((c for c in able if c.point.nfe == nfe), key=lambda c: c.score)
             starts = rehearsals(self.model, self.surrogate, able, self.effort.memory)
             if (wider := self._one_more(nfe)) is not None:
                 starts.append(wider)
-                starts += rehearsals(self.model, self.surrogate, [wider], self.effort.memory)
-        if starts and self.budget == "fast":
-            searches = searches[:1]
+                wide = ranked(self.surrogate, [wider])
+                starts += rehearsals(self.model, self.surrogate, wide, self.effort.memory)
+        if starts and self.budget == "fast":  # the surrogate says which are worth a first look
+            first = [c for c in able if not c.skipped]
+            searches, rounds = [first or searches[0]], rounds[1:] if first else rounds
         share = allowed / 4 / len(searches)
-        screened = [c for candidates in searches for c in self._screen(candidates, nfe, share)]
+        screened = [c for some in searches for c in self._screen(some, nfe, share, rounds)]
         some = self.fitted[: self.effort.rounds[-1][1]]
         return sorted(screened + self._scored(starts, some), key=lambda c: c.score)
 
@@ -294,11 +298,13 @@ class Run:
         best = min(places, key=lambda point: expected(surrogate, point))
         return Candidate(f"the plan of {nfe - 1} calls", best, rehearsed=True)
 
-    def _screen(self, left: list[Candidate], nfe: int, allowed: float) -> list[Candidate]:
+    def _screen(
+        self, left: list[Candidate], nfe: int, allowed: float, rounds: Sequence[tuple[int, int]]
+    ) -> list[Candidate]:
         """The best of some candidates: fewer stay, on more noises, each round."""
-        cost = sum(min(keep, len(left)) * m for keep, m in self.effort.rounds) * nfe
+        cost = sum(min(keep, len(left)) * m for keep, m in rounds) * nfe
         share = min(1.0, allowed / (max(cost, 1) * self.model.rows_per_sample))
-        for keep, m in self.effort.rounds:
+        for keep, m in rounds:
             scored = self._scored(left[: max(1, int(share * keep))], self.fitted[:m])
             left = sorted(scored, key=lambda c: c.score)
         return left
@@ -358,19 +364,20 @@ class Run:
         )
         end = self.problem.evals + allowed
 
-        def descend(point: Linear, **changes: Any) -> Fit:
+        def descend(start: Linear | Fit, **changes: Any) -> Fit:
             left = replace(how, allowed=end - self.problem.evals, **changes)
-            return gauss_newton(self.problem, point, self.fitted, judges, left, observe)
+            return gauss_newton(self.problem, start, self.fitted, judges, left, observe)
 
-        def observe(best: Fit) -> None:
-            errors = self.problem.counted(best.errors)[-len(held) :]
+        def observe(fit: Fit) -> None:
+            errors = self.problem.counted(fit.errors)[-len(held) :]
             self._tell(f"{nfe} calls: fit", float(np.mean(errors)) / incumbent)
             self._observe()
 
+        begun: Sequence[Linear | Fit] = points
         if tries:
             fits = [descend(point, iterations=tries) for point in points]
-            points = [min(fits, key=lambda fit: self.problem.loss(fit.errors)).point]
-        fit = descend(points[0])
+            begun = [min(fits, key=lambda fit: self.problem.loss(fit.errors))]
+        fit = descend(begun[0])
         if effort.whole:
             fit = descend(fit.point, iterations=effort.whole, subset=None, decay=0.0, patience=3)
         return fit

@@ -22,14 +22,18 @@ _REHEARSED = 3  # samplers
 _DESIGNED = 3  # methods that get levels of their own
 
 
-def rehearsals(
-    model: Denoiser, surrogate: Surrogate, candidates: Sequence[Candidate], memory: int | None
-) -> list[Candidate]:
-    """What the surrogate makes of the candidates from which it expects least error, of the best methods on
-    levels of its own, too. No network is called."""
+def ranked(surrogate: Surrogate, candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Those that a fit can start from, the best first, by the error that the surrogate expects of them."""
     able = [c for c in candidates if c.point.falls and np.all(np.isfinite(c.point.scale))]
-    able = [c._replace(score=expected(surrogate, c.point)) for c in able]
-    able.sort(key=lambda c: c.score)
+    scored = [c._replace(score=expected(surrogate, c.point)) for c in able]
+    return sorted(scored, key=lambda c: c.score)
+
+
+def rehearsals(
+    model: Denoiser, surrogate: Surrogate, able: Sequence[Candidate], memory: int | None
+) -> list[Candidate]:
+    """What the surrogate makes of the ranked candidates from which it expects least error, of the best
+    methods on levels of its own, too. No network is called."""
     if not model.snap:
         able = sorted([*able, *_on_own_levels(model, surrogate, able)], key=lambda c: c.score)
     return [
