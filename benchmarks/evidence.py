@@ -116,6 +116,11 @@ ENTRIES = (
         "Fitted samplers: error over the best textbook sampler's",
         pivot("model", "nfe", "ratio", budget="fast"),
     ),
+    Entry(
+        "fits",
+        "Fits of small networks: error over the best textbook sampler's",
+        pivot("model", "nfe", "ratio", what="single"),
+    ),
     Entry("interop", "In a diffusers pipeline"),
     Entry("pipelines", "Which pipelines run", whole),
     Entry("flow_pipeline", "In a flow-matching pipeline"),

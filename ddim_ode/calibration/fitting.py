@@ -1,11 +1,8 @@
-"""Gauss–Newton over the family of few-step samplers (family.py), with a black-box network.
+"""What a fit is measured by, with a black-box network, and how that depends on the sampler (family.py).
 
 The residual of noise i is r_i = g(x_i) − g(x_i*), the end state against where the ODE takes that noise
-(g: the identity, or features), and e_i the root mean square of its entries. The loss is
-:meth:`Problem.loss`. One iteration linearises r in the parameters θ, some 7 to 10 a call, weighs every
-sample by w_i = 1/(e_i² + f²) + 1/(mean e² + f²) and solves the damped normal equations
-(Levenberg–Marquardt) (Σ_i w_i J_iᵀ J_i + μ diag) δ = −Σ_i w_i J_iᵀ r_i. A level stays between its
-neighbours; where that bounds its step, the others go where is best with the step that is left.
+(g: the identity, or features), and e_i the root mean square of its entries. How a fit goes downhill:
+descent.py.
 """
 
 from __future__ import annotations
@@ -16,18 +13,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.linalg import solve_triangular
-from scipy.optimize import lsq_linear
 from torch import Tensor
 
 from ..denoising.denoiser import Denoiser
 from ..schedules.schedule import Array
 from ..solve.model_key import network_dtype
 from ..solvers.plan import Node
-from .family import Linear, Parameter, scales_first
+from .family import Linear, Parameter
 
 Features = Callable[[Tensor], Tensor]
-_TRIES = 6  # dampings tried in an iteration
 _SMOOTH = 0.1  # of the errors' RMS
 
 
@@ -67,6 +61,25 @@ class Problem:
         model, cond = self.model.part(rows, self.cond)
         return model.bind([Node(sigma, t, vector)], y, cond, self.shared)(y, 0)
 
+    def velocities(self, y: Tensor, told: Sequence[tuple[float, str]], rows: Tensor) -> Tensor:
+        """The same of some samplers together, at y (samplers × b, *), one after another: in one network
+        call, in which each row is told its own level. told: (σ, vector) of each."""
+        if len(told) == 1:
+            return self.velocity(y, *told[0], rows)
+        sigmas = np.array([sigma for sigma, _ in told])
+        self.evals += len(rows) * sum(map(self.model.rows, sigmas.tolist()))
+        times = self.model.schedule.time(sigmas)
+        nodes = [Node(s, t, v) for (s, v), t in zip(told, times.tolist())]
+        model, cond = self.model.part(rows.repeat(len(told)), self.cond)
+        levels = np.repeat(model.snapped(sigmas), len(rows))
+        t = torch.tensor(model.network_time(levels, np.repeat(times, len(rows))))
+        t = t.to(y.device, model.time_dtype(y))
+        answer = model.network(y, cond, self.shared)(y, t, model.at(levels, y))
+        if (conversions := model.conversions(nodes)) is None:
+            return answer
+        of_x, of_answer = zip(*conversions)
+        return _scaled(answer, of_answer) + _scaled(y, of_x)
+
     def residual(self, x: Tensor, rows: Tensor) -> Tensor:
         """f(x) − f(x*), (b, entries), float64."""
         seen = x if self.features is None else self.features(x)
@@ -75,19 +88,37 @@ class Problem:
     def errors(self, point: Linear, rows: Tensor) -> Array:
         """e_i (len(rows),) of a sampler; NaN or inf where it diverges."""
         return np.concatenate(
-            [self.distances(self.run(point, part), part) for part in rows.split(self.batch)]
+            [self.distances(self.run([point], part), part) for part in rows.split(self.batch)]
         )
+
+    def errors_of(self, points: Sequence[Linear], rows: Tensor) -> list[Array]:
+        """The errors of several samplers: those of as many calls run together, as a batch holds them."""
+        errors: dict[int, Array] = {}
+        together = max(1, self.batch // len(rows))
+        for nfe in {point.nfe for point in points}:
+            alike = [i for i, point in enumerate(points) if point.nfe == nfe]
+            for some in (alike[i : i + together] for i in range(0, len(alike), together)):
+                if len(some) == 1:  # perhaps of more noises than a batch
+                    errors[some[0]] = self.errors(points[some[0]], rows)
+                    continue
+                ends = self.run([points[i] for i in some], rows)
+                each = self.distances(ends, rows.repeat(len(some))).reshape(len(some), -1)
+                errors.update(zip(some, each))
+        return [errors[i] for i in range(len(points))]
 
     def distances(self, x: Tensor, rows: Tensor) -> Array:
         """The RMS (b,) over a sample's entries of f(x) − f(x*)."""
         return _rms(self.residual(x, rows)).cpu().numpy()
 
-    def run(self, point: Linear, rows: Tensor) -> Tensor:
-        y = self.x[rows] * float(point.scale[0])
+    def run(self, points: Sequence[Linear], rows: Tensor) -> Tensor:
+        """The end states (samplers × b, *) of samplers of as many calls, one after another."""
+        y = self.x[rows].repeat(len(points), *(1,) * (self.x.ndim - 1))
+        y = _scaled(y, [float(point.scale[0]) for point in points])
         past: list[Tensor] = []
-        for k in range(point.nfe):
-            past.append(self.velocity(y, float(point.sigma[k]), point.vectors[k], rows))
-            y = _step(point, k, y, past)
+        for k in range(points[0].nfe):
+            told = [(float(point.sigma[k]), point.vectors[k]) for point in points]
+            past.append(self.velocities(y, told, rows))
+            y = _step(points, k, y, past)
         return y
 
     def loss(self, errors: Array, floor: float | None = None) -> float:
@@ -130,11 +161,23 @@ def checked(features: Features) -> Features:
     return call
 
 
-def _step(point: Linear, k: int, y: Tensor, past: Sequence[Tensor]) -> Tensor:
-    y = y * float(point.scale[k + 1])
-    for j in np.flatnonzero(point.weights[k, : k + 1]).tolist():
-        y.add_(past[j], alpha=float(point.weights[k, j]))
+def _step(points: Sequence[Linear], k: int, y: Tensor, past: Sequence[Tensor]) -> Tensor:
+    y = _scaled(y, [float(point.scale[k + 1]) for point in points])
+    weights = np.array([point.weights[k, : k + 1] for point in points])
+    for j in np.flatnonzero(weights.any(0)).tolist():
+        if len(points) == 1:
+            y.add_(past[j], alpha=float(weights[0, j]))
+        else:
+            y.add_(_scaled(past[j], weights[:, j].tolist()))
     return y
+
+
+def _scaled(y: Tensor, factors: Sequence[float]) -> Tensor:
+    """y (samplers × b, *) times a factor of each sampler."""
+    if len(factors) == 1:
+        return y * factors[0]
+    each = torch.tensor(factors, dtype=y.dtype).to(y.device).reshape(-1, *(1,) * y.ndim)
+    return (y.unflatten(0, (len(factors), -1)) * each).flatten(0, 1)
 
 
 def _rms(x: Tensor) -> Tensor:
@@ -228,7 +271,7 @@ def linearised(
             after[:, : of.shape[1]].add_(part, alpha=float(point.weights[k, j]))
         weights = [p for p in parameters if p.kind == "weight" and p.k == k]
         met = [y, *(past[p.j] for p in weights)]  # the next scale comes before the weights
-        y, tangents = _step(point, k, y, past), torch.cat([after, torch.stack(met, 1)], 1)
+        y, tangents = _step([point], k, y, past), torch.cat([after, torch.stack(met, 1)], 1)
     residual = problem.residual(y, rows)
     if problem.features is None:
         return residual, tangents[..., None].flatten(2).double()
@@ -237,138 +280,3 @@ def linearised(
     slope = _along(lambda x, r: features(x), y, features(y), directions, problem.step)
     whole = torch.einsum("bpr,bro->bpo", coordinates, slope[..., None].flatten(2))
     return residual, whole.double()
-
-
-def normal_equations(
-    problem: Problem,
-    point: Linear,
-    rows: Tensor,
-    weights: Array,
-    parameters: Sequence[Parameter],
-    rank: int,
-) -> tuple[Array, Array]:
-    """Σ w JᵀJ (p, p) and Σ w Jᵀr (p,) over some noises, with their weights, a few at a time.
-
-    A noise with NaN or inf on the way is left out, and among ``problem.lost``.
-    """
-    p = len(parameters)
-    matrix, vector = np.zeros((p, p)), np.zeros(p)
-    size = max(1, problem.batch // rank)
-    for part, w in zip(rows.split(size), torch.from_numpy(weights).split(size)):
-        r, jacobian = linearised(problem, point, part, parameters, rank)
-        finite = r.isfinite().all(1) & jacobian.isfinite().all(2).all(1)
-        problem.lost.update(part[~finite].tolist())
-        r, jacobian = r[finite], jacobian[finite]
-        root = (w.to(r)[finite] / r.shape[1]).sqrt()
-        by_parameter = (jacobian * root[:, None, None]).transpose(0, 1).flatten(1)
-        matrix += (by_parameter @ by_parameter.T).cpu().numpy()
-        vector += (by_parameter @ (r * root[:, None]).flatten()).cpu().numpy()
-    return matrix, vector
-
-
-@dataclass(frozen=True)
-class Descent:
-    """How a fit goes downhill.
-
-    levels: whether the told levels move too, within ``limits``. memory: past vectors whose weights move
-    (None: all). subset: noises of each iteration, drawn anew. patience: iterations without a better
-    judgement. decay: of what the iterations before knew of other noises, moved to where the sampler is now
-    by their own derivatives: 0 to forget it. allowed: rows of the network that may be spent; an iteration
-    that might exceed them is not begun.
-    """
-
-    iterations: int
-    rank: int
-    levels: bool
-    limits: tuple[float, float]
-    memory: int | None = None
-    subset: int | None = None
-    patience: int = 10
-    allowed: float = float("inf")
-    seed: int = 0
-    decay: float = 0.0
-
-
-@dataclass
-class Fit:
-    """point: the best on the noises that judge, with its errors there; iterations: made before it."""
-
-    point: Linear
-    errors: Array
-    iterations: int
-
-
-def gauss_newton(
-    problem: Problem,
-    point: Linear,
-    rows: Tensor,
-    judges: Tensor,
-    how: Descent,
-    observe: Callable[[], object] = lambda: None,
-) -> Fit:
-    """Move ``point`` downhill on the noises ``rows``, as long as the ``judges`` gain."""
-    first_scale = scales_first(problem.model.schedule)
-    parameters = point.parameters(how.levels, how.memory, first_scale)
-    draw = np.random.default_rng(how.seed)
-    size = min(how.subset or len(rows), len(rows))
-    calls = problem.model.rows_per_sample * point.nfe
-    budget = problem.evals + how.allowed
-    best = Fit(point, problem.errors(point, judges), 0)
-    damping, stale = 1e-2, 0
-    p = len(parameters)
-    known, pull = np.zeros((p, p)), np.zeros(p)
-    for iteration in range(how.iterations):
-        trial_cost = calls * (size + len(judges))
-        cost = calls * size * (how.rank + 3) + trial_cost
-        if problem.evals + cost > budget or stale >= how.patience:
-            break
-        some = rows[torch.from_numpy(np.sort(draw.permutation(len(rows))[:size])).to(rows.device)]
-        errors = problem.counted(problem.errors(point, some))
-        floor = problem.smoothing(errors)
-        now = problem.loss(errors, floor)
-        weights = 1 / (errors**2 + floor**2) + 1 / (np.mean(errors**2) + floor**2)
-        matrix, vector = normal_equations(problem, point, some, weights, parameters, how.rank)
-        matrix, vector = matrix + how.decay * known, vector + how.decay * pull
-        moved = None
-        for _ in range(_TRIES):
-            if problem.evals + trial_cost > budget:
-                break
-            step = damped(matrix, vector, damping, point.bounds(parameters, *how.limits))
-            trial = None if step is None else point.moved(parameters, step)
-            if trial is not None and problem.loss(problem.errors(trial, some), floor) < now:
-                moved, damping = trial, max(damping / 4, 1e-8)
-                break
-            damping *= 8
-        observe()
-        known, pull = matrix, vector
-        if moved is None or step is None:
-            if size == len(rows) or damping > 1e4:
-                break
-            continue
-        # what those noises' residuals should be now
-        pull = vector + matrix @ step
-        point = moved
-        judged = problem.errors(point, judges)
-        stale += 1
-        if problem.loss(judged) < problem.loss(best.errors):
-            best, stale = Fit(point, judged, iteration + 1), 0
-    return best
-
-
-def damped(
-    matrix: Array, vector: Array, damping: float, bounds: tuple[Array, Array]
-) -> Array | None:
-    """The step within bounds, in parameters scaled to unit diagonal; None where there is none."""
-    size = np.sqrt(np.diag(matrix))
-    if not (np.all(np.isfinite(matrix)) and np.all(np.isfinite(vector)) and size.any()):
-        return None
-    size = np.where(size > 0, size, 1.0)  # a parameter without effect stays
-    system = matrix / size[:, None] / size + damping * np.eye(len(size))
-    step = -np.linalg.solve(system, vector / size)
-    low, high = (bound * size for bound in bounds)
-    if np.all((low <= step) & (step <= high)):
-        return step / size
-    # what is held back by a bound changes what is best for the others
-    factor = np.linalg.cholesky(system)
-    aim = -solve_triangular(factor, vector / size, lower=True)
-    return lsq_linear(factor.T, aim, (low, high), method="bvls").x / size

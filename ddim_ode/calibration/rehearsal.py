@@ -15,8 +15,8 @@ import numpy as np
 from ..schedules.schedule import Array
 from ..solvers.chart import VECTORS
 from ..solvers.surrogate import Surrogate
+from .descent import damped
 from .family import Linear
-from .fitting import damped
 
 ASTRAY = (1.0, 0.5)  # how much a disturbance counts; neither is the better on every network
 _ITERATIONS, _TRIES = 24, 6

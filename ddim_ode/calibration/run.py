@@ -24,18 +24,15 @@ from ..schedules.schedule import Array
 from ..solve.answers import Answers, ask, cost_of_asking
 from ..solve.look import look
 from ..solve.model_key import model_key
-from ..solve.planning import plan_for
-from ..solve.reference import METHOD, in_float64
-from ..solve.sampling import sample
-from ..solve.solution import norm_per_sample
-from ..solvers.methods import Method
 from ..solvers.plan import Plan
 from ..solvers.surrogate import Surrogate
+from .descent import Descent, Fit, gauss_newton
 from .family import Linear
-from .fitting import Descent, Features, Fit, Problem, finite_mean, gauss_newton
+from .fitting import Features, Problem
+from .references import references
 from .rehearsal import expected
 from .search import EFFORTS, Candidate, Effort, apart, textbook
-from .starts import rehearsals, with_a_call
+from .starts import ranked, rehearsals, with_a_call
 
 _UNSURE = 0.5  # error of the reference, in units of the plan's, that makes its figures uncertain
 FEW = 16  # noises below which held-out figures say little
@@ -59,8 +56,8 @@ class Run:
     problem: Problem = field(init=False)
     fitted: Tensor = field(init=False)
     held: Tensor = field(init=False)
-    off: Array = field(init=False)  # (n,) by how much the references err, at most
-    reference_calls: int = 0
+    off: Array = field(init=False)  # (n,) by how much the references of those held out err, at most
+    reference_rows: int = 0  # of the network
     answers: Answers | None = None
     asked: int = 0  # network rows, for those answers
     notes: list[str] = field(default_factory=list)
@@ -81,10 +78,13 @@ class Run:
     def share_among(self, budgets: Sequence[int]) -> None:
         """Let all fits together cost no more than a few single ones would."""
         if self.budget == "fast":
-            shared = sum(self.effort.reference)
+            shared = self.effort.solutions
             whole = [most_calls("fast", k) for k in budgets]
             own = sum(whole) - shared * len(whole)
             self.share = min(1.0, (_TOGETHER * sum(whole) / len(whole) - shared) / own)
+            self.bar.total = int(
+                self.model.rows_per_sample * len(self.x) * (shared + self.share * own)
+            )
 
     def prepare(self) -> None:
         """What the model answers, the reference, and which noises are fitted and which held out."""
@@ -93,15 +93,18 @@ class Run:
         self.answers = ask(given, shape, x.device)
         if self.answers is not None:
             self.asked = cost_of_asking(given, shape)
-        coarser, target = self._reference()
+        n, held = len(self.x), max(1, len(self.x) // 4)
+        self._tell("reference")
+        coarser, target = references(given, x, self.effort, n - held, self.batch, self._solved)
         self.problem = Problem(
             given.model, x, target, given.cond, given.shared, self.features, self.batch, self.bar.n
         )
-        n, every = len(self.x), torch.arange(len(self.x), device=self.x.device)
+        every = torch.arange(n, device=self.x.device)
         # of a second-order method, with half the steps or fewer before: a third of the last move
-        self.off = self.problem.distances(coarser, every) / 3
-        solved = self._left(every, self.off, "solution")
-        held = max(1, n // 4)
+        self.off = np.zeros(n)
+        self.off[n - held :] = self.problem.distances(coarser, every[n - held :]) / 3
+        ends = self.problem.distances(target, every)  # 0, or NaN
+        solved = self._left(every, self.off + ends, "solution")
         self.fitted, self.held = solved[solved < n - held], solved[solved >= n - held]
         if min(len(self.fitted), len(self.held)) == 0:
             raise ValueError(
@@ -112,40 +115,9 @@ class Run:
         if len(solved) < FEW:
             self._note(f"{len(solved)} noises are few: the held-out figures say little below {FEW}")
 
-    def _reference(self) -> tuple[Tensor, Tensor]:
-        """Where the ODE takes the noises, before the last refinement and after it."""
-        model = in_float64(self.model)
-        problem = replace(self.conditioned, model=model)
-        # What is steady at a few dozen calls, on trained networks too: of our methods and grids these err
-        # least there, of the order of 1e-3 of the data, where others need a hundred calls and more.
-        method: str | Method = "unipc2"
-        name, start = "log_snr", None
-        if not math.isfinite(model.sigma_max) or model.snap:
-            method, name, start = METHOD, "time", "ramp"
-        steps = self.effort.reference
-        if model.snap:
-            most = len(model.schedule.levels)
-            steps = tuple(dict.fromkeys(min(k, most) for k in steps))
-        x, ends = self.x, []
-        for k in steps:
-            plan = plan_for(model, method, steps=k, grid=name, start=start)
-            parts = []
-            for part in torch.arange(len(x)).split(self.batch):
-                own = problem.rows(part)
-                with np.errstate(invalid="ignore"):
-                    sol = sample(own.model, x[part].double(), plan=plan, **own.conditions)
-                parts.append(sol.x.to(x.dtype))
-                self.bar.update(sol.net_evals)
-            ends.append(torch.cat(parts))
-            self.reference_calls += plan.nfe
-            if len(ends) > 1:
-                gap, size = (
-                    finite_mean(norm_per_sample(y)) for y in (ends[-1] - ends[-2], ends[-1])
-                )
-                if gap <= self.effort.goal * size:
-                    break
-        # on all of its levels a model that snaps has no finer solution
-        return ends[max(0, len(ends) - 2)], ends[-1]
+    def _solved(self, rows: int) -> None:
+        self.reference_rows += rows
+        self.bar.update(rows)
 
     def _look(self) -> None:
         """The surrogate, from a few fitted noises; none where the look meets NaN, or of fewer than 8."""
@@ -193,8 +165,9 @@ class Run:
         allowed = math.inf
         if self.budget == "fast":
             n = len(self.x)
-            allowed = rate * n * (most_calls("fast", nfe) - sum(self.effort.reference))
+            allowed = rate * n * (most_calls("fast", nfe) - self.effort.solutions)
             allowed = self.share * (allowed - self.asked - self.seen)
+        self._tell(f"{nfe} calls: search")
         candidates = [Candidate("start", Linear.of(start))] if start else self._search(nfe, allowed)
         incumbent = next(c for c in candidates if c.is_textbook)
         errors = self.problem.errors(incumbent.point, self.held)
@@ -208,7 +181,8 @@ class Run:
             )
             fitted = None
         else:
-            fitted = self._fit(candidates, held, nfe, allowed - (self.problem.evals - before))
+            left = allowed - (self.problem.evals - before)
+            fitted = self._fit(candidates, held, nfe, left, float(np.mean(errors)))
             if lost := sorted(self.problem.lost):
                 self._note(
                     f"nfe={nfe}: {len(lost)} noises met NaN or inf in the fit ({self._seeds(lost)}), and "
@@ -219,7 +193,7 @@ class Run:
         if fitted is not None and (wider := self._one_more(nfe)) is not None:
             same = self.problem.counted(self.problem.errors(wider.point, held))
             if np.mean(same) < np.mean(after):  # more calls are never worse
-                fitted, after = Fit(wider.point, same, 0), same
+                fitted, after = Fit(wider.point, same), same
         # an error by chance near zero, as in few dimensions there are, says nothing of the sampler
         f = self.problem.smoothing(errors)
         ratio = 0.5 * np.log((after**2 + f**2) / (errors**2 + f**2))
@@ -244,7 +218,7 @@ class Run:
             )
         best = incumbent.point if fitted is None or not better else fitted.point
         self.last = best if best.nfe == nfe and best.falls else None
-        spent = self.asked + self.seen + rate * len(self.x) * self.reference_calls
+        spent = self.asked + self.seen + self.reference_rows
         record["net_evals"] = self.problem.evals - before + spent
         record["warnings"], self.notes = self.notes, notes
         if fitted is None or not better:
@@ -286,7 +260,7 @@ class Run:
                 low=mean - spread if math.isfinite(spread) else None,
                 high=mean + spread if math.isfinite(spread) else None,
             ),
-            reference_error=float(np.mean(self.off[np.isfinite(self.off)])),
+            reference_error=float(np.mean(self.off[self.held.cpu()])),
             version=__version__,
         )
 
@@ -296,21 +270,22 @@ class Run:
             textbook(self.model, nfe, self.effort, skipped) for skipped in (0, *self.effort.skips)
         ]
         starts: list[Candidate] = []
+        rounds = self.effort.rounds
         if self.surrogate is not None:
-            able = [c for some in searches for c in some if c.point.nfe == nfe]
+            able = [c for some in searches for c in ranked(self.surrogate, some)]
+            able = sorted((c for c in able if c.point.nfe == nfe), key=lambda c: c.score)
             starts = rehearsals(self.model, self.surrogate, able, self.effort.memory)
             if (wider := self._one_more(nfe)) is not None:
                 starts.append(wider)
-                starts += rehearsals(self.model, self.surrogate, [wider], self.effort.memory)
-        if starts and self.budget == "fast":
-            searches = searches[:1]
+                wide = ranked(self.surrogate, [wider])
+                starts += rehearsals(self.model, self.surrogate, wide, self.effort.memory)
+        if starts and self.budget == "fast":  # the surrogate says which are worth a first look
+            first = [c for c in able if not c.skipped]
+            searches, rounds = [first or searches[0]], rounds[1:] if first else rounds
         share = allowed / 4 / len(searches)
-        screened = [c for candidates in searches for c in self._screen(candidates, nfe, share)]
+        screened = [c for some in searches for c in self._screen(some, nfe, share, rounds)]
         some = self.fitted[: self.effort.rounds[-1][1]]
-        scored = [
-            c._replace(score=self.problem.loss(self.problem.errors(c.point, some))) for c in starts
-        ]
-        return sorted(screened + scored, key=lambda c: c.score)
+        return sorted(screened + self._scored(starts, some), key=lambda c: c.score)
 
     def _one_more(self, nfe: int) -> Candidate | None:
         """The best sampler of one call fewer, with a call that it makes no use of yet."""
@@ -323,23 +298,34 @@ class Run:
         best = min(places, key=lambda point: expected(surrogate, point))
         return Candidate(f"the plan of {nfe - 1} calls", best, rehearsed=True)
 
-    def _screen(self, left: list[Candidate], nfe: int, allowed: float) -> list[Candidate]:
+    def _screen(
+        self, left: list[Candidate], nfe: int, allowed: float, rounds: Sequence[tuple[int, int]]
+    ) -> list[Candidate]:
         """The best of some candidates: fewer stay, on more noises, each round."""
-        cost = sum(min(keep, len(left)) * m for keep, m in self.effort.rounds) * nfe
+        cost = sum(min(keep, len(left)) * m for keep, m in rounds) * nfe
         share = min(1.0, allowed / (max(cost, 1) * self.model.rows_per_sample))
-        for keep, m in self.effort.rounds:
-            scored = []
-            for candidate in left[: max(1, int(share * keep))]:
-                errors = self.problem.errors(candidate.point, self.fitted[:m])
-                scored.append(candidate._replace(score=self.problem.loss(errors)))
-                self._observe()
+        for keep, m in rounds:
+            scored = self._scored(left[: max(1, int(share * keep))], self.fitted[:m])
             left = sorted(scored, key=lambda c: c.score)
         return left
 
+    def _scored(self, candidates: Sequence[Candidate], rows: Tensor) -> list[Candidate]:
+        """The candidates with their losses on some noises."""
+        errors = self.problem.errors_of([c.point for c in candidates], rows)
+        self._observe()
+        return [c._replace(score=self.problem.loss(e)) for c, e in zip(candidates, errors)]
+
     def _fit(
-        self, candidates: Sequence[Candidate], held: Tensor, nfe: int, allowed: float
+        self,
+        candidates: Sequence[Candidate],
+        held: Tensor,
+        nfe: int,
+        allowed: float,
+        incumbent: float,
     ) -> Fit | None:
-        """The best fit from the best candidates that a fit can start from; None if there is none."""
+        """The best fit from the best candidates that a fit can start from; None if there is none.
+
+        incumbent: Its mean error on the noises held out."""
         schedule, effort = self.model.schedule, self.effort
         judges = torch.cat([self.fitted, held]) if effort.pooled else held
         able = [
@@ -349,6 +335,8 @@ class Run:
             and candidate.point.falls
             and np.all(np.isfinite(candidate.point.scale))
         ]
+        if self.budget == "fast":  # which pays for few starts: those that lead furthest down
+            able = [candidate for candidate in able if candidate.rehearsed] or able[:1]
         points = [candidate.point for candidate in apart(able, effort.starts)]
         if not points:
             return None
@@ -372,23 +360,36 @@ class Run:
             subset=size,
             seed=self.seed,
             decay=effort.decay,
+            patience=effort.patience,
         )
         end = self.problem.evals + allowed
 
-        def descend(point: Linear, **changes: Any) -> Fit:
+        def descend(start: Linear | Fit, **changes: Any) -> Fit:
             left = replace(how, allowed=end - self.problem.evals, **changes)
-            return gauss_newton(self.problem, point, self.fitted, judges, left, self._observe)
+            return gauss_newton(self.problem, start, self.fitted, judges, left, observe)
 
+        def observe(fit: Fit) -> None:
+            errors = self.problem.counted(fit.errors)[-len(held) :]
+            self._tell(f"{nfe} calls: fit", float(np.mean(errors)) / incumbent)
+            self._observe()
+
+        begun: Sequence[Linear | Fit] = points
         if tries:
             fits = [descend(point, iterations=tries) for point in points]
-            points = [min(fits, key=lambda fit: self.problem.loss(fit.errors)).point]
-        fit = descend(points[0])
+            begun = [min(fits, key=lambda fit: self.problem.loss(fit.errors))]
+        fit = descend(begun[0])
         if effort.whole:
             fit = descend(fit.point, iterations=effort.whole, subset=None, decay=0.0, patience=3)
         return fit
 
     def _observe(self) -> None:
         self.bar.update(self.problem.evals - self.bar.n)
+
+    def _tell(self, phase: str, ratio: float | None = None) -> None:
+        """What the bar says: where it is, and how the best sampler so far errs beside the textbook's."""
+        self.bar.set_description_str(phase, refresh=False)
+        if ratio is not None:
+            self.bar.set_postfix_str(f"error {ratio:.2f} × textbook", refresh=False)
 
 
 def _spread(values: Array) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..denoising.denoiser import Denoiser
 from ..grids import searched
@@ -26,7 +26,8 @@ class Effort(NamedTuple):
     among the methods and cuts of the fast budget.
     rank, memory, starts, trial (iterations from each start, before one of them is chosen), iterations,
     subset (noises of each of them, at least), decay (of
-    what was known before, an iteration later), whole (iterations after those, with all noises), pooled
+    what was known before, an iteration later), patience (iterations without a better judgement), whole
+    (iterations after those, with all noises), pooled
     (whether all noises judge the iterations, and not the held-out ones alone): of the fit."""
 
     reference: tuple[int, ...]
@@ -42,8 +43,14 @@ class Effort(NamedTuple):
     iterations: int
     subset: int
     decay: float
+    patience: int
     whole: int
     pooled: bool
+
+    @property
+    def solutions(self) -> float:
+        """Network calls for each noise's reference; those held out, a quarter, are solved at all steps."""
+        return self.reference[-1] + sum(self.reference[:-1]) / 4
 
 
 _FAST = ("ipndm", "dpmpp2m", "unipc3", "dpmpp3m", "unipc2", "deis3")
@@ -58,11 +65,12 @@ EFFORTS = {
         skips=(1,),
         rank=10,
         memory=4,
-        starts=1,
-        trial=0,
+        starts=2,
+        trial=3,
         iterations=40,
         subset=8,
         decay=0.6,
+        patience=4,
         whole=0,
         pooled=False,
     ),
@@ -80,6 +88,7 @@ EFFORTS = {
         iterations=40,
         subset=32,
         decay=0.6,
+        patience=10,
         whole=6,
         pooled=True,
     ),
@@ -120,13 +129,19 @@ def textbook(model: Denoiser, nfe: int, effort: Effort, skipped: int = 0) -> lis
     cuts = [(grid, cut * model.schedule.least_cut) for cut in effort.cuts for grid in closed]
     to_zero = [(name, None) for name, searches_end in names if not searches_end]
     refusal = ValueError(f"nfe={nfe} is too small for any sampler")
+    sizes: dict[
+        str, dict[str, Any]
+    ] = {}  # by method; a grid does not change them, unless levels snap
     for grid, cut in [*cuts[: len(closed)], *to_zero, *cuts[len(closed) :]]:
         for name in effort.methods:
+            size = sizes.get(name, dict(nfe=nfe + skipped))
             try:
-                plan = plan_for(model, name, nfe=nfe + skipped, grid=grid, sigma_min=cut)
+                plan = plan_for(model, name, grid=grid, sigma_min=cut, **size)
             except ValueError as error:
                 refusal = error
                 continue
+            if not model.snap:
+                sizes[name] = dict(steps=plan.steps, start=plan.start)
             end = "" if cut is None else f", σ_min {cut:.3g}"
             point = Linear.of(plan)
             if skipped:

@@ -19,16 +19,21 @@ from .rehearsal import ASTRAY, expected, rehearsed
 from .search import Candidate, apart
 
 _REHEARSED = 3  # samplers
+_DESIGNED = 3  # methods that get levels of their own
+
+
+def ranked(surrogate: Surrogate, candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Those that a fit can start from, the best first, by the error that the surrogate expects of them."""
+    able = [c for c in candidates if c.point.falls and np.all(np.isfinite(c.point.scale))]
+    scored = [c._replace(score=expected(surrogate, c.point)) for c in able]
+    return sorted(scored, key=lambda c: c.score)
 
 
 def rehearsals(
-    model: Denoiser, surrogate: Surrogate, candidates: Sequence[Candidate], memory: int | None
+    model: Denoiser, surrogate: Surrogate, able: Sequence[Candidate], memory: int | None
 ) -> list[Candidate]:
-    """What the surrogate makes of the candidates from which it expects least error, of the best methods on
-    levels of its own, too. No network is called."""
-    able = [c for c in candidates if c.point.falls and np.all(np.isfinite(c.point.scale))]
-    able = [c._replace(score=expected(surrogate, c.point)) for c in able]
-    able.sort(key=lambda c: c.score)
+    """What the surrogate makes of the ranked candidates from which it expects least error, of the best
+    methods on levels of its own, too. No network is called."""
     if not model.snap:
         able = sorted([*able, *_on_own_levels(model, surrogate, able)], key=lambda c: c.score)
     return [
@@ -53,14 +58,14 @@ def rehearsals(
 def _on_own_levels(
     model: Denoiser, surrogate: Surrogate, ranked: Sequence[Candidate]
 ) -> list[Candidate]:
-    """The methods of one call a step, on levels that the surrogate makes of the best named ones."""
+    """The best methods of one call a step, on levels that the surrogate makes of the best named ones."""
     first: dict[str, Candidate] = {}
     for candidate in ranked:
         plan = candidate.plan
         if candidate.is_textbook and plan.method in TRIED and plan.nfe == plan.steps:
             first.setdefault(plan.method, candidate)
     out = []
-    for name, candidate in first.items():
+    for name, candidate in [*first.items()][:_DESIGNED]:
         start, grid = candidate.plan.start, np.array(candidate.plan.grid)
         levels = designed(surrogate, METHODS[name], grid, begin=start).levels
         point = Linear.of(compile_plan(name, model.schedule, levels, start=start))

@@ -65,7 +65,7 @@ def tell_calibration(
 
 def most_calls(budget: str, nfe: int) -> int:
     """Network calls for each noise that a fit of nfe calls may take; of a thorough one, about."""
-    return 100 + 12 * nfe if budget == "fast" else 300 + 300 * nfe
+    return 82 + 12 * nfe if budget == "fast" else 300 + 300 * nfe
 
 
 def _tell(what: str, seconds: float, whole: str, remedy: str) -> None:

@@ -21,6 +21,9 @@ says where. They are those of flow-matching models, whose t/T is the share of no
 A name takes its parameters after a colon, wherever a grid has a name: ``"shifted:5"`` or
 ``"shifted:shift=5"``, ``"shifted:mu=1.15"`` (s = e^mu), ``"beta:0.5,0.7"``, ``"linear_quadratic:0.05"``.
 The functions of these names say the same: ``grids.shifted(schedule, 8, shift=5)``.
+
+``"ays:sd15"``, ``"gits:cifar10"``, ``"oss:flux"`` and others are published for one family of models
+(published.py).
 """
 
 from __future__ import annotations
@@ -32,6 +35,8 @@ import numpy.typing as npt
 
 from .._base.checks import count, exclusive, flag, number, numbers, one_of
 from ..schedules.schedule import Array, Schedule, check_schedule
+from .published import PUBLISHED as PUBLISHED
+from .published import published
 from .spacing import CLASSIC as CLASSIC
 from .spacing import FLOW as FLOW
 from .spacing import IN_SIGMA, IN_TIME, shares, spaced
@@ -187,6 +192,10 @@ def make_grid(
             f"{schedule.sigma_max:g}, the schedule's σ(T)"
         )
     n = steps if final == "zero" else steps + 1
+    if base in PUBLISHED:
+        if sigma_min is not None:
+            raise ValueError(f"grid={name!r} has its own last level; drop sigma_min={cut:g}")
+        return published(base, schedule, steps, top, final == "zero")
     if base == "trailing" and final == "zero" and sigma_min is not None:
         raise ValueError(
             f"grid='trailing' with final='zero' puts its last level at T/steps; drop "

@@ -9,6 +9,7 @@ import numpy as np
 
 from .._base.checks import one_of, shown
 from ..schedules.schedule import Array
+from .published import PUBLISHED
 
 _RHO = 7.0
 
@@ -86,8 +87,11 @@ def check_name(text: str) -> tuple[str, dict[str, float]]:
     >>> grids.check_name("shifted:mu=0"), grids.check_name("beta:0.5")
     (('shifted', {'shift': 1.0}), ('beta', {'alpha': 0.5, 'beta': 0.6}))
     """
+    if isinstance(text, str) and text in PUBLISHED:
+        return text, {}
     name, colon, rest = text.partition(":") if isinstance(text, str) else (text, "", "")
-    one_of("grid", name, NAMES)
+    if name not in NAMES:
+        one_of("grid", text, (*NAMES, *PUBLISHED))
     known = _PARAMETERS.get(name, {})
     values = {key: default for key, (default, _, _) in known.items()}
     if not colon:

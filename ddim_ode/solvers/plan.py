@@ -10,11 +10,9 @@ How a method becomes ops: compilation.py. On disk: plan_json.py. How near to a t
 
 from __future__ import annotations
 
-import operator
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from .._base import notebook
@@ -23,12 +21,13 @@ from . import plan_json, tracing
 from .fit import fit_lines
 from .ops import Node as Node
 from .ops import Op as Op
-from .ops import check_numbers, check_ops, check_sigmas, check_tuple, check_vector, refuse
-from .table import Table, table_of
+from .plan_rules import check_plan
+from .table import Table, answering, fields_of_table, table_of, text_of_table
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import numpy.typing as npt
     from torch import Tensor
 
     from ..schedules.schedule import Schedule
@@ -78,7 +77,7 @@ class Plan:
     memory: int = field(init=False)
 
     def __post_init__(self) -> None:
-        _check(self)
+        check_plan(self)
         object.__setattr__(self, "nfe", len(self.nodes))
         object.__setattr__(self, "memory", max((len(op.weights) for op in self.ops), default=0))
 
@@ -206,9 +205,13 @@ class Plan:
         """The plan of such a text; ValueError that names ``source`` and the field for anything else."""
         return plan_json.loads(data, source, cls)
 
-    def table(self) -> Table:
+    def table(self, schedule: Schedule | None = None, prediction: str | None = None) -> Table:
         """The plan as plain numbers, without its step noise: the state shown to each call, and the end, as
         a combination of the start and of what was stored before.
+
+        Args:
+            schedule, prediction: Both, for a table of what a network of that prediction answers on that
+                schedule, instead of the vectors that the plan makes of it.
 
         >>> import ddim_ode
         >>> ddim_ode.plan("ddim", ddim_ode.schedules.ve(9.0), [9.0, 1.0, 0.0]).table().weights
@@ -216,7 +219,78 @@ class Plan:
                [ 1., -8.,  0.],
                [ 1., -8., -1.]])
         """
-        return table_of(self.ops)
+        table = table_of(self.ops)
+        if schedule is None and prediction is None:
+            return table
+        return answering(table, self.schedule, schedule, prediction)
+
+    @classmethod
+    def from_table(
+        cls, levels: npt.ArrayLike, weights: npt.ArrayLike, schedule: Schedule, **options: Any
+    ) -> Plan:
+        """The plan of such numbers: any sampler that is linear in its start and in what it is answered.
+
+        Readers of published tables: :mod:`ddim_ode.solvers.published`.
+
+        Args:
+            levels: σ (N,) that each network call is told.
+            weights: (N+1, N+1). Row k is the state shown to call k, in network space, as weights of the
+                start x and of the answers so far; the last row is the end.
+            schedule: That of the models it will run on, of ``ddim_ode.schedules``.
+            **options: ``prediction="eps"``, which answer the weights are of: ``"eps" | "x0" | "v" |
+                "flow" | "score"``; ``sigma_max``, where the noise starts (default: the first level);
+                ``sigma_end=0.0``, the level of the end; ``name="table"``, the plan's method.
+
+        Raises:
+            ValueError: Weights of calls that are not made yet, or a level outside the schedule.
+
+        >>> import ddim_ode
+        >>> euler = [[1, 0, 0], [1, -8, 0], [1, -8, -1]]
+        >>> plan = ddim_ode.Plan.from_table([9.0, 1.0], euler, ddim_ode.schedules.ve(9.0), name="mine")
+        >>> plan.nfe, plan.grid
+        (2, (9.0, 1.0, 0.0))
+        """
+        return cls(**fields_of_table(levels, weights, schedule, **options))
+
+    def export(
+        self, form: str = "json", schedule: Schedule | None = None, prediction: str | None = None
+    ) -> str:
+        """The plan's :meth:`table` as text for a runtime outside torch: ``"json"``, ``"csv"`` or ``"c"``.
+
+        This is all that such a runtime does, ``net`` the network and ``w`` the weights:
+
+            v = []
+            for k in range(N + 1):
+                y = w[k][0] * x
+                for j in range(k):
+                    y = y + w[k][1 + j] * v[j]
+                if k < N:
+                    v.append(net(y, t[k]))
+
+        and the last y is the sample. t is the schedule's time; a network of indices 0…T−1 is told t − 1.
+
+        Args:
+            form: Of the text.
+            schedule, prediction: As of :meth:`table`; without them v is the plan's own vector, which the
+                table names.
+
+        Raises:
+            ValueError: A plan with step noise, which a table has no place for.
+
+        >>> import ddim_ode
+        >>> schedule = ddim_ode.schedules.ve(9.0)
+        >>> print(ddim_ode.plan("ddim", schedule, [9.0, 1.0, 0.0]).export("csv"), end="")
+        sigma,t,vector,x,v0,v1
+        9.0,9.0,eps,1.0,0.0,0.0
+        1.0,1.0,eps,1.0,-8.0,0.0
+        ,,,1.0,-8.0,-1.0
+        """
+        if self.is_stochastic:
+            raise ValueError(
+                f"{self.method} adds step noise, which a table has no place for; export a deterministic "
+                "plan"
+            )
+        return text_of_table(self.table(schedule, prediction), self.method, form)
 
     @classmethod
     def trace(
@@ -279,63 +353,3 @@ def _noise_text(noise: float | tuple[float, ...]) -> str:
     """The step noise of a line; z' is the draw before z."""
     parts = noise if isinstance(noise, tuple) else (noise,)
     return "".join(f"  {w:+.4g} z" + "'" * j for j, w in enumerate(parts) if w).replace("+", "+ ")
-
-
-_STARTS = (None, "rk", "ramp")
-_DEEPEST = 16  # nesting of the data in ``fit``
-
-
-def _check(plan: Plan) -> None:
-    """ValueError for the first field that is not a plan's."""
-    for name in ("method", "chart", "schedule"):
-        _check_name(name, getattr(plan, name))
-    check_vector("vector", plan.vector)
-    if not isinstance(plan.start, (str, type(None))) or plan.start not in _STARTS:
-        refuse("start", plan.start, "None, 'rk' or 'ramp'")
-    if not isinstance(plan.fit, (Mapping, type(None))):
-        refuse("fit", plan.fit, "None or a mapping")
-    _check_plain("fit", plan.fit)
-    check_ops(plan.ops)
-    _check_grid(plan)
-    check_tuple("error_weights", plan.error_weights, 0)
-    if len(plan.error_weights) not in (0, len(plan.nodes)):
-        refuse("error_weights", plan.error_weights, f"empty, or {len(plan.nodes)} numbers")
-    check_numbers(plan.error_weights, lambda k: f"error_weights[{k}]")
-
-
-def _check_grid(plan: Plan) -> None:
-    grid = plan.grid
-    check_tuple("grid", grid, 2)
-    check_sigmas(grid, lambda i: f"grid[{i}]")
-    commits = [op for op in plan.ops if op.commit]
-    if len(commits) != len(grid) - 1:
-        refuse("grid", grid, f"{len(commits) + 1} levels, one more than ops that commit")
-    ahead, side = (operator.gt, "below") if grid[0] > grid[-1] else (operator.lt, "above")
-    if not all(map(ahead, grid, grid[1:])):
-        for i, (pair, op) in enumerate(zip(pairwise(grid), commits), 1):
-            renoised = pair[0] < pair[1] and op.draws and not any(op.weights)
-            if not (ahead(*pair) or (renoised and side == "below")):
-                refuse(f"grid[{i}]", grid[i], f"{side} grid[{i - 1}]={grid[i - 1]:g}")
-
-
-def _check_name(field: str, value: Any) -> None:
-    """A name goes into terminals, pages and pictures: no control characters."""
-    if not isinstance(value, str) or not value.isprintable() or not 0 < len(value) <= 200:
-        refuse(field, value, "a string of 1 to 200 printable characters")
-
-
-def _check_plain(field: str, value: Any, depth: int = 0) -> None:
-    """Whatever a fit says: of limited depth, numbers that a float can hold, and strings that are text."""
-    if depth > _DEEPEST:
-        refuse(field[:80], value, f"nested at most {_DEEPEST} deep")
-    if isinstance(value, str) and not value.replace("\n", "").isprintable():
-        refuse(field, value, "printable text")
-    if isinstance(value, int) and abs(value) > sys.float_info.max:
-        refuse(field, value, f"a number up to {sys.float_info.max:.2g}")
-    if isinstance(value, Mapping):
-        for key in value:
-            _check_name(f"a key of {field}", key)
-            _check_plain(f"{field}.{key}", value[key], depth + 1)
-    elif isinstance(value, (list, tuple)):
-        for i, item in enumerate(value):
-            _check_plain(f"{field}[{i}]", item, depth + 1)

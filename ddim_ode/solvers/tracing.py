@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .._base.checks import finite, number, one_of, text_of
-from ..schedules.schedule import Array, Schedule
+from ..schedules.schedule import Schedule
 from .chart import PREDICTIONS
-from .ops import Node, Op
-from .table import states
+from .ops import Op
+from .table import fields_of_rows, states
 
 if TYPE_CHECKING:
     import torch
@@ -94,24 +94,13 @@ def trace(
     else:
         times = np.array(probe.times) - time_offset
         sigmas = schedule.sigma(times)
-    nodes = [Node(s, t, prediction) for s, t in zip(sigmas.tolist(), times.tolist())]
     rows = torch.stack([*run.shown, run.end]).reshape(n + 1, n + 1).double().numpy()
-    levels = _levels(sigmas, float(sigma_end))
-    if not levels:
-        raise ValueError(
-            f"sigma_end={sigma_end:g} must be below σ={sigmas.max():g}, the highest level of a call"
-        )
-    ops = _ops(rows, nodes, levels)
-    _verify(ops, loop, prediction, dtype)
-    grid = (*sigmas[levels].tolist(), float(sigma_end))
-    return dict(
-        method=name,
-        ops=ops,
-        vector=prediction,
-        chart="none",
-        grid=grid,
-        schedule=schedule.fingerprint,
+    end = float(sigma_end)
+    fields = fields_of_rows(
+        rows, sigmas, times, prediction, schedule, name, end, rounding=_ROUNDING
     )
+    _verify(fields["ops"], loop, prediction, dtype)
+    return fields
 
 
 class _Run:
@@ -154,38 +143,6 @@ def _like(y: Any, x: Tensor, did: str) -> Tensor:
             "(guidance belongs into the Denoiser)"
         )
     return y.detach().reshape(x.shape)
-
-
-def _levels(sigmas: Array, lowest: float) -> list[int]:
-    """The calls whose σ form the grid: each above all later ones and the end."""
-    levels: list[int] = []
-    for k in range(len(sigmas) - 1, -1, -1):
-        if sigmas[k] > lowest * (1 + 1e-6):
-            levels.append(k)
-            lowest = sigmas[k]
-    return levels[::-1]
-
-
-def _ops(rows: Array, nodes: Sequence[Node], levels: Sequence[int]) -> tuple[Op, ...]:
-    """Each row (c, W_0, W_1, ...) as scale · (the last committed row) + weights of the newest V."""
-    ops = []
-    base = np.eye(1, rows.shape[1])[0]
-    for k, (row, node) in enumerate(zip(rows, [*nodes, None])):
-        if not base[0] and row[0]:
-            raise ValueError(
-                f"the sampler comes back to its start x after call {k - 1}, whose state had lost it: "
-                "a plan keeps one state and cannot say that"
-            )
-        scale = row[0] / base[0] if base[0] else 0.0
-        rest = (row - scale * base)[k:0:-1]  # newest first; V_k and later do not exist yet
-        large = _ROUNDING * np.maximum(abs(row), abs(scale * base))[k:0:-1]
-        used = np.flatnonzero(abs(rest) > large)
-        weights = tuple(rest[: used[-1] + 1].tolist()) if used.size else ()
-        commit = node is None or (k in levels and k > levels[0])
-        ops.append(Op(float(scale), weights, node, commit, 0.0))
-        if commit:
-            base = row
-    return tuple(ops)
 
 
 def _verify(ops: Sequence[Op], loop: Loop, vector: str, dtype: torch.dtype) -> None:

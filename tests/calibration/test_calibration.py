@@ -7,6 +7,7 @@ fit has seen.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import warnings
 
 import numpy as np
@@ -14,8 +15,9 @@ import pytest
 import torch
 
 import ddim_ode
+from ddim_ode.calibration.descent import damped
 from ddim_ode.calibration.family import Linear
-from ddim_ode.calibration.fitting import Problem, damped, linearised
+from ddim_ode.calibration.fitting import Problem, linearised
 from ddim_ode.solve.answers import LEVELS
 from ddim_ode.solve.reference import METHOD
 from ddim_ode.solvers.compilation import plan as compile_plan
@@ -59,7 +61,7 @@ def test_every_textbook_plan_is_a_point_of_the_family(name):
     sol = ddim_ode.sample(model, x, name, steps=5)
     point = Linear.of(sol.plan)
     target = torch.zeros_like(x)
-    ours = Problem(model, x, target).run(point, torch.arange(3))
+    ours = Problem(model, x, target).run([point], torch.arange(3))
     assert float((ours - sol.x).abs().max()) < 1e-9
     if point.falls:
         again = point.to_plan(SCHEDULE, "again", {})
@@ -96,7 +98,33 @@ def test_calls_left_out_answered_no_data(name, first):
     sol = ddim_ode.sample(model, x, plan=short, record="x0")
     assert float((sol.x - whole).abs().max()) < 1e-9
     assert sol.trajectory.shape == (short.steps + 1, 3, 6)
-    assert float((Problem(model, x, x).run(point, torch.arange(3)) - whole).abs().max()) < 1e-9
+    assert float((Problem(model, x, x).run([point], torch.arange(3)) - whole).abs().max()) < 1e-9
+
+
+@pytest.mark.parametrize("batch", [3, 8, 64])
+@pytest.mark.parametrize("guided", [False, True])
+def test_samplers_that_run_together_end_where_each_does_alone(batch, guided):
+    """Samplers of other methods, levels, vectors and numbers of calls, under conditions of each noise."""
+    shift = torch.linspace(-1, 1, 5, dtype=torch.float64)[:, None]
+    inner = mixture().net
+
+    def net(y, t, shift):
+        return inner(y, t) + 0.1 * shift
+
+    guidance = ddim_ode.Guidance(1.5, null={"shift": 0.0}, interval=(0.5, 6.0)) if guided else None
+    model = ddim_ode.Denoiser(net, SCHEDULE, time=lambda t, sigma: sigma, guidance=guidance)
+    x = ddim_ode.noise((6,), SCHEDULE, seeds=range(5), dtype=torch.float64)
+    names = ("ipndm", "dpmpp2m", "unipc3", "heun", "ddim", "dpm2")
+    points = [
+        Linear.of(ddim_ode.plan_for(model, name, nfe=nfe, grid=grid))
+        for name, grid, nfe in itertools.product(names, ("karras", "log_snr"), (5, 6))
+    ]
+    problem = Problem(model, x, torch.zeros_like(x), cond={"shift": shift}, batch=batch)
+    alone = [problem.errors(point, torch.arange(5)) for point in points]
+    evals, problem.evals = problem.evals, 0
+    together = problem.errors_of(points, torch.arange(5))
+    np.testing.assert_allclose(together, alone, rtol=1e-9)
+    assert problem.evals == evals  # no row more, in fewer calls
 
 
 def test_where_the_noise_has_the_size_of_every_state_the_first_call_sees_it_as_it_is():
@@ -159,7 +187,7 @@ def test_the_linearisation_is_the_derivative(features, rank, left_out):
         step = np.zeros(len(parameters))
         step[i] = 1e-5
         above, below = (
-            problem.residual(problem.run(point.moved(parameters, s), rows), rows)
+            problem.residual(problem.run([point.moved(parameters, s)], rows), rows)
             for s in (step, -step)
         )
         slope = (above - below) / 2e-5
@@ -382,7 +410,7 @@ def test_mistakes_are_named(options, message):
 N = 64
 MODEL = mixture()
 # What the network is known by, and the reference of the fast budget, for all noises at once.
-REFERENCE_CALLS = len(LEVELS) + 1 + 24 + 48
+REFERENCE_CALLS = len(LEVELS) + 1 + 24 + 48 + 48  # of those held out, and of the others
 
 
 def failing(noises, value=torch.nan, after=REFERENCE_CALLS):
