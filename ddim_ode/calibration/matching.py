@@ -123,7 +123,7 @@ class Matching:
         made = []
         for part in rows.split(self.problem.batch):
             before = self.problem.evals
-            made.append(self.problem.run(point, part))
+            made.append(self.problem.run([point], part))
             self.spent(self.problem.evals - before)
         return torch.cat(made)
 

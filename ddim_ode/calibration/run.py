@@ -96,6 +96,7 @@ class Run:
         n, held = len(self.x), max(1, len(self.x) // 4)
         self._tell("reference")
         coarser, target = references(given, x, self.effort, n - held, self.batch, self._solved)
+        self.features = self.look_at(target)
         self.problem = Problem(
             given.model, x, target, given.cond, given.shared, self.features, self.batch, self.bar.n
         )
@@ -114,6 +115,10 @@ class Run:
         self._look()
         if len(solved) < FEW:
             self._note(f"{len(solved)} noises are few: the held-out figures say little below {FEW}")
+
+    def look_at(self, target: Tensor) -> Features | None:
+        """The features that errors are of, None for the samples themselves; target: the solutions."""
+        return self.features
 
     def _solved(self, rows: int) -> None:
         self.reference_rows += rows
