@@ -167,7 +167,9 @@ def errors_unseen(
     """Of two samplers the errors on some noises, in features that no fit has seen, with the mean of
     ln(after/before) over three sets of the noises; nothing for fewer noises."""
     target = problem.target[rows]
-    ends = [torch.cat([problem.run([p], part) for part in rows.split(problem.batch)]) for p in points]
+    ends = [
+        torch.cat([problem.run([p], part) for part in rows.split(problem.batch)]) for p in points
+    ]
     finite = torch.stack([x.flatten(1).isfinite().all(1) for x in (target, *ends)]).all(0)
     if int(finite.sum()) < SETS:
         return {}

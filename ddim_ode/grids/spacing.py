@@ -90,7 +90,7 @@ def check_name(text: str) -> tuple[str, dict[str, float]]:
     if isinstance(text, str) and text in PUBLISHED:
         return text, {}
     name, colon, rest = text.partition(":") if isinstance(text, str) else (text, "", "")
-    if name not in NAMES:
+    if not isinstance(name, str) or name not in NAMES:
         one_of("grid", text, (*NAMES, *PUBLISHED))
     known = _PARAMETERS.get(name, {})
     values = {key: default for key, (default, _, _) in known.items()}

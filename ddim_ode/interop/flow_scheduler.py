@@ -169,6 +169,11 @@ class DDIMODEFlowScheduler(Turns, FlowMatchEulerDiscreteScheduler):  # type: ign
         if grid is not None:
             check_name(grid)
         self._method = get_method("ddim" if method is None else method)
+        if self._method.rises is not None:
+            raise ValueError(
+                f"method={self._method.name!r} goes up again by noise, and the levels of a pipeline fall; "
+                "use it with ddim_ode.sample, or another method with eta="
+            )
         self._plans = self._compiled(plans)
         self._renoises = flag("stochastic_sampling", stochastic_sampling)
         if self._renoises and (plans or profile or grid or eta or self._method.name != "ddim"):

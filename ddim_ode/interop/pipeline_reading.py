@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import schedules
-from .._base.checks import one_of
+from .._base.checks import number, one_of
 from ..denoising.guidance import Limit
 from ..schedules.schedule import Array, Schedule
 from .config import (
@@ -146,7 +146,7 @@ def reading_of(config: Mapping[str, Any]) -> Reading:
     """What the configuration of a class known to :mod:`.config` says; it names the class."""
     name, schedule = config["_class_name"], schedule_of(config)
     if (edm := edm_of(config)) is None:
-        T, offset = (float(config.get(key, n)) for key, n in _TIMES)
+        T, offset = (number(key, config.get(key, n)) for key, n in _TIMES)
         read = Reading(name, schedule, prediction_of(config), limit_of(config), int(T), offset)
         rises = schedule.family == "flow" and bool(config.get("invert_sigmas"))
         return read._replace(sign=-1.0, rising=True) if rises else read

@@ -49,7 +49,7 @@ class Churn:
         inside = (falls >= self.low) & (falls <= self.high) & np.isfinite(falls)
         pairs = np.stack([falls, np.where(inside, falls * (1 + gamma), falls)], axis=1)
         passed = np.append(pairs.ravel(), sigmas[-1])
-        return passed[np.append(True, np.diff(passed) != 0)]
+        return passed[np.append(True, passed[1:] != passed[:-1])]  # of ∞ − ∞ nothing is known
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Restart:
             end = int(np.nanargmin(np.abs(places - np.log(self.low))))
             start = int(np.nanargmin(np.abs(places - np.log(self.high))))
         start = min(start, end - 1)  # a step at least
-        if start < 0:
+        if start < 0 or np.isinf(sigmas[start]):
             return sigmas
         again = np.tile(sigmas[start : end + 1], self.times)
         return np.concatenate([sigmas[: end + 1], again, sigmas[end + 1 :]])
@@ -106,7 +106,7 @@ class Ancestral:
                 f"eta={self.eta!r} leaves nothing of the state before σ={ends[down == 0][0]:g}; lower it"
             )
         passed = np.append(sigmas[0], np.stack([down, ends], axis=1).ravel())
-        return passed[np.append(True, np.diff(passed) != 0)]
+        return passed[np.append(True, passed[1:] != passed[:-1])]  # of ∞ − ∞ nothing is known
 
 
 def _check(low: float, high: float, **sizes: float) -> None:

@@ -52,7 +52,7 @@ def test_it_starts_where_the_one_it_replaces_would(name):
         assert placed.config.replaces.removesuffix("Scheduler") in (
             name.removesuffix("Scheduler"),
             # of the same settings, and the same start
-            *("DDIM", "DDPM", "LCM", "KDPM2Discrete", "LMSDiscrete"),
+            *("DDIM", "DDPM", "LCM", "KDPM2Discrete", "LMSDiscrete", "CogVideoXDDIM"),
         )
         for steps in (12, 20):
             scheduler.set_timesteps(steps)
@@ -154,6 +154,8 @@ def test_a_cosine_schedule_in_a_pipeline(T, spacing):
     x_T = torch.randn(100, 2, generator=torch.Generator().manual_seed(0))
     betas = dict(beta_schedule="squaredcos_cap_v2", num_train_timesteps=T)
     for method, spec in REGISTRY.items():
+        if spec.rises is not None:  # which may begin with noise, and not with a call
+            continue
         for calls in (12, 20):
             if spacing is None:
                 scheduler = ours(method=method, **betas)
