@@ -75,6 +75,19 @@ def peers(record: list[Any]) -> Grid:
     return ["package", *(f"{problem} {nfe}" for problem, nfe in heads)], body
 
 
+def flow(record: list[Any]) -> Grid:
+    """The error of each scheduler by calls, at the better shift; the best with most calls first."""
+    rows = [row for row in record if "budget" in row]
+    heads = sorted({row["budget"] for row in rows})
+    best: dict[str, dict[int, float]] = {}
+    for row in rows:
+        name = " ".join(str(row[key]) for key in ("package", "scheduler", "settings") if key in row)
+        errors = best.setdefault(name, {})
+        errors[row["budget"]] = min(row["error"], errors.get(row["budget"], np.inf))
+    body = [[name, *(errors[head] for head in heads)] for name, errors in best.items()]
+    return ["scheduler, calls", *heads], sorted(body, key=lambda line: line[-1])
+
+
 def clock(record: list[Any]) -> Grid:
     """The error on the profile's grid over that of the best searched one, and of the default, by model."""
     rows = pick(record, what="grid")
@@ -123,7 +136,7 @@ ENTRIES = (
     ),
     Entry("interop", "In a diffusers pipeline"),
     Entry("pipelines", "Which pipelines run", whole),
-    Entry("flow_pipeline", "In a flow-matching pipeline"),
+    Entry("flow_pipeline", "In a flow-matching pipeline: the error by calls", flow),
     Entry("noise", "Step noise"),
     Entry(
         "quality",
