@@ -46,8 +46,8 @@ from common import (
 )
 from diffusers_schedulers import KARRAS, make
 from drawing import GREY, curve, label, legend_below, log_axis, note, panels
+from k_diffusion_sampling import load_k_diffusion_sampling
 from matplotlib.figure import Figure
-from peers import load_k_diffusion_sampling
 from torch import Tensor
 
 import ddim_ode
