@@ -99,6 +99,17 @@ def clock(record: list[Any]) -> Grid:
     return ["profile / other", "searched, median", "largest", "default, median", "largest"], body
 
 
+def noise(record: list[Any]) -> Grid:
+    """The least Fréchet distance of each package's samplers with noise, by calls, from exact moments."""
+    rows = pick(record, what="moments")
+    budgets = sorted({row["budget"] for row in rows})
+    body = []
+    for package in dict.fromkeys(row["package"] for row in rows):
+        own = pick(rows, package=package)
+        body.append([package, *(min(r["error"] for r in pick(own, budget=b)) for b in budgets)])
+    return ["exact weak error, best of each", *(f"{budget} calls" for budget in budgets)], body
+
+
 def doctor(record: list[Any]) -> Grid:
     """How many of the faults are named, by fault."""
     body = []
@@ -137,7 +148,7 @@ ENTRIES = (
     Entry("interop", "In a diffusers pipeline"),
     Entry("pipelines", "Which pipelines run", whole),
     Entry("flow_pipeline", "In a flow-matching pipeline: the error by calls", flow),
-    Entry("noise", "Step noise"),
+    Entry("noise", "Step noise", noise),
     Entry(
         "quality",
         "Plans fitted to data: Fréchet distance in features that no fit has seen, guidance 1",

@@ -14,8 +14,8 @@ alike. ``moments``: the same samplers and more on the digits' own Gaussian, wher
 exactly, without sampling: the Fréchet distance of the end to the data, per pixel; ours on two named grids
 from σ = 80 to 0.02, and on the default one. ``path``: RMS, and the median over samples, to 800 steps of the
 same seeds, on one path and with fresh draws: a share of the samples that falls with the step ends in
-another mode, and makes the RMS. ``cost``: seconds of the draws of 50 steps. ``shipped``: the shipped model's KID and
-Fréchet distance to real images and to its own converged ones, in its classifier's features.
+another mode, and makes the RMS. ``cost``: seconds of the draws of 50 steps. ``shipped``: the shipped
+model's KID and Fréchet distance to real images and to its own converged ones, in its classifier's features.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ from common import (
 )
 from diffusers_schedulers import KARRAS, make
 from drawing import GREY, curve, label, legend_below, log_axis, note, panels
+from k_diffusion_sampling import load_k_diffusion_sampling
 from matplotlib.figure import Figure
-from peers import load_k_diffusion_sampling
 from torch import Tensor
 
 import ddim_ode
@@ -82,7 +82,7 @@ class Size(NamedTuple):
     rounds: int
 
 
-FULL = Size(500, (5, 10, 20, 50), (10, 20, 50), (25, 50, 100), 800, 256, 15)
+FULL = Size(500, (5, 10, 20, 50), (10, 20, 50), (25, 50, 100), 800, 256, 7)
 QUICK = Size(40, (5,), (10,), (5, 10), 20, 16, 2)
 
 
@@ -329,14 +329,14 @@ def of_paths(model: Any, size: Size) -> Iterator[Row]:
 
 
 def of_cost(size: Size) -> Iterator[Row]:
-    """Of the noise of 50 steps of 16 images, in seconds: the draws alone."""
+    """Of the noise of 50 steps of a few images, in seconds: the draws alone."""
     levels = ddim_ode.grids.make_grid("karras", ddim_ode.schedules.ddpm(), 50)
-    spans, seeds = list(itertools.pairwise(levels))[:-1], range(16)
-    for shape in ((1, 28, 28), (4, 64, 64), (3, 256, 256)):
-        like = torch.zeros(len(seeds), *shape)
+    spans = list(itertools.pairwise(levels))[:-1]
+    for batch, *shape in ((16, 1, 28, 28), (8, 4, 64, 64), (2, 3, 256, 256)):
+        seeds, like = range(batch), torch.zeros(batch, *shape)
         names = ("path", "step")
 
-        def drawn(kind: str, like: Tensor = like) -> None:
+        def drawn(kind: str, seeds: range = seeds, like: Tensor = like) -> None:
             source = PathNoise(seeds, spans, like) if kind == "path" else StepNoise(seeds, like)
             for _ in spans:
                 source()
@@ -460,7 +460,7 @@ def draw(rows: list[Row]) -> Figure:
         log_axis(axis, "y", fine=False)
         axis.axhspan(floor / 30, floor, color=GREY, alpha=0.12, lw=0)
         note(axis, "floor", (0.02, floor), (0, -10), xycoords=("axes fraction", "data"))
-        axis.set_ylim(bottom=floor / 10)
+        axis.set_ylim(floor / 10, 1.5 * max(row["error_high"] for row in mine))
 
     def line(axis: Any, mine: list[Row], name: str, colour: str, floor: float) -> None:
         shown = {key: [max(row[key], floor / 10) for row in mine] for key in row_keys}

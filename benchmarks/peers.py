@@ -15,11 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib
-import importlib.util
 import itertools
-import sys
-import types
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -27,6 +23,7 @@ import torch
 from common import Problem, Row, Run, arguments, installed, load_problem, pick, quiet, rms
 from diffusers_schedulers import KARRAS, SCHEDULERS, make, takes_at_most
 from drawing import curve, label, legend_below, log_scales, panels
+from k_diffusion_sampling import load_k_diffusion_sampling
 from matplotlib.figure import Figure
 from ode_peers import (
     STATES,
@@ -129,32 +126,6 @@ def k_diffusion_samplers(problem: Problem) -> Iterator[tuple[str, Sampler]]:
     names = ("euler", "heun", "dpm_2", "lms", "dpmpp_2s_ancestral", "dpmpp_2m", "dpmpp_3m_sde")
     for name, kind in itertools.product(names, ("karras", "linear")):
         yield f"{name} {kind}", functools.partial(run, name=name, kind=kind)
-
-
-@functools.cache
-def load_k_diffusion_sampling() -> types.ModuleType:
-    """Its sampling module alone: the package's own __init__ imports a training stack.
-
-    Imported under stand-ins for the package, its utils and torchsde, which leave sys.modules again.
-    """
-    spec = importlib.util.find_spec("k_diffusion")
-    if spec is None:
-        raise ImportError("k_diffusion")
-    package, utils = types.ModuleType("k_diffusion"), types.ModuleType("k_diffusion.utils")
-    package.__path__ = list(spec.submodule_search_locations or [])
-    utils.append_dims = lambda x, n: x[(...,) + (None,) * (n - x.ndim)]
-    package.utils = utils
-    stand_ins = {m.__name__: m for m in (package, utils, types.ModuleType("torchsde"))}
-    before = {name: sys.modules.get(name) for name in (*stand_ins, "k_diffusion.sampling")}
-    sys.modules.update(stand_ins)
-    try:
-        return importlib.import_module("k_diffusion.sampling")
-    finally:
-        for name, module in before.items():
-            if module is None:
-                sys.modules.pop(name, None)
-            else:
-                sys.modules[name] = module
 
 
 def torchdiffeq_samplers(problem: Problem) -> Iterator[tuple[str, Sampler]]:

@@ -19,7 +19,15 @@ from peers import load as peer
 import ddim_ode
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-HELPERS = ("common", "diffusers_schedulers", "drawing", "ode_peers", "small_networks", "unseen")
+HELPERS = (
+    "common",
+    "diffusers_schedulers",
+    "drawing",
+    "k_diffusion_sampling",
+    "ode_peers",
+    "small_networks",
+    "unseen",
+)
 SCRIPTS = sorted(p.stem for p in BENCHMARKS.glob("*.py") if p.stem not in HELPERS)
 
 

@@ -48,7 +48,8 @@ _SA = "Xue et al. 2023, arXiv:2309.05019; η = τ"
 _ER = "Cui et al. 2023, arXiv:2309.06169; its fifth noise scale, constant on a step"
 _K_SDE = "Lu et al. 2022, arXiv:2211.01095; as in k-diffusion, 2023"
 # Weak and strong orders of one velocity, and of more: what a velocity feels of its own step's noise is
-# missing from weak order three on, whatever is interpolated (tests/solvers/test_stochastic_orders.py).
+# missing from weak order three on, whatever is interpolated (tests/solvers/test_stochastic_orders.py). A
+# plan that has it is in tests/solvers/test_weak_order_three.py.
 _ONE: dict[str, Any] = dict(weak=1, strong=1)
 _TWO: dict[str, Any] = dict(weak=2, strong=1)
 _NOISY: dict[str, Any] = dict(chart="data", ruler="log_sigma", eta=1.0, **_TWO)

@@ -10,6 +10,7 @@ How a method becomes ops: compilation.py. On disk: plan_json.py. How near to a t
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -109,7 +110,7 @@ class Plan:
             stage = "" if op.commit or not i else "  (stage)"
             yield *at, f"{op.scale + 0.0:.6g}", f"{weights}{noise}{stage}"
 
-    @property
+    @functools.cached_property
     def steps(self) -> int:
         """Intervals of the grid that it was compiled on: not those up again by noise, nor passed twice."""
         if self.grid[0] < self.grid[-1]:

@@ -1,6 +1,8 @@
 """Weak orders on the 1-D mixture, where x̂₀ is not linear: one-step methods by their transition, integrated
 on a grid without sampling; multistep ones by common random numbers, within the interval of these."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -149,7 +151,7 @@ def test_weak_order_of_multistep_methods(name):
     start = centre[component] + size[component] * rng.standard_normal(N)
     z = rng.standard_normal((counts[-1], N))
     found = [functions(ends(name, n, start, z)) for n in counts]
-    gaps = np.array([coarse - fine for coarse, fine in zip(found, found[1:])])
+    gaps = np.array([coarse - fine for coarse, fine in itertools.pairwise(found)])
     batches = gaps.reshape(2, 3, BATCHES, -1).mean(-1)
     mean, error = batches.mean(-1), batches.std(-1, ddof=1) / np.sqrt(BATCHES)
     orders = np.log2(np.abs(mean[0] / mean[1]))[:2]
