@@ -156,7 +156,7 @@ def textbook(
     model: PretrainedModel, nfe: int, size: Size, by: Judge, solution: Tensor, cache: Path
 ) -> dict[str, tuple[str, ddim_ode.Plan]]:
     """The best sampler by Fréchet distance and the best by error to the model's own solution, by maker."""
-    few, keep = min(size.screen[0], max(6, len(solution) // 20)), size.screen[1]
+    few, keep = min(size.screen[0], len(solution)), size.screen[1]
     seeds = range(UNSEEN, UNSEEN + len(solution))
     candidates = {}
     for method, grid, cut in itertools.product(METHODS, GRIDS, CUTS):

@@ -42,6 +42,7 @@ _FIRST = 0.02  # of the samples' RMS: how far the first penalty lets them move, 
 _FALL = 3.0
 _STALE = 2  # penalties without a gain, after which no lower one is tried
 _RIDGE = 1e-3
+_LEAST = 2 * SETS  # noises of each third
 
 
 def rows_each(budget: str, nfe: int) -> float:
@@ -77,20 +78,21 @@ class Matching:
         before = self.problem.evals
         start = Linear.of(solution)
         ends = self.ends(start, torch.cat(self.parts))
-        finite = ends.flatten(1).isfinite().all(1)
-        lost = int((~finite).sum())
-        if lost > len(ends) // 2:
-            raise ValueError(
-                f"{lost} of {len(ends)} noises have no finite end under {solution.method}, too many to "
-                "fit the rest to data: the network returns NaN or inf"
-            )
+        rows = self.features(ends)
+        finite = ends.flatten(1).isfinite().all(1) & torch.from_numpy(np.isfinite(rows).all(1)).to(
+            ends.device
+        )
         fit, held, report = (part[finite[part]] for part in self.parts)
-        point, trials = self._fit(start, ends, fit, held)
-        here = self.features(ends[held])
-        gain, half, made = 0.0, 0.0, ends[report]
-        if point is not start:
-            gain, half = change(here, self.features(self.ends(point, held)), self.real[1])
-            made = self.ends(point, report)
+        lost = int((~finite).sum())
+        if 2 * lost > len(ends) or min(map(len, (fit, held, report))) < _LEAST:
+            raise ValueError(
+                f"{lost} of {len(ends)} noises have no finite end under {solution.method}, or no finite "
+                "features, too many to fit the rest to data: the network or features return NaN or inf"
+            )
+        here = rows[held.cpu()]
+        point, seen, trials = self._fit(start, ends, here, fit, held)
+        gain, half = change(here, seen, self.real[1])
+        made = ends[report] if point is start else self.ends(point, report)
         better = gain + half < 0 and bool(made.isfinite().all())
         level = squared_energy(here, self.real[1])
         held_out = dict(n=len(held), data=len(self.real[1]), before=level, after=level + gain)
@@ -106,6 +108,11 @@ class Matching:
         record["net_evals"] = self.problem.evals - before
         own: dict[str, Any] = dict(solution.fit or {}, objective="data", data=record)
         own["net_evals"] = own.get("net_evals", 0) + record["net_evals"]
+        own["warnings"] = list(own.get("warnings", ()))
+        if lost:
+            note = f"nfe={solution.nfe}: {lost} of {len(ends)} noises have no finite end and are left out"
+            own["warnings"].append(note)
+            warn(note)
         if better:
             record["solution"] = {name: own.get(name) for name in ("held_out", "calibrated")}
             own.update(held_out=held_out, calibrated=True)
@@ -116,8 +123,9 @@ class Matching:
             f"and data (D² changes by {gain:.3g} ± {half:.2g}), and that is returned; more noises (n=) or "
             "data may help"
         )
+        own["warnings"].append(note)
         warn(note)
-        return replace(solution, fit={**own, "warnings": [*own.get("warnings", ()), note]})
+        return replace(solution, fit=own)
 
     def ends(self, point: Linear, rows: Tensor) -> Tensor:
         made = []
@@ -130,39 +138,43 @@ class Matching:
     def features(self, x: Tensor) -> Array:
         return self.seen.rows(x, self.problem.batch)
 
-    def _fit(self, start: Linear, ends: Tensor, fit: Tensor, held: Tensor) -> tuple[Linear, int]:
-        """The best sampler on the held-out noises and data, and how many were tried there."""
-        model = self.problem.model
+    def _fit(
+        self, start: Linear, ends: Tensor, here: Array, fit: Tensor, held: Tensor
+    ) -> tuple[Linear, Array, int]:
+        """The best sampler on the held-out noises and data, the features of its ends there, which are
+        ``here`` at the start, and how many samplers were tried."""
+        model, real = self.problem.model, self.real[1]
         parameters = start.parameters(not model.snap, None, scales_first(model.schedule))
         limits = (model.schedule.sigma_min, model.sigma_max)
         low, high = start.bounds(parameters, *limits)
         parameters = [p for p, room in zip(parameters, high - low) if room > 0]
         size = float(ends[fit].double().square().mean().sqrt())
-        best, offset, tried, weight = start, np.zeros(len(parameters)), 0, None
-        value = pull(self.features(ends[held]), self.real[1])[0]
+        best, seen, value, tried = start, here, pull(here, real)[0], 0
+        offset, weight = np.zeros(len(parameters)), 0.0
         for _ in range(ROUNDS[self.budget]):
-            origin, before = best, value
+            origin, behind, before = best, offset, value
             rows, slopes, metric = self._response(origin, fit, parameters, size)
+            if len(rows) < _LEAST:
+                break
             bounds = origin.bounds(parameters, *limits)
-            response = Response(rows, slopes, metric, self.real[0], offset, bounds)
-            weight = weight * _FALL if weight is not None else response.weight()
-            here, stale = offset, 0
+            response = Response(rows, slopes, metric, self.real[0], behind, bounds)
+            trial_weight, stale = weight * _FALL or response.weight(), 0
             for _ in range(TRIALS):
-                step = response.step(weight)
-                trial, tried = origin.moved(parameters, step), tried + 1
+                step = response.step(trial_weight)
+                trial, tried, stale = origin.moved(parameters, step), tried + 1, stale + 1
                 made = self.ends(trial, held)
-                if made.isfinite().all() and np.isfinite(seen := self.features(made)).all():
-                    score = pull(seen, self.real[1])[0]
+                own = self.features(made)
+                if made.isfinite().all() and np.isfinite(own).all():
+                    score = pull(own, real)[0]
                     if score < value:
-                        best, value, here, kept, stale = trial, score, offset + step, weight, -1
-                stale += 1
-                if stale >= _STALE:
+                        best, seen, value, stale = trial, own, score, 0
+                        offset, weight = behind + step, trial_weight
+                if stale == _STALE:
                     break
-                weight /= _FALL
+                trial_weight /= _FALL
             if not value < before:
                 break
-            offset, weight = here, kept
-        return best, tried
+        return best, seen, tried
 
     def _report(self, before: Tensor, after: Tensor) -> dict[str, dict[str, float]]:
         """D² of ends (n, *) before and after, in features that no fit has seen, over the sets."""

@@ -264,6 +264,13 @@ def test_a_network_that_is_lost_on_most_noises_is_an_error(solution):
         whole.plan(solution)
 
 
+def test_features_that_fail_in_places_lose_those_noises(solution):
+    with pytest.warns(UserWarning, match="noises have no finite end and are left out"):
+        plan = to_data(solution, features=lambda x: torch.log(x + 0.6))
+    assert plan.fit["data"]["held_out"]["n"] < 50
+    assert np.isfinite(list(plan.fit["data"]["held_out"].values())).all()
+
+
 def test_noises_that_are_lost_are_left_out(solution):
     """A network that fails for large states: those noises take no part, and the rest is fitted."""
     model = ddim_ode.exact.gaussian([0.3] * 4, 0.25 * np.eye(4), SCHEDULE)
@@ -271,7 +278,8 @@ def test_noises_that_are_lost_are_left_out(solution):
     model.net = lambda x, t: torch.where((x > 2.2).any(1, keepdim=True), torch.nan, inner(x, t))
     x = ddim_ode.noise(SHAPE, SCHEDULE, range(150))
     whole = Matching(Problem(model, x, x), real(), deciding(None, real()), "fast")
-    plan = whole.plan(solution)
+    with pytest.warns(UserWarning, match="of 150 noises have no finite end and are left out"):
+        plan = whole.plan(solution)
     assert plan.fit["data"]["held_out"]["n"] < 50
     assert plan.fit["data"]["matched"]
     assert Linear.of(plan).falls
