@@ -48,7 +48,7 @@ def calibrate(
     shared: Mapping[str, Any] | None = None,
     features: Features | None = None,
     sigma_max: float | None = None,
-    batch: int = 64,
+    batch: int = 48,
     progress: bool = True,
     device: str | torch.device | None = None,
 ) -> Any:  # a Plan, or for several budgets dict[int, Plan]
@@ -127,8 +127,8 @@ def calibrate(
     try:
         with torch.no_grad(), progress_bar(progress, unit="eval", unit_scale=True) as bar:
             run = Run(problem, x, features, batch, seed, budget, bar)
-            run.prepare()
             run.share_among(wanted)
+            run.prepare()
             for k in sorted(wanted):  # each begins from the one before
                 plans[k] = run.plan(k, start)
     except KeyboardInterrupt:
