@@ -66,7 +66,7 @@ def calibrate(
     shared: Mapping[str, Any] | None = None,
     features: Features | FeatureRows | None = None,
     sigma_max: float | None = None,
-    batch: int = 64,
+    batch: int = 48,
     progress: bool = True,
     device: str | torch.device | None = None,
 ) -> Any:  # a Plan, or for several budgets dict[int, Plan]
@@ -178,8 +178,8 @@ def calibrate(
                     run.problem.evals += rows
 
             if not ready:
-                run.prepare()
                 run.share_among(wanted)
+                run.prepare()
             if real is not None:
                 whole = Fitting(model, x, x, problem.cond, shared, None, batch)
                 matching = Matching(whole, real, deciding(features, real), budget, spent)

@@ -40,6 +40,8 @@ _LOST = 0.5  # share of the noises that may be left out for NaN or inf
 _TOGETHER = 4  # single fits, that fits of any number of budgets cost together at most
 _LOOKED_AT = 8  # noises, for the surrogate
 _RESIDUALS = 3  # for each parameter, at least
+_AWAY = 1e6  # times the data's size
+_WORSE = 1.4  # of the loss, which is twice an error's logarithm: beyond, a rehearsed start is none
 
 
 @dataclass
@@ -77,14 +79,13 @@ class Run:
 
     def share_among(self, budgets: Sequence[int]) -> None:
         """Let all fits together cost no more than a few single ones would."""
+        shared = self.effort.solutions
+        whole = [most_calls(self.budget, k) for k in budgets]
+        own = sum(whole) - shared * len(whole)
         if self.budget == "fast":
-            shared = self.effort.solutions
-            whole = [most_calls("fast", k) for k in budgets]
-            own = sum(whole) - shared * len(whole)
             self.share = min(1.0, (_TOGETHER * sum(whole) / len(whole) - shared) / own)
-            self.bar.total = int(
-                self.model.rows_per_sample * len(self.x) * (shared + self.share * own)
-            )
+        rows = self.model.rows_per_sample * len(self.x)
+        self.bar.total = int(rows * max(sum(whole) / len(whole), shared + self.share * own))
 
     def prepare(self) -> None:
         """What the model answers, the reference, and which noises are fitted and which held out."""
@@ -125,7 +126,8 @@ class Run:
         self.bar.update(rows)
 
     def _look(self) -> None:
-        """The surrogate, from a few fitted noises; none where the look meets NaN, or of fewer than 8."""
+        """The surrogate, from a few fitted noises; none where the look meets NaN or samples that run
+        away, or of fewer than 8."""
         few = self.fitted[: min(_LOOKED_AT, len(self.x) // 8)]
         if not len(few):  # it would cost more than the fits may
             return
@@ -137,9 +139,9 @@ class Run:
         with contextlib.suppress(ValueError), np.errstate(all="ignore"):
             seen = look(self.conditioned.rows(few), self.x[few], self.batch, counted)
             surrogate = seen.surrogate
-            if all(
-                np.isfinite(a).all() for a in (surrogate.gram, surrogate.gain, surrogate.response)
-            ):
+            seen_all = (surrogate.gram, surrogate.gain, surrogate.response)
+            most = (_AWAY * (1 + self.problem.size)) ** 2
+            if all(np.isfinite(a).all() for a in seen_all) and surrogate.gram.max() < most:
                 self.surrogate = surrogate
         self.problem.evals += self.seen
 
@@ -334,14 +336,13 @@ class Run:
         schedule, effort = self.model.schedule, self.effort
         judges = torch.cat([self.fitted, held]) if effort.pooled else held
         able = [
-            candidate
-            for candidate in candidates
-            if candidate.point.nfe == nfe
-            and candidate.point.falls
-            and np.all(np.isfinite(candidate.point.scale))
+            c
+            for c in candidates
+            if c.point.nfe == nfe and c.point.falls and np.all(np.isfinite(c.point.scale))
         ]
         if self.budget == "fast":  # which pays for few starts: those that lead furthest down
-            able = [candidate for candidate in able if candidate.rehearsed] or able[:1]
+            most = able[0].score + _WORSE if able else 0.0
+            able = [c for c in able if c.rehearsed and c.score < most] or able[:1]
         points = [candidate.point for candidate in apart(able, effort.starts)]
         if not points:
             return None

@@ -52,7 +52,7 @@ def add_arguments(parser: Parser) -> None:
     add_guidance(parser, "; a plan is fitted to it, so give what you will sample with")
     add("--sigma-max", type=float, help="noise level to start from (the model's own)")
     add_limit_arguments(parser)
-    add("--batch", type=int, default=64, help="samples solved together")
+    add("--batch", type=int, default=48, help="samples solved together")
     add("--device", default="cpu", help="cpu, cuda, cuda:1 ...")
     add("--out", type=Path, default=Path("out/calibrate"), help="directory for the results")
     parser.set_defaults(run=_calibrate)

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import ddim_ode
-from ddim_ode.calibration.descent import damped
+from ddim_ode.calibration.descent import Descent, damped, gauss_newton
 from ddim_ode.calibration.family import Linear
 from ddim_ode.calibration.fitting import Problem, linearised
 from ddim_ode.solve.answers import LEVELS
@@ -192,6 +192,26 @@ def test_the_linearisation_is_the_derivative(features, rank, left_out):
         )
         slope = (above - below) / 2e-5
         assert float((slope - jacobian[:, i]).abs().max()) < 2e-4 * (1 + float(slope.abs().max()))
+
+
+def test_a_descent_goes_on_where_it_was():
+    """In one go, or two iterations at a time, are the same samplers, at no row more."""
+    model = mixture()
+    x = ddim_ode.noise((6,), SCHEDULE, seeds=range(24), dtype=torch.float64)
+    target = ddim_ode.sample(model, x, "unipc3", steps=60).x
+    start = Linear.of(ddim_ode.plan_for(model, "dpmpp2m", nfe=5))
+    rows, judges = torch.arange(16), torch.arange(16, 24)
+    how = Descent(6, 6, True, (SCHEDULE.sigma_min, 1e4), memory=2, subset=6, decay=0.6)
+    whole, parts = Problem(model, x, target), Problem(model, x, target)
+    at_once = gauss_newton(whole, start, rows, judges, how)
+    fit = start
+    for _ in range(3):
+        fit = gauss_newton(parts, fit, rows, judges, dataclasses.replace(how, iterations=2))
+    assert parts.evals == whole.evals
+    np.testing.assert_array_equal(fit.point.weights, at_once.point.weights)
+    np.testing.assert_array_equal(fit.errors, at_once.errors)
+    assert at_once.iterations > 0
+    assert whole.loss(at_once.errors) < whole.loss(whole.errors(start, judges)) - 0.3
 
 
 @pytest.mark.parametrize("part", [-1.0, 1.0])
