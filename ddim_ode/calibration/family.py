@@ -109,6 +109,11 @@ class Linear:
         """Whether each call is told a lower level than the one before."""
         return bool(np.all(np.diff(self.sigma) < 0))
 
+    @property
+    def can_be_fitted(self) -> bool:
+        """Whether a fit may begin from it: its levels fall, and every state it shows is finite."""
+        return self.falls and bool(np.all(np.isfinite(self.scale)))
+
     def parameters(
         self, levels: bool = True, memory: int | None = None, first_scale: bool = True
     ) -> list[Parameter]:

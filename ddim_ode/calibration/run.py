@@ -92,8 +92,7 @@ class Run:
         x, given = self.x, self.conditioned
         shape = tuple(x.shape[1:])
         self.answers = ask(given, shape, x.device)
-        if self.answers is not None:
-            self.asked = cost_of_asking(given, shape)
+        self.asked = 0 if self.answers is None else cost_of_asking(given, shape)
         n, held = len(self.x), max(1, len(self.x) // 4)
         self._tell("reference")
         coarser, target = references(given, x, self.effort, n - held, self.batch, self._solved)
@@ -335,11 +334,7 @@ class Run:
         incumbent: Its mean error on the noises held out."""
         schedule, effort = self.model.schedule, self.effort
         judges = torch.cat([self.fitted, held]) if effort.pooled else held
-        able = [
-            c
-            for c in candidates
-            if c.point.nfe == nfe and c.point.falls and np.all(np.isfinite(c.point.scale))
-        ]
+        able = [c for c in candidates if c.point.nfe == nfe and c.point.can_be_fitted]
         if self.budget == "fast":  # which pays for few starts: those that lead furthest down
             most = able[0].score + _WORSE if able else 0.0
             able = [c for c in able if c.rehearsed and c.score < most] or able[:1]
@@ -379,11 +374,10 @@ class Run:
             self._tell(f"{nfe} calls: fit", float(np.mean(errors)) / incumbent)
             self._observe()
 
-        begun: Sequence[Linear | Fit] = points
-        if tries:
-            fits = [descend(point, iterations=tries) for point in points]
-            begun = [min(fits, key=lambda fit: self.problem.loss(fit.errors))]
-        fit = descend(begun[0])
+        fits = [descend(point, iterations=tries) for point in points] if tries else []
+        fit = descend(
+            min(fits, key=lambda fit: self.problem.loss(fit.errors)) if fits else points[0]
+        )
         if effort.whole:
             fit = descend(fit.point, iterations=effort.whole, subset=None, decay=0.0, patience=3)
         return fit

@@ -24,7 +24,7 @@ _DESIGNED = 3  # methods that get levels of their own
 
 def ranked(surrogate: Surrogate, candidates: Sequence[Candidate]) -> list[Candidate]:
     """Those that a fit can start from, the best first, by the error that the surrogate expects of them."""
-    able = [c for c in candidates if c.point.falls and np.all(np.isfinite(c.point.scale))]
+    able = [c for c in candidates if c.point.can_be_fitted]
     scored = [c._replace(score=expected(surrogate, c.point)) for c in able]
     return sorted(scored, key=lambda c: c.score)
 
