@@ -24,7 +24,7 @@ COMMANDS = {
     "doctor": ("doctor mixture", 0, "closed-form epsilon (built in)"),
     "doctor, as JSON": ("doctor mixture --json", 0, '"findings": []'),
     "compare": (f"compare {MIXED} --methods ddim --nfe 3 --n 2", 0, "error <= "),
-    "calibrate": (f"calibrate {MIXED} --nfe 3 --n 16", 0, ", sigma_min 0.05"),
+    "calibrate": (f"calibrate {MIXED} --nfe 3 --n 16", 0, ", sigma_min 0.0"),
     "generate": (f"generate {MIXED} -n 2 --nfe 2", 0, "2 success"),
     "evaluate": ("evaluate RUN", 0, "2 of 2 samples: success"),
     "sample": ("sample --methods ddim --steps 1 --seeds 0 --out OUT", 0, "ddim"),

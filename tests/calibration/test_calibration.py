@@ -54,7 +54,7 @@ def log_ratio(model, plan):
     return ratio.mean(), 2 * ratio.std() / np.sqrt(len(ratio))
 
 
-@pytest.mark.parametrize("name", [name for name, m in METHODS.items() if not m.eta])
+@pytest.mark.parametrize("name", [name for name, m in METHODS.items() if not m.adds_noise])
 def test_every_textbook_plan_is_a_point_of_the_family(name):
     model = mixture()
     x = ddim_ode.noise((6,), SCHEDULE, seeds=range(3), dtype=torch.float64)
