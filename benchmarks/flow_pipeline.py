@@ -25,15 +25,20 @@ import diffusers
 import numpy as np
 import torch
 from common import Row, Run, arguments, installed, pick, quiet, rms
-from drawing import label, panels
+from drawing import GREY, label, legend_below, look, panels
 from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
 import ddim_ode
 from ddim_ode.interop.diffusers import DDIMODEFlowScheduler
+from ddim_ode.plots.style import STAGES
 
 BUDGETS = (6, 8, 10)
+OURS = {
+    "unipc2, profile": dict(color=STAGES["default"], marker="D"),
+    "calibrated": dict(color=STAGES["calibrated"], marker="s"),
+}
 SHIFTS = (1.0, 3.0)
 WORDS = 16  # entries of a class's embedding
 EULER = "FlowMatchEulerDiscreteScheduler"
@@ -306,28 +311,33 @@ def draw(rows: list[Row]) -> Figure:
     figure, (axis,) = panels(1, width=7, height=4.5)
     curves: dict[Any, dict[int, float]] = {}
     for row in rows:
-        curve = curves.setdefault((row["package"], row["scheduler"], row["settings"]), {})
+        if "scheduler" not in row:
+            continue  # in half precision: the table has these
+        curve = curves.setdefault((row["package"], row["scheduler"], row.get("settings")), {})
         curve[row["budget"]] = min(row["error"], curve.get(row["budget"], np.inf))
     for (package, name, _), curve in curves.items():
         own = package == "ddim_ode"
-        grey = "#9a9a9a" if package == "diffusers" else "#b58a5a"
-        style: dict[str, Any] = dict(lw=2, marker="o") if own else dict(lw=1, color=grey)
+        theirs = dict(lw=1, color=GREY, ls="-" if package == "diffusers" else ":")
+        style: dict[str, Any] = dict(lw=2, **OURS.get(name) or look(name)) if own else theirs
         known = {line.get_label() for line in axis.lines}
         text = name if own else package if package not in known else None
         axis.plot(list(curve), list(curve.values()), label=text, **style)
     axis.set_yscale("log")
     axis.set_xticks(BUDGETS, BUDGETS)
-    axis.legend(fontsize=8, loc="upper right")
+    legend_below(figure, [axis], 4)
     label(axis, "StableDiffusion3Pipeline", "network calls", "RMS error to the converged end")
     return figure
 
 
 def main() -> None:
     sizes = "trains 2 minutes, 24 noises", "40 minutes, 64 noises"
-    parser = arguments(__doc__, *sizes, cache="out/flow_pipeline")
+    parser = arguments(__doc__, *sizes, redraw=True, cache="out/flow_pipeline")
     parser.add_argument("--note", default="", help="of the machine, kept in the record")
     args = parser.parse_args()
     record = Run("flow_pipeline", args, ["diffusers", "skrample"])
+    if args.redraw:
+        record.draw(draw(record.rows()))
+        return
     peers = [theirs, *([of_skrample] if installed("skrample") else [])]
     torch.set_grad_enabled(False)
     seconds, width, layers, n, fitted = (2400, 96, 6, 64, 96) if args.full else (120, 64, 3, 24, 96)
@@ -354,7 +364,8 @@ def main() -> None:
             made = [row for rows_of in peers for row in rows_of(pipe, nfe, x, y)]
             made += ours(pipe, model, profile, plans, nfe, x, y)
         for row in made:
-            rows.append(dict(budget=nfe, **row, error=rms(row.pop("end") - truth)))
+            error = rms(row.pop("end") - truth)
+            rows.append(dict(budget=nfe, **row, error=error))
         ratios[nfe] = report(sorted(pick(rows, budget=nfe), key=lambda r: r["error"]), nfe)
     halves = half(pipe, x, y, (10, 30, 100))
     record.save(

@@ -45,7 +45,7 @@ from common import (
     told,
 )
 from diffusers_schedulers import KARRAS, make
-from drawing import GREY, curve, label, legend_below, log_axis, note, panels
+from drawing import GREY, curve, label, log_axis, note, panels
 from k_diffusion_sampling import load_k_diffusion_sampling
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -464,7 +464,8 @@ def draw(rows: list[Row]) -> Figure:
 
     def line(axis: Any, mine: list[Row], name: str, colour: str, floor: float) -> None:
         shown = {key: [max(row[key], floor / 10) for row in mine] for key in row_keys}
-        band = shown["error_low"], shown["error_high"]
+        ends = mine[0]["eta"] in (ETAS[0], ETAS[-1])  # the bands of all would hide one another
+        band = (shown["error_low"], shown["error_high"]) if ends else None
         x = [row["budget"] for row in mine]
         curve(axis, name, x, shown["error"], band, color=colour, marker="o")
 
@@ -512,7 +513,9 @@ def draw(rows: list[Row]) -> Figure:
             axes[3].axhline(row["error"], color=GREY, lw=1, ls="--")
         where = "real images" if last == "data" else "the model's own"
         label(axes[3], f"Shipped model, to {where}", "network calls", "squared KID")
-    legend_below(figure, axes, 5)
+    for axis, columns in zip(axes, (3, 2, 1, 3)):  # each has its own colours
+        where = dict(loc="upper center", bbox_to_anchor=(0.5, -0.16), columnspacing=1.2)
+        axis.legend(ncols=columns, frameon=False, fontsize=9.5, **where)
     return figure
 
 
