@@ -17,7 +17,7 @@ _GROUPS = {
     STEPS: "methods method plan calibrated nfe steps grid final sigma-max sigma-min budget points",
     NOISE: "n seed seeds eta noise variants",
     TOLERANCE: "rtol atol reference confidence target quick",
-    PICTURES: "data split indices metrics metric features keep",
+    PICTURES: "data objective split indices metrics metric features keep",
     OUTPUT: "out npz png manifest cache shard json quiet",
     MACHINE: "device batch compile channels-last dtype cuda-graph",
 }

@@ -12,7 +12,7 @@ from ddim_ode import Denoiser, exact, grids
 from ddim_ode.solvers.methods import METHODS
 
 FEW = settings(max_examples=60)
-DETERMINISTIC = [name for name, method in METHODS.items() if method.eta == 0 or method.eta is None]
+DETERMINISTIC = [name for name, method in METHODS.items() if not method.adds_noise]
 
 
 def start(shape, schedule, n, sigma, dtype=torch.float32):

@@ -17,7 +17,7 @@ COSINE = schedules.cosine()
 
 
 def seeds_of(method, n):
-    return range(n) if METHODS[method].eta else None
+    return range(n) if METHODS[method].adds_noise else None
 
 
 @pytest.mark.parametrize("T", [100, 1000])

@@ -227,7 +227,7 @@ def test_records_and_paths_need_levels_that_fall():
     model = ddim_ode.exact.gaussian([0.4], [[0.3]], COSINE)
     x = torch.zeros(2, 1)
     for options, message in (
-        (dict(record="x0"), "passes some more than once"),
+        (dict(record="x0"), "goes up to some by noise"),
         (dict(noise="path"), "goes back up.*noise='step'"),
     ):
         with pytest.raises(ValueError, match=message):

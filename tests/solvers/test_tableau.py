@@ -38,7 +38,7 @@ def used(table, i):
 @pytest.mark.parametrize("name", TABLEAUX)
 def test_tableau_satisfies_the_conditions_of_its_order_and_of_no_higher_one(name):
     table = TABLEAUX[name]
-    assert METHODS[name].order == table.order
+    assert (METHODS[name].order or METHODS[name].weak) == table.order
     assert abs(t.order_residuals(table, table.order)).max() < 2e-15
     if table.order < 5:
         assert abs(t.order_residuals(table, table.order + 1)).max() > 1e-3
