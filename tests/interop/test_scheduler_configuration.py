@@ -45,7 +45,7 @@ COSINE = dict(name="cosine", params=dict(T=1000))
         (dict(use_flow_sigmas=1), "use_flow_sigmas=1 must be True or False"),
         (dict(prediction_type="flow_prediction"), "does not go with use_flow_sigmas=False"),
         (dict(method="heun", plans=True, schedule=EXPONENTIAL), "both plans and method"),
-        (dict(grid="shift:3"), "unknown grid 'shift'"),
+        (dict(grid="shift:3"), "unknown grid 'shift:3'"),
         (dict(grid="shifted:a"), "shift='a' must be a number"),
         (dict(plans=[float("nan")]), "plans must be .*a mapping .*got nan; .*from_plans"),
         (dict(plans=["a"]), "plans must be .*got 'a'; .*from_plans"),
