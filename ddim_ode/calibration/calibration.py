@@ -1,7 +1,7 @@
 """Calibration: the sampler of few network calls that fits the user's own model.
 
 Every fixed-step solver is a point of one family (family.py). ``calibrate`` finds the best textbook
-point for a model, the incumbent, and goes downhill by Gauss–Newton (fitting.py), over levels, scales and
+point for a model, the incumbent, and goes downhill by Gauss–Newton (descent.py), over levels, scales and
 weights together, from there or from what a surrogate of the model makes of the textbook (rehearsal.py).
 The network is only called, never changed or differentiated. Three quarters of the noises are fitted; the
 others decide whether the fit is better than the incumbent. When to stop, the thorough budget asks all
@@ -158,7 +158,8 @@ def calibrate(
     x = noise(shape, model.schedule, range(seed, seed + n), model.sigma_max, place)
     problem = Problem(model, conditions(cond, n, place), shared)
     real = checked_data(data, x, seed) if matches else None
-    ready = matches and start is not None and (start.fit or {}).get("model_key") == model_key(model)
+    fitted_to = None if start is None else (start.fit or {}).get("model_key")
+    ready = matches and fitted_to is not None and fitted_to == model_key(model)
     some, first = slice(0, batch), slice(0, min(NOISES["solution"], n // 3) if matches else n)
     if progress:
         rows = n * sum(rows_each(budget, k) for k in wanted) if matches else 0.0
@@ -201,7 +202,7 @@ class _InDefaultFeatures(Run):
     """A calibration in the default features, whose scale is that of the solutions."""
 
     def look_at(self, target: Tensor) -> Features:
-        solved = target[target.flatten(1).isfinite().all(1)]
+        solved = target[target[..., None].flatten(1).isfinite().all(1)]
         return deciding(None, solved if len(solved) > 1 else self.x).function
 
 

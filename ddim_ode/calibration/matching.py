@@ -79,9 +79,9 @@ class Matching:
         start = Linear.of(solution)
         ends = self.ends(start, torch.cat(self.parts))
         rows = self.features(ends)
-        finite = ends.flatten(1).isfinite().all(1) & torch.from_numpy(np.isfinite(rows).all(1)).to(
-            ends.device
-        )
+        finite = ends[..., None].flatten(1).isfinite().all(1) & torch.from_numpy(
+            np.isfinite(rows).all(1)
+        ).to(ends.device)
         fit, held, report = (part[finite[part]] for part in self.parts)
         lost = int((~finite).sum())
         if 2 * lost > len(ends) or min(map(len, (fit, held, report))) < _LEAST:
@@ -200,7 +200,9 @@ class Matching:
         problem, width = self.problem, self.problem.x[0].numel()
 
         def both(x: Tensor) -> Tensor:
-            return torch.cat([self.seen.function(x)[..., None].flatten(1).to(x), x.flatten(1)], 1)
+            return torch.cat(
+                [self.seen.function(x)[..., None].flatten(1).to(x), x[..., None].flatten(1)], 1
+            )
 
         wide = replace(problem, features=both, target=problem.x)
         ends, slopes, count = [], [], 0

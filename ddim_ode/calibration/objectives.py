@@ -136,7 +136,7 @@ def checked_data(data: Any, like: Tensor, seed: int) -> Tensor:
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
     most = min(_MOST_DATA, max(LEAST_DATA, _MOST_NUMBERS // max(1, math.prod(shape))))
     x = x.detach()[order[:most].to(x.device)].to(like)
-    bad = int((~x.flatten(1).isfinite().all(1)).sum())
+    bad = int((~x[..., None].flatten(1).isfinite().all(1)).sum())
     if bad:
         raise ValueError(
             f"data has NaN or inf in {bad} of {len(x)} samples; all must be finite: leave these out"
@@ -170,7 +170,9 @@ def errors_unseen(
     ends = [
         torch.cat([problem.run([p], part) for part in rows.split(problem.batch)]) for p in points
     ]
-    finite = torch.stack([x.flatten(1).isfinite().all(1) for x in (target, *ends)]).all(0)
+    finite = torch.stack([x[..., None].flatten(1).isfinite().all(1) for x in (target, *ends)]).all(
+        0
+    )
     if int(finite.sum()) < SETS:
         return {}
     out = {}

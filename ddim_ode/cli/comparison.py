@@ -220,8 +220,9 @@ def _check_network(
     x = noise(loaded.shape, model.schedule, seeds, model.sigma_max, args.device)
     some = cond and {name: rows[:few].to(args.device) for name, rows in cond.items()}
     if not (sample(model, x, "ddim", steps=2, cond=some).status == "success").any():
+        asked = f"--model {args.model}" if args.pipeline is None else f"--pipeline {args.pipeline}"
         raise ValueError(
-            f"--model {args.model}: its network gives NaN or inf on noise (seeds from {args.seed}, two "
+            f"{asked}: its network gives NaN or inf on noise (seeds from {args.seed}, two "
             "steps of ddim); look at its weights, and at the scale of its inputs"
         )
 

@@ -21,7 +21,8 @@ _DEFAULT = "fashion-mnist"
 def add_model(parser: Parser, *names: str, **how: Any) -> None:
     """Add the model by those names of an argument, and --pipeline, --prompts and --call."""
     add = parser.add_argument
-    add(*names, default=_DEFAULT, help=HELP, **how)
+    add(*names, help=f"{HELP} (default: {_DEFAULT})", **how)
+    parser.set_defaults(named=names[-1])
     add(
         "--pipeline",
         type=Path,
@@ -44,14 +45,16 @@ def open_model(args: argparse.Namespace) -> Loaded:
     if args.pipeline is None:
         said = dict(prompts=args.prompts, call=" ".join(args.call) or None)
         _refuse("goes with a --pipeline; give its directory, or drop it", said)
+        args.model = _DEFAULT if args.model is None else args.model
         return load_model(args.model, args.guidance, device, limits(args))
     classes = getattr(args, "classes", "all")
     said = dict(
-        model=None if args.model == _DEFAULT else args.model,
         guidance=args.guidance,
         classes=None if classes == "all" else classes,
     )
     reason = "a --pipeline is in place of a model, and guides as --prompts and --call say; drop it"
+    if args.model is not None:
+        raise ValueError(f"{args.named} {args.model}: {reason}")
     _refuse(reason, {**said, **limits(args)})
     call = dict(_argument(text) for text in args.call)
     if len(call) < len(args.call):
@@ -74,7 +77,8 @@ def how_to_run(plan: str, model: Denoiser) -> str:
     """The lines that run a plan's file in the pipeline."""
     kind = "DDIMODEFlowScheduler" if model.schedule.family == "flow" else "DDIMODEScheduler"
     return (
-        f"in the pipeline: from ddim_ode.interop.diffusers import {kind}\n"
+        f"in the pipeline: from ddim_ode import Plan, Profile\n"
+        f"from ddim_ode.interop.diffusers import {kind}\n"
         f"pipe.scheduler = {kind}.{plan}"
     )
 

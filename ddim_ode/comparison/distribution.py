@@ -84,7 +84,8 @@ class Distances:
         return student_interval(values, self._confidence, self._least)
 
     def _rows(self, samples: Tensor) -> Floats:
-        return as_rows("the samples' features", self._features(samples))
+        flat = samples[..., None] if samples.ndim == 1 else samples
+        return as_rows("the samples' features", self._features(flat))
 
     def _blocks(self, rows: Floats) -> Blocks:
         return Blocks(self._kernel, np.array_split(rows - self._centre, BLOCKS))

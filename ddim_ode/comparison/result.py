@@ -201,10 +201,12 @@ class Comparison:
         if floored := [row for row in rows if row.at_floor]:
             who = ", ".join(f"{plain(row.method)} ({row.grid})" for row in floored)
             why = f"100 × the reference's own; reference={self.reference_error / 10:.0e} converges further"
+            what = "errors"
             if self.distribution is not None:
+                what = "distances"
                 why = "what two halves of the model's own samples show; more noises (n=) tell more apart"
             return Answer(
-                f"nfe={budget}: at the floor, and not to be ranked: {who}. Their typical errors are below "
+                f"nfe={budget}: at the floor, and not to be ranked: {who}. Their typical {what} are below "
                 f"{self.floor:.1e}, {why}"
             )
         ranked = [row for row in rows if row.rank]

@@ -117,6 +117,10 @@ def difference_decision(a: npt.ArrayLike, b: npt.ArrayLike, confidence: float = 
     if first.size < 2:
         raise ValueError(f"{first.size} values are in both: a paired test needs n >= 2")
     size = abs(float(second.mean()))
+    if not size:
+        raise ValueError(
+            "the mean of b is 0, and nothing is a multiple of it; compare the two intervals"
+        )
     difference = first - second
     low, high = student_interval(difference, check_confidence(confidence))
     ratio, low, high = (1 + float(d) / size for d in (difference.mean(), low or 0, high or 0))

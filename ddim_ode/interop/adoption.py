@@ -185,7 +185,9 @@ def plan_of(tree: Mapping[str, Any]) -> Plan:
 
 def profile_of(tree: Mapping[str, Any]) -> Profile:
     """A profile of a configuration, checked as a profile's file is."""
-    text = _json("profile", tree, "from_config(..., profile=), which takes a Profile")
+    text = _json(
+        "profile", tree, "from_config(..., profile=Profile.load(FILE)), which takes a Profile"
+    )
     return Profile.from_json(text, "the profile in the scheduler's configuration")
 
 

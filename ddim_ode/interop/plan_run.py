@@ -293,6 +293,11 @@ class Turns:
     def _rest_at(self, begin: int, whole: Plan) -> Plan:
         """The same method from the level of that call on."""
         calls = whole.level_calls()
+        if self._method.rises is not None:
+            raise ValueError(
+                f"begin_index={begin}: {whole.method!r} goes up again by noise, and begins at its first "
+                "level alone; use another method"
+            )
         if begin not in calls or whole.start == "rk":
             raise ValueError(
                 f"begin_index={begin}: the state there is of no level, inside a step of {whole.method!r} "

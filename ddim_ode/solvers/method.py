@@ -92,6 +92,10 @@ class Method:
                 f"method {self.name!r}: give stages or past={self.past} velocities, not both"
             )
         object.__setattr__(self, "past", count("past", self.past))
+        if self.rises is not None and not isinstance(self.rises, Rises):
+            raise ValueError(
+                f"method {self.name!r}: rises={shown(self.rises)} must be a Churn, a Restart or the like"
+            )
         if self.rises is not None and (self.multistep or self.eta is not None):
             raise ValueError(
                 f"method {self.name!r}: between rises={self.rises!r} goes a one-step method without eta"

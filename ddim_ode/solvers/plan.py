@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from .._base import notebook
@@ -112,10 +112,9 @@ class Plan:
 
     @functools.cached_property
     def steps(self) -> int:
-        """Intervals of the grid that it was compiled on: not those up again by noise, nor passed twice."""
-        if self.grid[0] < self.grid[-1]:
-            return len(self.grid) - 1
-        return len({*accumulate(self.grid, min)}) - 1
+        """Steps of the method: those that lead up again by noise are none, those taken twice are one."""
+        falls = self.grid[0] > self.grid[-1]
+        return len({pair for pair in pairwise(self.grid) if not falls or pair[0] > pair[1]})
 
     @property
     def nodes(self) -> list[Node]:

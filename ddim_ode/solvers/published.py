@@ -56,7 +56,7 @@ def load_plan(path: str | Path, schedule: Schedule, name: str | None = None) -> 
             ``dyweight_t_scales``; for EPD ``r`` and ``weight``, perhaps ``scale_dir`` and ``scale_time``;
             for both perhaps ``afs``. ``HOW`` has the lines that print one.
         schedule: Of the model it will run on.
-        name: The plan's method (default: ``"dyweight"`` or ``"epd"``).
+        name: The plan's method (default: ``"dyweight"``, ``"dyweight-flux"`` or ``"epd"``).
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -73,7 +73,7 @@ def load_plan(path: str | Path, schedule: Schedule, name: str | None = None) -> 
                 if unknown := {*values} - required - optional - {"t_steps", "afs"}:
                     raise ValueError(f"the field {shown(min(unknown), 60)} is unknown")
                 run = _Run(values, schedule)
-                return run.plan(reader(values, run), name or own)
+                return run.plan(reader(values, run), own if name is None else name)
         raise ValueError(
             "has the fields of no table that is known: "
             + ", ".join(f"{' and '.join(sorted(r))} ({own})" for own, (r, _, _) in _READERS.items())
@@ -246,6 +246,11 @@ def _epd(values: Mapping[str, Any], run: _Run) -> Array:
         step = np.zeros_like(y)
         for j in range(r.shape[1]):
             middle = below ** r[i, j] * t ** (1 - r[i, j])
+            if not 0 < middle < np.inf:
+                raise ValueError(
+                    f"r={r[i, j]:g} between t={t:g} and {below:g} asks the network at t={middle:g}; "
+                    "t_steps must end above 0"
+                )
             inside = y + (middle - t) * first
             slope = run.call(inside, float(time[i, j] * middle), float(middle))
             step = step + w[i, j] * direction[i, j] * (below - t) * slope

@@ -8,7 +8,7 @@ without weights.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from .._base.checks import count, number
 from ..schedules.schedule import Array
 
 
+@runtime_checkable
 class Rises(Protocol):
     """levels(grid): the levels that are passed, from those of a falling grid. noise_scale: of the noise of
     a rise, in units of √(σ̂² − σ²)."""
@@ -33,6 +34,9 @@ class Churn:
     Args:
         amount, low, high, noise_scale: S_churn, S_min, S_max, S_noise of Karras et al. 2022, algorithm 2.
             A noise_scale other than 1 adds more or less than the step takes away, and has no weak order.
+
+    Raises:
+        ValueError: A number that is negative or not finite, or high not above low.
     """
 
     amount: float = 40.0
@@ -60,6 +64,9 @@ class Restart:
         times: K of Xu et al. 2023.
         low, high: t_min and t_max of theirs; there are the grid's own levels between.
         noise_scale: As of :class:`Churn`.
+
+    Raises:
+        ValueError: As of :class:`Churn`, or low is 0.
     """
 
     times: int = 2
@@ -69,6 +76,8 @@ class Restart:
 
     def __post_init__(self) -> None:
         _check(self.low, self.high, noise_scale=self.noise_scale)
+        if self.low == 0:
+            raise ValueError("low=0 is no level to go up again from; give one above 0")
         count("times", self.times, 1)
 
     def levels(self, sigmas: Array) -> Array:
@@ -89,6 +98,13 @@ class Ancestral:
     to √(σ_t² − η² σ_t² (1 − (σ_t/σ_s)²)), which leaves DDPM's noise to add at η = 1.
 
     Euler's is ``euler_ancestral``; with ``dpm2`` it is k-diffusion's sample_dpm_2_ancestral.
+
+    Args:
+        eta: The share of DDPM's noise.
+        noise_scale: As of :class:`Churn`.
+
+    Raises:
+        ValueError: A number that is negative or not finite.
     """
 
     eta: float = 1.0
@@ -113,5 +129,5 @@ def _check(low: float, high: float, **sizes: float) -> None:
     for name, size in dict(low=low, **sizes).items():
         if not 0 <= number(name, size) < np.inf:
             raise ValueError(f"{name}={size!r} must be finite and >= 0")
-    if not low < float(high):
+    if not low < number("high", high):
         raise ValueError(f"high={high!r} must be a σ above low={low!r}")

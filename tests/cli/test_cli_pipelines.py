@@ -97,9 +97,9 @@ def test_calibrate_profile_and_doctor(plain, tmp_path, capsys):
     told = capsys.readouterr().out
     assert "pipe.scheduler = DDIMODEScheduler.from_plans(" in told
     made = {}
-    code = "\n".join(told.splitlines()[-2:]).removeprefix("in the pipeline: ")
+    code = "\n".join(told.splitlines()[-3:]).removeprefix("in the pipeline: ")
     pipe, _ = TINY["DDPMPipeline"]()
-    exec(code, dict(Plan=ddim_ode.Plan, pipe=pipe), made)
+    exec(code, dict(pipe=pipe), made)
     assert made["DDIMODEScheduler"] is DDIMODEScheduler
     assert pipe.scheduler._plans[2].nfe == 2
     assert run("doctor", *call, "--n", "2", "--steps", "10") in (0, 1)

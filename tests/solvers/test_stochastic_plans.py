@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from problems import COSINE
+from refusals import expect
 
 import ddim_ode
 from ddim_ode import Method, Plan
@@ -14,6 +15,7 @@ from ddim_ode.solvers.chart import ddim_step
 from ddim_ode.solvers.methods import METHODS
 from ddim_ode.solvers.renoising import Ancestral, Churn, Restart
 from ddim_ode.solvers.stochastic import eta_noise, of_tau
+from ddim_ode.solvers.tableau import HEUN
 
 GRID = np.append(np.geomspace(50.0, 0.02, 17), 0.0)
 DATA = [name for name, method in METHODS.items() if method.chart == "data"]
@@ -234,3 +236,18 @@ def test_records_and_paths_need_levels_that_fall():
             ddim_ode.sample(model, x, "restart", grid=GRID, seeds=[0, 1], **options)
     with pytest.raises(ValueError, match="cannot be undone"):
         ddim_ode.encode(model, x, "restart", grid=GRID[:-1])
+
+
+def test_steps_are_those_of_the_grid_whatever_goes_up_between():
+    for rises in (Ancestral(), Churn(), Restart(low=1.0, high=3.0)):
+        method = Method("mine", None, stages=HEUN, rises=rises)
+        for grid in ([80.0, 5.0, 4.0, 3.0, 0.0], np.geomspace(40.0, 0.1, 9)):
+            plan = ddim_ode.plan(method, ddim_ode.schedules.ve(80.0), grid)
+            assert plan.steps == len(grid) - 1
+    for change, message in (
+        (lambda: Restart(low=0.0), "low=0 is no level to go up again from"),
+        (lambda: Churn(high="a"), "high='a' must be real numbers"),
+        (lambda: Method("x", 2, stages=HEUN, rises=3), "rises=3 must be a Churn"),
+        (lambda: Method("x", 2, stages=HEUN, rises=Churn), "rises="),
+    ):
+        expect(change, message)
