@@ -92,7 +92,8 @@ class Method:
                 f"method {self.name!r}: give stages or past={self.past} velocities, not both"
             )
         object.__setattr__(self, "past", count("past", self.past))
-        if self.rises is not None and not isinstance(self.rises, Rises):
+        rises = self.rises
+        if rises is not None and (isinstance(rises, type) or not isinstance(rises, Rises)):
             raise ValueError(
                 f"method {self.name!r}: rises={shown(self.rises)} must be a Churn, a Restart or the like"
             )

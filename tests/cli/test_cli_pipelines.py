@@ -12,7 +12,6 @@ from peers import load as peer
 from peers import quiet
 from tiny_pipelines import TINY, alive
 
-import ddim_ode
 from ddim_ode import cli
 from ddim_ode.cli.pipelines import open_model
 from ddim_ode.interop.diffusers import DDIMODEScheduler, from_pipeline
