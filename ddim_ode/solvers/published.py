@@ -34,7 +34,7 @@ _PRINT = "f = lambda a: None if a is None else a.tolist(); print(json.dumps(dict
 HOW = {
     "DyWeight": "import json, pickle; p = pickle.load(open(FILE, 'rb'))['predictor']; w, s = p(); "
     f"{_PRINT}hybrid_weights=f(w), t_scale=f(s), afs=p.afs, t_steps=T_STEPS)))",
-    "DyWeight for FLUX": "import json, torch; p = torch.load(FILE); "
+    "DyWeight for FLUX": "import json, torch; p = torch.load(FILE, weights_only=True); "
     f"{_PRINT}dyweight_weights_raw=f(p['dyweight_weights_raw']), "
     "dyweight_t_scales=f(p['dyweight_t_scales']), t_steps=T_STEPS)))",
     "EPD": "import json; from training.ppo.cold_start import load_predictor_table; "
