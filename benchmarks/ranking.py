@@ -86,7 +86,7 @@ def judged(name: str, result: Comparison) -> Iterator[Row]:
     """A row per budget: the best, the second, what lies between them, and what was called a tie."""
     for budget in result.budgets:
         found = result.ranking(budget)
-        best, second, *_ = ranked = [row for row in found if row["rank"]]
+        best, second, *_ = ranked = [row for row in found if row["rank"] and not row["at_floor"]]
         ties = [row for row in ranked[1:] if row["tie"]]
         yield dict(
             model=name,

@@ -143,8 +143,14 @@ def grid_names(grid: Any, sigma_min: Sequence[float | None]) -> list[Grid]:
     """The grids asked for; ValueError for an unknown one, or cuts that have no grid to end."""
     names = several(grid)
     for name in names:
-        if name is not None and not isinstance(name, Profile):
-            if name == "best" or not isinstance(name, str) or ":" not in name:
+        if not isinstance(name, (str, Profile, type(None))):
+            raise ValueError(
+                f"grid={shown(grid)} must be names or a profile, which place the levels for each budget; "
+                "levels of your own belong in a plan: "
+                "compare(model, {'mine': plan_for(model, 'unipc2', grid=levels)})"
+            )
+        if isinstance(name, str):
+            if name == "best" or ":" not in name:
                 one_of("grid", name, (*NAMES, "best"))
             else:
                 check_name(name)

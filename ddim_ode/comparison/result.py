@@ -156,8 +156,8 @@ class Comparison:
             samples that both have), its paired bootstrap interval ratio_low, ratio_high, and tie: whether
             that contains 1. The confidence holds for all rows at once, by Holm's step-down (1979): k rows
             are compared at 1 − (1 − c)/k, and if some differ from the best, the m others again at
-            1 − (1 − c)/m. Rows at the floor come first, rows with more failed samples than others last;
-            both are unranked.
+            1 − (1 − c)/m. Rows at the floor share rank 1 and have no ratio; the best is then the first
+            row above it. Rows with more failed samples than others come last and have no rank.
         """
         at_budget = self._at(nfe)
         ranked = self._ranked(at_budget)
@@ -165,8 +165,11 @@ class Comparison:
         floored = [row for row in at_budget if row.at_floor]
         placed = {row.row for row in (*floored, *ranked)}
         return [
-            *(Ranked(**vars(row)) for row in floored),
-            *(Ranked.at(row, i, decisions.get(row.row)) for i, row in enumerate(ranked, start=1)),
+            *(Ranked(**vars(row), rank=1, tie=len(floored) > 1) for row in floored),
+            *(
+                Ranked.at(row, i, decisions.get(row.row))
+                for i, row in enumerate(ranked, start=len(floored) + 1)
+            ),
             *(Ranked(**vars(row)) for row in at_budget if row.row not in placed),
         ]
 
@@ -206,7 +209,7 @@ class Comparison:
                 what = "distances"
                 why = "what two halves of the model's own samples show; more noises (n=) tell more apart"
             return Answer(
-                f"nfe={budget}: at the floor, and not to be ranked: {who}. Their typical {what} are below "
+                f"nfe={budget}: at the floor, and not to be told apart: {who}. Their typical {what} are below "
                 f"{self.floor:.1e}, {why}"
             )
         ranked = [row for row in rows if row.rank]

@@ -52,7 +52,11 @@ def whole(result: Ranking) -> Table:
     titles = {}
     for budget, ranked in _by_budget(result):
         titles[len(rows)] = f"{budget} network calls"
-        rows += [_cells(row, _mark(row, ranked) == "best") for row in ranked]
+        first = 1 + sum(row.at_floor for row in ranked)  # the rank with which the others are compared
+        rows += [
+            _cells(row, _mark(row, ranked) == "best", bool(row.tie) and row.rank != first)
+            for row in ranked
+        ]
     return Table(_HEAD, rows, left=(1, 2, 7, 11), names=1, titles=titles)
 
 
@@ -93,7 +97,7 @@ def overview_text(result: Ranking, key: str = "error", last: Sequence[str] = ())
     meanings = dict(
         best=f"* best of its column{_BY[result.distribution is None]}",
         tie="= not to be told apart from it (paired bootstrap)",
-        floor=f"~ at the floor (below {result.floor:.1e}): not ranked",
+        floor=f"~ at the floor (below {result.floor:.1e}): best, and not to be told apart",
         failed="! some samples failed and are left out",
     )
     legend = "   ".join(meaning for mark, meaning in meanings.items() if mark in used)
@@ -185,8 +189,8 @@ def interval(row: Ranked, missing: str = "–") -> str:
     return f"{number(row.error_low)} – {number(row.error_high)}"
 
 
-def _cells(row: Ranked, best: bool) -> list[Cell]:
-    rank = "" if row.rank is None else f"{row.rank}{'=' if row.tie and row.rank > 1 else ''}"
+def _cells(row: Ranked, best: bool, tied: bool) -> list[Cell]:
+    rank = "" if row.rank is None else f"{row.rank}{'=' if tied else ''}"
     values = (
         rank,
         row.method,

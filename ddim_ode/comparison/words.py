@@ -38,7 +38,7 @@ def words(result: Ranking) -> Words:
                 f"{level} interval from blocks left out.",
                 "×: its ratio to the best; =: not to be told apart from it, on the same blocks.",
                 f"floor: the two halves of the model's own samples are {halves} apart, and what is below "
-                f"{held.floor:.2g} is not told from the model itself, nor ranked.",
+                f"{held.floor:.2g} is not told from the model itself: those rows share rank 1.",
             ],
             [
                 f"The error of a solver is the {held.name} between its {n} samples and {held.n:,} samples "
@@ -47,7 +47,7 @@ def words(result: Ranking) -> Words:
                 "Best: the smallest distance. The estimate is unbiased, so near 0 it may be negative.",
                 "Tied: the difference of two distances, block by block, may be 0.",
                 f"Distances below {held.floor:.2g}, what halves of the model's own samples show of each "
-                "other, are at the floor: not told from the model itself, and not ranked.",
+                "other, are at the floor: not told from the model itself; they share rank 1.",
             ],
         )
     floor = f"{result.floor:.1e}"
@@ -60,7 +60,8 @@ def words(result: Ranking) -> Words:
     if made is not None:
         notes.append(
             f"reference: {made.solver}, float64; refining moved it by {off:.1e}; {made.nfe:.0f} calls a "
-            f"sample. Typical errors below {floor} are at the floor, not ranked."
+            f"sample. Typical errors below {floor}, 100 × that, are at the floor: not to be told apart, they "
+            "share rank 1."
         )
     if result.searched:
         notes.append(
@@ -81,6 +82,6 @@ def words(result: Ranking) -> Words:
             "Tied: the paired bootstrap over the same noises cannot tell the two errors apart. Overlapping "
             "intervals alone do not make a tie, nor the other way round.",
             f"Typical errors below {floor}, 100 × the reference's own error, are at the floor: better than "
-            "those above it, and not ranked.",
+            "those above it, not to be told apart, and so of one rank.",
         ],
     )
