@@ -155,13 +155,13 @@ def textbook(model: Denoiser, nfe: int, effort: Effort, skipped: int = 0) -> lis
 
 
 def apart(candidates: Sequence[Candidate], most: int) -> list[Candidate]:
-    """The first of each number of skipped calls, in the order of their scores, and then those that share
-    neither method nor grid with one chosen before."""
+    """The first of each number of skipped calls, in the order of their scores, and then those of another
+    method or grid than any chosen before."""
     first = {(c.skipped, c.rehearsed): c for c in reversed(candidates)}
     chosen = sorted(first.values(), key=lambda c: c.score)[:most]
     for candidate in candidates:
         near = any(
-            c.plan.method == candidate.plan.method or c.grid == candidate.grid for c in chosen
+            c.plan.method == candidate.plan.method and c.grid == candidate.grid for c in chosen
         )
         if len(chosen) < most and not near:
             chosen.append(candidate)
