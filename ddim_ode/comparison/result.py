@@ -209,8 +209,8 @@ class Comparison:
                 what = "distances"
                 why = "what two halves of the model's own samples show; more noises (n=) tell more apart"
             return Answer(
-                f"nfe={budget}: at the floor, and not to be told apart: {who}. Their typical {what} are below "
-                f"{self.floor:.1e}, {why}"
+                f"nfe={budget}: at the floor, and not to be told apart: {who}. Their typical {what} are "
+                f"below {self.floor:.1e}, {why}"
             )
         ranked = [row for row in rows if row.rank]
         if not ranked:

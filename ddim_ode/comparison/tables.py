@@ -52,7 +52,9 @@ def whole(result: Ranking) -> Table:
     titles = {}
     for budget, ranked in _by_budget(result):
         titles[len(rows)] = f"{budget} network calls"
-        first = 1 + sum(row.at_floor for row in ranked)  # the rank with which the others are compared
+        first = 1 + sum(
+            row.at_floor for row in ranked
+        )  # the rank with which the others are compared
         rows += [
             _cells(row, _mark(row, ranked) == "best", bool(row.tie) and row.rank != first)
             for row in ranked

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from ..denoising.guidance import Guidance
 from ..denoising.network import by_name, check_channels, check_cond, check_labels
 from ..denoising.seeding import sizes
 from ..solvers.plan import Plan
+from ..solvers.profile import Profile
 from . import weights
 from .classifier import Classifier
 from .unet import UNet
@@ -69,7 +71,21 @@ class PretrainedModel(Denoiser):
         self.null_label = net.num_classes or None
         self.sha256 = sha256
         self.shipped: str | None = None  # its name, where the package brings it
+        self._profile: tuple[Profile | None] | None = None  # what was set, if anything was
         self.guide(guidance)
+
+    @property
+    def profile(self) -> Profile | None:
+        """What its solves step on by default: the profile that ships for its ODE, or what is set here."""
+        if self._profile is not None:
+            return self._profile[0]
+        if self._otherwise_altered:
+            return None
+        return _shipped_profile(f"{self.shipped}-guidance-{self._scale:g}-profile.json")
+
+    @profile.setter
+    def profile(self, profile: Profile | None) -> None:
+        self._profile = (profile,)
 
     def guide(
         self,
@@ -147,15 +163,18 @@ class PretrainedModel(Denoiser):
 
     def _plan_files(self) -> dict[int, Path]:
         """By their calls. ValueError for a model whose ODE is not the plain or the plainly guided one."""
-        others = dict(self.alterations)
-        others.pop("guidance", None)
-        if others:
+        if others := self._otherwise_altered:
             raise ValueError(
                 f"the plans that ship with this model are for its plain ODE, and it has {others}; "
                 "ddim_ode.calibrate(model, nfe=...) makes one for that"
             )
         stem = f"{self.shipped}-guidance-{self._scale:g}-nfe-"
         return {int(file.stem.removeprefix(stem)): file for file in ASSETS.glob(f"{stem}*.json")}
+
+    @property
+    def _otherwise_altered(self) -> dict[str, Any]:
+        """What makes its ODE neither the plain nor the plainly guided one."""
+        return {name: value for name, value in self.alterations.items() if name != "guidance"}
 
     @property
     def _scale(self) -> float:
@@ -216,6 +235,12 @@ def load(
     if path.parent == ASSETS:
         model.shipped = path.stem
     return model
+
+
+@functools.cache
+def _shipped_profile(name: str) -> Profile | None:
+    """One for all that ask: what it works out for a number of calls, it keeps."""
+    return Profile.load(ASSETS / name) if (ASSETS / name).exists() else None
 
 
 def load_classifier(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import gzip
+import pickle
 import re
 import warnings
 
@@ -12,6 +13,7 @@ from refusals import expect, sample
 from torch import Tensor
 
 import ddim_ode
+from ddim_ode.denoising.guidance import Limit
 from ddim_ode.nets import train as training
 from ddim_ode.nets import weights
 from ddim_ode.nets.classifier import run_in_batches, train_classifier
@@ -243,6 +245,26 @@ def test_shipped_plans_are_the_models_own(file):
     assert plan.fit["model_key"] == model_key(model)
     assert plan.fit["calibrated"]
     assert plan.fit["held_out"]["high"] < 0
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_it_steps_on_the_profile_that_ships_for_its_ode(scale):
+    model = ddim_ode.load("fashion-mnist", guidance=scale)
+    profile = model.profile
+    assert profile.about["alterations"] == model.alterations
+    assert profile.about["model_key"] == model_key(model)
+    best = profile.recommend(5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert ddim_ode.plan_for(model, best.method, nfe=5).grid == best.levels
+    assert pickle.loads(pickle.dumps(model)).profile.to_json() == profile.to_json()
+    limited = model.replace(limit=Limit(clip=1.0))
+    assert limited.profile is None
+    model.guide(3.0)
+    assert model.profile is None
+    model.guide(scale)
+    model.profile = None
+    assert model.replace(guidance=None).profile is model.profile is None
 
 
 def test_a_plan_of_another_guidance_is_warned_of():
