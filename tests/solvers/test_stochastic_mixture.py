@@ -125,7 +125,17 @@ def test_weak_order_of_one_step_methods(name):
 
 
 # -- multistep methods: common random numbers -----------------------------------------------------
-N, BATCHES = 60_000, 20
+N, BATCHES, COUNTS = 60_000, 20, (10, 20, 40)
+
+
+@pytest.fixture(scope="module")
+def numbers():
+    """Starts (N,), and increments (fine, N) of their paths."""
+    rng = np.random.default_rng(0)
+    component = rng.choice(3, N, p=WEIGHTS)
+    centre, size = marginal(HIGH)
+    start = centre[component] + size[component] * rng.standard_normal(N)
+    return start, rng.standard_normal((COUNTS[-1], N))
 
 
 def ends(name, steps, start, z):
@@ -141,16 +151,10 @@ def ends(name, steps, start, z):
 
 
 @pytest.mark.parametrize("name", MULTISTEP)
-def test_weak_order_of_multistep_methods(name):
+def test_weak_order_of_multistep_methods(name, numbers):
     """The label within the interval of the sampling for those of two velocities; of others, whose error of
     order two is small beside those of higher order at these steps, the label or more."""
-    counts = (10, 20, 40)
-    rng = np.random.default_rng(0)
-    component = rng.choice(3, N, p=WEIGHTS)
-    centre, size = marginal(HIGH)
-    start = centre[component] + size[component] * rng.standard_normal(N)
-    z = rng.standard_normal((counts[-1], N))
-    found = [functions(ends(name, n, start, z)) for n in counts]
+    found = [functions(ends(name, n, *numbers)) for n in COUNTS]
     gaps = np.array([coarse - fine for coarse, fine in itertools.pairwise(found)])
     batches = gaps.reshape(2, 3, BATCHES, -1).mean(-1)
     mean, error = batches.mean(-1), batches.std(-1, ddof=1) / np.sqrt(BATCHES)
