@@ -13,7 +13,12 @@ from ddim_ode.solvers.methods import METHODS, get_method
 
 MEAN, VARIANCE = 0.4, 0.3
 HIGH, LOW = 10.0, 0.1
-NOISY = [name for name, method in METHODS.items() if method.weak is not None]
+# Names of one plan where eta is 1.
+TWINS = dict(
+    ddpm="ddim", dpmpp_sde="dpmpp2s", seeds2="dpmpp2s", dpmpp2m_sde="dpmpp2m",
+    dpmpp3m_sde="dpmpp3m", sa2="unipc2", sa3="unipc3",
+)  # fmt: skip
+NOISY = [n for n, method in METHODS.items() if method.weak is not None and n not in TWINS]
 PECE = ["sa2:pece", "sa3:pece"]
 TOLERANCE = 0.15
 
@@ -45,6 +50,14 @@ def on_path(plan):
 def converged():
     """The end of a plan of 960 steps, over the increments of its path."""
     return on_path(ddim_ode.plan("dpmpp2m", COSINE, FINE, eta=1.0))
+
+
+@pytest.mark.parametrize(("name", "other"), TWINS.items())
+def test_two_names_of_one_plan_have_its_labels(name, other):
+    plans = [compiled(n, grid(20)) for n in (name, other)]
+    assert plans[0].ops == plans[1].ops
+    assert METHODS[name].weak == METHODS[other].weak
+    assert METHODS[name].strong == METHODS[other].strong
 
 
 @pytest.mark.parametrize("name", [*NOISY, *PECE])
