@@ -96,14 +96,11 @@ MIXTURE = mixture_1d(COSINE)
 
 
 @pytest.mark.parametrize("method", UNI)
-def test_a_budget_is_kept_and_arrives(method):
+def test_a_budget_is_spent_better_than_by_ddim(method):
     x = ddim_ode.noise((1,), COSINE, seeds=range(8), dtype=torch.float64)
-    for nfe in (3, 6, 12):
-        sol = ddim_ode.sample(MIXTURE, x, method, rtol=1e-6, nfe=nfe)
-        assert (sol.sample_nfe <= nfe).all()
-        assert all(sigmas[-1] == 0 for sigmas in sol.sigmas)
+    sol = ddim_ode.sample(MIXTURE, x, method, rtol=1e-6, nfe=12)
     truth = solve(MIXTURE, x, "rk45", 1e-8).x
-    steady = ddim_ode.sample(MIXTURE, x, "ddim", steps=nfe, grid="log_snr").x
+    steady = ddim_ode.sample(MIXTURE, x, "ddim", steps=12, grid="log_snr").x
     assert float((sol.x - truth).square().mean()) < float((steady - truth).square().mean())
 
 

@@ -70,15 +70,6 @@ def test_the_exponential_schedule_gives_its_formula_literally(s):
     torch.testing.assert_close(ode(s, x), expected, rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_ddim_form_moves_along_eps_itself(name):
-    schedule = SCHEDULES[name]
-    model, y, sigma = tanh_model(schedule), points(4, 2), 1.7
-    ode = ddim_ode.ProbabilityFlow(model, variable="sigma", state="x/alpha_bar")
-    _, eps = model(y * float(schedule.scales(sigma)[0]), sigma)
-    torch.testing.assert_close(ode(sigma, y), eps, rtol=1e-13, atol=0)
-
-
 @pytest.mark.parametrize(("variable", "state"), [*zip(VARIABLES, itertools.cycle(STATES))])
 def test_torchdiffeq_and_scipy_take_it_as_it_is(variable, state):
     exact, x = gaussian_2d(EXPONENTIAL), points(4, 2)

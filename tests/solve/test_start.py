@@ -6,14 +6,13 @@ import numpy as np
 import pytest
 import torch
 from erring import COVS, MEANS, erring, good
+from problems import COSINE
 from refusals import expect
 
 import ddim_ode
 from ddim_ode import Denoiser, grids, schedules
 from ddim_ode._base.warn import Caution
 from ddim_ode.solvers.methods import METHODS, get_method
-
-COSINE = schedules.cosine()
 
 
 @pytest.mark.parametrize(("T", "nfe", "prediction"), [(100, 12, "score"), (1000, 20, "eps")])
