@@ -39,7 +39,7 @@ def weak_errors(name, counts, make=compiled):
     return np.array(ends) - exact
 
 
-FINE = grid(960)
+FINE = grid(1920)
 
 
 def on_path(plan):
@@ -48,7 +48,7 @@ def on_path(plan):
 
 @pytest.fixture(scope="module")
 def converged():
-    """The end of a plan of 960 steps, over the increments of its path."""
+    """The end of a plan of 1,920 steps, over the increments of its path."""
     return on_path(ddim_ode.plan("dpmpp2m", COSINE, FINE, eta=1.0))
 
 
@@ -75,7 +75,7 @@ def test_weak_order_is_that_on_the_label(name):
     "name", [n for n in NOISY if METHODS[n].strong and not n.startswith("er_sde")]
 )
 def test_strong_order_is_that_on_the_label(name, converged):
-    counts = [40, 80]
+    counts = [80, 160]
     errors = [np.linalg.norm(on_path(compiled(name, grid(n))) - converged) for n in counts]
     assert moments.slope(counts, errors) == pytest.approx(METHODS[name].strong, abs=TOLERANCE)
 
