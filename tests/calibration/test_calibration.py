@@ -293,7 +293,7 @@ def test_a_fitted_plan_beats_the_best_textbook_one_within_its_budget(schedule, o
     assert plan.fit["calibrated"]
     assert plan.nfe == nfe
     mean, half = log_ratio(model, plan)
-    assert mean + half < np.log(0.7)
+    assert mean + half < np.log(0.4)  # more than the search alone gains
     if model.snap:
         levels = np.array([sigma for sigma in plan.grid if sigma > 0])
         assert np.allclose(model.snapped(levels), levels, rtol=1e-12)
