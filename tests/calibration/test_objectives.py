@@ -28,7 +28,7 @@ WRONG = ddim_ode.exact.gaussian([0.3] * 4, 0.25 * np.eye(4), SCHEDULE)
 SHAPE = (4,)
 
 
-def real(n=1500, seed=0, mean=0.6, std=0.2):
+def real(n=800, seed=0, mean=0.6, std=0.2):
     return mean + std * torch.randn(n, 4, generator=torch.Generator().manual_seed(seed))
 
 
@@ -239,13 +239,13 @@ def test_a_solution_in_features_reports_what_it_did_not_see():
         (dict(data=torch.zeros(63, 4)), "data has 63 samples, but must have at least 64"),
         (dict(data=torch.zeros(0, 4)), "data has 0 samples"),
         (dict(data=torch.full((99, 4), torch.nan)), "data has NaN or inf in 99 of 99"),
-        (dict(data=real().index_fill(0, torch.tensor([3]), torch.inf)), "in 1 of 1500 samples"),
+        (dict(data=real().index_fill(0, torch.tensor([3]), torch.inf)), "in 1 of 800 samples"),
         (dict(data=torch.zeros(99, 4, dtype=torch.uint8)), "data is of torch.uint8.*127.5"),
         (dict(data=torch.ones(99, 4)), "data are 99 times the same sample"),
         (dict(n=47), "n=47 must be a whole number >= 48"),
         (dict(features=3), "features=3 must be callable"),
         (dict(features=lambda x: x.mean()), r"got torch.float32 of shape \(\)"),
-        (dict(features=lambda x: x / 0), "are NaN or inf for 1500 of 1500 finite samples"),
+        (dict(features=lambda x: x / 0), "are NaN or inf for 800 of 800 finite samples"),
         (dict(features=lambda x: x.repeat(1, 3000)), "features has 12000 numbers"),
         (dict(nfe=4), "start has nfe 3"),
     ],

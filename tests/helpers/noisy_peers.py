@@ -13,9 +13,6 @@ import numpy as np
 import peers
 import torch
 
-from ddim_ode.solve.loop import integrate
-from ddim_ode.solvers.chart import convert
-
 _FILES = dict(
     EulerAncestralDiscrete="euler_ancestral_discrete",
     KDPM2AncestralDiscrete="k_dpm_2_ancestral_discrete",
@@ -101,19 +98,3 @@ def diffusers(name, steps, calls, draws, in_sigma=False, step=None, **config):
     drawn = np.append(np.full(1 + calls, True), (rows[:, 1 + calls :] != 0).any(0))
     rows = rows[:, drawn]  # some are drawn in the last step, for nothing
     return Table(rows, grid, scheduler.timesteps.double().tolist())
-
-
-def ours(plan, answers="eps", draws=None):
-    """The same of a plan on ``peers.ANY_SIGMA``. draws(unit draws): What it is given instead of these."""
-    size = 1 + plan.nfe + len(plan.draws())
-    made = [_unit(k, size) for k in range(1 + plan.nfe, size)]
-    source, shown = iter(made if draws is None else draws(made)), []
-
-    def evaluate(y, k):
-        shown.append(y)
-        node = plan.nodes[k]
-        a, b = convert(answers, node.vector, *peers.ANY_SIGMA.scales(node.sigma))
-        return float(a) * y + float(b) * _unit(k + 1, size)
-
-    end = integrate(plan, evaluate, _unit(0, size), draw=lambda: next(source)).x
-    return torch.stack([*shown, end]).reshape(plan.nfe + 1, size).numpy()

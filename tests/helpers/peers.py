@@ -217,9 +217,15 @@ def their_table(sampler: Sampler) -> np.ndarray:
     return torch.stack([*shown, end.double()]).flatten(1).numpy()
 
 
-def our_table(plan: Plan, answers: str = "eps") -> np.ndarray:
-    """The same of a plan, whatever vector it stores."""
-    vectors, shown = _basis(plan.nfe), []
+def our_table(
+    plan: Plan, answers: str = "eps", draws: Callable[[list], list] = lambda unit: unit
+) -> np.ndarray:
+    """The same of a plan, whatever vector it stores, and over its draws (columns) if it has some.
+
+    draws(unit vectors): What it is given instead of these.
+    """
+    vectors, shown = _basis(plan.nfe + len(plan.draws())), []
+    source = iter(draws(list(vectors[1 + plan.nfe :])))
 
     def evaluate(y, k):
         shown.append(y)
@@ -227,7 +233,7 @@ def our_table(plan: Plan, answers: str = "eps") -> np.ndarray:
         a, b = convert(answers, node.vector, *ANY_SIGMA.scales(node.sigma))
         return float(a) * y + float(b) * vectors[k + 1]
 
-    end = integrate(plan, evaluate, vectors[0]).x
+    end = integrate(plan, evaluate, vectors[0], draw=lambda: next(source)).x
     return torch.stack([*shown, end]).flatten(1).numpy()
 
 

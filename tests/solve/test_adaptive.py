@@ -41,9 +41,9 @@ def two_modes(std, schedule):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_sample_in_a_batch_is_that_sample_alone(method):
-    model, x = eight_components(), points(24, 2, seed=1)
+    model, x = eight_components(), points(12, 2, seed=1)
     together = solve(model, x, method, 1e-2)
-    for k in range(0, 24, 2):
+    for k in (0, 5, 11):
         alone = solve(model, x[k : k + 1], method, 1e-2)
         torch.testing.assert_close(together.x[k], alone.x[0], rtol=0, atol=1e-10)
         assert together.sample_nfe[k] == alone.sample_nfe[0]
@@ -65,23 +65,15 @@ def test_finished_samples_leave_the_network_and_take_their_conditions_along(meth
     scale = torch.tensor([0.1, 1.0, 4.0, 16.0], dtype=torch.float64)
 
     def field(x, t, c, shift):
-        assert torch.equal(
-            x.sign(), c.sign()[:, None].expand_as(x)
-        )  # each row has its own condition
+        assert torch.equal(x.sign(), c.sign()[:, None].expand_as(x))  # each row has its own
         return torch.sin(3 * c[:, None].abs() * x) * 0.1 + 0 * shift
 
     net = Counting(field)
     signs = torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64)
     x = (5 * signs)[:, None].expand(4, 3).contiguous()
-    sol = solve(
-        Denoiser(net, COSINE),
-        x,
-        method,
-        1e-3,
-        cond=dict(c=signs * scale),
-        shared=dict(shift=0.0),
-        **SPAN,
-    )
+    conditions = dict(cond=dict(c=signs * scale), shared=dict(shift=0.0))
+    tol = 1e-2 if method == "heun" else 1e-3
+    sol = solve(Denoiser(net, COSINE), x, method, tol, **conditions, **SPAN)
     assert net.calls == sol.nfe == max(sol.sample_nfe)
     assert net.rows == sol.net_evals == sum(sol.sample_nfe)
     assert sum(sol.sample_nfe) < 4 * max(sol.sample_nfe)
@@ -92,8 +84,9 @@ def test_finished_samples_leave_the_network_and_take_their_conditions_along(meth
 
 @pytest.mark.parametrize("method", PAIRS)
 def test_the_last_jump_costs_no_call(method):
-    stopped = solve(method=method, tol=1e-3, final="sigma_min")
-    landed = solve(method=method, tol=1e-3)
+    stopped, landed = (
+        solve(method=method, tol=1e-2, **end) for end in (dict(final="sigma_min"), {})
+    )
     assert landed.sample_nfe.tolist() == stopped.sample_nfe.tolist()
     assert landed.accepted.tolist() == (stopped.accepted + 1).tolist()
     expected = MIXTURE(stopped.x, COSINE.sigma_min)[0]
@@ -103,18 +96,23 @@ def test_the_last_jump_costs_no_call(method):
 # -- accuracy ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", METHODS)
+VE, FLOW = schedules.ve(80.0), schedules.flow()
+
+
 @pytest.mark.parametrize(
-    "schedule", [COSINE, schedules.ve(80.0), schedules.flow()], ids=lambda s: s.family
+    ("method", "schedule"),
+    [
+        *((method, COSINE) for method in METHODS),
+        *(("rk45", VE), ("unipc3", VE), ("bosh3", FLOW), ("unipc2", FLOW)),
+    ],
+    ids=lambda value: getattr(value, "family", None),
 )
 def test_the_error_falls_with_the_tolerance(method, schedule):
     """Local error of the pair's order: error per step ∝ tol, so the end error ∝ tol^((p+1)/p) or better."""
     model, x = mixture_1d(schedule), points(5)
     x = x * float(np.hypot(*schedule.scales(20.0)))
     truth = model.flow(x, 20.0, 0.01)
-    tolerances = dict(rk45=(1e-5, 1e-8), bosh3=(1e-4, 1e-6), heun=(1e-2, 1e-4)).get(
-        method, (1e-4, 1e-6)
-    )
+    tolerances = dict(rk45=(1e-5, 1e-8), heun=(1e-2, 1e-3)).get(method, (1e-4, 1e-6))
     errors = [float((solve(model, x, method, t, **SPAN).x - truth).abs().max()) for t in tolerances]
     decades = np.log10(tolerances[0] / tolerances[1])
     assert errors[0] < 10 * tolerances[0]
@@ -123,9 +121,9 @@ def test_the_error_falls_with_the_tolerance(method, schedule):
 
 def test_an_adaptive_solve_starts_at_infinite_sigma():
     model = mixture_1d(schedules.flow(), "flow")
-    sol = solve(model, tol=1e-7, final="sigma_min")
+    sol = solve(model, tol=1e-6, final="sigma_min")
     truth = model.flow(X, np.inf, model.schedule.sigma_min)
-    torch.testing.assert_close(sol.x, truth, rtol=0, atol=1e-6)
+    torch.testing.assert_close(sol.x, truth, rtol=0, atol=1e-5)
     blind = mixture_1d(schedules.flow())
     expect(lambda: solve(blind), "says nothing of x0 at σ=inf")
 
@@ -136,7 +134,7 @@ def test_errors_are_within_ten_tolerances_or_reported(std, tol):
     """The full sweep is benchmarks/honesty.py."""
     schedule = schedules.ve(80.0)
     model = two_modes(std, schedule)
-    x = 80 * points(400, seed=5)
+    x = 80 * points(200, seed=5)
     sol = solve(model, x, tol=tol, sigma_max=80.0, sigma_min=1e-3, final="sigma_min")
     error = (sol.x - model.flow(x, 80.0, 1e-3)).abs()[:, 0]
     beyond = error > 10 * tol
@@ -151,19 +149,26 @@ def test_the_error_estimate_knows_that_a_separatrix_amplifies(method):
     schedule = schedules.ve(80.0)
     model = two_modes(0.3, schedule)
     x = torch.tensor([[0.005], [0.5], [60.0]], dtype=torch.float64)
-    sol = solve(model, x, method, 1e-4, sigma_max=80.0, sigma_min=1e-3, final="sigma_min")
+    tol = 1e-3 if method == "heun" else 1e-4
+    sol = solve(model, x, method, tol, sigma_max=80.0, sigma_min=1e-3, final="sigma_min")
     truth = (sol.x - model.flow(x, 80.0, 1e-3)).abs()[:, 0]
     assert (sol.error >= 0.1 * truth).all()
     assert sol.error[0] > 10 * sol.error[2]
 
 
+@pytest.fixture(scope="module")
+def converged():
+    """A model of two dimensions, states, and where they end."""
+    model, x = eight_components(), points(40, 2, seed=7)
+    return model, x, solve(model, x, tol=1e-8).x
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("tol", [1e-1, 1e-3])
-def test_the_error_estimate_holds_in_two_dimensions(method, tol):
-    model, x = eight_components(), points(40, 2, seed=7)
-    converged = solve(model, x, tol=1e-10).x
+def test_the_error_estimate_holds_in_two_dimensions(method, tol, converged):
+    model, x, end = converged
     sol = solve(model, x, method, tol)
-    error = (sol.x - converged).square().mean(1).sqrt()
+    error = (sol.x - end).square().mean(1).sqrt()
     silent = (error > 10 * tol) & (sol.error < 0.1 * error)
     assert not silent.any()
     assert float((sol.error / error).median()) > 0.2
@@ -279,7 +284,7 @@ FEHLBERG = Tableau(
 
 def test_a_pair_whose_last_stage_is_not_the_end_is_given_one():
     method = ddim_ode.Method("rkf45", 4, "flow", FEHLBERG)
-    exact = solve(tol=1e-10).x
+    exact = MIXTURE(MIXTURE.flow(X, COSINE.sigma_max, COSINE.sigma_min), COSINE.sigma_min)[0]
     sol = solve(method=method, tol=1e-6)
     assert set(sol.status) == {"success"}
     assert float((sol.x - exact).abs().max()) < 1e-5

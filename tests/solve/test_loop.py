@@ -108,22 +108,6 @@ def test_a_plan_with_noise_without_a_source_is_refused():
         integrate(plan_of(call(), land(1.0, [0.0], noise=1.0)), Stub(0.0), ones())
 
 
-@pytest.mark.parametrize("weights", [[], [0.0]])
-def test_the_start_is_not_overwritten(weights):
-    start = ones()
-    plan = plan_of(call(), land(1.0, weights, noise=1.0))
-    integrate(plan, Stub(5.0), start, draw=lambda: torch.ones_like(start))
-    assert start.item() == 1.0
-
-
-def test_finiteness_is_reported_per_sample():
-    def evaluate(y, k):
-        return torch.tensor([[1.0], [float("nan")], [float("inf")]]).double()
-
-    _, finite, *_ = integrate(plan_of(call(), land(1.0, [1.0])), evaluate, ones(3))
-    assert finite.tolist() == [True, False, False]
-
-
 @pytest.mark.parametrize("hold", [False, True])
 def test_hold_keeps_the_last_finite_state_of_a_failed_sample_only(hold):
     def evaluate(y, k):
@@ -161,15 +145,6 @@ def test_observers_see_every_call_and_every_step_in_order():
     assert [tuple(float(v) for v in event) for event in events] == [
         *((0, 1.0, 7.0), (1, 3.0, 8.0), (1, 1.0, 2.0), (2, 2.0, 9.0), (2, 0.0, 10.0))
     ]
-
-
-def test_gradients_flow_through_the_loop():
-    x = ones().requires_grad_()
-    plan = plan_of(call(), call(2.0, [1.0], commit=True), land(3.0, [1.0, 1.0]))
-    end, *_ = integrate(plan, lambda y, k: y * y, x)
-    # y1 = 2x + x², end = 3 y1 + y1² + x², at x = 1: y1 = 3, y1' = 4
-    (gradient,) = torch.autograd.grad(end, x)
-    assert (end.item(), gradient.item()) == (19.0, 3 * 4 + 2 * 3 * 4 + 2)
 
 
 def test_the_error_is_the_plan_s_combination_of_what_was_stored():

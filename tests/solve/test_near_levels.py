@@ -1,5 +1,7 @@
 """Levels that nearly coincide: a solve errs no more than without one of them."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -28,28 +30,34 @@ def with_near(grid, at, gap, several=1):
     return np.insert(grid, at + 1, grid[at] * (1 - gap * np.arange(1, several + 1)))
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("gap", [1e-3, 1e-5, 1e-8, 1e-12, 5e-16])
+PLAIN = functools.cache(lambda method: ddim_ode.sample(MODEL, X, method, grid=GRID).x)
+
+
+@pytest.mark.parametrize(
+    ("gap", "dtype"),
+    [(1e-3, torch.float64), (1e-8, torch.float64), (5e-16, torch.float64), (1e-5, torch.float32)],
+    ids=str,
+)
 @pytest.mark.parametrize("method", MULTISTEP)
 def test_a_level_near_another_costs_no_accuracy(method, gap, dtype):
-    plain = rms(ddim_ode.sample(MODEL, X, method, grid=GRID).x, END)
+    plain = rms(PLAIN(method), END)
     for at, several in ((0, 1), (12, 1), (20, 3), (28, 1)):
         sol = ddim_ode.sample(MODEL, X.to(dtype), method, grid=with_near(GRID, at, gap, several))
         assert rms(sol.x, END) < 1.3 * plain
         assert sol.error is None or float(sol.error.max()) < 20 * plain
 
 
-@pytest.mark.parametrize("gap", [1e-4, 1e-8, 5e-16])
 @pytest.mark.parametrize("method", DETERMINISTIC)
-def test_near_levels_on_the_way_up(method, gap):
+def test_near_levels_on_the_way_up(method):
     low = GRID[:-1]
     x0 = MODEL.draw(8)
     end = MODEL.flow(x0, low[-1], low[0])
-    plain, near = (
+    plain, *near = (
         ddim_ode.encode(MODEL, x0, method, grid=grid).x
-        for grid in (low, with_near(low, 15, gap, 2))
+        for grid in (low, *(with_near(low, 15, gap, 2) for gap in (1e-5, 5e-16)))
     )
-    assert rms(near, plain) < 0.5 * rms(plain, end) + 1e-7
+    for latent in near:
+        assert rms(latent, plain) < 0.5 * rms(plain, end) + 1e-7
 
 
 @pytest.mark.parametrize("method", ["ab4", "dpmpp2m", "unipc3"])
@@ -77,7 +85,7 @@ def test_the_levels_of_named_grids_are_all_read(schedule, monkeypatch):
         monkeypatch.setattr(steps, "APART", apart)
         compilation.clear_cache()
         for name in grids.NAMES if schedule.family != "ve" else ("log_snr", "karras"):
-            for n in (4, 10, 50):
+            for n in (4, 50):
                 for method in ("ab4", "unipc3"):  # of either ruler
                     try:
                         plan = ddim_ode.plan(method, schedule, grids.make_grid(name, schedule, n))
@@ -95,7 +103,7 @@ def test_the_levels_of_named_grids_are_all_read(schedule, monkeypatch):
 @pytest.mark.parametrize("final", ["zero", "sigma_min"])
 @pytest.mark.parametrize("name", [*grids.NAMES, None])
 def test_the_most_steps_on_trained_levels_are_found(name, final):
-    schedule = schedules.ddpm(T=150, beta_end=0.1)
+    schedule = schedules.ddpm(T=50, beta_end=0.3)
     model = Denoiser(lambda x, t: 0.5 * x, schedule, "x0", snap=True)
 
     def distinct(n):
@@ -104,7 +112,7 @@ def test_the_most_steps_on_trained_levels_are_found(name, final):
         )
         return len({*model.snapped(found[found > 0])}) == (found > 0).sum()
 
-    most = max(n for n in range(1, 160) if distinct(n))
+    most = max(n for n in range(1, 55) if distinct(n))
     for method in ("ddim", "unipc3"):
         sol = ddim_ode.sample(model, X[:1], method, nfe=5000, grid=name, final=final)
         assert sol.plan.steps == most

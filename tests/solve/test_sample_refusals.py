@@ -160,10 +160,10 @@ def test_what_cannot_be_says_what_to_change(call, message):
 
 
 @pytest.mark.parametrize("name", [name for name, m in METHODS.items() if not m.takes_noise])
-@pytest.mark.parametrize("option", [dict(eta=0.5), dict(noise_std=[0.1, 0.1, 0.0])])
-def test_step_noise_belongs_to_ddim_and_chart_data(name, option):
-    message = f"method '{name}' takes no {next(iter(option))}: .*ddim.*chart 'data'"
-    expect(sample(MODEL, X, name, grid=GRID, **option), message)
+def test_step_noise_belongs_to_ddim_and_chart_data(name):
+    for option in (dict(eta=0.5), dict(noise_std=[0.1, 0.1, 0.0])):
+        message = f"method '{name}' takes no {next(iter(option))}: .*ddim.*chart 'data'"
+        expect(sample(MODEL, X, name, grid=GRID, **option), message)
 
 
 def test_the_bound_of_step_noise_itself_is_allowed():
@@ -175,11 +175,12 @@ def test_the_bound_of_step_noise_itself_is_allowed():
 
 
 @pytest.mark.parametrize("schedule", [zero_snr(), schedules.flow()], ids=["zero_snr", "flow"])
-@pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("prediction", ["eps", "score"])
-def test_an_eps_network_cannot_start_at_alpha_bar_zero(schedule, name, prediction):
+def test_an_eps_network_cannot_start_at_alpha_bar_zero(schedule, prediction):
     message = f"prediction='{prediction}' .*σ=inf .*rescale_betas_zero_snr.*sigma_max.*'v' or 'x0'"
-    expect(sample(Denoiser(Counting(), schedule, prediction), X, name, steps=4), message)
+    model = Denoiser(Counting(), schedule, prediction)
+    for name in METHODS:
+        expect(sample(model, X, name, steps=4), message)
 
 
 def test_the_message_about_another_schedule_is_short():

@@ -1,8 +1,6 @@
 """The front door: conditions, guidance, snapping, what is recorded, and other packages' solvers."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -31,8 +29,9 @@ def labelled(x, t, y):
     return torch.tanh(x + 0.3 * y[:, None].to(x.dtype))
 
 
-@pytest.mark.parametrize("name", ["ddim", "heun", "ab2"])
-@pytest.mark.parametrize("scale", [0.0, 2.5, -1.0, 1.0])
+@pytest.mark.parametrize(
+    ("name", "scale"), [("ddim", 0.0), ("heun", 2.5), ("ab2", -1.0), ("ddim", 1.0)]
+)
 def test_guidance_is_the_formula_of_two_calls_and_one_batched_call(name, scale):
     net = Counting(labelled)
 
@@ -139,8 +138,13 @@ def test_record_x0_of_a_corrector_is_the_prediction_that_corrected():
     torch.testing.assert_close(sol.trajectory[:-1], torch.stack(given))
 
 
-@pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
-@pytest.mark.parametrize("name", [n for n, m in METHODS.items() if not m.corrector and not m.rises])
+@pytest.mark.parametrize(
+    ("name", "prediction"),
+    [
+        (name, ("eps", "x0", "v")[i % 3])
+        for i, name in enumerate(n for n, m in METHODS.items() if not (m.corrector or m.rises))
+    ],
+)
 def test_record_x0_holds_the_prediction_of_every_level(name, prediction):
     model = mixture_2d(COSINE, prediction)
     options = dict(steps=5, sigma_max=20.0, seeds=[1, 2, 3])
@@ -194,14 +198,14 @@ def test_an_adaptive_solve_follows_the_exact_flow_and_lands(name):
     exact = gaussian_2d(EXPONENTIAL)
     net = Counting(exact.net)
     model = Denoiser(net, EXPONENTIAL, time=exact.time)
-    options = dict(rtol=1e-7, atol=1e-8, max_nfe=10_000, sigma_min=0.02)
+    options = dict(rtol=1e-5, atol=1e-6, max_nfe=10_000, sigma_min=0.02)
     stopped = ddim_ode.sample(model, X, name, final="sigma_min", seeds=[1, 2, 3], **options)
     assert (stopped.nfe, stopped.net_evals) == (net.calls, net.rows)
     assert stopped.sample_nfe.tolist() == [net.calls] * 3
     assert stopped.seeds == [1, 2, 3]
     np.testing.assert_allclose(stopped.sigmas, [EXPONENTIAL.sigma_max, 0.02])
     end = exact.flow(X, EXPONENTIAL.sigma_max, 0.02)
-    torch.testing.assert_close(stopped.x, end, rtol=0, atol=2e-5)
+    torch.testing.assert_close(stopped.x, end, rtol=0, atol=2e-3)
     landed = ddim_ode.sample(model, X, name, **options)
     assert landed.status.tolist() == ["success"] * 3
     torch.testing.assert_close(landed.x, model(stopped.x, 0.02)[0])
@@ -222,8 +226,8 @@ def test_a_fixed_external_solve_steps_on_the_grid_it_is_given():
 def test_an_external_solve_starts_at_infinite_sigma(name):
     schedule = ddim_ode.schedules.flow()
     model = gaussian_2d(schedule, "flow")
-    sol = ddim_ode.sample(model, X, name, rtol=1e-7, atol=1e-8, final="sigma_min", max_nfe=10_000)
-    near = ddim_ode.sample(model, X, "rk4", steps=400, final="sigma_min")
+    sol = ddim_ode.sample(model, X, name, rtol=1e-5, atol=1e-6, final="sigma_min", max_nfe=10_000)
+    near = ddim_ode.sample(model, X, "rk4", steps=100, final="sigma_min")
     torch.testing.assert_close(sol.x, near.x, rtol=0, atol=1e-3)
 
 
@@ -252,12 +256,6 @@ def test_guidance_of_a_half_precision_network_is_combined_in_single(dtype):
     null = float(torch.tensor(0.9, dtype=dtype))
     expected = torch.full((1, 2), null + 7.3 * (1 - null))
     torch.testing.assert_close(eps, expected, rtol=1e-6, atol=0)
-
-
-def test_modules_are_there_without_an_import_of_their_own():
-    code = "import sys, ddim_ode; ddim_ode.interop.config, ddim_ode.solvers.methods, "
-    code += "ddim_ode.evaluate.metrics; sys.exit(hasattr(ddim_ode.evaluate, 'nothing'))"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.parametrize("name", ["heun", "rk45", "scipy:RK45"])

@@ -69,48 +69,45 @@ def test_every_method_has_an_order_or_is_stochastic():
     assert set(ONE_STEP) | set(MULTISTEP) | without == {m["name"] for m in ddim_ode.methods()}
 
 
-@pytest.mark.parametrize("schedule", MODELS)
 @pytest.mark.parametrize("name", ONE_STEP)
-def test_one_step_method_has_the_order_on_its_label(name, schedule):
-    measured = slope(MODELS[schedule], name, 64)
+def test_one_step_method_has_the_order_on_its_label(name):
+    measured = slope(MODELS["cosine"], name, 64)
     assert measured == pytest.approx(METHODS[name].order, abs=TOLERANCE)
 
 
-@pytest.mark.parametrize("schedule", MODELS)
 @pytest.mark.parametrize("name", MULTISTEP)
-def test_multistep_method_from_exact_values_has_the_order_on_its_label(name, schedule):
-    measured = slope(MODELS[schedule], name, 180, past=METHODS[name].past)
+def test_multistep_method_from_exact_values_has_the_order_on_its_label(name):
+    measured = slope(MODELS["exponential"], name, 180, past=METHODS[name].past)
     assert measured == pytest.approx(METHODS[name].order, abs=TOLERANCE)
 
 
-@pytest.mark.parametrize("schedule", MODELS)
 @pytest.mark.parametrize("name", MULTISTEP)
-def test_multistep_method_as_run_has_the_order_as_run(name, schedule):
+def test_multistep_method_as_run_has_the_order_as_run(name):
     # Even in t from a level where the velocity bends: the first step is as large as the others.
-    measured = slope(MODELS[schedule], name, 200)
+    measured = slope(MODELS["cosine"], name, 200)
     assert measured == pytest.approx(METHODS[name].order_as_run, abs=TOLERANCE)
 
 
-@pytest.mark.parametrize("schedule", MODELS)
 @pytest.mark.parametrize("name", [name for name in MULTISTEP if METHODS[name].rk_steps])
-def test_a_ramp_lowers_the_global_order(name, schedule):
-    measured = slope(MODELS[schedule], name, 100, ends=(2.0, 1.0), start="ramp")
+def test_a_ramp_lowers_the_global_order(name):
+    measured = slope(MODELS["exponential"], name, 100, ends=(2.0, 1.0), start="ramp")
     assert measured == pytest.approx(METHODS[name].order_from_ramp, abs=TOLERANCE)
     assert METHODS[name].order_from_ramp < METHODS[name].order
 
 
-@pytest.mark.parametrize("chart", CHARTS)
-@pytest.mark.parametrize("name", ONE_STEP)
+# Two methods, of a tableau and of single steps, in every chart; of the others, each in two.
+IN_CHARTS = [
+    *((name, chart) for name in ("bosh3", "dpm3") for chart in CHARTS),
+    *((n, list(CHARTS)[(i + j) % len(CHARTS)]) for i, n in enumerate(ONE_STEP) for j in (0, 3)),
+]
+IN_CHARTS = list(dict.fromkeys(IN_CHARTS))
+
+
+@pytest.mark.parametrize(("name", "chart"), IN_CHARTS)
 def test_one_step_method_keeps_its_order_in_every_chart(name, chart):
     coarse = 90 if METHODS[name].order == 5 else 60
     measured = slope(MODELS["exponential"], name, coarse, ends=(3.5, 0.3), chart=chart)
     assert measured == pytest.approx(METHODS[name].order, abs=TOLERANCE)
-
-
-@pytest.mark.parametrize("chart", ["data", "log", "trig", "exp"])
-def test_adams_keeps_its_order_in_every_chart(chart):
-    measured = slope(MODELS["exponential"], "ab3", 100, chart=chart, past=3)
-    assert measured == pytest.approx(3, abs=TOLERANCE)
 
 
 @pytest.mark.parametrize("ruler", ["log_sigma", "fraction", "t", "atan_sigma"])
@@ -145,8 +142,7 @@ def test_wrong_weights_of_a_multistep_method_are_seen():
     assert np.log2(errors[0] / errors[1]) == pytest.approx(2, abs=TOLERANCE)
 
 
-@pytest.mark.parametrize("chart", CHARTS)
-@pytest.mark.parametrize("name", ONE_STEP)
+@pytest.mark.parametrize(("name", "chart"), IN_CHARTS)
 def test_the_stored_vector_does_not_change_a_plan(name, chart):
     ends, x = {}, points(4)
     grid = make_grid("time", COSINE, 6, sigma_max=20.0)
@@ -161,13 +157,12 @@ def test_the_stored_vector_does_not_change_a_plan(name, chart):
 FROM_INFINITY = mixture_1d(schedules.flow(), "flow")
 
 
-@pytest.mark.parametrize("chart", ["flow", "trig"])
 @pytest.mark.parametrize("name", [n for n in ONE_STEP if isinstance(METHODS[n].stages, Tableau)])
-def test_one_step_method_keeps_its_order_from_infinite_sigma(name, chart):
+def test_one_step_method_keeps_its_order_from_infinite_sigma_in_another_chart(name):
     x, errors = torch.linspace(-1.5, 1.7, 6).double()[:, None], []
     for steps in (40, 80):
         grid = make_grid("time", FROM_INFINITY.schedule, steps, final="sigma_min", sigma_min=0.5)
-        plan = ddim_ode.plan(name, FROM_INFINITY.schedule, grid, chart=chart, vector="flow")
+        plan = ddim_ode.plan(name, FROM_INFINITY.schedule, grid, chart="trig", vector="flow")
         errors.append(error(FROM_INFINITY, x, plan))
     assert np.log2(errors[0] / errors[1]) == pytest.approx(METHODS[name].order, abs=TOLERANCE)
 

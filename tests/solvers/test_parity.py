@@ -1,9 +1,9 @@
 """Parity with diffusers and k-diffusion, coefficient by coefficient.
 
 A sampler that is linear in its start x_T and the network's answers ε_0, ε_1, ... is one table of numbers:
-each state it shows the network, and its end state, over x_T, ε_0, ε_1, .... For every row of TABLE that
-table of theirs, run as it ships (float32 levels), is compared with that of our plan on THEIR grid, each
-entry relative to the largest of its row.
+each state it shows the network, and its end state, over x_T, ε_0, ε_1, .... For every row of EQUAL and
+DEPARTURES that table of theirs, run as it ships (float32 levels), is compared with that of our plan on
+THEIR grid, each entry relative to the largest of its row.
 
 A Row without a cause is an equality, to 1e-6. One with a cause is a departure of theirs from the formulas
 on the label, of the measured size ``off``, and ``cure`` is what makes it disappear: options of theirs,
@@ -220,11 +220,8 @@ EQUAL = [
             *(("euler", "ddim"), ("euler_ancestral", "ddim"), ("heun", "heun")),
             *(("dpm_2", "dpm2"), ("dpm_2_ancestral", "dpm2"), ("lms", "ab4:full_order_final")),
             *(("dpmpp_2s_ancestral", "dpmpp2s"), ("dpmpp_sde", "dpmpp2s")),
-            *(
-                ("dpmpp_2m", "dpmpp2m"),
-                ("dpmpp_2m_sde", "dpmpp2m"),
-                ("dpmpp_3m_sde", "dpmpp3m:half"),
-            ),
+            *(("dpmpp_2m", "dpmpp2m"), ("dpmpp_2m_sde", "dpmpp2m")),
+            ("dpmpp_3m_sde", "dpmpp3m:half"),
         )
     ),
     k("dpmpp_2m_sde", "dpmpp2m:exact", grid="to 0", solver_type="heun"),
@@ -285,7 +282,6 @@ DEPARTURES = [
     d("IPNDM", FULL, 0.225, INFINITE_START, "table", dict(trained_betas=finite_start())),
     k("dpmpp_3m_sde", "dpmpp3m", 0.0936, HALVED, "table", HALF, grid="to σ_min"),
 ]
-TABLE = [*EQUAL, *DEPARTURES]
 
 
 def size(row: Row) -> float:

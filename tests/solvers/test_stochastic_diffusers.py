@@ -30,7 +30,7 @@ import numpy as np
 import peers
 import pytest
 import torch
-from peers import ANY_SIGMA, deviation
+from peers import ANY_SIGMA, deviation, our_table
 
 import ddim_ode
 from ddim_ode.solvers.methods import METHODS, Method
@@ -62,7 +62,7 @@ def test_same_coefficients(name, calls, config, method):
     draws = {"KDPM2AncestralDiscrete": N - 1, "EDMEuler": 0}.get(name, N)
     in_sigma = edm or name.endswith("Discrete")
     table = noisy_peers.diffusers(name, N, calls, draws, in_sigma=in_sigma, **config)
-    ours = noisy_peers.ours(compiled(method, table.grid), "x0" if edm else "eps")
+    ours = our_table(compiled(method, table.grid), "x0" if edm else "eps")
     assert deviation(table.rows, ours) < 1e-6
 
 
@@ -77,8 +77,8 @@ def test_dpm_solver_sde_differs_in_the_correlation_of_its_draws_alone():
             draws[2 * i + 1] = (whole * draws[2 * i + 1] - before * draws[2 * i]) / own
         return draws
 
-    assert deviation(table.rows, noisy_peers.ours(plan, draws=theirs)) < 1e-6
-    assert deviation(table.rows, noisy_peers.ours(plan)) > 0.1
+    assert deviation(table.rows, our_table(plan, draws=theirs)) < 1e-6
+    assert deviation(table.rows, our_table(plan)) > 0.1
 
 
 @pytest.mark.parametrize(("name", "answers"), [("EulerDiscrete", "eps"), ("EDMEuler", "x0")])
@@ -88,7 +88,7 @@ def test_churn_of_theirs_asks_before_it_adds_the_noise(name, answers):
     inside = int(((first.grid[:-1] >= 0.05) & (first.grid[:-1] <= 10.0)).sum())
     table = noisy_peers.diffusers(name, N, N, inside, in_sigma=True, step=churn)
     method = Method("churned", None, rises=Churn(4.0, 0.05, 10.0))
-    ours = noisy_peers.ours(compiled(method, table.grid), answers)
+    ours = our_table(compiled(method, table.grid), answers)
     draws = slice(1 + N, None)
     k = int(np.flatnonzero(first.grid <= 10.0)[0])
     assert abs(ours[k, draws]).max() > 0.1  # its first noise
@@ -118,7 +118,7 @@ def third(grid, constant=-0.5):
 
 def test_the_sign_of_its_third_order_makes_it_first():
     table = noisy_peers.diffusers("DPMSolverMultistep", N, N, N, solver_order=3, **SDE)
-    tables = [noisy_peers.ours(third(table.grid, constant)) for constant in (-0.5, 0.5)]
+    tables = [our_table(third(table.grid, constant)) for constant in (-0.5, 0.5)]
     # from the third step on; the second is its own of order two
     gaps = [_steps(ours, table, 3) for ours in tables]
     assert gaps[0] < 1e-5

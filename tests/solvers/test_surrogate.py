@@ -1,5 +1,7 @@
 """Surrogates: what they expect of a plan is what the model makes of it, and their grids are better."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -16,6 +18,7 @@ from ddim_ode.solvers.screens import TRIED
 FLOW = schedules.flow()
 
 
+@functools.cache
 def seen(model, dim, n=8):
     x = ddim_ode.noise((dim,), model.schedule, range(n), sigma=model.sigma_max)
     return x, look(Problem(model), x, 64, lambda rows: None)
@@ -26,11 +29,16 @@ def error(model, x, plan, ends):
     return float((end - ends).square().mean().sqrt())
 
 
+@functools.cache
+def gaussian(schedule):
+    return exact.gaussian([1.0] * 4, np.eye(4) * 0.3, schedule)
+
+
 @pytest.mark.parametrize("schedule", [COSINE, schedules.ve(50.0), schedules.exponential()])
 @pytest.mark.parametrize("method", [*TRIED, "heun", "ddim"])
 def test_what_it_expects_on_gaussian_data_is_what_happens(schedule, method):
     """There x̂₀ is affine in x, and g its one derivative."""
-    model = exact.gaussian([1.0] * 4, np.eye(4) * 0.3, schedule)
+    model = gaussian(schedule)
     x, found = seen(model, 4)
     for steps in (4, 7):
         for grid in ("log_snr", "karras"):

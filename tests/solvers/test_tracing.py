@@ -1,12 +1,11 @@
 """Plan.trace: our own plans come back, and samplers that have no plan are refused."""
 
-import itertools
-
 import numpy as np
 import pytest
 import torch
 from peers import deviation, our_table
 from problems import COSINE, DDPM, mixture_2d, points
+from test_solver_refusals import by_hand
 
 import ddim_ode
 from ddim_ode import Plan
@@ -28,15 +27,6 @@ def padded(plan):
     return np.array(
         [[op.scale, *op.weights, *[0.0] * (width - len(op.weights))] for op in plan.ops]
     )
-
-
-def by_hand(net, x):
-    """DDIM that asks at σ."""
-    for here, there in itertools.pairwise((10.0, 3.0, 0.5, 0.0)):
-        (a, b), (a_to, b_to) = COSINE.scales(here), COSINE.scales(there)
-        eps = net(x, here)
-        x = float(a_to) * (x - float(b) * eps) / float(a) + float(b_to) * eps
-    return x
 
 
 @pytest.mark.parametrize("grid", [GRID, GRID[:-1]], ids=["to 0", "to σ_min"])
