@@ -10,7 +10,7 @@ import torch
 from peers import load as peer
 from peers import quiet
 from refusals import expect
-from tiny_pipelines import EXPONENTIAL, calibrated, ours, save, start, trained, unet
+from tiny_pipelines import EXPONENTIAL, calibrated, off, ours, save, start, trained, unet
 
 import ddim_ode
 from ddim_ode.interop.config import DISCRETE, LIMITING, InteropWarning
@@ -46,11 +46,7 @@ def loop(scheduler, steps, net=None, **step):
     return x
 
 
-def off(a, b):
-    return float((a - b).abs().max() / b.abs().max())
-
-
-@pytest.mark.parametrize("steps", [1, 2, 10, 50])
+@pytest.mark.parametrize("steps", [1, 2, 10])
 @pytest.mark.parametrize(("config", "named"), LIMITS)
 def test_a_configured_limit_is_their_ddim_of_the_clipped_output(config, named, steps):
     scheduler = theirs(**config)
@@ -72,9 +68,11 @@ def test_a_configured_limit_is_their_ddim_of_the_clipped_output(config, named, s
     assert off(loop(mine, told, use_clipped_model_output=True), expected) < 1e-4
 
 
-@pytest.mark.parametrize("method", ["heun", "rk4", "dpmpp2m", "unipc2", "ab4"])
-@pytest.mark.parametrize(("config", "named"), LIMITS[::3])
-def test_in_a_pipeline_the_samples_are_those_of_sample(config, named, method):
+@pytest.mark.parametrize(
+    ("method", "limit"), [("heun", 0), ("rk4", 3), ("dpmpp2m", 0), ("unipc2", 3), ("ab4", 0)]
+)
+def test_in_a_pipeline_the_samples_are_those_of_sample(method, limit):
+    config, named = LIMITS[limit]
     net = trained("linear", "v_prediction")[0]
     mine = ours(method=method, prediction_type="v_prediction", **config)
     sol = ddim_ode.sample(load(net, mine), start(), method, steps=5)
