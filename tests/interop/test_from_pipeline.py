@@ -181,8 +181,7 @@ def test_every_tool_takes_it(name, together):
         x = model.latents
         ends = ddim_ode.sample(model, x, "bosh3", rtol=0.1, atol=0.1, error_norm="batch")
         assert set(ends.status.tolist()) == {"success"}
-        known = 0.1 if name == "DDPMPipeline" else ends.x[:2].double()  # solved, and handed over
-        options = dict(nfe=[3], n=2, reference=known, progress=False)
+        options = dict(nfe=[3], n=2, reference=ends.x[:2].double(), progress=False)
         rows = ddim_ode.compare(model, ["ddim", "unipc2"], **options).to_dicts()
         assert [row["method"] for row in rows][:2] == ["ddim", "unipc2"]
         assert ddim_ode.profile(model, n=2, nfe=[3], progress=False).grid(3)[-1] == 0
