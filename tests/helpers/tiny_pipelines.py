@@ -23,15 +23,9 @@ def unet(**options):
     diffusers = load("diffusers")
     torch.manual_seed(0)
     config = dict(
-        sample_size=SIDE,
-        in_channels=1,
-        out_channels=1,
-        block_out_channels=(8,),
-        norm_num_groups=4,
-        down_block_types=("DownBlock2D",),
-        up_block_types=("UpBlock2D",),
-        layers_per_block=1,
-        add_attention=False,
+        **dict(sample_size=SIDE, in_channels=1, out_channels=1, block_out_channels=(8,)),
+        **dict(norm_num_groups=4, layers_per_block=1, add_attention=False),
+        **dict(down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",)),
     )
     return diffusers.UNet2DModel(**config | options)
 
@@ -41,16 +35,9 @@ def text_unet(**options):
     diffusers = load("diffusers")
     torch.manual_seed(0)
     config = dict(
-        sample_size=SIDE,
-        in_channels=2,
-        out_channels=2,
-        block_out_channels=(8,),
-        norm_num_groups=4,
-        down_block_types=("CrossAttnDownBlock2D",),
-        up_block_types=("CrossAttnUpBlock2D",),
-        layers_per_block=1,
-        cross_attention_dim=8,
-        attention_head_dim=4,
+        **dict(sample_size=SIDE, in_channels=2, out_channels=2, block_out_channels=(8,)),
+        **dict(norm_num_groups=4, layers_per_block=1, cross_attention_dim=8, attention_head_dim=4),
+        **dict(down_block_types=("CrossAttnDownBlock2D",), up_block_types=("CrossAttnUpBlock2D",)),
     )
     return diffusers.UNet2DConditionModel(**config | options)
 
@@ -63,15 +50,9 @@ def dit(**options):
     diffusers = load("diffusers")
     torch.manual_seed(0)
     config = dict(
-        num_attention_heads=2,
-        attention_head_dim=8,
-        in_channels=2,
-        out_channels=4,
-        num_layers=1,
-        sample_size=SIDE,
-        patch_size=2,
-        num_embeds_ada_norm=1000,
-        norm_num_groups=4,
+        **dict(num_attention_heads=2, attention_head_dim=8, in_channels=2, out_channels=4),
+        **dict(num_layers=1, sample_size=SIDE, patch_size=2),
+        **dict(num_embeds_ada_norm=1000, norm_num_groups=4),
     )
     return diffusers.DiTTransformer2DModel(**config | options).eval()
 
@@ -110,14 +91,16 @@ def train(net, scheduler, steps=200, batch=8):
 @functools.cache
 def trained(betas, prediction):
     """A network of 200 steps and the scheduler it was trained with, made once for all tests that ask."""
-    scheduler = load("diffusers").DDIMScheduler(
-        beta_schedule=betas,
-        **BETAS[betas],
-        prediction_type=prediction,
-        clip_sample=False,
-        timestep_spacing="trailing",
-    )
+    scheduler = ddim(betas, prediction)
     return train(unet(), scheduler), scheduler
+
+
+def ddim(betas, prediction="epsilon"):
+    """Their DDIM of these, which clips nothing."""
+    return load("diffusers").DDIMScheduler(
+        **dict(beta_schedule=betas, prediction_type=prediction, timestep_spacing="trailing"),
+        **dict(BETAS[betas], clip_sample=False),
+    )
 
 
 def save(folder, net, scheduler, pipeline="DDPMPipeline"):
@@ -152,6 +135,15 @@ def start(n=3, channels=1, seed=1):
     return torch.randn((n, channels, SIDE, SIDE), generator=torch.Generator().manual_seed(seed))
 
 
+def off(x, goal):
+    """The largest difference, relative to the largest entry."""
+    return float((x - goal).abs().max() / goal.abs().max())
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
 def pickled(thing):
     """What comes back of it from a pickle."""
     return pickle.loads(pickle.dumps(thing))
@@ -182,19 +174,13 @@ def with_plans(plans):
 # preserving diffusion, TINY_EDM the rest.
 TINY, TINY_FLOW, TINY_VP, TINY_EDM = {}, set(), set(), set()
 DYNAMIC = dict(
-    use_dynamic_shifting=True,
-    base_shift=0.5,
-    max_shift=1.15,
-    base_image_seq_len=256,
-    max_image_seq_len=4096,
+    **dict(use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15),
+    **dict(base_image_seq_len=256, max_image_seq_len=4096),
 )
 SMALL_CAUSAL_VAE = dict(
-    z_dim=4,
-    dim_mult=[1, 1, 1, 1],
-    num_res_blocks=1,
+    **dict(z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1),
     temperal_downsample=[False, True, True],
-    latents_mean=[0.1, -0.1, 0.0, 0.2],
-    latents_std=[1.0, 1.1, 0.9, 1.0],
+    **dict(latents_mean=[0.1, -0.1, 0.0, 0.2], latents_std=[1.0, 1.1, 0.9, 1.0]),
 )
 
 
@@ -263,38 +249,20 @@ def _prompts(scale=3.0, side=16, masked=False, pooled=False):
 def _vae(d, latent=4):
     return _build(
         d.AutoencoderKL,
-        latent_channels=latent,
-        block_out_channels=(4, 4),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        norm_num_groups=2,
-        sample_size=16,
-        scaling_factor=0.5,
-        shift_factor=0.1,
+        **dict(latent_channels=latent, block_out_channels=(4, 4), norm_num_groups=2),
+        **dict(down_block_types=("DownEncoderBlock2D",) * 2, sample_size=16),
+        **dict(up_block_types=("UpDecoderBlock2D",) * 2, scaling_factor=0.5, shift_factor=0.1),
     )
 
 
 def _text_unet(d, **options):
     config = dict(
-        sample_size=8,
-        block_out_channels=(8, 8),
-        norm_num_groups=4,
+        **dict(sample_size=8, block_out_channels=(8, 8), norm_num_groups=4, layers_per_block=1),
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        layers_per_block=1,
-        cross_attention_dim=8,
-        attention_head_dim=4,
+        **dict(cross_attention_dim=8, attention_head_dim=4),
     )
     return _build(d.UNet2DConditionModel, **config | options)
-
-
-def _ddim(d):
-    return d.DDIMScheduler(
-        **dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012),
-        clip_sample=False,
-        set_alpha_to_one=True,
-        timestep_spacing="trailing",
-    )
 
 
 def _flow(d, shift=3.0, **config):
@@ -310,13 +278,14 @@ def DDPMPipeline(d):
 
 @_tiny(TINY_VP)
 def DiTPipeline(d):
-    pipe = d.DiTPipeline(alive(dit()), _vae(d, 2), _ddim(d))
+    pipe = d.DiTPipeline(alive(dit()), _vae(d, 2), ddim("scaled_linear"))
     return pipe, dict(class_labels=[1, 2], output_type="np")
 
 
 def _stable_diffusion(d, name, unet, *more):
     cls = getattr(d, name)
-    return cls(_vae(d), None, None, unet, *more, _ddim(d), None, None, None, False)
+    scheduler = ddim("scaled_linear")
+    return cls(_vae(d), None, None, unet, *more, scheduler, None, None, None, False)
 
 
 @_tiny(TINY_VP)
@@ -332,9 +301,8 @@ def StableDiffusionXLPipeline(d):
         addition_time_embed_dim=4,
         projection_class_embeddings_input_dim=6 * 4 + 8,
     )
-    pipe = d.StableDiffusionXLPipeline(
-        _vae(d), None, None, None, None, net, _ddim(d), add_watermarker=False
-    )
+    parts = _vae(d), None, None, None, None, net, ddim("scaled_linear")
+    pipe = d.StableDiffusionXLPipeline(*parts, add_watermarker=False)
     return pipe, _prompts(pooled=True)
 
 
@@ -471,11 +439,8 @@ def SanaPipeline(d):
         **dict(downsample_block_type="conv", upsample_block_type="interpolate"),
     )
     pipe = d.SanaPipeline(None, None, vae, net, _flow(d))
-    return pipe, _prompts(masked=True) | dict(
-        use_resolution_binning=False,
-        negative_prompt=None,
-        complex_human_instruction=None,
-        **dict(height=32, width=32),
+    return pipe, _prompts(masked=True, side=32) | dict(
+        use_resolution_binning=False, negative_prompt=None, complex_human_instruction=None
     )
 
 
@@ -601,13 +566,12 @@ class _Eyes(torch.nn.Module):
         return SimpleNamespace(image_embeds=image.mean((1, 2, 3))[:, None] * self.row)
 
 
-def svd_scheduler(d, **options):
-    return d.EulerDiscreteScheduler(
-        **dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"),
-        **dict(timestep_type="continuous", prediction_type="v_prediction", steps_offset=1),
-        **dict(timestep_spacing="leading", use_karras_sigmas=True) | options,
-        **dict(sigma_min=0.002, sigma_max=700.0),
-    )
+# Of Stable Video Diffusion's EulerDiscreteScheduler.
+SVD = dict(
+    **dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"),
+    **dict(timestep_type="continuous", prediction_type="v_prediction", steps_offset=1),
+    **dict(timestep_spacing="leading", use_karras_sigmas=True, sigma_min=0.002, sigma_max=700.0),
+)
 
 
 @_tiny(TINY_EDM)
@@ -622,7 +586,8 @@ def StableVideoDiffusionPipeline(d):
         projection_class_embeddings_input_dim=12,
     )
     eyes = lambda images, **_: SimpleNamespace(pixel_values=images)  # noqa: E731
-    pipe = d.StableVideoDiffusionPipeline(_vae(d), _Eyes(), net, svd_scheduler(d), eyes)
+    scheduler = d.EulerDiscreteScheduler(**SVD)
+    pipe = d.StableVideoDiffusionPipeline(_vae(d), _Eyes(), net, scheduler, eyes)
     return pipe, dict(
         **dict(image=picture(), height=16, width=16, num_frames=2, output_type="latent")
     )

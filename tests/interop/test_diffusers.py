@@ -8,35 +8,33 @@ import torch
 from peers import load as peer
 from peers import quiet
 from refusals import expect
-from tiny_pipelines import BETAS, dit, ends, images, save, start, text_unet, trained, unet
+from tiny_pipelines import (
+    BETAS,
+    alive,
+    ddim,
+    dit,
+    ends,
+    images,
+    off,
+    save,
+    start,
+    text_unet,
+    trained,
+    unet,
+)
 
 import ddim_ode
 from ddim_ode import Guidance
 from ddim_ode.interop.config import InteropWarning, schedule_of
 from ddim_ode.interop.diffusers import is_model_folder, load
 
-TRAINED = [(b, p) for b in BETAS for p in ("epsilon", "sample", "v_prediction")]
 
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    """Pipelines trained for 200 steps, saved by diffusers: {(betas, prediction): directory}."""
-    return {pair: save(tmp_path_factory.mktemp("pipe"), *trained(*pair)) for pair in TRAINED}
-
-
-def theirs(folder, steps, **config):
+def theirs(folder, steps):
     """Where their DDIM takes ``start()`` in their pipeline."""
-    diffusers = peer("diffusers")
     with quiet():
-        pipe = diffusers.DDPMPipeline.from_pretrained(folder)
-    if config:
-        pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config, **config)
+        pipe = peer("diffusers").DDPMPipeline.from_pretrained(folder)
     generator = torch.Generator().manual_seed(1)
     return ends(pipe, batch_size=3, generator=generator, num_inference_steps=steps)[-1]
-
-
-def off(ours, theirs):
-    return float((ours - theirs).abs().max() / theirs.abs().max())
 
 
 # -- the schedule -----------------------------------------------------------------------------
@@ -63,12 +61,13 @@ def test_the_schedule_is_theirs_in_float64(name, config):
 
 
 # -- the network ------------------------------------------------------------------------------
-@pytest.mark.parametrize("combination", TRAINED)
-def test_ddim_is_their_ddim(folders, combination):
-    expected = theirs(folders[combination], 10)
+@pytest.mark.parametrize("betas", BETAS)
+@pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
+def test_ddim_is_their_ddim(betas, prediction, tmp_path):
+    expected = theirs(save(tmp_path, alive(unet()), ddim(betas, prediction)), 10)
     with warnings.catch_warnings():
         warnings.simplefilter("error", InteropWarning)
-        model = load(folders[combination])
+        model = load(tmp_path)
     assert model.shape == (1, 8, 8)
     # They start at σ(T), whatever the network can tell there.
     how = dict(steps=10, grid="trailing", sigma_max=model.schedule.sigma_max)
@@ -78,35 +77,26 @@ def test_ddim_is_their_ddim(folders, combination):
     assert off(ddim_ode.sample(model, start(), "ddim", **how).x, expected) > 1e-3
 
 
-@pytest.mark.parametrize("combination", TRAINED)
-@pytest.mark.parametrize("declared", ["epsilon", "sample"])  # declared v, two of nine are not told
-def test_the_doctor_tells_what_a_network_predicts(folders, combination, declared):
-    """Of every network, from data, whatever it is declared to predict."""
-    model = load(folders[combination])
-    true, names = model.prediction, dict(epsilon="eps", sample="x0", v_prediction="v")
-    model.prediction = names[declared]
-    data = images(8, torch.Generator().manual_seed(3))
-    found = [f.fix for f in ddim_ode.diagnose(model, data=data) if f.check == "prediction"]
-    if declared == combination[1]:
-        assert found == []
-    else:
-        assert found[0].startswith(f"prediction={true!r}")
-
-
 @pytest.mark.parametrize(
-    "config",
-    [
-        dict(timestep_spacing="leading", steps_offset=1),
-        dict(timestep_spacing="leading", steps_offset=1, set_alpha_to_one=False),
-        dict(timestep_spacing="trailing"),
-    ],
+    ("betas", "kind"), [("squaredcos_cap_v2", "epsilon"), ("scaled_linear", "sample")]
 )
-def test_grid_gives_their_levels(folders, config):
-    model = load(folders["linear", "epsilon"])
-    scheduler = peer("diffusers").DDIMScheduler.from_config(model.scheduler.config, **config)
-    model = load(model.net.model, scheduler)
+def test_the_doctor_tells_what_a_network_predicts(betas, kind):
+    """Of trained networks, from data; that of v is among the doctor's own tests."""
+    model = load(*trained(betas, kind))
+    true, data = model.prediction, images(8, torch.Generator().manual_seed(3))
+    for declared in ("eps", "x0"):
+        model.prediction = declared
+        fixes = [f.fix for f in ddim_ode.diagnose(model, data=data) if f.check == "prediction"]
+        told = [fix.startswith(f"prediction={true!r}") for fix in fixes]
+        assert told == [True] * (declared != true)
+
+
+def test_grid_gives_their_levels(tmp_path):
+    net, config = alive(unet()), dict(timestep_spacing="leading", steps_offset=1)
+    scheduler = peer("diffusers").DDIMScheduler(clip_sample=False, set_alpha_to_one=False, **config)
+    model = load(net, scheduler)
     ours = ddim_ode.sample(model, start(), "ddim", grid=model.grid(20)).x
-    assert off(ours, theirs(folders["linear", "epsilon"], 20, **config)) < 1e-4
+    assert off(ours, theirs(save(tmp_path, net, scheduler), 20)) < 1e-4
 
 
 def test_flow_matching_is_their_euler():

@@ -6,21 +6,16 @@ import inspect
 import numpy as np
 import pytest
 import torch
-from flow_recipes import off, recipe
+from flow_recipes import recipe
 from peers import load as peer
 from refusals import expect
-from tiny_pipelines import TINY, alive, start, unet
+from tiny_pipelines import SVD, TINY, alive, off, seeded, start, unet
 
 import ddim_ode
 from ddim_ode.interop.config import edm_of, schedule_of
 from ddim_ode.interop.diffusers import load
 from ddim_ode.interop.edm import Preconditioned
 
-SVD = dict(
-    **dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"),
-    **dict(timestep_type="continuous", prediction_type="v_prediction", steps_offset=1),
-    **dict(timestep_spacing="leading", use_karras_sigmas=True, sigma_min=0.002, sigma_max=700.0),
-)
 ORDER_1 = dict(solver_order=1)
 CASES = [
     ("EDMEuler", {}),
@@ -48,11 +43,9 @@ def theirs(scheduler, net, x, steps, **cond):
     return x
 
 
-@pytest.mark.parametrize("steps", [4, 9])
 @pytest.mark.parametrize(("name", "config"), CASES)
-def test_euler_is_theirs(name, config, steps):
-    net = alive(unet())
-    scheduler = made(name, config)
+def test_euler_is_theirs(name, config):
+    net, scheduler, steps = alive(unet()), made(name, config), 6
     model = load(net, scheduler)
     assert (model.schedule.family, model.prediction) == ("ve", "x0")
     scheduler.set_timesteps(steps)
@@ -62,24 +55,6 @@ def test_euler_is_theirs(name, config, steps):
     np.testing.assert_allclose(grid, levels, rtol=3e-5)
     ours = ddim_ode.sample(model, x, "ddim", grid=grid).x
     assert off(ours, theirs(scheduler, net, x, steps)) < 1e-5
-
-
-@pytest.mark.parametrize(("name", "config"), CASES)
-def test_a_networks_answer_is_theirs(name, config):
-    """x̂₀ of one call at each level."""
-    net, scheduler = alive(unet()), made(name, config)
-    model = load(net, scheduler)
-    scheduler.set_timesteps(5)
-    for i, t in enumerate(scheduler.timesteps):
-        x, sigma = start() * float(scheduler.sigmas[i]), float(scheduler.sigmas[i])
-        scheduler._step_index = i
-        with torch.no_grad():
-            out = net(scheduler.scale_model_input(x, t), t).sample
-        if hasattr(scheduler, "precondition_outputs"):
-            clean = scheduler.precondition_outputs(x, out, sigma)
-        else:
-            clean = scheduler.step(out, t, x).pred_original_sample
-        assert off(model(x, sigma)[0], clean) < 1e-5
 
 
 def test_stable_audios_scheduler_is_read():
@@ -130,25 +105,12 @@ def test_stable_audio_is_its_pipelines():
 
 def test_frames_are_shown_beside_the_state():
     """SVD's network: (B, F, C, H, W), four channels of a picture behind the four of the state."""
-    d = peer("diffusers")
-    torch.manual_seed(0)
-    net = alive(
-        d.UNetSpatioTemporalConditionModel(
-            **dict(sample_size=8, in_channels=8, out_channels=4, num_frames=3),
-            **dict(block_out_channels=(32, 64), num_attention_heads=(2, 4), cross_attention_dim=8),
-            **dict(
-                down_block_types=("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal")
-            ),
-            **dict(up_block_types=("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal")),
-            **dict(layers_per_block=1, addition_time_embed_dim=4),
-            projection_class_embeddings_input_dim=12,
-        )
-    )
-    scheduler = made("EulerDiscrete", SVD)
+    pipe, _ = TINY["StableVideoDiffusionPipeline"]()
+    net, scheduler = pipe.unet, pipe.scheduler
     model = load(net, scheduler)
-    assert (model.axes, model.shape, model.channels) == ("FCHW", (3, 4, 8, 8), 4)
-    generator = torch.Generator().manual_seed(0)
-    x, more = (torch.randn(1, 3, 4, 8, 8, generator=generator) for _ in range(2))
+    assert (model.axes, model.shape, model.channels) == ("FCHW", (2, 4, 8, 8), 4)
+    generator = seeded()
+    x, more = (torch.randn(1, 2, 4, 8, 8, generator=generator) for _ in range(2))
     cond = dict(encoder_hidden_states=torch.randn(1, 1, 8), added_time_ids=torch.ones(1, 3))
     scheduler.set_timesteps(4)
     x = x * float(scheduler.sigmas[0])
@@ -163,10 +125,7 @@ def test_frames_are_shown_beside_the_state():
 
 def test_half_precision_keeps_the_state_wide():
     net = alive(unet())
-    full, half = (
-        load(net, made("EDMEuler", {})),
-        load(net, made("EDMEuler", {}), dtype=torch.bfloat16),
-    )
+    full, half = (load(net, made("EDMEuler", {}), dtype=d) for d in (None, torch.bfloat16))
     x = start()
     # At σ = 0.01, c_out is 0.01: bfloat16's own rounding of x would be 4e-3.
     assert off(half(x, 0.01)[0], full(x, 0.01)[0]) < 2e-4
@@ -184,7 +143,7 @@ def test_all_of_our_methods_run():
         error[method] = off(end, x * 0.5 / np.hypot(80.0, 0.5))
     assert error["ddim"] < 0.2
     assert max(error["heun"], error["dpmpp2m"], error["unipc2"]) < 0.5 * error["ddim"]
-    checks = {finding.check for finding in ddim_ode.diagnose(model)}
+    checks = {finding.check for finding in ddim_ode.diagnose(model, data=0.5 * start())}
     assert "rounded-timesteps" not in checks
 
 
@@ -222,13 +181,11 @@ def test_what_does_not_go_together_is_refused():
     expect(lambda: load(twice, d.EDMEulerScheduler()), "returns a variance")
     low = dict(_class_name="EDMEulerScheduler", sigma_min=5.0, sigma_max=2.0)
     expect(lambda: load(unet(), low), "sigma_min=5 must lie below sigma_max=2")
-    expect(
-        lambda: load(unet(), made("EulerDiscrete", dict(SVD, sigma_max=-1.0))), "sigma_max=-1 must"
-    )
+    svd = made("EulerDiscrete", dict(SVD, sigma_max=-1.0))
+    expect(lambda: load(unet(), svd), "sigma_max=-1 must")
 
 
 def test_the_schedule_of_a_configuration_reaches_its_levels():
-    schedule = schedule_of(
-        {**SVD, "num_train_timesteps": 1000, "_class_name": "EulerDiscreteScheduler"}
-    )
+    named = dict(num_train_timesteps=1000, _class_name="EulerDiscreteScheduler")
+    schedule = schedule_of(SVD | named)
     assert (schedule.family, schedule.sigma_max, schedule.sigma_min) == ("ve", 700.0, 0.002)

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import inspect
 import warnings
 
@@ -11,7 +12,8 @@ import torch
 from peers import load as peer
 from peers import quiet
 from refusals import expect
-from tiny_pipelines import TINY, TINY_FLOW, pickled, picture, run_pipeline
+from short_search import short_search
+from tiny_pipelines import TINY, TINY_FLOW, off, picture, run_pipeline
 
 import ddim_ode
 from ddim_ode import exact, schedules
@@ -80,10 +82,6 @@ def walk(scheduler, x, begin=0, end=None, sign=1.0, **step):
     return x
 
 
-def off(a, b):
-    return float((a - b).abs().max() / b.abs().max())
-
-
 # -- the pipelines ------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", sorted(TINY_FLOW))
 def test_in_each_pipeline_our_euler_is_theirs(name):
@@ -109,7 +107,7 @@ def test_image_to_image_begins_where_theirs_does(name):
     """At any strength, with any number of calls a step: from the same level and the same noised picture."""
     pipe, call = TINY[name]()
     config = pipe.scheduler.config
-    for strength in (0.2, 0.35, 0.6, 0.9, 1.0):
+    for strength in (0.2, 0.35, 1.0):
         pipe.scheduler = theirs(**{k: v for k, v in config.items() if k[0] != "_"})
         expected = run_pipeline(pipe, call | dict(strength=strength), 10)
         for method in ("ddim", "heun", "dpm2", "rk4", "unipc2"):
@@ -210,13 +208,18 @@ def test_any_method_is_ours_on_those_levels(method):
         assert off(walk(scheduler, start()), sol.x) < 2e-6
 
 
+@functools.cache
+def ended():
+    x = start(64, 2)
+    return x, ddim_ode.sample(MODEL, x, "rk4", steps=100, grid="time").x
+
+
 @pytest.mark.parametrize(
     "method", ["ab3", "ipndm", "deis2", "dpmpp2m", "dpmpp3m", "unipc2", "unipc3"]
 )
 def test_a_last_level_near_zero_costs_no_digits(method):
     """SD3's own levels end at 1/1000, whatever their number."""
-    x = start(64, 2)
-    exact_end = ddim_ode.sample(MODEL, x, "rk4", steps=100, grid="time").x
+    x, exact_end = ended()
     for calls in (6, 10):
         errors = {}
         for name in (method, "ddim"):
@@ -337,7 +340,7 @@ def test_a_later_begin(method):
     Euler's method through its stages to its end."""
     scheduler, N = ours(method, shift=2.0), 13
     x0, eps = start(64, 2), start(64, 2, seed=1)
-    for begin in range(12):
+    for begin in (0, 1, 2, 3, 5, 7, 10):
         scheduler.set_timesteps(sigmas=np.linspace(1, 1 / N, N))
         if begin >= len(scheduler.timesteps):
             break
@@ -353,28 +356,13 @@ def test_a_later_begin(method):
             continue
         calls, ramp = plan.level_calls(), "ramp" if REGISTRY[method].rk_steps else None
         after = next(i for i, call in enumerate(calls) if call >= begin)
-        if (
-            begin != calls[after]
-        ):  # the stages' levels from there to the end of the step, without repeats
+        if begin != calls[after]:  # inside a step: its stages' levels, without repeats
             inside = {node.sigma for node in plan.nodes[begin : calls[after] + 1]}
             if len(inside) > 1:
                 noised = ddim_ode.sample(MODEL, noised, "ddim", grid=sorted(inside)[::-1]).x
         sol = ddim_ode.sample(MODEL, noised, scheduler._later, grid=plan.grid[after:], start=ramp)
         assert off(x, sol.x) < 1e-5
     expect(lambda: scheduler.set_begin_index(99), "begin_index=99: there are")
-
-
-@pytest.mark.parametrize("copied", [copy.deepcopy, pickled])
-@pytest.mark.parametrize("method", ["ddim", "unipc2"])
-def test_a_copy_within_a_run_goes_on_by_itself(copied, method):
-    scheduler = ours(method, shift=3.0)
-    scheduler.set_timesteps(6)
-    whole = walk(scheduler, start())
-    scheduler.set_timesteps(6)
-    x = walk(scheduler, start(), end=3)
-    other = copied(scheduler)
-    walk(scheduler, x * 0, begin=3)  # ours is led astray
-    assert torch.equal(walk(other, x, begin=3), whole)
 
 
 def test_half_precision_keeps_a_wide_state():
@@ -389,26 +377,11 @@ def test_half_precision_keeps_a_wide_state():
         assert x.dtype == torch.bfloat16
         errors[kind] = float((x.float() - (start().bfloat16().float() - 0.5)).abs().max())
     assert errors[ours] < 0.02 < errors[theirs]
-    scheduler.set_timesteps(
-        4
-    )  # an answer of another precision than the state: theirs hands out the answer's
+    # An answer of another precision than the state: theirs hands out the answer's.
+    scheduler.set_timesteps(4)
     t = scheduler.timesteps[0]
     out = scheduler.step(start(), t, start().bfloat16())
     assert (out.prev_sample.dtype, out.pred_original_sample.dtype) == (torch.float32,) * 2
-
-
-def test_what_a_pipeline_changes_between_steps_counts():
-    for dtype in (torch.float32, torch.bfloat16):
-        ends = []
-        for kind in (theirs, ours):
-            scheduler = kind()
-            scheduler.set_timesteps(4)
-            x = start().to(dtype)
-            for t in scheduler.timesteps:
-                x = scheduler.step(x * 0, t, x, return_dict=False)[0].clone()
-                x[:, :1] = 0.25
-            ends.append(x)
-        assert torch.equal(*ends)
 
 
 def test_slices_and_packed_states_are_states():
@@ -447,7 +420,7 @@ def through(scheduler, x):
 
 def test_a_plan_runs_as_it_does_on_the_network(tmp_path):
     """Textbook and calibrated ones, whatever levels the pipeline gives."""
-    calibrated = ddim_ode.calibrate(MODEL, nfe=5, n=64, progress=False)
+    calibrated = ddim_ode.calibrate(MODEL, nfe=4, n=16, progress=False)
     textbook = ddim_ode.plan_for(MODEL, "heun", nfe=7)
     config = theirs(use_dynamic_shifting=True).config
     scheduler = DDIMODEFlowScheduler.from_plans([calibrated, textbook], config)
@@ -458,7 +431,7 @@ def test_a_plan_runs_as_it_does_on_the_network(tmp_path):
             assert made.plan == plan
             sol = ddim_ode.sample(MODEL, start(16, 2), plan=plan)
             assert off(through(made, start(16, 2)), sol.x) < 2e-6
-    expect(lambda: scheduler.set_timesteps(9, mu=1.0), f"plans of 5, {textbook.nfe} network calls")
+    expect(lambda: scheduler.set_timesteps(9, mu=1.0), f"plans of 4, {textbook.nfe} network calls")
     expect(lambda: scheduler.set_begin_index(2), "a compiled plan runs whole")
 
 
@@ -501,27 +474,21 @@ def test_two_networks_change_at_the_same_call():
     assert off(runs[1][0], runs[0][0]) < 1e-5
 
 
-@pytest.mark.parametrize(
-    "grid", ["shifted:3", "shifted:mu=1.1", "beta:0.5,0.7", "time", "kl_optimal"]
-)
+@pytest.mark.parametrize("grid", ["shifted:3", "shifted:mu=1.1", "beta:0.5,0.7", "kl_optimal"])
 def test_a_named_grid_places_the_levels(grid, tmp_path):
-    scheduler = DDIMODEFlowScheduler.from_config(
-        theirs(shift=7.0).config, method="unipc2", grid=grid
-    )
+    config = theirs(shift=7.0).config
+    scheduler = DDIMODEFlowScheduler.from_config(config, method="unipc2", grid=grid)
     scheduler.save_pretrained(tmp_path)
     for made in (scheduler, DDIMODEFlowScheduler.from_pretrained(tmp_path)):
         made.set_timesteps(6)
         assert made.plan == ddim_ode.plan_for(MODEL, "unipc2", nfe=6, grid=grid)
-    expect(lambda: DDIMODEFlowScheduler(grid="shift"), "unknown grid 'shift'")
-    expect(lambda: DDIMODEFlowScheduler(grid="shifted:x"), "shift='x' must be a number")
-    expect(lambda: DDIMODEFlowScheduler(grid=3), "unknown grid 3")
-    profile = ddim_ode.profile(MODEL, n=2, progress=False)
-    placed = DDIMODEFlowScheduler.from_config(theirs().config, grid=profile)
-    assert placed.config.profile is not None is placed.config.grid
 
 
+@short_search()
 def test_a_profile_places_the_levels(tmp_path):
     profile = ddim_ode.profile(MODEL, n=4, progress=False)
+    placed = DDIMODEFlowScheduler.from_config(theirs().config, grid=profile)
+    assert placed.config.profile is not None is placed.config.grid
     scheduler = DDIMODEFlowScheduler.from_config(theirs().config, method="unipc2", profile=profile)
     scheduler.save_pretrained(tmp_path)
     for made in (scheduler, DDIMODEFlowScheduler.from_pretrained(tmp_path)):
@@ -565,13 +532,14 @@ def test_what_no_plan_can_do_is_refused():
         (None, "config must be a configuration"),
     ):
         expect(lambda config=config: DDIMODEFlowScheduler.from_config(config), message)
-    for config in (theirs().config, ours().config):
-        expect(
-            lambda config=config: DDIMODEScheduler.from_config(config), "DDIMODEFlowScheduler does"
-        )
+    for own in (theirs, ours):
+        expect(lambda o=own: DDIMODEScheduler.from_config(o().config), "FlowScheduler does")
     expect(lambda: DDIMODEFlowScheduler.from_config(theirs().config, grids="time"), "option")
     expect(lambda: ours("restart"), "goes up again by noise")
     expect(lambda: ours("euler"), "method")
+    expect(lambda: ours(grid="shift"), "unknown grid 'shift'")
+    expect(lambda: ours(grid="shifted:x"), "shift='x' must be a number")
+    expect(lambda: ours(grid=3), "unknown grid 3")
     for shift in (0.0, -1.0, np.inf, np.nan, "a"):
         expect(lambda shift=shift: ours(shift=shift), "shift")
     for other in ("a", [], {}, dict(_class_name="DDIMScheduler")):

@@ -72,6 +72,11 @@ def test_of_the_hub_only_configurations_and_safetensors_are_fetched(good, monkey
         load("someone/a-model")
 
 
+def diagnosed(value):
+    data = torch.full((4, 1, 8, 8), value)
+    return lambda good: ddim_ode.diagnose(load(good), data=data)
+
+
 @pytest.mark.parametrize(
     ("call", "match"),
     [
@@ -82,13 +87,7 @@ def test_of_the_hub_only_configurations_and_safetensors_are_fetched(good, monkey
         (lambda good: load(good).grid(0), "steps="),
         (lambda good: load(good).grid(1.5), "steps="),
         (lambda good: ddim_ode.sample(load(good), start(3, 3), steps=2), "3 channels .* takes 1"),
-        *(
-            (
-                lambda good, v=v: ddim_ode.diagnose(load(good), data=torch.full((4, 1, 8, 8), v)),
-                "const",
-            )
-            for v in (0.0, 1.0, torch.nan)
-        ),
+        *((diagnosed(value), "const") for value in (0.0, 1.0, torch.nan)),
     ],
 )
 def test_calls_gone_wrong(good, call, match):

@@ -11,6 +11,7 @@ import pytest
 import torch
 from problems import DDPM, mixture_1d
 from refusals import expect
+from short_search import short_search
 
 import ddim_ode
 from ddim_ode import schedules
@@ -179,6 +180,7 @@ def test_a_plan_of_a_trained_schedule_runs_in_their_scale(steps):
     torch.testing.assert_close(got.reshape(-1, 1), direct, rtol=1e-9, atol=1e-9)
 
 
+@short_search()
 def test_a_profile_makes_the_grid():
     model = mixture_1d(schedules.ve(80.0))
     profile = ddim_ode.profile(model, n=4, progress=False)

@@ -1,6 +1,7 @@
 """Limits on x̂₀ of diffusers' configurations: as their schedulers have them, on a network that needs one."""
 
 import dataclasses
+import functools
 import inspect
 import json
 import warnings
@@ -10,7 +11,7 @@ import torch
 from peers import load as peer
 from peers import quiet
 from refusals import expect
-from tiny_pipelines import EXPONENTIAL, calibrated, ours, save, start, trained, unet
+from tiny_pipelines import EXPONENTIAL, alive, calibrated, off, ours, save, start, unet
 
 import ddim_ode
 from ddim_ode.interop.config import DISCRETE, LIMITING, InteropWarning
@@ -26,9 +27,10 @@ LIMITS = [
 ]
 
 
+@functools.cache
 def needy():
-    """A network of 200 steps: without a limit its ends have an RMS of 12, and the pictures one of 0.7."""
-    return trained("linear", "epsilon")[0]
+    """An untrained network: without a limit most of its ends are out of range."""
+    return alive(unet())
 
 
 def theirs(name="DDIM", **config):
@@ -46,11 +48,7 @@ def loop(scheduler, steps, net=None, **step):
     return x
 
 
-def off(a, b):
-    return float((a - b).abs().max() / b.abs().max())
-
-
-@pytest.mark.parametrize("steps", [1, 2, 10, 50])
+@pytest.mark.parametrize("steps", [1, 2, 10])
 @pytest.mark.parametrize(("config", "named"), LIMITS)
 def test_a_configured_limit_is_their_ddim_of_the_clipped_output(config, named, steps):
     scheduler = theirs(**config)
@@ -72,10 +70,12 @@ def test_a_configured_limit_is_their_ddim_of_the_clipped_output(config, named, s
     assert off(loop(mine, told, use_clipped_model_output=True), expected) < 1e-4
 
 
-@pytest.mark.parametrize("method", ["heun", "rk4", "dpmpp2m", "unipc2", "ab4"])
-@pytest.mark.parametrize(("config", "named"), LIMITS[::3])
-def test_in_a_pipeline_the_samples_are_those_of_sample(config, named, method):
-    net = trained("linear", "v_prediction")[0]
+@pytest.mark.parametrize(
+    ("method", "limit"), [("heun", 0), ("rk4", 3), ("dpmpp2m", 0), ("unipc2", 3), ("ab4", 0)]
+)
+def test_in_a_pipeline_the_samples_are_those_of_sample(method, limit):
+    config, named = LIMITS[limit]
+    net = needy()
     mine = ours(method=method, prediction_type="v_prediction", **config)
     sol = ddim_ode.sample(load(net, mine), start(), method, steps=5)
     assert sol.alterations == named

@@ -86,7 +86,7 @@ def test_grid_is_their_levels(name, net):
         if scheduler is None:
             continue
         model = load(net, scheduler)
-        for steps in (1, 4, 10):
+        for steps in (1, 5):
             try:
                 expected = levels_of(scheduler, steps)
             except ValueError:  # PNDM begins with four Runge–Kutta steps
@@ -109,7 +109,7 @@ def test_grid_is_their_levels(name, net):
             # Their σ(1) is of a float32 difference of 1 and ᾱ², which keeps four digits.
             np.testing.assert_allclose(grid, expected, rtol=3e-4, atol=1e-7, err_msg=str(options))
             read += 1
-    assert read >= 6
+    assert read >= 4
 
 
 @pytest.mark.parametrize("name", RISING)
@@ -145,16 +145,19 @@ def test_our_own_scheduler_has_the_levels_of_its_plan(net):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", THEIRS)
 @pytest.mark.parametrize("betas", ["linear", "scaled_linear", "squaredcos_cap_v2"])
-def test_their_own_array_is_a_grid(name, betas, net):
+def test_their_own_array_is_a_grid(betas, net):
     """As people write it: ``sample(..., grid=scheduler.sigmas)``, whose end is off by float32 rounding."""
-    scheduler = made(name, dict(beta_schedule=betas, use_karras_sigmas=True))
-    if scheduler is None or name in RISING:
-        return
-    model = load(net, scheduler)
-    scheduler.set_timesteps(5)
-    theirs = scheduler.sigmas.unique().flip(0)
-    sol = ddim_ode.sample(model, start(), "ddim", grid=theirs)
-    np.testing.assert_allclose(sol.sigmas, theirs, rtol=3e-5)
-    assert sol.sigmas[0] <= model.schedule.sigma_max
+    taken = []
+    for name in THEIRS:
+        options = dict(beta_schedule=betas, use_karras_sigmas=True)
+        if name in RISING or "KDPM2" in name or (scheduler := made(name, options)) is None:
+            continue
+        model = load(net, scheduler)
+        scheduler.set_timesteps(5)
+        theirs = scheduler.sigmas.unique().flip(0)
+        sol = ddim_ode.sample(model, start(), "ddim", grid=theirs)
+        np.testing.assert_allclose(sol.sigmas, theirs, rtol=3e-5)
+        assert sol.sigmas[0] <= model.schedule.sigma_max
+        taken.append(name)
+    assert len(taken) >= 6

@@ -56,7 +56,10 @@ def test_settings_of_the_wrong_kind_are_named(options, message):
     if options.get("plans") is True:
         options = dict(options, plans=with_plans(calibrated()).config["plans"])
     expect(lambda: ours(**options), message)
-    assert load(unet(), ours(snap=True)).snap  # a scheduler's is its denoiser's, unless told
+
+
+def test_a_schedulers_snap_is_its_denoisers_unless_told():
+    assert load(unet(), ours(snap=True)).snap
     assert not load(unet(), ours(snap=True), snap=False).snap
 
 

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from flow_recipes import end_of, off, recipe
+from flow_recipes import end_of, recipe
 from peers import load as peer
 from refusals import expect
-from tiny_pipelines import TINY, run_pipeline, unet
+from tiny_pipelines import TINY, off, run_pipeline, unet
 
 import ddim_ode
 from ddim_ode.interop.diffusers import DDIMODEScheduler, from_pipeline, load

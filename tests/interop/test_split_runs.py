@@ -30,6 +30,15 @@ def eps(x, t):
 OF_THE_ODE = [name for name, method in REGISTRY.items() if method.order or name == "ddpm"]
 
 
+def varied(low, middle, high):
+    """Every method at one share, one of each number of calls a step, and a multistep one, at all three."""
+    some = ("ddim", "heun", "dpm3", "rk4", "unipc3")
+    return [
+        *((method, middle) for method in OF_THE_ODE),
+        *((method, share) for method in some for share in (low, high)),
+    ]
+
+
 def walk(scheduler, x, times, generator=None):
     for t in times:
         x = scheduler.step(eps(x, t), t, x, generator=generator).prev_sample
@@ -52,8 +61,7 @@ def cut(method, share, steps, **options):
     return walk(refiner, x, refiner.timesteps[begin:], generator)
 
 
-@pytest.mark.parametrize("method", OF_THE_ODE)
-@pytest.mark.parametrize("share", [0.8, 0.5, 0.2])
+@pytest.mark.parametrize(("method", "share"), varied(0.8, 0.5, 0.2))
 def test_a_run_shared_by_two_is_the_run_in_one_or_refused(method, share):
     """A method of one call a step begins anew at the cut, which costs a multistep one what a start does."""
     whole = ours(method=method)
@@ -80,8 +88,7 @@ def test_a_run_of_as_many_calls_as_twice_its_steps_is_refused_as_well(method):
             cut(method, share, 20, final="sigma_min")
 
 
-@pytest.mark.parametrize("method", OF_THE_ODE)
-@pytest.mark.parametrize("strength", [0.3, 0.6, 1.0])
+@pytest.mark.parametrize(("method", "strength"), varied(0.3, 0.6, 1.0))
 def test_a_picture_with_noise_is_solved_from_its_level(method, strength):
     """As image-to-image pipelines do it, for whatever a step costs."""
     scheduler, steps = ours(method=method, grid="time"), 10

@@ -10,11 +10,18 @@ import pytest
 import torch
 from problems import COSINE, Counting, mixture_2d
 from refusals import expect
+from short_search import FULL, short_search
 
 import ddim_ode
 from ddim_ode import Denoiser, Profile, exact, schedules
 
 N = 6
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _short_search():
+    with short_search():
+        yield
 
 
 def twelve(schedule=COSINE, prediction="eps"):
@@ -43,10 +50,10 @@ def error(model, truth, x, **options):
 )
 def test_its_grids_are_better_than_the_default_on_noises_it_never_saw(schedule):
     model = twelve(schedule, "x0")
-    found = ddim_ode.profile(model, N, progress=False)
-    x = ddim_ode.noise(
-        (8,), schedule, range(1000, 1040), sigma=model.sigma_max, dtype=torch.float64
-    )
+    with short_search(**FULL):
+        found = ddim_ode.profile(model, N, progress=False)
+    start = dict(sigma=model.sigma_max, dtype=torch.float64)
+    x = ddim_ode.noise((8,), schedule, range(1000, 1040), **start)
     truth = ddim_ode.sample(model, x, "rk45", rtol=1e-7, atol=1e-7).x
     best = found.recommend(N)
     mine = error(model, truth, x, method=best.method, nfe=N, grid=found)
@@ -60,7 +67,7 @@ def test_it_costs_what_it_says_and_asking_again_is_free():
     model = Denoiser(net, COSINE, shape=(2,))
     found = ddim_ode.profile(model, progress=False)
     assert net.rows == found.net_evals <= 8 * 60
-    for nfe in (5, 9):
+    for nfe in (3, 5):
         before = net.rows
         levels = found.grid(nfe)
         assert net.rows == found.net_evals
@@ -77,7 +84,7 @@ def test_it_comes_back_from_disk_and_goes_on_without_its_model(prof, tmp_path):
     assert back.to_json() == prof.to_json()
     assert back.describe() == prof.describe()
     assert f"{N} calls" in prof.describe()
-    for method in (None, "unipc2", "ipndm", "heun"):
+    for method in (None, "unipc2", "heun"):  # the best, one that was tried, one that was not
         np.testing.assert_array_equal(back.grid(N, method=method), prof.grid(N, method=method))
     other = back.recommend(N + 3)
     assert not other.measured
@@ -85,16 +92,10 @@ def test_it_comes_back_from_disk_and_goes_on_without_its_model(prof, tmp_path):
     assert (tmp_path / "p.json").stat().st_size < 100_000
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 12])
+@pytest.mark.parametrize("n", [1, 3, 12])
 def test_a_screen_costs_twelve_calls_a_noise_at_most(model, n):
     found = ddim_ode.profile(model, 4, n=n, progress=False)
     assert 0 < found.screens[4].net_evals <= 12 * 4 * n
-
-
-def _damage(text, change):
-    values = json.loads(text)
-    change(values)
-    return json.dumps(values)
 
 
 @pytest.mark.parametrize(
@@ -109,9 +110,9 @@ def _damage(text, change):
     ],
 )
 def test_a_damaged_file_is_refused(prof, change, message):
-    expect(
-        lambda: Profile.from_json(_damage(prof.to_json(), change), "p.json"), f"p.json: .*{message}"
-    )
+    values = json.loads(prof.to_json())
+    change(values)
+    expect(lambda: Profile.from_json(json.dumps(values), "p.json"), f"p.json: .*{message}")
 
 
 @pytest.mark.parametrize(
@@ -173,7 +174,7 @@ def test_everything_that_takes_a_grid_takes_a_profile(model, prof, tmp_path):
     assert ddim_ode.sample(model, x, "heun", nfe=9, grid=prof).nfe == 9
     up = ddim_ode.encode(model, x, "unipc2", steps=N, grid=prof)
     assert up.sigmas[-1] == model.sigma_max
-    r = ddim_ode.compare(model, ["unipc2"], [N], n=8, grid=[prof, "time"], progress=False)
+    r = ddim_ode.compare(model, ["unipc2"], [N], n=8, seed=8, grid=[prof, "time"], progress=False)
     errors = {row["grid"]: row["error"] for row in r.rows}
     assert errors["profile"] < errors["time"]
     run = ddim_ode.generate(model, 2, tmp_path / "run", "unipc2", nfe=N, grid=prof, progress=False)
@@ -193,13 +194,13 @@ def test_a_model_with_a_profile_steps_on_it_by_itself(model, prof):
 
 
 def test_levels_of_a_snapped_model_are_trained_ones_and_distinct():
-    model = mixture_2d(schedules.ddpm(T=30)).replace(snap=True)
+    model = mixture_2d(schedules.ddpm(T=12)).replace(snap=True)
     prof = ddim_ode.profile(model, progress=False)
-    for steps in (5, 12, 29):
+    for steps in (5, 11):
         plan = ddim_ode.plan_for(model, "dpmpp2m", steps=steps, grid=prof)
         times = model.schedule.time(np.array(plan.grid[:-1]))
         assert times.tolist() == np.unique(np.rint(times))[::-1].tolist()
-    expect(lambda: ddim_ode.plan_for(model, "dpmpp2m", steps=31, grid=prof), "snap=True: 31 levels")
+    expect(lambda: ddim_ode.plan_for(model, "dpmpp2m", steps=13, grid=prof), "snap=True: 13 levels")
 
 
 def test_noises_without_an_end_are_left_out_and_most_of_them_are_refused(model):
@@ -258,10 +259,8 @@ def test_a_pipeline_s_scheduler_steps_on_it(prof, model):
     scheduler.set_timesteps(N)
     expected = linear.schedule.time(own.grid(N, method="unipc2")[:-1]) - 1
     np.testing.assert_allclose(scheduler.timesteps.numpy(), expected, rtol=1e-5)
-    expect(
-        lambda: DDIMODEScheduler.from_config(config, method="unipc2", profile=prof),
-        "the profile is of",
-    )
+    other = lambda: DDIMODEScheduler.from_config(config, profile=prof)  # noqa: E731
+    expect(other, "the profile is of")
 
 
 def test_the_command_makes_one_that_the_others_take(tmp_path, capsys, monkeypatch):
@@ -270,27 +269,16 @@ def test_the_command_makes_one_that_the_others_take(tmp_path, capsys, monkeypatc
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert main(["profile", "mixture", "--nfe", "5", "--quiet", "--out", "p.json"]) == 0
-    assert "unipc" in capsys.readouterr().out
+    assert "--grid p.json" in capsys.readouterr().out
     assert Profile.load("p.json").screens.keys() == {5}
-    small = [
-        "generate",
-        "-n",
-        "2",
-        "--model",
-        "mixture",
-        "--method",
-        "unipc2",
-        "--nfe",
-        "5",
-        "--quiet",
-    ]
-    assert main([*small, "--grid", "p.json", "--out", "a"]) == 0
-    assert main([*small, "--grid", "model", "--out", "b"]) == 0
+    small = ["generate", "-n", "2", "--model", "mixture", "--method", "unipc2", "--nfe", "5"]
+    assert main([*small, "--quiet", "--grid", "p.json", "--out", "a"]) == 0
+    assert main([*small, "--quiet", "--grid", "model", "--out", "b"]) == 0
     assert len([*(tmp_path / "cache" / "ddim_ode").glob("profile-*.json")]) == 1
     next((tmp_path / "cache" / "ddim_ode").glob("*.json")).write_text("{")
-    assert main([*small, "--grid", "model", "--out", "d"]) == 0
+    assert main([*small, "--quiet", "--grid", "model", "--out", "d"]) == 0
     assert "made anew" in capsys.readouterr().err
-    assert main([*small, "--grid", "none.json", "--out", "c"]) == 2
+    assert main([*small, "--quiet", "--grid", "none.json", "--out", "c"]) == 2
     assert "none.json: no such profile file" in capsys.readouterr().err
 
 
@@ -314,8 +302,8 @@ def test_a_solve_by_default_never_calls_the_network_for_its_grid(model):
     assert found.net_evals == before
     ddim_ode.sample(model, x, "unipc2", nfe=7, grid=found)
     assert found.net_evals > before
-    assert len(found.grid(150, method="unipc2")) == 151  # made, and not tried
-    assert 150 not in found.screens
+    assert len(found.grid(101, method="unipc2")) == 102  # made, and not tried
+    assert 101 not in found.screens
 
 
 @pytest.mark.parametrize(
@@ -356,5 +344,5 @@ def test_a_profile_that_starts_lower_is_refused_where_it_would_be_left_aside(mod
 def test_ends_that_are_no_better_than_what_they_judge_are_warned_of():
     """A network that is rough in t converges nowhere near what a few calls resolve."""
     rough = lambda x, t: torch.tanh(x) * (1 + 0.5 * torch.sin(37.0 * t))[:, None]  # noqa: E731
-    with pytest.warns(UserWarning, match="nfe=40: .* is not sure"):
-        ddim_ode.profile(Denoiser(rough, COSINE, "x0", shape=(4,)), 40, progress=False)
+    with pytest.warns(UserWarning, match="nfe=12: .* is not sure"):
+        ddim_ode.profile(Denoiser(rough, COSINE, "x0", shape=(4,)), 12, progress=False)
