@@ -26,6 +26,7 @@ HELPERS = (
     "k_diffusion_sampling",
     "ode_peers",
     "small_networks",
+    "stochastic_peers",
     "unseen",
 )
 SCRIPTS = sorted(p.stem for p in BENCHMARKS.glob("*.py") if p.stem not in HELPERS)

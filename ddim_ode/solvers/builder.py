@@ -46,6 +46,7 @@ class Steps:
         vector: What the plan stores.
         sigmas: (n+1,), the grid.
         noise: (n,) The standard deviation that each step adds, None for the ODE.
+        estimates: Whether ``error_weights`` are wanted; to a multistep method they cost as much as a step.
     """
 
     def __init__(
@@ -55,12 +56,14 @@ class Steps:
         vector: str,
         sigmas: Array,
         noise: Sequence[float] | None = None,
+        estimates: bool = True,
     ) -> None:
         self.schedule, self.chart, self.vector, self.sigmas = schedule, chart, vector, sigmas
         self.alpha, self.beta = schedule.scales(sigmas)
         self.clock = SCALES[chart.clock]
         self._along = "log_fraction" if np.isinf(sigmas).any() else "log_sigma"
         self.noise = None if noise is None else np.array(noise)
+        self._estimated = estimates and noise is None
         # At ᾱ = 0 the pair (x, ε̂) says nothing of x̂₀: what is stored there is x̂₀ itself.
         self._blind = bool(np.isinf(sigmas).any()) and vector in ("eps", "score", "exp")
         self.first_vector = "x0" if self._blind and np.isinf(sigmas[0]) else vector
@@ -308,10 +311,10 @@ class Steps:
         level = np.column_stack([steps + 1, level])
         known = np.column_stack([steps + 1 < n, known])
         corrected = predicted
-        if method.corrector or self.noise is None:
+        if method.corrector or self._estimated:
             with np.errstate(divide="ignore", invalid="ignore"):  # ln 0 in a last step to 0
                 corrected = table(level, known, estimate=not method.corrector)
-        if self.noise is None:
+        if self._estimated:
             self._estimate(steps, level, corrected, predicted)
 
         again = method.corrector == "evaluated"

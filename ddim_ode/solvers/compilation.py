@@ -22,6 +22,7 @@ from .builder import Steps
 from .chart import VECTORS, get_chart
 from .infinity import from_infinity
 from .methods import RK_START_FROM, STARTS, Method, get_method, rk_start
+from .ops import Op
 from .plan import Plan
 from .stochastic import Eta, check_eta, step_noise
 
@@ -83,10 +84,7 @@ def plan(
         eta = check_eta(eta)
     if chart is not None:
         spec = replace(spec, chart=chart)  # checked like any method
-    if np.isinf(sigmas[0]):
-        many = start == "rk" or sigmas.size > RK_START_FROM
-        named = spec.multistep and vector is not None  # the vector it stores is its chart's
-        spec = from_infinity(spec, spec.chart if named else chart, many)
+    spec = _startable(spec, sigmas, start, chart, vector)
     if flag("rising", rising) and (eta or noise_std is not None or spec.adds_noise):
         name = "noise_std" if noise_std is not None else "eta" if eta else spec.name
         raise ValueError(f"{name}: step noise cannot be undone; go up with a deterministic method")
@@ -96,6 +94,37 @@ def plan(
         sigmas = _passed(spec, schedule, sigmas)
     levels = tuple((upward(sigmas) if rising else sigmas).tolist())
     return _compile(spec, schedule, levels, vector, start, key)
+
+
+def draft(
+    method: Method, schedule: Schedule, sigmas: Array, start: str | None = None
+) -> tuple[Op, ...]:
+    """The ops of :func:`plan` for a deterministic method, for searches that try thousands of levels.
+
+    Args:
+        sigmas: (steps+1,), as :func:`ddim_ode.grids.check_grid` returns them.
+
+    Raises:
+        ValueError: There is no such plan.
+    """
+    spec = _startable(method, sigmas, start)
+    steps, _ = _steps(spec, schedule, tuple(sigmas.tolist()), None, start, None, estimates=False)
+    return tuple(steps.ops)
+
+
+def _startable(
+    spec: Method,
+    sigmas: Array,
+    start: str | None,
+    chart: str | None = None,
+    vector: str | None = None,
+) -> Method:
+    """The method, from σ = inf in a chart in which it can start there. chart, vector: as asked for."""
+    if not np.isinf(sigmas[0]):
+        return spec
+    many = start == "rk" or sigmas.size > RK_START_FROM
+    named = spec.multistep and vector is not None  # the vector it stores is its chart's
+    return from_infinity(spec, spec.chart if named else chart, many)
 
 
 def _passed(method: Method, schedule: Schedule, sigmas: Array) -> Array:
@@ -124,6 +153,29 @@ def _compile(
     start: str | None,
     noise: tuple[float, ...] | None,
 ) -> Plan:
+    steps, start = _steps(method, schedule, grid, vector, start, noise)
+    return Plan(
+        method.name,
+        tuple(steps.ops),
+        steps.vector,
+        steps.chart.name,
+        grid,
+        schedule.fingerprint,
+        start,
+        steps.error_weights(),
+    )
+
+
+def _steps(
+    method: Method,
+    schedule: Schedule,
+    grid: tuple[float, ...],
+    vector: str | None,
+    start: str | None,
+    noise: tuple[float, ...] | None,
+    estimates: bool = True,
+) -> tuple[Steps, str | None]:
+    """The steps of the plan, and how it starts."""
     chart = get_chart(method.chart, schedule)
     vector = vector or chart.vector
     if method.multistep and vector != chart.vector:
@@ -139,7 +191,7 @@ def _compile(
         )
     n = len(grid) - 1
     start = _start(method, start, n, noise is not None)
-    steps = Steps(schedule, chart, vector, np.array(grid), noise)
+    steps = Steps(schedule, chart, vector, np.array(grid), noise, estimates)
     first, last = steps.interior(method)
     if euler and chart.straight and method.rises is None:
         steps.ddim(0, n)
@@ -162,16 +214,7 @@ def _compile(
             f"{method.name!r} in chart {chart.name!r}, storing {vector!r}, has no finite weights on the "
             f"grid {grid[0]:g} … {grid[-1]:g}; use another chart or a finite sigma_max"
         )
-    return Plan(
-        method.name,
-        tuple(ops),
-        vector,
-        chart.name,
-        grid,
-        schedule.fingerprint,
-        start,
-        steps.error_weights(),
-    )
+    return steps, start
 
 
 def _start(method: Method, start: str | None, steps: int, noisy: bool) -> str | None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +22,7 @@ from scipy.interpolate import CubicSpline
 
 from ..schedules.schedule import Array, Schedule
 from .chart import VECTORS
+from .ops import Op
 from .plan import Plan
 from .ruler import Ruler
 from .table import states
@@ -95,7 +97,12 @@ class Surrogate:
 
         astray: how much of the response at right angles counts.
         """
-        sigma = np.array([node.sigma for node in plan.nodes])
+        return self.error_of(plan.ops, plan.grid, astray)
+
+    def error_of(self, ops: Sequence[Op], grid: Sequence[float], astray: float = 1.0) -> float:
+        """:meth:`error` of the plan of these ops on that grid."""
+        nodes = [op.node for op in ops if op.node is not None]
+        sigma = np.array([node.sigma for node in nodes])
         n, own = len(sigma), len(self.levels) + 1
         alpha, beta = self.schedule.scales(sigma)
         size = np.hypot(alpha, beta)
@@ -112,15 +119,15 @@ class Surrogate:
             off = y / size[k] - state[k]
             predicted = x0[k] + along[k] * off
             predicted[own + k] += across[k] * length(off)
-            of_x0, of_eps = VECTORS[plan.nodes[k].vector](alpha[k], beta[k])
+            of_x0, of_eps = VECTORS[nodes[k].vector](alpha[k], beta[k])
             if not of_eps:
                 return of_x0 * predicted
             return of_x0 * predicted + of_eps * (y - alpha[k] * predicted) / beta[k]
 
         start = np.zeros(own + n)
-        first, last = plan.grid[0], plan.grid[-1]
+        first, last = grid[0], grid[-1]
         start[:own] = self.path(np.array([first]))[1][0] * np.hypot(*self.schedule.scales(first))
-        end = np.array(states(plan.ops, start, answer)[-1])
+        end = np.array(states(ops, start, answer)[-1])
         if last == 0:
             end[own - 1] -= 1.0
         else:

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 from problems import COSINE, gaussian_2d, mixture_2d
+from scipy.interpolate import PchipInterpolator
 
 import ddim_ode
 from ddim_ode import exact, schedules
 from ddim_ode.denoising.problem import Problem
 from ddim_ode.solve.look import look
-from ddim_ode.solvers.design import designed, expected, named
+from ddim_ode.solvers.compilation import draft
+from ddim_ode.solvers.design import designed, expected, monotone, named
 from ddim_ode.solvers.methods import METHODS
 from ddim_ode.solvers.screens import TRIED
 
@@ -45,6 +47,23 @@ def test_what_it_expects_on_gaussian_data_is_what_happens(schedule, method):
             plan = ddim_ode.plan_for(model, method, steps=steps, grid=grid, sigma_min=0.05)
             told = found.surrogate.error(plan)
             assert told == pytest.approx(error(model, x, plan, found.ends), rel=0.2, abs=8e-3)
+
+
+@pytest.mark.parametrize("schedule", [COSINE, FLOW])
+@pytest.mark.parametrize("method", [*TRIED, "heun", "ddim"])
+def test_a_draft_is_the_plan_without_what_a_search_does_not_read(schedule, method):
+    grid = np.append(np.geomspace(min(schedule.sigma_max, 80.0), 0.05, 17), 0.0)
+    for levels in (grid, np.insert(grid, 0, np.inf)) if schedule is FLOW else (grid, grid[10:]):
+        plan = ddim_ode.plan(method, schedule, levels)
+        assert draft(METHODS[method], schedule, levels) == plan.ops
+
+
+def test_levels_between_knots_are_scipys_monotone_cubic():
+    at, rng = np.linspace(0, 1, 29), np.random.default_rng(0)
+    for count in (2, 5, 5, 8):
+        values = np.append(0.0, np.cumsum(np.exp(3 * rng.normal(size=count))))
+        theirs = PchipInterpolator(np.linspace(0, 1, count + 1), values)(at)
+        np.testing.assert_allclose(monotone(values, at), theirs, rtol=1e-12)
 
 
 def test_its_ends_are_converged_and_say_by_how_much():
