@@ -32,8 +32,8 @@ ROWS = 12  # network rows that a screen takes, for each noise and call
 _LESS_ASTRAY = 0.5
 _SECOND = 14  # candidates of the second round
 # The share, on a log scale, that what the surrogate expects has in the ranking: a few noises are a small
-# sample of what the candidates do to all.
-_PRIOR = 0.3
+# sample of what the candidates do to all. Of more noises than a few, the more the less.
+_PRIOR, _FEW = 0.3, 8
 
 
 @dataclass
@@ -77,7 +77,8 @@ class _Candidate:
     @property
     def merit(self) -> float:
         """What it is ranked by, the least first."""
-        return self.error ** (1 - _PRIOR) * self.expected**_PRIOR
+        prior = _PRIOR * min(1.0, _FEW / len(self.errors))
+        return self.error ** (1 - prior) * self.expected**prior
 
 
 def screen(profile: Profile, examples: Examples, nfe: int) -> Screen:
