@@ -318,6 +318,10 @@ def verdict(rows: list[Row]) -> list[str]:
             order = -np.polyfit(np.log(steps), np.log(errors), 1)[0]
             ends = f"{errors[0]:.3g} to {errors[-1]:.3g}"
             said.append(f"noise={noise}: {what} {ends} in {steps} steps, order {order:.2f}")
+    for eta in sorted({row["eta"] for row in pick(rows, what="shipped") if "eta" in row}):
+        own = pick(rows, what="shipped", against="data", eta=eta)
+        values = ", ".join(f"{row['frechet']:.3g} at {row['budget']:.0f}" for row in own)
+        said.append(f"shipped model, η={eta:g}: Fréchet distance to real images {values} calls")
     for row in pick(rows, what="cost", noise="path"):
         said.append(f"draws of {row['shape']}: path costs {row['ratio']:.2f} × fresh ones")
     return said
@@ -400,14 +404,18 @@ def draw(rows: list[Row]) -> Figure:
         mine = [row for row in shipped if "eta" in row]
         last = "data" if pick(mine, against="data") else "model"
         mine = pick(mine, against=last)
-        floor = mine[0]["floor"]
-        distances(axes[3], mine, floor)
+        log_axis(axes[3], "x", sorted({row["budget"] for row in mine}))
         for eta in sorted({row["eta"] for row in mine}):
-            line(axes[3], pick(mine, eta=eta), f"η = {eta:g}", COLOURS[eta], floor)
+            own = pick(mine, eta=eta)
+            budgets, frechet = ([row[key] for row in own] for key in ("budget", "frechet"))
+            curve(axes[3], f"η = {eta:g}", budgets, frechet, color=COLOURS[eta], marker="o")
         for row in pick(shipped, sampler="converged", against=last):
-            axes[3].axhline(row["error"], color=GREY, lw=1, ls="--")
+            axes[3].axhline(row["frechet"], color=GREY, lw=1, ls="--")
+            note(axes[3], "converged, η = 0", (0.97, row["frechet"]), (0, 3),
+                 xycoords=("axes fraction", "data"), ha="right")  # fmt: skip
         where = "real images" if last == "data" else "the model's own"
-        label(axes[3], f"Shipped model, to {where}", "network calls", "squared KID")
+        title = f"Shipped model, {mine[0]['n']:.0f} images"
+        label(axes[3], title, "network calls", f"Fréchet distance to {where}")
     for axis, columns in zip(axes, (3, 2, 1, 3)):  # each has its own colours
         where = dict(loc="upper center", bbox_to_anchor=(0.5, -0.16), columnspacing=1.2)
         axis.legend(ncols=columns, frameon=False, fontsize=9.5, **where)
