@@ -79,8 +79,8 @@ class PretrainedModel(Denoiser):
         """What its solves step on by default: the profile that ships for its ODE, or what is set here."""
         if self._profile is not None:
             return self._profile[0]
-        if self._otherwise_altered:
-            return None
+        if self.shipped is None or self.dtype is not None or self.snap or self._otherwise_altered:
+            return None  # it was measured on the model as it ships
         return _shipped_profile(f"{self.shipped}-guidance-{self._scale:g}-profile.json")
 
     @profile.setter
@@ -174,7 +174,12 @@ class PretrainedModel(Denoiser):
     @property
     def _otherwise_altered(self) -> dict[str, Any]:
         """What makes its ODE neither the plain nor the plainly guided one."""
-        return {name: value for name, value in self.alterations.items() if name != "guidance"}
+        return {
+            name: value
+            for name, value in self.alterations.items()
+            if name != "guidance"
+            or not isinstance(value, float)  # a tensor: of each sample its own
+        }
 
     @property
     def _scale(self) -> float:

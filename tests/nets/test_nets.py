@@ -258,10 +258,12 @@ def test_it_steps_on_the_profile_that_ships_for_its_ode(scale):
         warnings.simplefilter("error")
         assert ddim_ode.plan_for(model, best.method, nfe=5).grid == best.levels
     assert pickle.loads(pickle.dumps(model)).profile.to_json() == profile.to_json()
-    limited = model.replace(limit=Limit(clip=1.0))
-    assert limited.profile is None
-    model.guide(3.0)
-    assert model.profile is None
+    half = ddim_ode.load("fashion-mnist", guidance=scale, dtype=torch.bfloat16)
+    for other in (half, model.replace(limit=Limit(clip=1.0)), model.replace(snap=True)):
+        assert other.profile is None
+    for elsewhere in (3.0, torch.tensor([scale, 3.0])):
+        model.guide(elsewhere)
+        assert model.profile is None
     model.guide(scale)
     model.profile = None
     assert model.replace(guidance=None).profile is model.profile is None
@@ -286,6 +288,8 @@ def test_what_does_not_ship_is_said_with_what_does():
     expect(lambda: model.calibrated(6), r"guidance 3 .*\(there are for guidance 1, 2\)")
     model.guide(2.0, interval=(0.3, 8.0))
     expect(lambda: model.calibrated(6), "plain ODE.*guidance_interval")
+    model.guide(torch.tensor([2.0, 1.0]))
+    expect(lambda: model.calibrated(6), "plain ODE.*tensor")
     model.guide(2.0)
     model.shipped = None
     expect(lambda: model.calibrated(6), "there are none")
