@@ -52,9 +52,8 @@ def whole(result: Ranking) -> Table:
     titles = {}
     for budget, ranked in _by_budget(result):
         titles[len(rows)] = f"{budget} network calls"
-        first = 1 + sum(
-            row.at_floor for row in ranked
-        )  # the rank with which the others are compared
+        # the rank that the others are compared with
+        first = 1 + sum(row.at_floor for row in ranked)
         rows += [
             _cells(row, _mark(row, ranked) == "best", bool(row.tie) and row.rank != first)
             for row in ranked

@@ -32,7 +32,7 @@ ROWS = 12  # network rows that a screen takes, for each noise and call
 _LESS_ASTRAY = 0.5
 _SECOND = 14  # candidates of the second round
 # The share, on a log scale, that what the surrogate expects has in the ranking: a few noises are a small
-# sample of what the candidates do to all. Of more noises than a few, the more the less.
+# sample of what the candidates do to all. It falls with the number of noises above a few.
 _PRIOR, _FEW = 0.3, 8
 
 
