@@ -129,13 +129,14 @@ def bars(
     texts: Sequence[str],
     colors: Any,
     shift: float = 0.0,
+    ends: Sequence[float] | None = None,
     **style: Any,
 ) -> None:
-    """Horizontal bars, the first at the bottom, each with its text beside it."""
+    """Horizontal bars, the first at the bottom, each with its text beside it, or beyond ``ends``."""
     places = [i + shift for i in range(len(names))]
     axis.barh(places, values, color=colors, **style)
-    for place, value, text in zip(places, values, texts):
-        axis.text(value, place, f" {text}", va="center", fontsize=9.5, color=INK)
+    for place, end, text in zip(places, ends or values, texts):
+        axis.text(end, place, f" {text}", va="center", fontsize=9.5, color=INK)
     axis.set_yticks(range(len(names)), names)
     axis.grid(False, axis="y")
 

@@ -243,15 +243,18 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
     shown.sort(key=lambda row: float(row["us/call"]))
     figure, (axis,) = panels(1, width=8.5, height=0.3 * len(shown) + 1.2)
     cached = {"on": ", plan cached", "off": ", plan compiled in every run"}
-    names, colours = [], []
+    names, colours, ends = [], [], []
     for i, row in enumerate(shown):
-        own = row["plan cache"] in cached
+        own = row.get("plan cache") in cached
         name = f"ddim_ode {row['sampler']}" if own else row["sampler"]
-        names.append(name + cached.get(row["plan cache"], ""))
+        names.append(name + cached.get(row.get("plan cache"), ""))
         colours.append((look(name.split()[0])["color"], 1 if own else 0.55))
-        axis.plot([float(q) for q in row["quartiles"].split("-", 1)], [i, i], color=INK, lw=1.2)
+        quartiles = [float(q) for q in row["quartiles"].split("-", 1)]
+        axis.plot(quartiles, [i, i], color=INK, lw=1.2)
+        ends.append(quartiles[1])
     values = [float(row["us/call"]) for row in shown]
-    bars(axis, names, values, [f"  {value:.1f}" for value in values], colours, height=0.7)
+    texts = [f"{value:.1f}" for value in values]
+    bars(axis, names, values, texts, colours, ends=ends, height=0.7)
     log_axis(axis, "x")
     label(axis, "", "µs per network call beside the network (log scale), lower is better")
     return figure

@@ -163,13 +163,10 @@ class Comparison:
         ranked = self._ranked(at_budget)
         decisions = self._decisions(ranked)
         floored = [row for row in at_budget if row.at_floor]
-        placed = {row.row for row in (*floored, *ranked)}
+        placed, first = {row.row for row in (*floored, *ranked)}, len(floored) + 1
         return [
             *(Ranked(**vars(row), rank=1, tie=len(floored) > 1) for row in floored),
-            *(
-                Ranked.at(row, i, decisions.get(row.row))
-                for i, row in enumerate(ranked, start=len(floored) + 1)
-            ),
+            *(Ranked.at(row, i, decisions.get(row.row)) for i, row in enumerate(ranked, first)),
             *(Ranked(**vars(row)) for row in at_budget if row.row not in placed),
         ]
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -93,7 +94,7 @@ def plan(
     if spec.rises is not None:
         sigmas = _passed(spec, schedule, sigmas)
     levels = tuple((upward(sigmas) if rising else sigmas).tolist())
-    return _compile(spec, schedule, levels, vector, start, key)
+    return _compile(_Wanted(spec, schedule, levels, vector, start, key))
 
 
 def draft(
@@ -108,7 +109,8 @@ def draft(
         ValueError: There is no such plan.
     """
     spec = _startable(method, sigmas, start)
-    steps, _ = _steps(spec, schedule, tuple(sigmas.tolist()), None, start, None, estimates=False)
+    wanted = _Wanted(spec, schedule, tuple(sigmas.tolist()), start=start)
+    steps, _ = _steps(wanted, estimates=False)
     return tuple(steps.ops)
 
 
@@ -144,38 +146,35 @@ def clear_cache() -> None:
     _compile.cache_clear()
 
 
+class _Wanted(NamedTuple):
+    """What decides a plan; noise: the standard deviation that each step adds."""
+
+    method: Method
+    schedule: Schedule
+    grid: tuple[float, ...]
+    vector: str | None = None
+    start: str | None = None
+    noise: tuple[float, ...] | None = None
+
+
 @functools.lru_cache(maxsize=256)
-def _compile(
-    method: Method,
-    schedule: Schedule,
-    grid: tuple[float, ...],
-    vector: str | None,
-    start: str | None,
-    noise: tuple[float, ...] | None,
-) -> Plan:
-    steps, start = _steps(method, schedule, grid, vector, start, noise)
+def _compile(wanted: _Wanted) -> Plan:
+    steps, start = _steps(wanted)
     return Plan(
-        method.name,
+        wanted.method.name,
         tuple(steps.ops),
         steps.vector,
         steps.chart.name,
-        grid,
-        schedule.fingerprint,
+        wanted.grid,
+        wanted.schedule.fingerprint,
         start,
         steps.error_weights(),
     )
 
 
-def _steps(
-    method: Method,
-    schedule: Schedule,
-    grid: tuple[float, ...],
-    vector: str | None,
-    start: str | None,
-    noise: tuple[float, ...] | None,
-    estimates: bool = True,
-) -> tuple[Steps, str | None]:
+def _steps(wanted: _Wanted, estimates: bool = True) -> tuple[Steps, str | None]:
     """The steps of the plan, and how it starts."""
+    method, schedule, grid, vector, start, noise = wanted
     chart = get_chart(method.chart, schedule)
     vector = vector or chart.vector
     if method.multistep and vector != chart.vector:
