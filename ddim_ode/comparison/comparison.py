@@ -114,8 +114,8 @@ def compare(
         keep: How many end states of each row to keep, in ``samples``.
         confidence: Of all intervals.
         progress: Show a bar, and before it, on stderr, how many network calls will be made and how long
-            they will take, from a few that are timed (and not counted). Most are the reference's: for a
-            large model take few noises, or a coarser ``reference``.
+            they will take, from a few that are timed (and not counted). Most are the reference's, 604 a
+            noise at least: for a large model take few noises, or give solutions that you have.
         device: Where to solve (default: the network's own).
         metric: ``"error"``, of each noise against where the ODE takes it, which says everything about
             solvers of the ODE, and has no meaning with step noise. ``"distribution"``: how far the n

@@ -30,10 +30,11 @@ from ..solvers.screens import TRIED, Screen, Tried, steps_within
 
 ROWS = 12  # network rows that a screen takes, for each noise and call
 _LESS_ASTRAY = 0.5
+_TINY = 1e-300
 _SECOND = 14  # candidates of the second round
-# The share, on a log scale, that what the surrogate expects has in the ranking: a few noises are a small
-# sample of what the candidates do to all. It falls with the number of noises above a few.
-_PRIOR, _FEW = 0.3, 8
+# The share in the ranking, on a log scale, of what the surrogate expects: where one noise alone has
+# measured, which says nothing of its spread, and at most.
+_PRIOR, _MOST_PRIOR = 0.15, 0.5
 
 
 @dataclass
@@ -74,12 +75,6 @@ class _Candidate:
     def error(self) -> float:
         return float(np.mean(self.errors))
 
-    @property
-    def merit(self) -> float:
-        """What it is ranked by, the least first."""
-        prior = _PRIOR * min(1.0, _FEW / len(self.errors))
-        return self.error ** (1 - prior) * self.expected**prior
-
 
 def screen(profile: Profile, examples: Examples, nfe: int) -> Screen:
     """Try the candidates of at most ``nfe`` calls.
@@ -105,7 +100,7 @@ def screen(profile: Profile, examples: Examples, nfe: int) -> Screen:
                     one.errors, examples.errors(one.plan, rows.to(examples.x.device))
                 )
                 evals += examples.rows(one.plan, len(rows))
-        return sorted(some, key=lambda one: one.merit)
+        return _ranked(some)
 
     ranked = judge(candidates, first)
     ranked = judge(ranked[:_SECOND], second) + ranked[_SECOND:]
@@ -122,6 +117,41 @@ def screen(profile: Profile, examples: Examples, nfe: int) -> Screen:
             f"nfe={nfe}: nothing that was tried has a finite end; diagnose the model first"
         )
     return Screen(nfe, evals, tuple(tried))
+
+
+def _ranked(some: list[_Candidate]) -> list[_Candidate]:
+    """What should do best on all noises first: a few are a small sample of them, so what the surrogate
+    expects has a share in the word.
+
+    The candidates have met the same noises.
+    """
+    errors = np.array([one.errors for one in some])
+    expected = np.log([max(one.expected, _TINY) for one in some])
+    measured = np.log(np.maximum(errors.mean(axis=1), _TINY))  # +inf stays last
+    fair = np.isfinite(measured)
+    share = prior_share(errors[fair], measured[fair] - expected[fair])
+    merit = (1 - share) * measured + share * expected
+    return [some[i] for i in np.argsort(merit, kind="stable")]
+
+
+def prior_share(errors: Array, missed: Array) -> float:
+    """The surrogate's share: of the variance of ln(measured / expected), what the noises account for.
+
+    Empirical Bayes: with it a weighted mean of two estimates has the least variance, that of the measured
+    one being what of the spread over noises is each candidate's own (the rest is common to all, and
+    changes no rank), and that of the expected one what remains of the spread of their ratio.
+
+    Args:
+        errors: (candidates, noises), finite.
+        missed: ln(measured / expected) (candidates,).
+    """
+    candidates, n = errors.shape
+    if n < 2 or candidates < 2:
+        return _PRIOR
+    relative = errors / np.maximum(errors.mean(axis=1, keepdims=True), _TINY)
+    own = relative - relative.mean(axis=0)
+    sampled = float((own**2).sum()) / ((n - 1) * (candidates - 1)) / n
+    return _MOST_PRIOR if 2 * sampled >= (spread := float(missed.var(ddof=1))) else sampled / spread
 
 
 def _candidates(profile: Profile, model: Denoiser, nfe: int) -> Iterator[_Candidate]:

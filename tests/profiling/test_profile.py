@@ -14,6 +14,7 @@ from short_search import FULL, short_search
 
 import ddim_ode
 from ddim_ode import Denoiser, Profile, exact, schedules
+from ddim_ode.profiling.screening import prior_share
 
 N = 6
 
@@ -346,3 +347,30 @@ def test_ends_that_are_no_better_than_what_they_judge_are_warned_of():
     rough = lambda x, t: torch.tanh(x) * (1 + 0.5 * torch.sin(37.0 * t))[:, None]  # noqa: E731
     with pytest.warns(UserWarning, match="nfe=12: .* is not sure"):
         ddim_ode.profile(Denoiser(rough, COSINE, "x0", shape=(4,)), 12, progress=False)
+
+
+# -- the surrogate's share in the ranking -----------------------------------------------------------
+
+
+def share_of(missed, sampled, n=8, candidates=24, seed=0):
+    """Of candidates that the surrogate misses by a factor of spread exp(missed), each measured by n noises
+    that differ by a factor of spread exp(sampled), beside what is common to all."""
+    rng = np.random.default_rng(seed)
+    surprise = missed * rng.standard_normal(candidates)
+    common, own = rng.standard_normal((1, n)), sampled * rng.standard_normal((candidates, n))
+    errors = np.exp(surprise[:, None] + 0.5 * common + own)
+    return prior_share(
+        errors, np.log(errors.mean(axis=1))
+    )  # every candidate is expected to err by 1
+
+
+@pytest.mark.parametrize(("missed", "sampled"), [(0.3, 0.3), (0.5, 0.3), (0.3, 0.1)])
+def test_the_surrogate_has_the_share_of_the_better_known_estimate(missed, sampled):
+    best = sampled**2 / 8 / (sampled**2 / 8 + missed**2)
+    found = np.mean([share_of(missed, sampled, seed=seed) for seed in range(50)])
+    assert found == pytest.approx(best, rel=0.3, abs=0.01)
+
+
+def test_the_surrogate_has_half_of_the_word_at_most_and_little_beside_one_noise():
+    assert share_of(0.0, 0.3) == 0.5
+    assert share_of(0.3, 0.3, n=1) == share_of(0.3, 0.3, candidates=1) == 0.15
