@@ -25,7 +25,8 @@ def dominant_error(probe: Probe) -> list[Finding]:
     """What is to be read otherwise, by the reading that the answers bear out; where none is, answers that
     are worth nothing."""
     bench = Bench(probe, probe.clean)
-    findings = _one(ignores_input(probe, bench)) or misread(probe, bench)
+    findings = _one(ignores_input(probe, bench) or ignores_time(probe, bench))
+    findings = findings or misread(probe, bench)
     findings = findings or _one(other_data(probe, bench)) or _one(worse_than_linear(probe, bench))
     if findings:
         named = [finding.check for finding in findings]
@@ -58,6 +59,35 @@ def ignores_input(probe: Probe, bench: Bench) -> Finding | None:
         f"{_IGNORED:g}: it does not look at x",
         "load the trained weights; see that net(x, t) uses its x",
     )
+
+
+def ignores_time(probe: Probe, bench: Bench) -> Finding | None:
+    """Answers to one x that are the same whatever the level, where that cannot be right.
+
+    What removes noise from data on a known scale can tell the level from x itself, if x is large: such
+    networks exist, and do well. Without data, or where this one does not do well, it is told.
+    """
+    if probe.data is not None and bench.loss[0] < bench.loss[1] / CLEARLY:
+        return None
+    clocks = (None, *usable_clocks(probe))  # told of other times, it may look at them
+    if not all(_blind(probe, bench.own._replace(clock=clock)) for clock in clocks):
+        return None
+    return Finding(
+        "network-time",
+        "warning",
+        1.0,
+        f"shown one x at levels from σ={probe.sigmas[0]:.3g} to {probe.sigmas[-1]:.3g}, the network "
+        "answers the same: it does not look at t",
+        "see that net(x, t) uses its t, and that what it is told differs from level to level",
+    )
+
+
+def _blind(probe: Probe, reading: Reading) -> bool:
+    """Whether the answers to one x are the same at all levels, to the last bit."""
+    x = probe.noised(probe.noise, float(probe.sigmas[len(probe.sigmas) // 2]))
+    first = probe.answer(reading, x, 0)
+    later = (probe.answer(reading, x, k) for k in range(1, len(probe.sigmas)))
+    return all(first is None or a is None or torch.equal(a, first) for a in later)
 
 
 def _change(probe: Probe, reading: Reading) -> float:

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 from torch import Tensor
 
-from ..grids import default_name, make_grid
 from ..schedules.schedule import Array
+from ..solve.levels import Levels
 from .findings import Finding
 from .probe import OUT_OF_SCALE, Probe, rms
 
@@ -45,9 +45,7 @@ def _levels(probe: Probe) -> tuple[Array, Array, Array]:
     if (placement := getattr(model, "placement", None)) is not None:  # of a scheduler it came with
         asked, reached, told = placement(probe.steps)
         return asked, reached, told
-    name = default_name(model.schedule, probe.steps, snap=model.snap)
-    grid = make_grid(name, model.schedule, probe.steps)
-    positive = model.snapped(grid[:-1])
+    positive = Levels(model.replace(profile=None)).sigmas(probe.steps)[:-1]
     return positive, np.append(positive[1:], 0.0), model.network_time(positive)
 
 

@@ -32,9 +32,11 @@ def checks(probe: Probe) -> Iterator[Finding]:
         return
     if probe.degenerate and probe.data is None:
         probe.skip(f"{probe.degenerate}; give data", *_NEED_NUMBERS)
+        yield from filter(None, (unfinished(probe),))
         return
     yield from filter(None, (repeatable(probe) or half_precision(probe),))
-    yield from dominant_error(probe) or filter(None, (terminal_snr(probe),))
+    found = dominant_error(probe) or [*filter(None, (terminal_snr(probe),))]
+    yield from found or filter(None, (unfinished(probe),))
 
 
 def learned_variance(probe: Probe) -> Finding | None:
@@ -76,20 +78,39 @@ def learned_variance(probe: Probe) -> Finding | None:
 
 
 def non_finite(probe: Probe) -> Finding | None:
-    """NaN or inf at some level."""
+    """NaN or inf at some level, the lowest that a solve asks for among them."""
     x = probe.noise if probe.data is None else probe.data
-    bad = 0
-    for sigma in probe.sigmas.tolist():
-        bad += int((~probe.ask(probe.model, probe.noised(x, sigma), sigma)[1].isfinite()).sum())
-    if not bad:
+    sigmas = [probe.model.schedule.sigma_min, *probe.sigmas.tolist()]
+    bad = [
+        int((~probe.ask(probe.model, probe.noised(x, sigma), sigma)[1].isfinite()).sum())
+        for sigma in sigmas
+    ]
+    if not any(bad):
         return None
-    share = bad / (x.numel() * len(probe.sigmas))
+    share = sum(bad) / (x.numel() * len(sigmas))
+    where = ", ".join(f"{sigma:.3g}" for sigma, count in zip(sigmas, bad) if count)
     return Finding(
         "non-finite",
         "error",
         share,
-        f"{share:.1%} of the network's answers are NaN or inf",
-        "look for overflow in the weights' precision: load them in float32",
+        f"{share:.1%} of the network's answers are NaN or inf, those at σ={where}",
+        "look for overflow in the weights' precision (load them in float32), and for what the network does "
+        "with t there",
+    )
+
+
+def unfinished(probe: Probe) -> Finding | None:
+    """Samples that are NaN or inf, where nothing else says why."""
+    share = float((~probe.made.isfinite()).float().mean())
+    if not share:
+        return None
+    return Finding(
+        "non-finite",
+        "error",
+        share,
+        f"{share:.1%} of what the model makes in a few steps is NaN or inf, though the network's answers "
+        "to noised samples are finite",
+        "look at the network's answers between those levels, and at states larger than the data's",
     )
 
 

@@ -91,8 +91,8 @@ def default_name(
 
     ``"log_snr"`` where t is σ itself (``schedules.ve``). Otherwise ``"trailing"`` below 15 steps, where it
     can be had (to σ = 0, no sigma_min given), and ``"quadratic"`` from there: with few steps a last level
-    far from 0 pays most (``python benchmarks/peers.py``). For a model with snap, ``"time"`` from there,
-    whose levels stay apart.
+    far from 0 pays most (``python benchmarks/peers.py``). For a model with snap the same, whose levels are
+    then moved apart, and to another end than σ = 0 ``"time"``, whose levels stay apart.
 
     >>> from ddim_ode import grids, schedules
     >>> [grids.default_name(schedules.ddpm(), steps) for steps in (8, 30)]
@@ -103,9 +103,10 @@ def default_name(
     if schedule.family == "ve":
         return "log_snr"
     steps = count("steps", steps)
-    if steps < FEW_STEPS and final == "zero" and sigma_min is None:
+    lands = final == "zero" and sigma_min is None
+    if steps < FEW_STEPS and lands:
         return "trailing"
-    return "time" if flag("snap", snap) else "quadratic"
+    return "time" if flag("snap", snap) and not lands else "quadratic"
 
 
 def default_spacing(

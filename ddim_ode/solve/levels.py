@@ -116,7 +116,10 @@ class Levels:
     def _named(self, name: str, steps: int, cut: float | None) -> Array:
         final = self.final or "zero"
         ends: dict[str, Any] = dict(sigma_max=self.first, sigma_min=cut)
-        return self._snapped(make_grid(name, self.model.schedule, steps, final=final, **ends))
+        sigmas = make_grid(name, self.model.schedule, steps, final=final, **ends)
+        if self.grid is None and self.model.snap and name == "quadratic":
+            return on_trained_levels(sigmas, self.model)
+        return self._snapped(sigmas)
 
     def spacing(self, steps: int, calls: int = 1) -> tuple[str, float | None]:
         """The name of the grid, and its last positive level where it is told."""
@@ -184,12 +187,12 @@ def on_trained_levels(sigmas: Array, model: Denoiser) -> Array:
     trained = model.schedule.levels
     positive = sigmas[sigmas > 0]
     n = len(positive)
-    if n > len(trained):
-        raise ValueError(
-            f"snap=True: {n} levels need as many trained ones, and there are {len(trained)}; take fewer "
-            "steps, or snap=False"
-        )
     times = np.rint(model.schedule.time(positive)).astype(int)
+    if n > times[0]:
+        raise ValueError(
+            f"snap=True: {n} levels would fall on only {times[0]} distinct trained levels (σ="
+            f"{positive[0]:.4g} and below); take fewer steps, or use snap=False"
+        )
     rank = np.arange(n)
     times = np.minimum.accumulate(times + rank) - rank  # strictly falling
     times = np.maximum(times, n - rank)  # and room for those that follow

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -133,27 +133,37 @@ def compile_for(
     if not spec.multistep:
         vector = "eps" if model.answers == "score" else model.answers
 
+    def without(sigmas: Array, start: str | None, **noise: Any) -> Plan:
+        how: dict[str, Any] = dict(start=start, chart=chart, vector=vector, rising=levels.rising)
+        return compile_plan(spec, model.schedule, sigmas, **how, **noise)
+
     def build(sigmas: Array, start: str | None) -> Plan:
-        options = dict(start=start, chart=chart, vector=vector, eta=eta, noise_std=noise_std)
-        options["rising"] = levels.rising
-        return compile_plan(spec, model.schedule, sigmas, **options)  # type: ignore[arg-type]
+        return without(sigmas, start, eta=eta, noise_std=noise_std)
 
     if levels.nfe is None:
         remedy = "give steps= or nfe="
         sigmas = levels.required(f"method {spec.name!r}", remedy, spec.nfe_per_step, spec)
         return build(sigmas, start)
     counted = levels.counting()
-    plan = _largest(build, counted, spec, start)
+    quiet = None if eta is None else without
+    plan = _largest(build, counted, spec, start, quiet)
     if start is None and spec.rk_steps and plan.nfe < levels.nfe:
         # The default start changes at a number of steps, and its calls may overshoot there.
-        plan = max(plan, _largest(build, counted, spec, "ramp"), key=lambda p: p.nfe)
+        ramp = _largest(build, counted, spec, "ramp", quiet)
+        plan = max(plan, ramp, key=lambda p: p.nfe)
     if levels.profile is None:
         return plan
     return build(levels.sigmas(plan.steps, spec.nfe_per_step, spec), plan.start)
 
 
-def _largest(build: _Build, levels: Levels, spec: Method, start: str | None) -> Plan:
-    """The plan of most steps with at most ``levels.nfe`` calls; ValueError if one step costs more."""
+def _largest(
+    build: _Build, levels: Levels, spec: Method, start: str | None, without: _Build | None
+) -> Plan:
+    """The plan of most steps with at most ``levels.nfe`` calls; ValueError if one step costs more.
+
+    without: builds it without its step noise, if it has any. What is refused with noise and not without is
+    the noise, and fewer steps would only hide that: the last one has none.
+    """
     assert levels.nfe is not None
     refusal = ValueError()
     n, most = levels.nfe // spec.nfe_per_step + 2, None
@@ -163,6 +173,8 @@ def _largest(build: _Build, levels: Levels, spec: Method, start: str | None) -> 
         try:
             candidate = build(levels.sigmas(n, spec.nfe_per_step), start)
         except ValueError as error:  # this many steps may not fit where fewer do (snap)
+            if without is not None and _fits(without, levels, start, n):
+                raise
             refusal, most = error, most or _most(build, levels, start, n)
             n = min(n - 1, most)
             continue
@@ -173,6 +185,15 @@ def _largest(build: _Build, levels: Levels, spec: Method, start: str | None) -> 
         )
         n -= 1
     raise refusal
+
+
+def _fits(build: _Build, levels: Levels, start: str | None, n: int) -> bool:
+    """Whether there is a plan of n steps, of at most ``levels.nfe`` calls."""
+    assert levels.nfe is not None
+    try:
+        return build(levels.sigmas(n), start).nfe <= levels.nfe
+    except ValueError:
+        return False
 
 
 def _most(build: _Build, levels: Levels, start: str | None, refused: int) -> int:

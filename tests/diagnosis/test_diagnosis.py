@@ -1,13 +1,14 @@
 """The doctor: each seeded fault is found on the model, by name; a healthy model has nothing."""
 
 import json
+import re
 
 import pytest
 import torch
 from mixture_net import SIDE, MixtureNet
 from peers import load as peer
 from peers import quiet
-from problems import Timeless
+from problems import DDPM, Timeless, gaussian_2d
 from refusals import expect
 from tiny_pipelines import BETAS, images, save, trained, unet
 
@@ -260,6 +261,26 @@ def test_nan_answers_end_the_examination():
         report = diagnosis(model, **options)
         assert [finding.check for finding in report] == ["non-finite"]
         assert LEVELS | {"prediction", "half-precision", "clipping"} <= report.not_checked.keys()
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [
+        (0.0, 20.0, r"answers are NaN or inf, those at σ=0.01$"),
+        (300.0, 395.0, "few steps is NaN or inf"),
+    ],
+)
+def test_a_network_that_fails_at_some_levels_alone(low, high, said):
+    exact = gaussian_2d(DDPM)
+
+    def net(x, t):
+        level = torch.as_tensor(DDPM.sigma(t.double().numpy()))
+        return torch.where(((t > low) & (t < high))[:, None], torch.nan, exact.net(x, level))
+
+    model = ddim_ode.Denoiser(net, DDPM, shape=(2,), dtype=torch.float64)
+    finding = ddim_ode.diagnose(model)[0]
+    assert finding.check == "non-finite"
+    assert re.search(said, finding.message)
 
 
 @pytest.mark.parametrize("refused", [torch.float16, torch.bfloat16])

@@ -174,3 +174,16 @@ def test_samples_of_few_numbers_are_no_ground_for_blame(means, variance, schedul
     assert list(report) == []
     assert "give data" in report.not_checked["network-time"]
     assert list(ddim_ode.diagnose(model, data=model.draw(64).float())) == []
+
+
+@pytest.mark.parametrize("seen", ["data", "its own samples"])
+@pytest.mark.parametrize(("schedule", "prediction", "t"), [(DDPM, "eps", 500), (FLOW, "flow", 0.5)])
+def test_a_network_that_does_not_look_at_t(schedule, prediction, t, seen):
+    exact = mixture(schedule, prediction)
+    level = float(schedule.sigma(t))
+    net = lambda x, told: exact.net(x, torch.full((len(x),), level))  # noqa: E731
+    model = ddim_ode.Denoiser(net, schedule, prediction, shape=(16,))
+    data = dict(data=exact.draw(16).float()) if seen == "data" else {}
+    (finding,) = ddim_ode.diagnose(model, **data)
+    assert finding.check == "network-time"
+    assert "does not look at t" in finding.message

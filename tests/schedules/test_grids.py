@@ -134,4 +134,5 @@ def test_the_default_grid_ends_high_with_few_steps_and_is_quadratic_with_many():
             assert len(ddim_ode.sample(model, x, steps=steps).sigmas) == steps + 1
     assert grids.default_name(SCHEDULES["ve"], 5) == "log_snr"
     assert grids.default_name(SCHEDULES["ddpm"], 5, sigma_min=0.1) == "quadratic"
-    assert grids.default_name(SCHEDULES["ddpm"], 50, snap=True) == "time"
+    assert grids.default_name(SCHEDULES["ddpm"], 50, snap=True) == "quadratic"
+    assert grids.default_name(SCHEDULES["ddpm"], 50, "sigma_min", snap=True) == "time"

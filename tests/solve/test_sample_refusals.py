@@ -76,6 +76,8 @@ def flow(*args, **options):
         (sample(MODEL, X, grid=GRID, eta=1.0, noise_std=[0.1, 0.1, 0.0]), "both eta and noise_std"),
         (sample(MODEL, X, grid=GRID, eta=-0.1), "eta=-0.1 must be finite and >= 0"),
         (sample(MODEL, X, grid=GRID, eta=1.7), r"noise_std\[0\]=1.17.* σ'=1; .*\[0, 0.707"),
+        (sample(MODEL, X, "dpmpp2m", nfe=20, eta=1.05), r"eta=1.05 makes noise_std\[\d+\]="),
+        (sample(MODEL, X, "unipc3", nfe=20, eta=lambda sigma: 1.2), r"eta makes noise_std\[0\]="),
         (sample(MODEL, X, grid=GRID, noise_std=[0.1, 0.1]), r"noise_std .*\(2,\); .*step, \(3,\)"),
         (sample(MODEL, X, grid=GRID, noise_std=0.1), r"noise_std has shape \(\)"),
         (sample(MODEL, X, grid=GRID, noise_std=[0.1, 0.3, 0.0]), r"\[1\]=0.3 at .*\[0, 0.196"),
