@@ -273,12 +273,8 @@ class _Measuring:
 
 
 def _features(name: str | None, loaded: Loaded, device: str, option: str) -> Features:
-    from ..evaluate.features import default_features
-
-    def default() -> Features:
-        return default_features(loaded.denoiser)
-
-    return parse_features(name, loaded.shape, default, device, option)
+    sha256 = getattr(loaded.denoiser, "sha256", None)
+    return parse_features(name, loaded.shape, sha256, device, option)
 
 
 def _real(
