@@ -36,6 +36,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._base.tensors import beside
 from ..denoising.denoiser import Denoiser
 from ..denoising.guidance import Call
 from ..denoising.problem import Problem
@@ -87,7 +88,7 @@ class Field:
     def __call__(self, z: Tensor, columns: Tensor, seen: Array) -> Tensor:
         """dz/ds at z (n, *); columns: the coefficients (4, n) on the device; seen: the levels (n,)."""
         time = columns[0].to(self.model.time_dtype(z))
-        m, of_z, of_prediction = (column(c, z) for c in columns[1:].to(z.dtype))
+        m, of_z, of_prediction = (beside(c, z) for c in columns[1:].to(z.dtype))
         return of_z * z + of_prediction * self.call(m * z, time, self.model.at(seen, z))
 
 
@@ -194,7 +195,7 @@ class Solver:
         positions = self._position() + self.field.way * c * h
         table = self.field.coefficients(positions)
         sent = self._send(np.concatenate([table, np.broadcast_to(h, (1, *table.shape[1:]))]))
-        step = column(sent[4, 0].to(z.dtype), z)
+        step = beside(sent[4, 0].to(z.dtype), z)
         # A rejected trial must leave no trace in a gradient: 0 · NaN is NaN.
         self._rejected = np.zeros(len(h), dtype=bool)
         z, velocity = self._masked(z), self._masked(self.velocity)
@@ -218,7 +219,7 @@ class Solver:
         rejected, passed = self._rejected, x * 1.0
 
         def skip(gradient: Tensor) -> Tensor:
-            rows = column(torch.as_tensor(rejected, device=gradient.device), gradient)
+            rows = beside(torch.as_tensor(rejected, device=gradient.device), gradient)
             return torch.where(rows, torch.zeros_like(gradient), gradient)
 
         passed.register_hook(skip)
@@ -257,7 +258,7 @@ class Solver:
         if accepted.all():
             self.z, self.velocity = trial.z, trial.velocity
         elif accepted.any():
-            where = column(torch.as_tensor(accepted, device=self.z.device), self.z)
+            where = beside(torch.as_tensor(accepted, device=self.z.device), self.z)
             self.z = torch.where(where, trial.z, self.z)
             self.velocity = torch.where(where, trial.velocity, self.velocity)
         i, h = self.control.active[accepted], trial.step[accepted]
@@ -313,12 +314,12 @@ class Solver:
             torch.as_tensor(np.flatnonzero(k), device=self.z.device) for k in (leaving, ~leaving)
         )
         z = self.z[rows]
-        ends = column(table[0], z) * z
+        ends = beside(table[0], z) * z
         if jumps.any():  # not 0 · inf for the others
-            moved = ends + column(table[1], z) * self.velocity[rows]
-            ends = torch.where(column(torch.as_tensor(jumps).to(z.device), z), moved, ends)
+            moved = ends + beside(table[1], z) * self.velocity[rows]
+            ends = torch.where(beside(torch.as_tensor(jumps).to(z.device), z), moved, ends)
         with torch.no_grad():  # a cut-off sample is as uncertain as its jump is long
-            jump = norm_per_sample(ends - column(table[3], z) * z)
+            jump = norm_per_sample(ends - beside(table[3], z) * z)
             error = table[2] + torch.where(table[3] > 0, jump, 0.0)
         self.released.append(Released(samples, ends, error))
         for sample in samples[jumps].tolist():
@@ -346,11 +347,6 @@ def combined(weights: Sequence[float], vectors: Sequence[Tensor]) -> Tensor:
     """Σ wᵢ vᵢ, the zero weights left out."""
     terms = [w * v for w, v in zip(weights, vectors) if w]
     return sum(terms[1:], terms[0])
-
-
-def column(values: Tensor, like: Tensor) -> Tensor:
-    """(n,) as (n, 1, ...) beside ``like``."""
-    return values.reshape(-1, *[1] * (like.ndim - 1))
 
 
 def _total(values: Tensor) -> Tensor:

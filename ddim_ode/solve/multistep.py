@@ -16,13 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._base.tensors import beside
 from ..schedules.schedule import Array
 from ..solvers.chart import SCALES, Scale
 from ..solvers.controller import Controller, Gains, Mask
 from ..solvers.methods import Method
 from ..solvers.quadrature import step_weights
 from ..solvers.ruler import Ruler
-from .active_set import Field, OneCall, Solver, Trial, column
+from .active_set import Field, OneCall, Solver, Trial
 from .solution import finite_samples, norm_per_sample
 
 # A step may spend the whole tolerance: what is kept is better than the prediction that is judged. Of the
@@ -65,7 +66,7 @@ class MultistepSolver(Solver):
         clock, theta = self.field.clock, self.field.clock.angle(u)
         rate = self.field.way * clock.angle_rate(u)
         of_z, of_velocity = self._send(np.stack([np.cos(theta), -np.sin(theta) / rate])).to(z.dtype)
-        return column(of_z, z) * z + column(of_velocity, z) * velocity
+        return beside(of_z, z) * z + beside(of_velocity, z) * velocity
 
     def _try(self) -> Trial:
         active, way = self.control.active, self.field.way
@@ -101,7 +102,7 @@ class MultistepSolver(Solver):
                 ]
             )
         )
-        rows = [column(row, self.z) for row in sent[4:].to(self.z.dtype)]
+        rows = [beside(row, self.z) for row in sent[4:].to(self.z.dtype)]
         kept, of_z, of_x0, weights = rows[0], rows[1], rows[2], rows[3:]
         self._rejected = np.zeros(len(h), dtype=bool)
         z, past = self._masked(self.z), [self._masked(x0) for x0 in self.history]
@@ -139,7 +140,7 @@ class MultistepSolver(Solver):
         before = [x0, *self.history[: self.past - 1]]
         older = [*self.history, self.history[-1]]
         if not accepted.all():
-            where = column(torch.as_tensor(accepted, device=x0.device), x0)
+            where = beside(torch.as_tensor(accepted, device=x0.device), x0)
             before = [torch.where(where, new, old) for new, old in zip(before, older)]
             if len(self.history) == self.past or not accepted.any():
                 before = before[: len(self.history)]
