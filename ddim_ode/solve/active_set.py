@@ -45,7 +45,7 @@ from ..solvers.clock import SMOOTH, Clock
 from ..solvers.controller import MAX_NFE, Controller, Index, Mask, amplified
 from ..solvers.embedded import Scheme
 from ..solvers.tableau import Tableau
-from .dense import Arrival, Path
+from .dense import Arrival, Path, hermite
 from .solution import finite_samples, norm_per_sample
 
 
@@ -239,7 +239,7 @@ class Solver:
             i, j = self.scheme.twins
             moved, change = states[i] - states[j], velocities[i] - velocities[j]
         else:
-            on_curve, slope = _hermite(
+            on_curve, slope = hermite(
                 self.tableau.c[1], step, (z, end), (velocities[0], velocities[-1])
             )
             moved, change = states[1] - on_curve, velocities[1] - slope
@@ -330,17 +330,6 @@ class Solver:
             self.z, self.velocity = self.z[stay], self.velocity[stay]
             self.field.problem = self.field.problem.rows(stay)
             self.field.bind(self.z)
-
-
-def _hermite(
-    xi: float, step: Tensor, states: tuple[Tensor, Tensor], velocities: tuple[Tensor, Tensor]
-) -> tuple[Tensor, Tensor]:
-    """The cubic of Hermite over a step, and its rate, at a share ξ of it."""
-    rise = (states[1] - states[0]) / step
-    k0, k1 = velocities
-    square, cube = 3 * rise - 2 * k0 - k1, k0 + k1 - 2 * rise
-    value = states[0] + step * xi * (k0 + xi * (square + xi * cube))
-    return value, k0 + xi * (2 * square + 3 * xi * cube)
 
 
 def combined(weights: Sequence[float], vectors: Sequence[Tensor]) -> Tensor:

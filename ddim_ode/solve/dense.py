@@ -113,7 +113,7 @@ class Path:
         xi = column(share, z0)
         k0, k1 = h * pick(left, "velocity"), h * pick(right, "velocity")
         # z = z₀ + ξ(k₀ + ξ(...)): cubic, and a quartic bump that moves the middle where it belongs.
-        cubic = _hermite(xi, (z0, z1), (k0, k1))
+        cubic, _ = hermite(xi, 1.0, (z0, z1), (k0, k1))
         cubic = torch.where(xi == 0, z0, cubic)  # also where its velocity is not finite
         if self.arrivals[-1].middle is None:
             return cubic
@@ -142,7 +142,7 @@ class Path:
             share = np.where(c0 != c1, (c - c0) / (c1 - c0), 0.0)
         share[beyond] = np.nan
         xi, width = column(share, like), column(c1 - c0, like)
-        found = _hermite(xi, (y[0], y[1]), (width * x0[0], width * x0[1]))
+        found, _ = hermite(xi, 1.0, (y[0], y[1]), (width * x0[0], width * x0[1]))
         found = column(np.sin(theta), like) * found
         return torch.where(xi == 0, states[0], found)
 
@@ -198,8 +198,15 @@ class Path:
         return np.clip(self.clock.level(u), min(self.ends), max(self.ends))
 
 
-def _hermite(xi: Tensor, states: tuple[Tensor, Tensor], slopes: tuple[Tensor, Tensor]) -> Tensor:
-    """The cubic through two states with those slopes dz/dξ, at a share ξ of the way."""
-    (z0, z1), (k0, k1) = states, slopes
-    rise = z1 - z0
-    return z0 + xi * (k0 + xi * (3 * rise - 2 * k0 - k1 + xi * (k0 + k1 - 2 * rise)))
+def hermite(
+    xi: float | Tensor,
+    step: float | Tensor,
+    states: tuple[Tensor, Tensor],
+    velocities: tuple[Tensor, Tensor],
+) -> tuple[Tensor, Tensor]:
+    """The cubic of Hermite over a step, and its rate, at a share ξ of it."""
+    rise = (states[1] - states[0]) / step
+    k0, k1 = velocities
+    square, cube = 3 * rise - 2 * k0 - k1, k0 + k1 - 2 * rise
+    value = states[0] + step * xi * (k0 + xi * (square + xi * cube))
+    return value, k0 + xi * (2 * square + 3 * xi * cube)
