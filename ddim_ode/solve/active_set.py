@@ -228,13 +228,8 @@ class Solver:
     def _measure(self, step: Tensor, states: list[Tensor], velocities: list[Tensor]) -> Tensor:
         """(4, n): error ratio, RMS of the local error, growth λ (NaN: not seen), whether all is finite."""
         z, end = states[0], states[-1]
-        tiny = torch.finfo(z.dtype).tiny
         error = step * combined(self.tableau.b_error, velocities)
-        size = torch.maximum(z.abs(), end.abs())
-        rtol, atol = self.tolerances
-        scale = (atol + rtol * size).clamp_min(tiny)
-        ratio = (error / scale).clamp(-1e15, 1e15)  # a square that overflows is no error of inf
-        finite = finite_samples(end) & finite_samples(velocities[-1]) & finite_samples(error)
+        ratio, local, finite = self._judged(z, end, error)
         if self.scheme.twins is not None:
             i, j = self.scheme.twins
             moved, change = states[i] - states[j], velocities[i] - velocities[j]
@@ -247,10 +242,18 @@ class Solver:
         # Below this the states differ by rounding, and so would the quotient.
         seen = squared > (64 * torch.finfo(z.dtype).eps) ** 2 * _total(end * end)
         rate = torch.where(seen, _total(moved * change) / squared, torch.nan)
-        local = norm_per_sample(error) + torch.finfo(z.dtype).eps * norm_per_sample(
-            end
-        )  # no step is better than rounding
-        return torch.stack([norm_per_sample(ratio), local, rate, finite.to(z.dtype)])
+        return torch.stack([ratio, local, rate, finite * finite_samples(velocities[-1])])
+
+    def _judged(self, z: Tensor, end: Tensor, error: Tensor) -> Tensor:
+        """(3, n): error ratio, RMS of the local error, whether all is finite."""
+        rtol, atol = self.tolerances
+        size, kind = torch.maximum(z.abs(), end.abs()), torch.finfo(z.dtype)
+        scale = (atol + rtol * size).clamp_min(kind.tiny)
+        ratio = (error / scale).clamp(-1e15, 1e15)  # a square that overflows is no error of inf
+        finite = finite_samples(end) & finite_samples(error)
+        # no step is better than rounding
+        local = norm_per_sample(error) + kind.eps * norm_per_sample(end)
+        return torch.stack([norm_per_sample(ratio), local, finite.to(z.dtype)])
 
     def _commit(self, trial: Trial, accepted: Mask) -> None:
         """Move the accepted samples; the others keep their state and their first velocity."""

@@ -24,7 +24,7 @@ from ..solvers.methods import Method
 from ..solvers.quadrature import step_weights
 from ..solvers.ruler import Ruler
 from .active_set import Field, OneCall, Solver, Trial
-from .solution import finite_samples, norm_per_sample
+from .solution import norm_per_sample
 
 # A step may spend the whole tolerance: what is kept is better than the prediction that is judged. Of the
 # other constants, targets of .2 to .6, longest steps of 1 to 2.5 and growth by 1.7 to 4 need as many
@@ -113,7 +113,7 @@ class MultistepSolver(Solver):
         end = start + _weighted(weights[self.past :], [self._new[0], *past])
         velocity = of_z * end + of_x0 * self._new[0]
         with torch.no_grad():
-            measured = self._judged(z, predicted, end).cpu().double().numpy()
+            measured = self._judged(z, end, end - predicted).cpu().double().numpy()
         ratio, local, finite = measured
         # A step so long that it may confirm itself is as uncertain as it is long.
         far = h > GAINS.longest * (1 + 1e-9)
@@ -122,17 +122,6 @@ class MultistepSolver(Solver):
                 moved = norm_per_sample(end - z).cpu().double().numpy()
             local = np.where(far, np.maximum(local, moved), local)
         return Trial(end, velocity, None, h, ratio, local, np.full(len(h), np.nan), finite > 0)
-
-    def _judged(self, z: Tensor, predicted: Tensor, end: Tensor) -> Tensor:
-        """(3, n): error ratio, RMS of the local error, whether all is finite."""
-        rtol, atol = self.tolerances
-        error = end - predicted
-        size = torch.maximum(z.abs(), end.abs())
-        scale = (atol + rtol * size).clamp_min(torch.finfo(z.dtype).tiny)
-        ratio = (error / scale).clamp(-1e15, 1e15)
-        local = norm_per_sample(error) + torch.finfo(z.dtype).eps * norm_per_sample(end)
-        finite = finite_samples(end) & finite_samples(error)
-        return torch.stack([norm_per_sample(ratio), local, finite.to(z.dtype)])
 
     def _commit(self, trial: Trial, accepted: Mask) -> None:
         active = self.control.active
