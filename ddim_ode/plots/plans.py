@@ -93,11 +93,7 @@ def _named_grids(plan: Plan, schedule: Schedule | None) -> dict[str, npt.NDArray
     """The levels of as many calls, one a step, on the grids that can start at the plan's own top."""
     if schedule is None:
         return {}
-    if plan.schedule != schedule.fingerprint:
-        raise ValueError(
-            f"the plan was made for schedule {plan.schedule}, not {schedule.fingerprint} ({schedule!r}); "
-            "give model.schedule of the model it belongs to"
-        )
+    plan.check(schedule)
     grids = {}
     for name, _ in searched(schedule):
         try:
