@@ -180,8 +180,9 @@ def _ode_differs(plan: Plan, model: Denoiser, piped: bool = False) -> tuple[str,
     guidance = model.alterations.get("guidance")
     if plan.fit is None or isinstance(guidance, Tensor):  # the device would be waited for
         return None
-    if predictions := _prediction_differs(plan, model):
-        return predictions
+    predicted = plan.fit.get("prediction", model.prediction)
+    if predicted != model.prediction:
+        return f"a network that predicts {predicted}", f"one that predicts {model.prediction}"
     others = plan.fit.get("alterations")
     fitted = {
         "guidance": plan.fit.get("guidance"),
@@ -197,10 +198,3 @@ def _ode(alterations: Mapping[str, Any], piped: bool) -> str:
         return ode_text({"guidance": 1.0, **known})
     limits = {k: v for k, v in known.items() if not k.startswith("guidance")}
     return ode_text(limits) or "no limit on x̂₀"
-
-
-def _prediction_differs(plan: Plan, model: Denoiser) -> tuple[str, str] | None:
-    predicted = (plan.fit or {}).get("prediction", model.prediction)
-    if predicted == model.prediction:
-        return None
-    return f"a network that predicts {predicted}", f"one that predicts {model.prediction}"
