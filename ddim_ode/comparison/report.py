@@ -108,6 +108,9 @@ def page(result: Comparison, context: Context, drawn: Mapping[str, Picture] | No
     """The whole report as text. drawn: its pictures, where they are there already."""
     drawn = pictures(result, context) if drawn is None else drawn
     facts = {**context.setup, **_facts(result)}
+    caption = f"{words(result).table} at each budget, with its {result.confidence:.0%} interval"
+    if not result.distribution:
+        caption += "; best and tied by the typical error, noise by noise"
     return Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
         title=markup(context.title),
         summary=markup(summary(result)),
@@ -115,7 +118,7 @@ def page(result: Comparison, context: Context, drawn: Mapping[str, Picture] | No
         best=_definitions(best_lines(result)),
         targets=_definitions(target_lines(result, context.targets)),
         plot=_figure(drawn["compare"]),
-        overview=tables.overview_html(result, caption=_overview_caption(result)),
+        overview=tables.overview_html(result, caption=caption),
         metrics=_metrics(result, context.measured, drawn),
         samples=_samples(context.samples, drawn.get("samples")),
         rows=tables.html(result),
@@ -248,12 +251,6 @@ def _figure(picture: Picture) -> str:
         f'<img src="data:image/png;base64,{data}" alt="{markup(picture.alt)}" '
         f'style="width:{picture.width}px;min-width:{least}px"></div>'
         f"<figcaption>{caption}</figcaption></figure>"
-    )
-
-
-def _overview_caption(result: Comparison) -> str:
-    return f"{words(result).table} at each budget, with its {result.confidence:.0%} interval" + (
-        "; best and tied by the typical error, noise by noise" if not result.distribution else ""
     )
 
 
