@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -36,6 +37,11 @@ def parsed(data: bytes, source: str, what: str, limit: int) -> Any:
         raise ValueError(f"{source}: not a {what}: nested too deep") from None
     except ValueError as error:
         raise ValueError(f"{source}: truncated, or not a {what}'s JSON ({error})") from None
+
+
+def seal(values: dict[str, Any]) -> str:
+    """A hash of a file's content, in whatever order and layout it is kept: other libraries sort it."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _finite(text: str) -> float:

@@ -19,8 +19,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .._base.checks import count, tensor_of
+from ..evaluate.energy import euclidean
 from ..evaluate.features import Features, classifier_features
-from ..evaluate.pairs import Floats, mean_across, mean_within, squared_distances
+from ..evaluate.pairs import Floats, mean_across, mean_within
 from .family import Linear
 from .fitting import Problem, checked
 
@@ -187,23 +188,18 @@ def errors_unseen(
 
 
 # -- the distance --------------------------------------------------------------------------------
-def lengths(x: Floats, y: Floats) -> Floats:
-    """‖x_i − y_j‖ (len(x), len(y))."""
-    return np.sqrt(squared_distances(x, y))
-
-
 def squared_energy(x: Floats, y: Floats) -> float:
     """D² of rows (n, D) and (m, D), without bias: around 0, and as often below, on equal distributions."""
     centre = y.mean(0)
     x, y = x - centre, y - centre
-    within = mean_within(lengths, x) + mean_within(lengths, y)
-    return float(2 * mean_across(lengths, x, y) - within)
+    within = mean_within(euclidean, x) + mean_within(euclidean, y)
+    return float(2 * mean_across(euclidean, x, y) - within)
 
 
 def pull(x: Floats, y: Floats) -> tuple[float, Floats]:
     """D² but for E‖y − y'‖, which no x changes, and its derivative (n, D) in the rows x (n, D)."""
     n, m = len(x), len(y)
-    across, within = lengths(x, y), lengths(x, x)
+    across, within = euclidean(x, y), euclidean(x, x)
     np.fill_diagonal(within, 0.0)
     value = 2 * across.mean() - within.sum() / (n * (n - 1))
     near, own = (np.divide(1.0, d, out=np.zeros_like(d), where=d > 0) for d in (across, within))
@@ -218,7 +214,7 @@ def change(before: Floats, after: Floats, y: Floats) -> tuple[float, float]:
     n, m = len(before), len(y)
     by_noise, by_datum, value = np.zeros(n), np.zeros(m), 0.0
     for sign, x in ((-1.0, before), (1.0, after)):
-        across, within = lengths(x, y), lengths(x, x)
+        across, within = euclidean(x, y), euclidean(x, x)
         np.fill_diagonal(within, 0.0)
         inner = within.sum(1) / (n - 1)
         by_noise += sign * 2 * (across.mean(1) - inner)
@@ -230,7 +226,13 @@ def change(before: Floats, after: Floats, y: Floats) -> tuple[float, float]:
 
 def over_sets(values: Sequence[float] | Floats) -> dict[str, float]:
     """The mean change over disjoint sets, and its 95 % interval by Student's t."""
-    n = len(values)
-    half = float(stdtrit(n - 1, 0.975) * np.std(values, ddof=1) / math.sqrt(n))
-    mean = float(np.mean(values))
+    mean, half = float(np.mean(values)), spread(values)
     return dict(change=mean, low=mean - half, high=mean + half)
+
+
+def spread(values: Sequence[float] | Floats) -> float:
+    """Half the 95 % interval of the mean; inf where a single value says nothing of it."""
+    n = len(values)
+    if n < 2:
+        return math.inf
+    return float(stdtrit(n - 1, 0.975) * np.std(values, ddof=1) / math.sqrt(n))

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.special import stdtrit
 from torch import Tensor
 
 from .._base.version import __version__
@@ -29,6 +28,7 @@ from ..solvers.surrogate import Surrogate
 from .descent import Descent, Fit, gauss_newton
 from .family import Linear
 from .fitting import Features, Problem
+from .objectives import spread
 from .references import references
 from .rehearsal import expected
 from .search import EFFORTS, Candidate, Effort, apart, textbook
@@ -203,15 +203,15 @@ class Run:
         # an error by chance near zero, as in few dimensions there are, says nothing of the sampler
         f = self.problem.smoothing(errors)
         ratio = 0.5 * np.log((after**2 + f**2) / (errors**2 + f**2))
-        mean, spread = float(np.mean(ratio)), _spread(ratio)
+        mean, half = float(np.mean(ratio)), spread(ratio)
         # of the hard noises, too: the mean error is mostly theirs
-        better = fitted is not None and mean + spread < 0 and np.mean(after) < np.mean(errors)
+        better = fitted is not None and mean + half < 0 and np.mean(after) < np.mean(errors)
         if fitted is not None and not better:
-            few = mean + spread >= 0 > mean  # better as far as they go
+            few = mean + half >= 0 > mean  # better as far as they go
             said = "too few to tell that the fit is" if few else "where the fit is not"
             self._note(
                 f"nfe={nfe}: {len(ratio)} noises are held out, {said} better than {incumbent.name} "
-                f"(mean ln ratio {mean:+.3f} ± {spread:.3f}), which is returned; more noises (n=) may help"
+                f"(mean ln ratio {mean:+.3f} ± {half:.3f}), which is returned; more noises (n=) may help"
             )
         seeds = [self.seed + k for k in held.tolist()]
         record = self._record(incumbent, seeds, errors, after if better else errors, better)
@@ -237,7 +237,7 @@ class Run:
         """What ``plan.fit`` says, but for what it cost."""
         model, plan = self.model, incumbent.plan
         ratio = np.log(np.maximum(after, 1e-300) / np.maximum(before, 1e-300))
-        mean, spread = float(np.mean(ratio)), _spread(ratio)
+        mean, half = float(np.mean(ratio)), spread(ratio)
         low = [sigma for sigma in plan.grid if sigma > 0][-1]
         return dict(
             model=f"{type(model).__name__}({model.prediction}-network)",
@@ -263,8 +263,8 @@ class Run:
                 before=float(np.mean(before)),
                 after=float(np.mean(after)),
                 log_ratio=mean,
-                low=mean - spread if math.isfinite(spread) else None,
-                high=mean + spread if math.isfinite(spread) else None,
+                low=mean - half if math.isfinite(half) else None,
+                high=mean + half if math.isfinite(half) else None,
             ),
             reference_error=float(np.mean(self.off[self.held.cpu()])),
             version=__version__,
@@ -390,10 +390,3 @@ class Run:
         self.bar.set_description_str(phase, refresh=False)
         if ratio is not None:
             self.bar.set_postfix_str(f"error {ratio:.2f} × textbook", refresh=False)
-
-
-def _spread(values: Array) -> float:
-    """Half the 95 % interval of the mean; inf where a single value says nothing of it."""
-    if len(values) < 2:
-        return math.inf
-    return float(stdtrit(len(values) - 1, 0.975) * np.std(values, ddof=1) / math.sqrt(len(values)))

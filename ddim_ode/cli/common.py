@@ -13,7 +13,7 @@ from .parser import Parser
 MOST_SEEDS = 100_000
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     import torch
@@ -83,13 +83,10 @@ def condition(labels: list[int] | None, device: Any = None) -> dict[str, torch.T
 
 
 def parse_features(
-    name: str | None,
-    shape: tuple[int, ...],
-    default: Callable[[], Features],
-    device: str,
-    option: str,
+    name: str | None, shape: tuple[int, ...], sha256: str | None, device: str, option: str
 ) -> Features:
-    """The features of that name; without one the identity for vectors, else ``default()`` if it has any.
+    """The features of that name; without one the identity for vectors, else the shipped, of the shipped
+    model: its weights have that SHA-256.
 
     ValueError, naming the option that needs them, where nothing is the default.
     """
@@ -101,13 +98,12 @@ def parse_features(
         return features.inception_features(device=device)
     if name is not None:
         return features.classifier_features(name, device)
-    try:
-        return default()
-    except ValueError:
-        raise ValueError(
-            f"{option}: no default features for this model; give --features a classifier.safetensors, "
-            "inception, or identity"
-        ) from None
+    if shipped := features.shipped_features(sha256):
+        return shipped
+    raise ValueError(
+        f"{option}: no default features for this model; give --features a classifier.safetensors, "
+        "inception, or identity"
+    )
 
 
 # The options that say where a solver steps, and how much noise it adds.

@@ -21,7 +21,7 @@ from .common import (
 from .models import Loaded
 from .parser import Parser
 from .pipelines import add_model, open_model
-from .profiling import HELP_GRID, resolved
+from .profiling import HELP_GRID, grid_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -120,7 +120,8 @@ def _compare(args: argparse.Namespace) -> int:
         if not 0 < target < float("inf"):
             raise ValueError(f"--target {target:g} must be a positive RMS error")
     solvers = _solvers(args, loaded.denoiser)
-    grids = resolved(_one_or_many(args.grid), loaded.denoiser, loaded.shape, args)
+    names = args.grid or ()
+    grids = _one_or_many([grid_of(s, loaded.denoiser, loaded.shape, args) for s in names] or None)
     if args.seed is None:
         fitted = [
             plan for plans in solvers.values() if isinstance(plans, dict) for plan in plans.values()
@@ -272,12 +273,8 @@ class _Measuring:
 
 
 def _features(name: str | None, loaded: Loaded, device: str, option: str) -> Features:
-    from ..evaluate.features import default_features
-
-    def default() -> Features:
-        return default_features(loaded.denoiser)
-
-    return parse_features(name, loaded.shape, default, device, option)
+    sha256 = getattr(loaded.denoiser, "sha256", None)
+    return parse_features(name, loaded.shape, sha256, device, option)
 
 
 def _real(

@@ -53,7 +53,9 @@ def _evaluate(args: argparse.Namespace) -> int:
     shards = Shards.open(args.folder)
     features, reference = None, None
     if args.data is not None:
-        features = _features(args, shards)
+        find_device(args.device)
+        sha256, shape = shards.run.about.get("sha256"), shards.run.shape
+        features = parse_features(args.features, shape, sha256, args.device, "--data")
         reference = _reference(args.data, shards, features)
     else:
         unused = {"--features": args.features, "--metrics": args.metrics}
@@ -91,19 +93,6 @@ def _evaluate(args: argparse.Namespace) -> int:
         print(f"{count:,} of {shards.run.n:,} samples: {word}")
     print(f"\n{out / 'evaluation.csv'}   {out / 'evaluation.json'}")
     return 0
-
-
-def _features(args: argparse.Namespace, shards: Shards) -> Features:
-    from ..evaluate.features import shipped_features
-
-    def default() -> Features:
-        features = shipped_features(shards.run.about.get("sha256"))
-        if features is None:
-            raise ValueError("no features for other weights than the shipped")
-        return features
-
-    find_device(args.device)
-    return parse_features(args.features, shards.run.shape, default, args.device, "--data")
 
 
 def _reference(path: Path, shards: Shards, features: Features) -> FeatureStatistics:

@@ -22,7 +22,7 @@ from .common import (
 )
 from .models import HELP, load_model
 from .parser import Parser
-from .profiling import HELP_GRID, grid_of, on_grid
+from .profiling import HELP_GRID, grid_of
 
 if TYPE_CHECKING:
     import torch
@@ -100,7 +100,10 @@ def _generate(args: argparse.Namespace) -> int:
                 guidance=None if model.guidance is None else model.guidance.scale,
                 classes=getattr(model, "classes", None),
             ),
-            **on_grid(_solver(args), grid_of(args.grid, model, loaded.shape, args)),
+            **_solver(args)
+            | (
+                {} if args.grid is None else {"grid": grid_of(args.grid, model, loaded.shape, args)}
+            ),
         )
     except KeyboardInterrupt:
         raise KeyboardInterrupt(

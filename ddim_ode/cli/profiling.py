@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -136,20 +136,3 @@ def _kept(model: Denoiser, shape: tuple[int, ...], args: argparse.Namespace) -> 
     except OSError as error:
         warn(f"{path}: the profile is not kept ({error})")
     return known
-
-
-def resolved(
-    names: Sequence[str] | str | None,
-    model: Denoiser,
-    shape: Sequence[int],
-    args: argparse.Namespace,
-) -> Any:
-    """:func:`grid_of` for one name or several."""
-    if isinstance(names, str) or names is None:
-        return grid_of(names, model, shape, args)
-    return [grid_of(name, model, shape, args) for name in names]
-
-
-def on_grid(options: Mapping[str, Any], grid: Any) -> dict[str, Any]:
-    """The options of a solve, with the grid that was found for its name."""
-    return dict(options) | ({"grid": grid} if options.get("grid") is not None else {})

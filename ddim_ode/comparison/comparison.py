@@ -274,7 +274,7 @@ def _run(
         held = Distances(exact, features, result.confidence)
         result.reference, result.distribution = exact, held.about
     else:
-        result.reference = _part(exact, slice(searched, n))
+        result.reference = replace(exact, x=exact.x[searched:n], gap=exact.gap[searched:n])
     warn_of_scale(exact.x, work.problem.model.sigma_max)
     for row in todo:
         label = row[0].entry.label
@@ -282,7 +282,10 @@ def _run(
         job, tried, evals = row[0], None, 0
         if len(row) > 1:
             cells = [_solved(work, job, held, 0, searched, bar) for job in row]
-            job = min(zip(row, cells), key=lambda pair: _merit(pair[1]))[0]
+            # fewest samples without an error, then the smallest typical error
+            known = [np.nan_to_num(cell.typical, nan=np.inf) for cell in cells]
+            merits = [(int(np.isnan(c.errors).sum()), typical) for c, typical in zip(cells, known)]
+            job = row[merits.index(min(merits))]
             tried, evals = len(row), sum(cell.net_evals for cell in cells)
             result.search += [
                 dict(
@@ -301,11 +304,6 @@ def _run(
     bar.refresh()
 
 
-def _merit(cell: Cell) -> tuple[int, float]:
-    """Fewest samples without an error, then the smallest typical error."""
-    return int(np.isnan(cell.errors).sum()), np.nan_to_num(cell.typical, nan=np.inf)
-
-
 def _reference(work: Work, searched: int, bar: Any) -> Reference:
     how: dict[str, Any] = dict(goal=work.goal, store=work.store, observe=bar.update)
     solutions = []
@@ -313,10 +311,6 @@ def _reference(work: Work, searched: int, bar: Any) -> Reference:
         problem, origin = work.problem.rows(part), work.origin(part)
         solutions.append(solve(problem, work.noises[part], origin=origin, **how))
     return joined(solutions)
-
-
-def _part(whole: Reference, part: slice) -> Reference:
-    return replace(whole, x=whole.x[part], gap=whole.gap[part])
 
 
 def _solved(

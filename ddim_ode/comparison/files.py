@@ -7,8 +7,6 @@ line ends may change.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .._base import files
-from .._base.json_file import content, parsed
+from .._base.json_file import content, parsed, seal
 
 FORMAT, VERSION = "ddim_ode comparison", 1
 SIZE_LIMIT = 128 * 2**20  # bytes; 1,000 rows of 5,000 noises
@@ -30,7 +28,7 @@ FIELDS = (
 def write(path: str | Path, content: dict[str, Any]) -> None:
     """Write a comparison's content as JSON, whole or not at all."""
     tree = dict(format=FORMAT, version=VERSION, **content)
-    files.write_json(path, tree | dict(sha256=_seal(tree)))
+    files.write_json(path, tree | dict(sha256=seal(tree)))
 
 
 def read(path: str | Path) -> dict[str, Any]:
@@ -41,7 +39,7 @@ def read(path: str | Path) -> dict[str, Any]:
             f"{path}: not a comparison of this version (format {FORMAT!r}, {VERSION}); compare again, and "
             "write it with to_json"
         )
-    if tree.pop("sha256", None) != _seal(tree):
+    if tree.pop("sha256", None) != seal(tree):
         raise ValueError(
             f"{path}: damaged, or changed after it was written: its content has another checksum; compare "
             "again (with cache= nothing is computed twice)"
@@ -52,11 +50,6 @@ def read(path: str | Path) -> dict[str, Any]:
 def as_numbers(values: list[float | None]) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Null is NaN."""
     return np.array([math.nan if value is None else value for value in values], dtype=np.float64)
-
-
-def _seal(tree: dict[str, Any]) -> str:
-    """A hash of the content, whatever the layout of the file."""
-    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 
 def as_json(value: Any) -> Any:

@@ -107,6 +107,10 @@ def pictures(result: Comparison, context: Context) -> dict[str, Picture]:
 def page(result: Comparison, context: Context, drawn: Mapping[str, Picture] | None = None) -> str:
     """The whole report as text. drawn: its pictures, where they are there already."""
     drawn = pictures(result, context) if drawn is None else drawn
+    facts = {**context.setup, **_facts(result)}
+    caption = f"{words(result).table} at each budget, with its {result.confidence:.0%} interval"
+    if not result.distribution:
+        caption += "; best and tied by the typical error, noise by noise"
     return Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
         title=markup(context.title),
         summary=markup(summary(result)),
@@ -114,12 +118,12 @@ def page(result: Comparison, context: Context, drawn: Mapping[str, Picture] | No
         best=_definitions(best_lines(result)),
         targets=_definitions(target_lines(result, context.targets)),
         plot=_figure(drawn["compare"]),
-        overview=tables.overview_html(result, caption=_overview_caption(result)),
+        overview=tables.overview_html(result, caption=caption),
         metrics=_metrics(result, context.measured, drawn),
         samples=_samples(context.samples, drawn.get("samples")),
         rows=tables.html(result),
         reading="".join(f"<li>{markup(line)}</li>" for line in _reading(result)),
-        setup=Table((), _setup(context, result), left=(0, 1)).html(),
+        setup=Table((), [(Cell(k, bold=True), v) for k, v in facts.items()], left=(0, 1)).html(),
         command=_if(context.command, "<p>Made by</p><pre><code>{}</code></pre>"),
     )
 
@@ -250,12 +254,6 @@ def _figure(picture: Picture) -> str:
     )
 
 
-def _overview_caption(result: Comparison) -> str:
-    return f"{words(result).table} at each budget, with its {result.confidence:.0%} interval" + (
-        "; best and tied by the typical error, noise by noise" if not result.distribution else ""
-    )
-
-
 def _metrics(result: Comparison, measured: Measured | None, drawn: Mapping[str, Picture]) -> str:
     if measured is None:
         return ""
@@ -267,9 +265,8 @@ def _metrics(result: Comparison, measured: Measured | None, drawn: Mapping[str, 
     for name in measured.names:
         label, own = measured.label(name), measured.converged.get(name)
         parts += [_figure(drawn[name])] if name in drawn else []
-        parts.append(
-            _scroll(tables.overview_html(result, name, label, converged_cells(result, own)))
-        )
+        table = tables.overview_html(result, name, label, converged_cells(result, own))
+        parts += [f'<div class="wide" tabindex="0" role="region" aria-label="table">{table}</div>']
     return "".join([*parts, "</section>"])
 
 
@@ -288,10 +285,6 @@ def _samples(samples: Samples | None, drawn: Picture | None) -> str:
     return f"<section><h2>The same noises, solver by solver</h2>{body}</section>"
 
 
-def _scroll(table: str) -> str:
-    return f'<div class="wide" tabindex="0" role="region" aria-label="table">{table}</div>'
-
-
 def _reading(result: Comparison) -> list[str]:
     first, *others = words(result).reading
     lines = [
@@ -308,11 +301,6 @@ def _reading(result: Comparison) -> list[str]:
     if any(row.note for row in result.rows):
         lines.append("– : the solver could not run at that budget; the note in its row says why.")
     return lines
-
-
-def _setup(context: Context, result: Comparison) -> list[tuple[Cell, str]]:
-    facts = {**context.setup, **_facts(result)}
-    return [(Cell(name, bold=True), value) for name, value in facts.items()]
 
 
 def _facts(result: Comparison) -> dict[str, str]:

@@ -80,7 +80,7 @@ def diagnose(
     findings: list[Finding] = []
     try:
         findings.extend(network.checks(probe))
-        probe.model = probe.variant(limit=probe.limit)
+        probe.model = probe.model.replace(limit=probe.limit)
         findings.extend(levels.checks(probe))
         findings.extend(limits.checks(probe, [finding.check for finding in findings]))
     except KeyboardInterrupt:

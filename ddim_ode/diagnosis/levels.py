@@ -106,7 +106,7 @@ def rounded(probe: Probe, asked: Array, reached: Array, told: Array) -> Finding 
     sigma = float(asked[worst])
     x = probe.noised(probe.x0, sigma)
     right = probe.ask(model, x, sigma)[1]
-    fixed = probe.variant(time=lambda _, s: np.full(s.shape, told[worst]), time_offset=0.0)
+    fixed = probe.model.replace(time=lambda _, s: np.full(s.shape, told[worst]), time_offset=0.0)
     moved = rms(probe.ask(fixed, x, sigma)[1] - right) / rms(right)
     return Finding(
         "rounded-timesteps",

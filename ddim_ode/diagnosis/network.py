@@ -24,7 +24,7 @@ def checks(probe: Probe) -> Iterator[Finding]:
     variance = learned_variance(probe)
     if variance is not None:
         yield variance
-        probe.model = probe.variant(learned_variance="split")
+        probe.model = probe.model.replace(learned_variance="split")
     broken = non_finite(probe)
     if broken is not None:
         yield broken
@@ -65,7 +65,7 @@ def learned_variance(probe: Probe) -> Finding | None:
             return out[:, : x.shape[1]]
         return out
 
-    probe.ask(probe.variant(net=listening), probe.noise, float(probe.sigmas[0]))
+    probe.ask(probe.model.replace(net=listening), probe.noise, float(probe.sigmas[0]))
     if not channels:
         return None
     return Finding(

@@ -60,7 +60,7 @@ def half_precision(probe: Probe) -> Finding | None:
     for dtype in (torch.float16, torch.bfloat16):
         name = str(dtype).removeprefix("torch.")
         try:
-            half = answers(probe.variant(net=copy.deepcopy(net).to(dtype), dtype=dtype))
+            half = answers(probe.model.replace(net=copy.deepcopy(net).to(dtype), dtype=dtype))
         except Exception as failure:  # no such kernels here, a network that insists on its dtype
             reason = str(failure).strip().split("\n")[0]
             probe.skip(f"it does not run in {name} here ({reason})", f"half-precision, {name}")

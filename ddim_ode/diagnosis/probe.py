@@ -83,8 +83,7 @@ class Probe:
         self.rows = rows = max(n, self.few)
         self.different = rows if data is None else n
         repeated = torch.arange(rows) % n
-        self.shared, self.model = shared, model
-        self.limit, self.model = model.limit, self.variant(limit=Limit())
+        self.shared, self.limit, self.model = shared, model.limit, model.replace(limit=Limit())
         self.data = None if data is None else data[repeated].to(self.device, torch.float32)
         classes = getattr(model, "num_classes", 0)
         if cond is None and classes:
@@ -146,7 +145,7 @@ class Probe:
             return self._shrinks()
         # A mean of data lies within the data: where x̂₀ of noised data does not, the network errs.
         sigma = float(self.sigmas[-1])
-        guess = self.ask(self.variant(limit=Limit()), self.noised(self.data, sigma), sigma)[0]
+        guess = self.ask(self.model.replace(limit=Limit()), self.noised(self.data, sigma), sigma)[0]
         return all(self.beyond(x) > _SHARE for x in (self.free, guess))
 
     def _shrinks(self) -> bool:
@@ -253,10 +252,6 @@ class Probe:
             changes["net"] = lambda x, t, **cond: net(scale * x, t, **cond)
         if clock is not None:
             changes |= dict(time=clock.of, time_offset=0.0)
-        return self.variant(**changes)
-
-    def variant(self, **changes: Any) -> Denoiser:
-        """The model with some attributes replaced."""
         return self.model.replace(**changes)
 
 

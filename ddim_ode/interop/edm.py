@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from .._base.checks import floating, function, number, one_of
-from .._base.tensors import wide
+from .._base.tensors import beside, wide
 
 CLOCKS: dict[str, Callable[[Tensor], Tensor]] = {
     "log": lambda sigma: sigma.log() / 4,
@@ -71,7 +71,7 @@ class Preconditioned(nn.Module):
 
     def forward(self, x: Tensor, sigma: Tensor, **cond: Any) -> Tensor:
         state = x.to(wide(x.dtype))
-        s = sigma.to(state.dtype).reshape(-1, *[1] * (x.ndim - 1))
+        s = beside(sigma.to(state.dtype), x)
         norm = torch.sqrt(s.square() + self.sigma_data**2)
         shown = (state / norm).to(self.dtype or x.dtype)
         out = self.net(shown, self.noise(sigma), **cond)

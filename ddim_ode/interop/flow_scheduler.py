@@ -38,7 +38,7 @@ from .._base.checks import (
     one_of,
     shown,
 )
-from .._base.tensors import check_floating
+from .._base.tensors import beside, check_floating
 from ..denoising.denoiser import Denoiser
 from ..grids import check_name
 from ..schedules.schedule import Array
@@ -262,10 +262,8 @@ class DDIMODEFlowScheduler(Turns, FlowMatchEulerDiscreteScheduler):  # type: ign
         check_floating(noise, "noise")
         assert noise is not None
         times = noised_at(sample, noise, timestep, ("sample", "timestep"))
-        level = torch.as_tensor(self._clock.level(times, self._told), dtype=torch.float32).to(
-            sample.device
-        )
-        level = level.reshape(-1, *(1,) * (sample.ndim - 1))
+        at = self._clock.level(times, self._told)
+        level = beside(torch.as_tensor(at, dtype=torch.float32).to(sample.device), sample)
         return (level * noise + (1 - level) * sample).to(sample.dtype)
 
     def step(

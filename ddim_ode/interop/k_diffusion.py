@@ -226,11 +226,7 @@ def _profiled(profile: Profile, spec: Method, levels: Array) -> Array:
 
 def _fitting(plan: Plan, levels: Array, schedule: Schedule) -> Plan:
     """The plan; ValueError unless it is of the schedule, and begins and ends where the sigmas do."""
-    if plan.schedule != schedule.fingerprint:
-        raise ValueError(
-            f"plan {plan.method!r} was made for another schedule than {schedule!r}; give schedule= the one "
-            "of the model it was made for"
-        )
+    plan.check(schedule)
     for place, own, wanted in (
         ("begin", plan.grid[0], levels[0]),
         ("end", plan.grid[-1], levels[-1]),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .._base.checks import numbers
-from .._base.tensors import check_floating
+from .._base.tensors import check_floating, column
 from ..denoising.denoiser import Denoiser
 from ..schedules.schedule import Array
 
@@ -106,9 +106,5 @@ class Noising:
     def _scales(self, samples: Tensor, noise: Tensor, timesteps: Any) -> tuple[Tensor, Tensor]:
         """ᾱ and β̄ (B, 1, ...) of clean samples noised at network times."""
         times = noised_at(samples, noise, timesteps)
-        shape = (-1,) + (1,) * (samples.ndim - 1)
-        alpha, beta = (
-            torch.as_tensor(scale).to(samples).reshape(shape)
-            for scale in scales(self._denoiser, times)
-        )
+        alpha, beta = (column(scale, samples) for scale in scales(self._denoiser, times))
         return alpha, beta

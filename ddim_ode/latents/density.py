@@ -17,9 +17,10 @@ from torch import Tensor
 
 from .._base.bars import progress_bar
 from .._base.checks import count
+from .._base.tensors import beside
 from ..denoising.problem import Problem
 from ..schedules.schedule import Array
-from ..solve.active_set import Field, Solver, column, combined
+from ..solve.active_set import Field, Solver, combined
 from ..solve.adaptive import DEFAULT_MAX_NFE, gathered, tolerance
 from ..solve.request import Request
 from ..solve.solution import finite_samples
@@ -76,7 +77,7 @@ class Density(Field):
 
     def __call__(self, z: Tensor, columns: Tensor, seen: Array) -> Tensor:
         time = columns[0].to(self.model.time_dtype(z))
-        m, of_z, of_prediction = (column(c, z) for c in columns[1:].to(z.dtype))
+        m, of_z, of_prediction = (beside(c, z) for c in columns[1:].to(z.dtype))
         x = (m * z[:, : self.size]).reshape(-1, *self.shape)
         at = self.model.at(seen, x)
         prediction, products = self.products(lambda y: self.call(y, time, at), x, self.vectors)

@@ -31,10 +31,9 @@ from ..solve.request import (
     lists_options,
 )
 from ..solve.sampling import solve
-from ..solve.solution import RoundTrip, Solution, mean_square
+from ..solve.solution import RoundTrip, Solution, mean_square, norm_per_sample
 from ..solvers.methods import Method
 from ..solvers.plan import Plan
-from .round_trip import Solve, certified
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -92,8 +91,7 @@ def encode(
     sol = solve(request)
     if flag("certify", certify):
         with torch.no_grad():
-            reversible = request.kind == "reversible"
-            sol.round_trip = certified(model, request.x, sol, _again(request, sol), reversible)
+            sol.round_trip = _certified(request, sol)
     if model.guidance is not None:
         warn(_guided(model, sol.round_trip))
     return sol
@@ -175,23 +173,56 @@ def _way_back(sol: Solution, model: Denoiser) -> tuple[str | None, Plan | None, 
     return None, sol.plan, None
 
 
-def _again(request: Request, sol: Solution) -> Solve:
-    """The same solver for a certificate: quiet, and on other levels where they are given."""
-    own = {name: v for name, v in request.options.items() if v is not None and name not in WATCHING}
+def _certified(request: Request, up: Solution) -> RoundTrip:
+    """The round trip of ``up``, which encoded the request's x: measured, by the same solver, not estimated.
 
-    def again(
-        model: Denoiser, x: Tensor, partner: Tensor | None, rising: bool, grid: Array | None
+    The order is seen by the same trip on every other level. That trip also shows how far the latent itself
+    is from converged; a round trip alone does not, since errors up and down may cancel (those of a
+    reversible method do so completely).
+    """
+    model, x, reversible = request.model, request.x, request.kind == "reversible"
+    own = {name: v for name, v in request.options.items() if v is not None and name not in WATCHING}
+    spent = []
+
+    def run(
+        caller: str, model: Denoiser, x: Tensor, partner: Tensor | None, grid: Array | None
     ) -> Solution:
         options, method = dict(own), request.method
         if grid is not None:
             options |= dict.fromkeys(PLACING) | dict(grid=grid)
-            if sol.plan is not None:
-                method = sol.plan.method if request.kind == "plan" else method
-                options |= dict(plan=None, start=sol.plan.start, chart=sol.plan.chart)
-        way = "encode" if rising else "decode"
-        return solve(Request.of(model, x, method, options, caller=way, partner=partner))
+            if up.plan is not None:
+                method = up.plan.method if request.kind == "plan" else method
+                options |= dict(plan=None, start=up.plan.start, chart=up.plan.chart)
+        spent.append(solve(Request.of(model, x, method, options, caller=caller, partner=partner)))
+        return spent[-1]
 
-    return again
+    def trip(model: Denoiser, up: Solution, grid: Array | None = None) -> Tensor:
+        return norm_per_sample(run("decode", model, up.x, up.partner, grid).x - x)
+
+    error = trip(model, up)
+    order = gap = unguided = None
+    steps = 0 if isinstance(up.sigmas, list) else len(up.sigmas) - 1
+    if (up.plan is not None or reversible) and steps > 1:
+        falling = np.asarray(up.sigmas)[::-1]
+        half = falling[np.rint(np.linspace(0, steps, steps // 2 + 1)).astype(int)]
+        coarse = run("encode", model, x, None, half)
+        gap = norm_per_sample(coarse.x - up.x)
+        if not reversible:
+            fine, rough = mean_square(error), mean_square(trip(model, coarse, half))
+            if min(fine, rough) ** 0.5 > _rounding(model, up):
+                order = float(0.5 * np.log(rough / fine) / np.log(steps / (steps // 2)))
+    if model.guidance is not None:
+        plain = model.replace(guidance=None)
+        unguided = trip(plain, run("encode", plain, x, None, None))
+    nfe, rows = sum(sol.nfe for sol in spent), sum(sol.net_evals for sol in spent)
+    return RoundTrip(error, order, gap, unguided, nfe, rows)
+
+
+def _rounding(model: Denoiser, up: Solution) -> float:
+    """About what rounding the latent does to the data: two units in its last place, on the way down."""
+    top = max(sigma for sigma in np.asarray(up.sigmas) if np.isfinite(sigma))
+    alpha = float(model.schedule.scales(top)[0])
+    return 2 * torch.finfo(up.x.dtype).eps * mean_square(norm_per_sample(up.x)) ** 0.5 / alpha
 
 
 def _guided(model: Denoiser, measured: RoundTrip | None) -> str:

@@ -60,7 +60,11 @@ def _levels(axis: Any, plan: Plan, schedule: Schedule | None) -> None:
         return np.where(np.isfinite(sigmas), sigmas, ceiling)
 
     calls = np.arange(1, plan.nfe + 1)
-    for name, sigmas in _named_grids(plan, schedule).items():
+    named = {}
+    if schedule is not None:
+        plan.check(schedule)
+        named = named_grids(schedule, plan.nfe, plan.grid[0])
+    for name, sigmas in named.items():
         axis.plot(calls, drawn(sigmas), lw=1.1, **GRIDS[name], label=name, zorder=1)
     mine = label(plan.method)
     axis.plot(calls, drawn(levels), "o-", color=INK, lw=1.8, ms=4.5, label=mine, zorder=3)
@@ -89,20 +93,15 @@ def _levels(axis: Any, plan: Plan, schedule: Schedule | None) -> None:
     axis.legend(frameon=False, fontsize=7.5, loc="lower left")
 
 
-def _named_grids(plan: Plan, schedule: Schedule | None) -> dict[str, npt.NDArray[np.float64]]:
-    """The levels of as many calls, one a step, on the grids that can start at the plan's own top."""
-    if schedule is None:
-        return {}
-    if plan.schedule != schedule.fingerprint:
-        raise ValueError(
-            f"the plan was made for schedule {plan.schedule}, not {schedule.fingerprint} ({schedule!r}); "
-            "give model.schedule of the model it belongs to"
-        )
+def named_grids(
+    schedule: Schedule, calls: int, sigma_max: float
+) -> dict[str, npt.NDArray[np.float64]]:
+    """The levels of so many calls, one a step, on the grids that can start there."""
     grids = {}
     for name, _ in searched(schedule):
         try:
-            grids[name] = make_grid(name, schedule, plan.nfe, sigma_max=plan.grid[0])[:-1]
-        except ValueError:  # spaced in σ, and the plan starts at σ = inf
+            grids[name] = make_grid(name, schedule, calls, sigma_max=sigma_max)[:-1]
+        except ValueError:  # spaced in σ, and to start at σ = inf
             continue
     return grids
 

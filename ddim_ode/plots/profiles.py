@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..grids import make_grid, searched
 from ..solvers.profile import Profile
+from .plans import named_grids
 from .style import GRIDS, INK, blank_figure, look, plain_numbers, rule
 
 
@@ -23,12 +23,8 @@ def profile_plot(profile: Profile, nfe: int = 10) -> Figure:
     levels = np.array(best.levels)
     positive = levels[levels > 0]
     top = 3 * positive[np.isfinite(positive)].max()  # where an infinite level is drawn
-    for name, _ in searched(profile.schedule):
-        try:
-            grid = make_grid(name, profile.schedule, len(positive), sigma_max=profile.sigma_max)
-        except ValueError:  # in σ, from infinity
-            continue
-        shown = np.minimum(grid[grid > 0], top)
+    for name, grid in named_grids(profile.schedule, len(positive), profile.sigma_max).items():
+        shown = np.minimum(grid, top)
         left.plot(np.arange(1, len(shown) + 1), shown, **GRIDS[name], lw=1, label=name)
     shown = np.minimum(positive, top)
     left.plot(

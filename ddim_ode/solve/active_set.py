@@ -36,6 +36,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._base.tensors import beside
 from ..denoising.denoiser import Denoiser
 from ..denoising.guidance import Call
 from ..denoising.problem import Problem
@@ -44,7 +45,7 @@ from ..solvers.clock import SMOOTH, Clock
 from ..solvers.controller import MAX_NFE, Controller, Index, Mask, amplified
 from ..solvers.embedded import Scheme
 from ..solvers.tableau import Tableau
-from .dense import Arrival, Path
+from .dense import Arrival, Path, hermite
 from .solution import finite_samples, norm_per_sample
 
 
@@ -87,7 +88,7 @@ class Field:
     def __call__(self, z: Tensor, columns: Tensor, seen: Array) -> Tensor:
         """dz/ds at z (n, *); columns: the coefficients (4, n) on the device; seen: the levels (n,)."""
         time = columns[0].to(self.model.time_dtype(z))
-        m, of_z, of_prediction = (column(c, z) for c in columns[1:].to(z.dtype))
+        m, of_z, of_prediction = (beside(c, z) for c in columns[1:].to(z.dtype))
         return of_z * z + of_prediction * self.call(m * z, time, self.model.at(seen, z))
 
 
@@ -194,7 +195,7 @@ class Solver:
         positions = self._position() + self.field.way * c * h
         table = self.field.coefficients(positions)
         sent = self._send(np.concatenate([table, np.broadcast_to(h, (1, *table.shape[1:]))]))
-        step = column(sent[4, 0].to(z.dtype), z)
+        step = beside(sent[4, 0].to(z.dtype), z)
         # A rejected trial must leave no trace in a gradient: 0 · NaN is NaN.
         self._rejected = np.zeros(len(h), dtype=bool)
         z, velocity = self._masked(z), self._masked(self.velocity)
@@ -218,7 +219,7 @@ class Solver:
         rejected, passed = self._rejected, x * 1.0
 
         def skip(gradient: Tensor) -> Tensor:
-            rows = column(torch.as_tensor(rejected, device=gradient.device), gradient)
+            rows = beside(torch.as_tensor(rejected, device=gradient.device), gradient)
             return torch.where(rows, torch.zeros_like(gradient), gradient)
 
         passed.register_hook(skip)
@@ -227,18 +228,13 @@ class Solver:
     def _measure(self, step: Tensor, states: list[Tensor], velocities: list[Tensor]) -> Tensor:
         """(4, n): error ratio, RMS of the local error, growth λ (NaN: not seen), whether all is finite."""
         z, end = states[0], states[-1]
-        tiny = torch.finfo(z.dtype).tiny
         error = step * combined(self.tableau.b_error, velocities)
-        size = torch.maximum(z.abs(), end.abs())
-        rtol, atol = self.tolerances
-        scale = (atol + rtol * size).clamp_min(tiny)
-        ratio = (error / scale).clamp(-1e15, 1e15)  # a square that overflows is no error of inf
-        finite = finite_samples(end) & finite_samples(velocities[-1]) & finite_samples(error)
+        ratio, local, finite = self._judged(z, end, error)
         if self.scheme.twins is not None:
             i, j = self.scheme.twins
             moved, change = states[i] - states[j], velocities[i] - velocities[j]
         else:
-            on_curve, slope = _hermite(
+            on_curve, slope = hermite(
                 self.tableau.c[1], step, (z, end), (velocities[0], velocities[-1])
             )
             moved, change = states[1] - on_curve, velocities[1] - slope
@@ -246,10 +242,18 @@ class Solver:
         # Below this the states differ by rounding, and so would the quotient.
         seen = squared > (64 * torch.finfo(z.dtype).eps) ** 2 * _total(end * end)
         rate = torch.where(seen, _total(moved * change) / squared, torch.nan)
-        local = norm_per_sample(error) + torch.finfo(z.dtype).eps * norm_per_sample(
-            end
-        )  # no step is better than rounding
-        return torch.stack([norm_per_sample(ratio), local, rate, finite.to(z.dtype)])
+        return torch.stack([ratio, local, rate, finite * finite_samples(velocities[-1])])
+
+    def _judged(self, z: Tensor, end: Tensor, error: Tensor) -> Tensor:
+        """(3, n): error ratio, RMS of the local error, whether all is finite."""
+        rtol, atol = self.tolerances
+        size, kind = torch.maximum(z.abs(), end.abs()), torch.finfo(z.dtype)
+        scale = (atol + rtol * size).clamp_min(kind.tiny)
+        ratio = (error / scale).clamp(-1e15, 1e15)  # a square that overflows is no error of inf
+        finite = finite_samples(end) & finite_samples(error)
+        # no step is better than rounding
+        local = norm_per_sample(error) + kind.eps * norm_per_sample(end)
+        return torch.stack([norm_per_sample(ratio), local, finite.to(z.dtype)])
 
     def _commit(self, trial: Trial, accepted: Mask) -> None:
         """Move the accepted samples; the others keep their state and their first velocity."""
@@ -257,7 +261,7 @@ class Solver:
         if accepted.all():
             self.z, self.velocity = trial.z, trial.velocity
         elif accepted.any():
-            where = column(torch.as_tensor(accepted, device=self.z.device), self.z)
+            where = beside(torch.as_tensor(accepted, device=self.z.device), self.z)
             self.z = torch.where(where, trial.z, self.z)
             self.velocity = torch.where(where, trial.velocity, self.velocity)
         i, h = self.control.active[accepted], trial.step[accepted]
@@ -313,12 +317,12 @@ class Solver:
             torch.as_tensor(np.flatnonzero(k), device=self.z.device) for k in (leaving, ~leaving)
         )
         z = self.z[rows]
-        ends = column(table[0], z) * z
+        ends = beside(table[0], z) * z
         if jumps.any():  # not 0 · inf for the others
-            moved = ends + column(table[1], z) * self.velocity[rows]
-            ends = torch.where(column(torch.as_tensor(jumps).to(z.device), z), moved, ends)
+            moved = ends + beside(table[1], z) * self.velocity[rows]
+            ends = torch.where(beside(torch.as_tensor(jumps).to(z.device), z), moved, ends)
         with torch.no_grad():  # a cut-off sample is as uncertain as its jump is long
-            jump = norm_per_sample(ends - column(table[3], z) * z)
+            jump = norm_per_sample(ends - beside(table[3], z) * z)
             error = table[2] + torch.where(table[3] > 0, jump, 0.0)
         self.released.append(Released(samples, ends, error))
         for sample in samples[jumps].tolist():
@@ -331,26 +335,10 @@ class Solver:
             self.field.bind(self.z)
 
 
-def _hermite(
-    xi: float, step: Tensor, states: tuple[Tensor, Tensor], velocities: tuple[Tensor, Tensor]
-) -> tuple[Tensor, Tensor]:
-    """The cubic of Hermite over a step, and its rate, at a share ξ of it."""
-    rise = (states[1] - states[0]) / step
-    k0, k1 = velocities
-    square, cube = 3 * rise - 2 * k0 - k1, k0 + k1 - 2 * rise
-    value = states[0] + step * xi * (k0 + xi * (square + xi * cube))
-    return value, k0 + xi * (2 * square + 3 * xi * cube)
-
-
 def combined(weights: Sequence[float], vectors: Sequence[Tensor]) -> Tensor:
     """Σ wᵢ vᵢ, the zero weights left out."""
     terms = [w * v for w, v in zip(weights, vectors) if w]
     return sum(terms[1:], terms[0])
-
-
-def column(values: Tensor, like: Tensor) -> Tensor:
-    """(n,) as (n, 1, ...) beside ``like``."""
-    return values.reshape(-1, *[1] * (like.ndim - 1))
 
 
 def _total(values: Tensor) -> Tensor:

@@ -20,7 +20,6 @@ from ..denoising.network import check_cond
 from ..denoising.problem import Problem
 from ..solvers.plan import Plan
 from .sampling import sample
-from .solution import Solution
 
 
 class Uploads(TorchFunctionMode):
@@ -108,7 +107,8 @@ class GraphedPlan:
         def solve() -> tuple[Tensor, Tensor]:
             own = self._problem
             sol = sample(own.model, self._x, plan=plan, **own.conditions)
-            return sol.x, _finite(sol)
+            assert sol.finite is not None
+            return sol.x, sol.finite
 
         self._captured = capture(solve)
 
@@ -151,11 +151,6 @@ def check_graphable(plan: Plan | None, device: torch.device) -> None:
             "an adaptive solve decides on the host" if plan is None else "step noise is drawn there"
         )
         raise ValueError(f"cuda_graph=True: a graph cannot ask the host, and {what}; drop it")
-
-
-def _finite(sol: Solution) -> Tensor:
-    assert sol.finite is not None
-    return sol.finite
 
 
 def _leaves_host(args: Sequence[Any], kwargs: dict[str, Any]) -> bool:

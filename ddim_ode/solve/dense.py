@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from .._base.checks import host_numbers
+from .._base.tensors import column
 from ..schedules.schedule import Array, Schedule
 from ..solvers.clock import SMOOTH, Clock
 from ..solvers.controller import Index
@@ -94,14 +95,14 @@ class Path:
         if not self.arrivals or not self.batch:
             raise ValueError("nothing was solved: the batch is empty")
         z = self._at(self.clock.of(sigma))
-        return z * _column(np.hypot(*self.schedule.scales(sigma)), z)
+        return z * column(np.hypot(*self.schedule.scales(sigma)), z)
 
     def _at(self, u: Array) -> Tensor:
         left, right = self._brackets(u)
         pick = self._pick
         u0, u1 = (np.array([self.arrivals[n].u[row] for n, row in side]) for side in (left, right))
         z0, z1 = pick(left, "z"), pick(right, "z")
-        h = _column(abs(u1 - u0), z0)
+        h = column(abs(u1 - u0), z0)
         with np.errstate(divide="ignore", invalid="ignore"):
             share = np.where(u0 != u1, (u - u0) / (u1 - u0), 0.0)
             beyond = self.way * (u - u1) > _SLACK * (1 + abs(u1))
@@ -109,10 +110,10 @@ class Path:
         if self.multistep:
             velocities = pick(left, "velocity"), pick(right, "velocity")
             return self._between(u, (u0, u1), (z0, z1), velocities, beyond)
-        xi = _column(share, z0)
+        xi = column(share, z0)
         k0, k1 = h * pick(left, "velocity"), h * pick(right, "velocity")
         # z = z₀ + ξ(k₀ + ξ(...)): cubic, and a quartic bump that moves the middle where it belongs.
-        cubic = _hermite(xi, (z0, z1), (k0, k1))
+        cubic, _ = hermite(xi, 1.0, (z0, z1), (k0, k1))
         cubic = torch.where(xi == 0, z0, cubic)  # also where its velocity is not finite
         if self.arrivals[-1].middle is None:
             return cubic
@@ -135,14 +136,14 @@ class Path:
         y, x0 = [], []
         for at, turned, z, velocity in zip(ends, (theta0, theta1), states, velocities):
             rate = self.way * self.clock.angle_rate(at)
-            x0.append(_column(np.cos(turned), z) * z - _column(np.sin(turned) / rate, z) * velocity)
-            y.append(z / _column(np.sin(turned), z))
+            x0.append(column(np.cos(turned), z) * z - column(np.sin(turned) / rate, z) * velocity)
+            y.append(z / column(np.sin(turned), z))
         with np.errstate(divide="ignore", invalid="ignore"):
             share = np.where(c0 != c1, (c - c0) / (c1 - c0), 0.0)
         share[beyond] = np.nan
-        xi, width = _column(share, like), _column(c1 - c0, like)
-        found = _hermite(xi, (y[0], y[1]), (width * x0[0], width * x0[1]))
-        found = _column(np.sin(theta), like) * found
+        xi, width = column(share, like), column(c1 - c0, like)
+        found, _ = hermite(xi, 1.0, (y[0], y[1]), (width * x0[0], width * x0[1]))
+        found = column(np.sin(theta), like) * found
         return torch.where(xi == 0, states[0], found)
 
     def _brackets(self, u: Array) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
@@ -178,12 +179,12 @@ class Path:
         for samples, u, z, velocity, _ in self.arrivals:
             if record == "x":
                 m = np.hypot(*self.schedule.scales(self._level(u)))
-                values = _column(m, z) * z
+                values = column(m, z) * z
             else:  # x̂₀ = cos θ z − sin θ dz/dθ
                 theta = self.clock.angle(u)
-                values = _column(np.cos(theta), z) * z
+                values = column(np.cos(theta), z) * z
                 slope = self.way * np.sin(theta) / self.clock.angle_rate(u)
-                values = values - _column(slope, z) * velocity
+                values = values - column(slope, z) * velocity
             for sample, value in zip(samples.tolist(), values.unbind(0)):
                 states[sample].append(value)
         for sample, (visited, passed) in enumerate(zip(states, sigmas)):
@@ -197,13 +198,15 @@ class Path:
         return np.clip(self.clock.level(u), min(self.ends), max(self.ends))
 
 
-def _column(values: Array, like: Tensor) -> Tensor:
-    """Numbers (n,) as (n, 1, ...) beside ``like``."""
-    return torch.as_tensor(values).to(like).reshape(-1, *[1] * (like.ndim - 1))
-
-
-def _hermite(xi: Tensor, states: tuple[Tensor, Tensor], slopes: tuple[Tensor, Tensor]) -> Tensor:
-    """The cubic through two states with those slopes dz/dξ, at a share ξ of the way."""
-    (z0, z1), (k0, k1) = states, slopes
-    rise = z1 - z0
-    return z0 + xi * (k0 + xi * (3 * rise - 2 * k0 - k1 + xi * (k0 + k1 - 2 * rise)))
+def hermite(
+    xi: float | Tensor,
+    step: float | Tensor,
+    states: tuple[Tensor, Tensor],
+    velocities: tuple[Tensor, Tensor],
+) -> tuple[Tensor, Tensor]:
+    """The cubic of Hermite over a step, and its rate, at a share ξ of it."""
+    rise = (states[1] - states[0]) / step
+    k0, k1 = velocities
+    square, cube = 3 * rise - 2 * k0 - k1, k0 + k1 - 2 * rise
+    value = states[0] + step * xi * (k0 + xi * (square + xi * cube))
+    return value, k0 + xi * (2 * square + 3 * xi * cube)

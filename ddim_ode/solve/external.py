@@ -82,10 +82,15 @@ def solve(request: Request) -> Solution:
     end = End(x, None)
     with progress_bar(options["progress"], unit="nfe", desc=method) as bar:
         if len(positive) > 1 and x.shape[0]:
-            budget = sys.maxsize if fixed else limit - int(lands)
-            adjoint = options["differentiable"] == "adjoint"
-            wanted = parameters(request.problem) if adjoint else None
-            end = integrate(method, ode, x, positive, rtol, atol, budget, bar.update, wanted)
+            package, name = method.split(":", 1)
+            most = sys.maxsize if fixed else limit - int(lands)
+            budget = _Budget(ode, most, bar.update)
+            if package == "scipy":
+                end = _scipy(name, budget, x, positive, rtol, atol)
+            else:
+                adjoint = options["differentiable"] == "adjoint"
+                wanted = parameters(request.problem) if adjoint else None
+                end = _torchdiffeq(name, budget, x, positive, rtol, atol, wanted)
     out, calls, rows, accepted = end.x, ode.nfe, ode.rows, end.accepted
     if lands and end.failure is None and x.shape[0]:
         out = request.problem(out, positive[-1])[0]
@@ -105,29 +110,6 @@ def solve(request: Request) -> Solution:
         finite=finite_samples(out),
         alterations=model.alterations,
     )
-
-
-def integrate(
-    method: str,
-    ode: ProbabilityFlow,
-    x: Tensor,
-    sigmas: Array,
-    rtol: float,
-    atol: float,
-    max_nfe: int,
-    observe: Callable[[], object],
-    adjoint: Sequence[Tensor] | None = None,
-) -> End:
-    """Solve from sigmas[0] to sigmas[-1], both > 0; a fixed-step torchdiffeq method steps on all of them.
-
-    ode counts its calls, and observe() is called after each. adjoint: the tensors besides x whose gradient
-    torchdiffeq's adjoint gives; None for no adjoint. An unknown solver is a ValueError.
-    """
-    package, name = method.split(":", 1)
-    budget = _Budget(ode, max_nfe, observe)
-    if package == "scipy":
-        return _scipy(name, budget, x, sigmas, rtol, atol)
-    return _torchdiffeq(name, budget, x, sigmas, rtol, atol, adjoint)
 
 
 class _Budget:
@@ -179,6 +161,7 @@ def _torchdiffeq(
     atol: float,
     adjoint: Sequence[Tensor] | None,
 ) -> End:
+    """adjoint: the tensors besides x whose gradient torchdiffeq's adjoint gives; None for no adjoint."""
     from torchdiffeq import odeint, odeint_adjoint
     from torchdiffeq._impl.odeint import SOLVERS
     from torchdiffeq._impl.rk_common import RKAdaptiveStepsizeODESolver

@@ -16,14 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._base.tensors import beside
 from ..schedules.schedule import Array
 from ..solvers.chart import SCALES, Scale
 from ..solvers.controller import Controller, Gains, Mask
 from ..solvers.methods import Method
 from ..solvers.quadrature import step_weights
 from ..solvers.ruler import Ruler
-from .active_set import Field, OneCall, Solver, Trial, column
-from .solution import finite_samples, norm_per_sample
+from .active_set import Field, OneCall, Solver, Trial
+from .solution import norm_per_sample
 
 # A step may spend the whole tolerance: what is kept is better than the prediction that is judged. Of the
 # other constants, targets of .2 to .6, longest steps of 1 to 2.5 and growth by 1.7 to 4 need as many
@@ -65,7 +66,7 @@ class MultistepSolver(Solver):
         clock, theta = self.field.clock, self.field.clock.angle(u)
         rate = self.field.way * clock.angle_rate(u)
         of_z, of_velocity = self._send(np.stack([np.cos(theta), -np.sin(theta) / rate])).to(z.dtype)
-        return column(of_z, z) * z + column(of_velocity, z) * velocity
+        return beside(of_z, z) * z + beside(of_velocity, z) * velocity
 
     def _try(self) -> Trial:
         active, way = self.control.active, self.field.way
@@ -101,7 +102,7 @@ class MultistepSolver(Solver):
                 ]
             )
         )
-        rows = [column(row, self.z) for row in sent[4:].to(self.z.dtype)]
+        rows = [beside(row, self.z) for row in sent[4:].to(self.z.dtype)]
         kept, of_z, of_x0, weights = rows[0], rows[1], rows[2], rows[3:]
         self._rejected = np.zeros(len(h), dtype=bool)
         z, past = self._masked(self.z), [self._masked(x0) for x0 in self.history]
@@ -112,7 +113,7 @@ class MultistepSolver(Solver):
         end = start + _weighted(weights[self.past :], [self._new[0], *past])
         velocity = of_z * end + of_x0 * self._new[0]
         with torch.no_grad():
-            measured = self._judged(z, predicted, end).cpu().double().numpy()
+            measured = self._judged(z, end, end - predicted).cpu().double().numpy()
         ratio, local, finite = measured
         # A step so long that it may confirm itself is as uncertain as it is long.
         far = h > GAINS.longest * (1 + 1e-9)
@@ -122,24 +123,13 @@ class MultistepSolver(Solver):
             local = np.where(far, np.maximum(local, moved), local)
         return Trial(end, velocity, None, h, ratio, local, np.full(len(h), np.nan), finite > 0)
 
-    def _judged(self, z: Tensor, predicted: Tensor, end: Tensor) -> Tensor:
-        """(3, n): error ratio, RMS of the local error, whether all is finite."""
-        rtol, atol = self.tolerances
-        error = end - predicted
-        size = torch.maximum(z.abs(), end.abs())
-        scale = (atol + rtol * size).clamp_min(torch.finfo(z.dtype).tiny)
-        ratio = (error / scale).clamp(-1e15, 1e15)
-        local = norm_per_sample(error) + torch.finfo(z.dtype).eps * norm_per_sample(end)
-        finite = finite_samples(end) & finite_samples(error)
-        return torch.stack([norm_per_sample(ratio), local, finite.to(z.dtype)])
-
     def _commit(self, trial: Trial, accepted: Mask) -> None:
         active = self.control.active
         x0, sigma = self._new
         before = [x0, *self.history[: self.past - 1]]
         older = [*self.history, self.history[-1]]
         if not accepted.all():
-            where = column(torch.as_tensor(accepted, device=x0.device), x0)
+            where = beside(torch.as_tensor(accepted, device=x0.device), x0)
             before = [torch.where(where, new, old) for new, old in zip(before, older)]
             if len(self.history) == self.past or not accepted.any():
                 before = before[: len(self.history)]

@@ -19,8 +19,8 @@ from ..solvers.profile import Profile
 from . import model_key as content
 from .answers import Answers
 
-# By model, the keys in calibrated plans that it was held against.
-_PROFILED: WeakKeyDictionary[Denoiser, set[int]] = WeakKeyDictionary()  # by model, as _SEEN
+# By model, the profiles, and the keys in calibrated plans, that it was held against.
+_PROFILED: WeakKeyDictionary[Denoiser, set[int]] = WeakKeyDictionary()
 _SEEN: WeakKeyDictionary[Denoiser, set[str]] = WeakKeyDictionary()
 _ANOTHER = "{} was calibrated for {}, and runs with {}, for which its gain was not measured"
 
@@ -71,13 +71,17 @@ def fitted_seeds(plan: Plan) -> range:
 
 def warn_of_own_examples(plan: Plan, seeds: range, model_key: str | None) -> None:
     """Warn if a plan is measured on noises that it was fitted to, where it looks better than it is."""
-    fitted = fitted_seeds(plan)
-    shared = min(fitted.stop, seeds.stop) - max(fitted.start, seeds.start)
     of_model = (plan.fit or {}).get("model_key")
-    if shared > 0 and (of_model is None or model_key is None or of_model == model_key):
+    if of_model is None or model_key is None or of_model == model_key:
+        _warn_of_shared(f"{plan.method} was fitted to", fitted_seeds(plan), "it is", seeds)
+
+
+def _warn_of_shared(chosen: str, own: range, they: str, seeds: range) -> None:
+    shared = min(own.stop, seeds.stop) - max(own.start, seeds.start)
+    if shared > 0:
         warn(
-            f"{plan.method} was fitted to noises of seeds {fitted.start} to {fitted.stop - 1}, and "
-            f"{shared} of those it is measured on are among them; give seed={fitted.stop}"
+            f"{chosen} noises of seeds {own.start} to {own.stop - 1}, and {shared} of those {they} "
+            f"measured on are among them; give seed={own.stop}"
         )
 
 
@@ -136,12 +140,7 @@ def profiled_seeds(profile: Profile) -> range:
 def warn_of_own_noises(profile: Profile, seeds: range) -> None:
     """A profile that is measured on the noises its grids were chosen on looks better than it is."""
     own = profiled_seeds(profile)
-    shared = min(own.stop, seeds.stop) - max(own.start, seeds.start)
-    if shared > 0:
-        warn(
-            f"the profile's grids were chosen on noises of seeds {own.start} to {own.stop - 1}, and "
-            f"{shared} of those they are measured on are among them; give seed={own.stop}"
-        )
+    _warn_of_shared("the profile's grids were chosen on", own, "they are", seeds)
 
 
 def warn_of_another_profile(profile: Profile, model: Denoiser) -> None:
@@ -181,8 +180,9 @@ def _ode_differs(plan: Plan, model: Denoiser, piped: bool = False) -> tuple[str,
     guidance = model.alterations.get("guidance")
     if plan.fit is None or isinstance(guidance, Tensor):  # the device would be waited for
         return None
-    if predictions := _prediction_differs(plan, model):
-        return predictions
+    predicted = plan.fit.get("prediction", model.prediction)
+    if predicted != model.prediction:
+        return f"a network that predicts {predicted}", f"one that predicts {model.prediction}"
     others = plan.fit.get("alterations")
     fitted = {
         "guidance": plan.fit.get("guidance"),
@@ -198,10 +198,3 @@ def _ode(alterations: Mapping[str, Any], piped: bool) -> str:
         return ode_text({"guidance": 1.0, **known})
     limits = {k: v for k, v in known.items() if not k.startswith("guidance")}
     return ode_text(limits) or "no limit on x̂₀"
-
-
-def _prediction_differs(plan: Plan, model: Denoiser) -> tuple[str, str] | None:
-    predicted = (plan.fit or {}).get("prediction", model.prediction)
-    if predicted == model.prediction:
-        return None
-    return f"a network that predicts {predicted}", f"one that predicts {model.prediction}"

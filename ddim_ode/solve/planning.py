@@ -65,10 +65,9 @@ def plan_for(
     >>> ddim_ode.plan_for(model, "unipc2", nfe=8)
     Plan(unipc2, 8 steps, nfe 8, chart data)
     """
-    names = names_of("plan_for")
     check_names("plan_for", options)
     check_model(model)
-    how = {name: options.get(name) for name in names}
+    how = {name: options.get(name) for name in names_of("plan_for")}
     levels = Levels(model, **{name: how[name] for name in PLACING})  # type: ignore[arg-type]
     if kind_of(method, placed=True, variant=options.get("variant")) != "fixed":
         raise ValueError(f"method={method!r} has no plan; take one of ddim_ode.methods()")

@@ -18,7 +18,6 @@ one-step schemes of McCallum & Foster 2024, https://arxiv.org/abs/2410.11648, we
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -37,14 +36,6 @@ from .solution import Solution, finite_samples
 CHART = "flow"
 
 
-class Pair(NamedTuple):
-    """x and its partner x̂ (B, *), both in network space; calls: made on the way there."""
-
-    x: Tensor
-    partner: Tensor
-    calls: int
-
-
 def integrate_pair(
     problem: Problem,
     x: Tensor,
@@ -52,9 +43,9 @@ def integrate_pair(
     sigmas: Array,
     chart: str,
     observe: Callable[[], object],
-) -> Pair:
-    """Take (x, partner) through the levels ``sigmas`` in their order, in len(sigmas) calls; observe()
-    follows each.
+) -> tuple[Tensor, Tensor]:
+    """Take (x, partner), both in network space, through the levels ``sigmas`` in their order, in
+    len(sigmas) calls; observe() follows each.
 
     Raises:
         ValueError: The chart is infinite at a level.
@@ -86,7 +77,7 @@ def integrate_pair(
         vector = evaluate(partner, k)
         observe()
         x = torch.add(x, vector, alpha=0.5 * after)
-    return Pair(x, partner, len(nodes))
+    return x, partner
 
 
 def solve(request: Request) -> Solution:
@@ -111,19 +102,19 @@ def solve(request: Request) -> Solution:
     if steps is None and not levels.given:
         raise ValueError(f"method {name!r} needs to know where to step: give steps= or nfe=")
     sigmas = levels.passed(levels.sigmas(steps or 0))
-    end = Pair(x, partner, 0)
-    if x.numel():  # else nothing to ask the network
+    calls = len(sigmas) if x.numel() else 0
+    if calls:  # else nothing to ask the network
         with progress_bar(request.options["progress"], unit="nfe", desc=method) as bar:
-            end = integrate_pair(request.problem, x, partner, sigmas, chart, bar.update)
+            x, partner = integrate_pair(request.problem, x, partner, sigmas, chart, bar.update)
     return Solution.of(
-        end.x,
-        end.calls,
+        x,
+        calls,
         method=name if chart == CHART else f"{name}:{chart}",
         sigmas=sigmas,
-        net_evals=len(x) * model.rows(sigmas) if end.calls else 0,
+        net_evals=len(x) * model.rows(sigmas) if calls else 0,
         accepted=len(sigmas) - 1,
-        finite=finite_samples(end.x) & finite_samples(end.partner),
-        partner=end.partner,
+        finite=finite_samples(x) & finite_samples(partner),
+        partner=partner,
         schedule=model.schedule.fingerprint,
         alterations=model.alterations,
     )

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..schedules.schedule import Array, Schedule, check_schedule
+from ..schedules.schedule import Array, Schedule
 from .chart import convert
 from .compilation import plan as compile_plan
 from .methods import METHODS
@@ -58,12 +58,7 @@ def nearest(plan: Plan, schedule: Schedule) -> Nearest | None:
     >>> nearest(ddim_ode.plan("ab2", schedule, [9.0, 3.0, 1.0, 0.3, 0.0]), schedule).name
     'ab2'
     """
-    check_schedule(schedule)
-    if plan.schedule != schedule.fingerprint:
-        raise ValueError(
-            f"the plan was made for schedule {plan.schedule}, not {schedule.fingerprint} ({schedule!r}); "
-            "give model.schedule of the model it belongs to"
-        )
+    plan.check(schedule)
     if plan.is_stochastic:
         return None
     levels = np.array([node.sigma for node in plan.nodes])

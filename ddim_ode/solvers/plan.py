@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._base import notebook
 from .._base.json_file import plain_level
+from ..schedules.schedule import Schedule, check_schedule
 from . import plan_json, tracing
 from .fit import fit_lines
 from .ops import Node as Node
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
     from torch import Tensor
-
-    from ..schedules.schedule import Schedule
 
 
 _SHOWN = 40  # ops, in a notebook
@@ -205,6 +204,15 @@ class Plan:
         """The plan of such a text; ValueError that names ``source`` and the field for anything else."""
         return plan_json.loads(data, source, cls)
 
+    def check(self, schedule: Any) -> None:
+        """ValueError for another schedule than that of its model."""
+        check_schedule(schedule)
+        if self.schedule != schedule.fingerprint:
+            raise ValueError(
+                f"the plan was made for schedule {self.schedule}, not {schedule.fingerprint} "
+                f"({schedule!r}); give model.schedule of the model it belongs to"
+            )
+
     def table(self, schedule: Schedule | None = None, prediction: str | None = None) -> Table:
         """The plan as plain numbers, without its step noise: the state shown to each call, and the end, as
         a combination of the start and of what was stored before.
@@ -222,7 +230,8 @@ class Plan:
         table = table_of(self.ops)
         if schedule is None and prediction is None:
             return table
-        return answering(table, self.schedule, schedule, prediction)
+        self.check(schedule)
+        return answering(table, schedule, prediction)
 
     @classmethod
     def from_table(

@@ -8,7 +8,6 @@ does not know, checks itself.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -58,7 +57,7 @@ def dumps(plan: Any) -> str:
     source = f"plan {plan.method!r} cannot be saved"
     try:
         values = _values(plan)
-        values["sha256"] = _sha256(values)
+        values["sha256"] = json_file.seal(values)
         lines = [f" {json.dumps(name)}: {_text(name, value)}" for name, value in values.items()]
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{source}: fit must be plain JSON data ({error})") from None
@@ -96,11 +95,6 @@ def _values(plan: Any) -> dict[str, Any]:
         error_weights=[float(w) for w in plan.error_weights],
         fit=plan.fit,
     )
-
-
-def _sha256(values: dict[str, Any]) -> str:
-    """Of the values, in whatever order and layout they are kept: other libraries sort configurations."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def loads(data: str | bytes, source: str, make: Callable[..., P]) -> P:
@@ -150,7 +144,7 @@ class _Reader:
         )
         self.equal("nfe", data["nfe"], plan.nfe, "the number of ops with a node")
         self.equal("memory", data["memory"], plan.memory, "the length of the longest weights")
-        if version > 1 and data["sha256"] != _sha256(_values(plan)):
+        if version > 1 and data["sha256"] != json_file.seal(_values(plan)):
             raise ValueError(
                 f"{self.source}: was altered or damaged: its sha256 is not that of what it holds; take the "
                 "file again from where it came (dataclasses.replace(plan, ...).save makes another)"

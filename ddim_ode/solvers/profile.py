@@ -159,12 +159,16 @@ class Profile:
         top = self._top(sigma_max)
         plain = final == "zero" and sigma_min is None and top == self.sigma_max
         if method is None:
-            if tried := self._best(steps, order, measure) if plain else None:
-                return np.array(tried.levels)
+            if plain and order > 1:
+                names = [name for name, known in METHODS.items() if (known.order or 0) >= order]
+                if tried := self._best(names, steps, steps, measure):
+                    return np.array(tried.levels)
             method = "ddim" if order == 1 else "dpmpp2m" if order == 2 else "unipc3"
         spec = get_method(method)
-        if plain and (tried := self._of(spec, steps, nfe, measure)):
-            return np.array(tried.levels)
+        if plain and METHODS.get(spec.name) == spec and spec.name in TRIED:
+            nfe = nfe or calls_of(spec, self.schedule, steps)
+            if tried := self._best([spec.name], nfe, steps, measure):
+                return np.array(tried.levels)
         return self.design(spec, steps, top, final, sigma_min).levels.copy()
 
     def design(
@@ -228,27 +232,11 @@ class Profile:
             )
         return min(top, self.sigma_max)
 
-    def _best(self, steps: int, order: int, measure: bool) -> Tried | None:
-        """Of the methods of that order, what did best in so many steps."""
-        screened = self._screened(steps, measure) if order > 1 else None
-        fits = [
-            tried
-            for tried in (screened.tried if screened else ())
-            if tried.steps == steps and METHODS[tried.method].order >= order  # type: ignore[operator]
-        ]
-        return fits[0] if fits else None
-
-    def _screened(self, nfe: int, measure: bool) -> Screen | None:
-        return self.screen(nfe) if measure else self.screens.get(nfe)
-
-    def _of(self, method: Method, steps: int, nfe: int | None, measure: bool) -> Tried | None:
-        """What did best of a method that is tried, in so many steps."""
-        if METHODS.get(method.name) != method or method.name not in TRIED:
-            return None
-        screened = self._screened(nfe or calls_of(method, self.schedule, steps), measure)
+    def _best(self, names: list[str], nfe: int, steps: int, measure: bool) -> Tried | None:
+        """Of these methods, what did best with so many calls, in so many steps."""
+        screened = self.screen(nfe) if measure else self.screens.get(nfe)
         tried = screened.tried if screened else ()
-        fits = [one for one in tried if one.method == method.name and one.steps == steps]
-        return fits[0] if fits else None
+        return next((one for one in tried if one.steps == steps and one.method in names), None)
 
     def plot(self, nfe: int = 10) -> Figure:
         """A picture: its grid beside the named ones, and what did best, see

@@ -71,18 +71,12 @@ def states(ops: Sequence[Op], x: Array, answer: Callable[[int, Array], Array]) -
     return [*shown, x]
 
 
-def answering(table: Table, fingerprint: str, schedule: Any, prediction: Any) -> Table:
+def answering(table: Table, schedule: Any, prediction: Any) -> Table:
     """The same table, of a network's answers P as they come instead of the vectors V made of them.
 
     V_k = a_k y_k + b_k P_k, and the state y_k that call k is shown is a row of the table itself.
     """
-    check_schedule(schedule)
     one_of("prediction", prediction, PREDICTIONS)
-    if schedule.fingerprint != fingerprint:
-        raise ValueError(
-            f"schedule={schedule!r} is {schedule.fingerprint}, and the plan was made for {fingerprint}; "
-            "give that of the plan's model, model.schedule"
-        )
     alpha, beta = schedule.scales(np.array(table.sigma))
     unit = np.eye(len(table.sigma) + 1)
     stored: list[Array] = []
