@@ -19,7 +19,7 @@ from ..solvers.embedded import embedded_pair, scheme_of
 from .active_set import Field, OneCall, Released, Solver
 from .multistep import GAINS, MultistepSolver
 from .request import Request
-from .solution import Solution, warn_of_scale
+from .solution import Solution, warn_of_scale, warn_of_start
 
 DEFAULT_TOLERANCE, DEFAULT_MAX_NFE = 1e-3, 500
 ERROR_NORMS = ("sample", "batch")
@@ -51,6 +51,8 @@ def solve(request: Request) -> Solution:
     first, last = float(sigmas[0]), float(sigmas[1])
     clock = logarithmic(max(first, last)) if pair is None else SMOOTH
     ends = clock.of(np.array([first, last]))
+    if not levels.rising:
+        warn_of_start(x, first, model)
     batch = x.shape[0]
     control = Controller(
         batch,

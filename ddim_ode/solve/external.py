@@ -24,7 +24,7 @@ from .adaptive import DEFAULT_MAX_NFE, tolerance
 from .gradients import parameters
 from .probability_flow import ProbabilityFlow
 from .request import OF_SCIPY, Request, is_fixed_step
-from .solution import Solution, finite_samples, warn_of_scale
+from .solution import Solution, finite_samples, warn_of_scale, warn_of_start
 
 if TYPE_CHECKING:
     from scipy.integrate import OdeSolver
@@ -79,6 +79,8 @@ def solve(request: Request) -> Solution:
         device=x.device,
         **request.problem.conditions,
     )
+    if not levels.rising:
+        warn_of_start(x, float(positive[0]), model)
     end = End(x, None)
     with progress_bar(options["progress"], unit="nfe", desc=method) as bar:
         if len(positive) > 1 and x.shape[0]:

@@ -18,7 +18,7 @@ from .brownian import PathNoise
 from .loop import Progress, integrate
 from .planning import plan_of
 from .request import Request
-from .solution import Solution, norm_per_sample, warn_of_scale
+from .solution import Solution, norm_per_sample, warn_of_scale, warn_of_start
 
 
 def solve(request: Request) -> Solution:
@@ -40,6 +40,8 @@ def run(request: Request, plan: Plan) -> Solution:
         spans = plan.draws()
         drawn = PathNoise(seeds, spans, x) if options["noise"] == "path" else StepNoise(seeds, x)
         draw = drawn_ahead(drawn, len(spans), x) if batch else drawn
+    if plan.grid[0] > plan.grid[-1]:
+        warn_of_start(x, plan.grid[0], model)
     evaluate = request.problem.bind(plan.nodes, x)
     if options["differentiable"] == "checkpoint":
         evaluate = gradients.checkpointed(evaluate)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .._base import notebook
 from .._base.warn import warn
+from ..denoising.denoiser import Denoiser
 from ..denoising.guidance import plain
 from ..schedules.schedule import Array
 from ..solvers.controller import NON_FINITE, SUCCESS
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from .dense import Path
 
 _FAR = 3.0  # times σ of the first level
+# Of a state's RMS to its noise's: below, or at the model's own start above, no noised data lies; in as many
+# entries.
+_SMALL, _LARGE, _ENTRIES = 0.3, 5.0, 32
 
 
 @dataclass(repr=False)
@@ -262,6 +266,24 @@ def warn_of_scale(x: Tensor, first: float) -> None:
             f"{far.sum()} of {len(size)} samples end at an RMS of up to {size[far].max():.3g}, "
             f"far above σ={first:.4g}, which sampling starts from: no data is of that size. Give a "
             "lower sigma_max or more steps; ddim_ode.diagnose(model) says if the network is read rightly"
+        )
+
+
+def warn_of_start(x: Tensor, first: float, model: Denoiser) -> None:
+    """Warn if states (B, *) are not on the scale of noised data of level ``first``, that they start from.
+
+    Their RMS is that of the noise at least, and where the model starts, hardly more. Only states on the CPU
+    are looked at, so as not to wait for a device.
+    """
+    if x.device.type != "cpu" or x.numel() < _ENTRIES:
+        return
+    noise = float(model.schedule.scales(first)[1])
+    size = float(x.detach().double().square().mean().sqrt())
+    if size < _SMALL * noise or (first >= model.sigma_max and _LARGE * noise < size < np.inf):
+        warn(
+            f"x has RMS {size:.3g}, and at σ={first:.4g}, which the solve starts from, the noise alone has "
+            f"{noise:.4g}: this is no state of that level. ddim_ode.noise(shape, model.schedule, seeds, "
+            "sigma=) draws one"
         )
 
 

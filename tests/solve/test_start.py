@@ -187,3 +187,22 @@ def test_a_trapezoid_over_a_huge_sigma_is_warned_of():
         ):
             end = ddim_ode.sample(model, start, method, nfe=20, **how)
             assert abs(float(end.x.std()) - 0.61) < 0.06
+
+
+# -- states that are none of the level ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [dict(nfe=5), dict(method="rk45"), dict(method="scipy:RK45")])
+@pytest.mark.parametrize(
+    ("schedule", "times"), [(schedules.ve(80.0), 1 / 80), (schedules.ddpm(), 10.0)]
+)
+def test_a_start_on_another_scale_is_warned_of(options, schedule, times):
+    model = ddim_ode.exact.gaussian([0.5, -0.5], np.eye(2) / 4, schedule)
+    x = ddim_ode.noise((2,), schedule, range(32))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ddim_ode.sample(model, x, **options)
+        lower = 10.0 if schedule.family == "ve" else 1.0  # an image of a larger scale, half noised
+        ddim_ode.sample(model, 3 * x, sigma_max=lower, nfe=5)
+    with pytest.warns(UserWarning, match="this is no state of that level"):
+        ddim_ode.sample(model, times * x, **options)
