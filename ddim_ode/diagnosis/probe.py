@@ -92,6 +92,7 @@ class Probe:
         first = {k: v[:n] if has_rows(v) else v for k, v in given.items()}
         rows_of = conditions(first or None, n, self.device)
         self.cond = None if rows_of is None else {k: v[repeated] for k, v in rows_of.items()}
+        self.model = self.model.of_samples(repeated, n, rows_of)
         like, seed = model.schedule, seed_of(seed, 2 * rows)
         self.noise = noise(self.shape, like, range(seed, seed + rows), device=self.device)
         self.top = float(like.scales(like.sigma_max)[1]) if like.family != "vp" else 1.0
@@ -202,7 +203,7 @@ class Probe:
         """
         if limit is None:
             limit = self.limit if self.limit and self.relies else Limit()
-        model = model.replace(limit=limit)
+        model = model.replace(limit=limit).of_samples(slice(rows), self.rows, self.cond)
         schedule = self.model.schedule
         top = min(float(schedule.sigma(0.99 * schedule.T)), self.model.sigma_max)
         x = self.noise[:rows]

@@ -320,3 +320,18 @@ def test_a_scheduler_is_left_as_it_was_given():
 )
 def test_what_cannot_be_asked(call, said):
     expect(call, said)
+
+
+def test_a_scale_for_each_sample_goes_with_its_sample():
+    exact = gaussian_2d(DDPM)
+
+    def net(x, t, y):
+        level = torch.as_tensor(DDPM.sigma(t.double().numpy()))
+        return exact.net(x, level) + 0.01 * y[:, None]
+
+    guidance = ddim_ode.Guidance(torch.linspace(1, 5, 6), null={"y": 0.0})
+    options = dict(shape=(2,), dtype=torch.float64, guidance=guidance)
+    model = ddim_ode.Denoiser(net, DDPM, **options)
+    assert not list(ddim_ode.diagnose(model, cond={"y": torch.ones(6)}, n=6))
+    message = "has 6 entries for 8 samples"
+    expect(lambda: ddim_ode.diagnose(model, cond={"y": torch.ones(8)}, n=8), message)
