@@ -77,6 +77,9 @@ def _generate(args: argparse.Namespace) -> int:
     model: Any = loaded.denoiser
     labels = parse_classes(args.classes, model, range(args.seed, args.seed + args.n))
     try:
+        solver = _solver(args)
+        if args.grid is not None:
+            solver["grid"] = grid_of(args.grid, model, loaded.shape, args)
         run = generate(
             model,
             args.n,
@@ -100,10 +103,7 @@ def _generate(args: argparse.Namespace) -> int:
                 guidance=None if model.guidance is None else model.guidance.scale,
                 classes=getattr(model, "classes", None),
             ),
-            **_solver(args)
-            | (
-                {} if args.grid is None else {"grid": grid_of(args.grid, model, loaded.shape, args)}
-            ),
+            **solver,
         )
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
