@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from .dense import Path
 
 _FAR = 3.0  # times σ of the first level
-# Of a state's RMS to its noise's: below, or at the model's own start above, no noised data lies; in as many
-# entries.
-_SMALL, _LARGE, _ENTRIES = 0.3, 5.0, 32
+# Of a state's RMS to its noise's, seen in as many entries: noised data do not lie below; nor above, where
+# the model starts, if from such a level at least.
+_SMALL, _LARGE, _ENTRIES, _HIGH = 0.3, 5.0, 32, 10.0
 
 
 @dataclass(repr=False)
@@ -279,7 +279,8 @@ def warn_of_start(x: Tensor, first: float, model: Denoiser) -> None:
         return
     noise = float(model.schedule.scales(first)[1])
     size = float(x.detach().double().square().mean().sqrt())
-    if size < _SMALL * noise or (first >= model.sigma_max and _LARGE * noise < size < np.inf):
+    large = first >= max(model.sigma_max, _HIGH) and _LARGE * noise < size < np.inf
+    if size < _SMALL * noise or large:
         warn(
             f"x has RMS {size:.3g}, and at σ={first:.4g}, which the solve starts from, the noise alone has "
             f"{noise:.4g}: this is no state of that level. ddim_ode.noise(shape, model.schedule, seeds, "

@@ -200,9 +200,11 @@ def test_a_start_on_another_scale_is_warned_of(options, schedule, times):
     model = ddim_ode.exact.gaussian([0.5, -0.5], np.eye(2) / 4, schedule)
     x = ddim_ode.noise((2,), schedule, range(32))
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.filterwarnings("error", ".*no state of that level")
         ddim_ode.sample(model, x, **options)
         lower = 10.0 if schedule.family == "ve" else 1.0  # an image of a larger scale, half noised
         ddim_ode.sample(model, 3 * x, sigma_max=lower, nfe=5)
+        brief = ddim_ode.exact.gaussian([9.0, -9.0], np.eye(2), schedules.ddpm(T=20))
+        ddim_ode.sample(brief, 9 * x / x.abs().mean(), nfe=5)  # a schedule that ends in signal
     with pytest.warns(UserWarning, match="this is no state of that level"):
         ddim_ode.sample(model, times * x, **options)
