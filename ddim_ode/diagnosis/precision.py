@@ -27,12 +27,17 @@ def repeatable(probe: Probe) -> Finding | None:
     if not chance > _CHANCE:
         return None
     probe.skip("the network answers one question in two ways", "half-precision")
+    net = probe.model.net
+    training = isinstance(net, nn.Module) and any(part.training for part in net.modules())
     return Finding(
         "repeatable",
         "error",
         chance,
         f"asked the same twice, the network's answers differ by {chance:.1%}",
-        "call net.eval(): dropout or another source of chance is on",
+        "call net.eval(): it is in training mode, where dropout is on"
+        if training
+        else "look for what its answers depend on beside x, t and the conditions: random numbers, or what "
+        "an earlier call left behind",
     )
 
 

@@ -118,6 +118,10 @@ def test_dropout_left_on_is_told_from_half_precision():
     assert "not checked: half-precision: the network answers one question in two ways" in text
     net.eval()
     assert "repeatable" not in {f.check for f in ddim_ode.diagnose(model, shape=(16,))}
+    calls = []
+    model.net = lambda x, t: calls.append(1) or x / len(calls)
+    fixes = {f.check: f.fix for f in ddim_ode.diagnose(model, shape=(16,))}
+    assert "an earlier call left behind" in fixes["repeatable"]
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
