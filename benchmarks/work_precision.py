@@ -112,7 +112,7 @@ def draw(rows: Sequence[Row]) -> Figure:
         title += f", {here[0]['n']:.0f} noises" if "n" in here[0] else ""
         error = "RMS error to the converged end, per entry"
         label(axis, title, "network calls per sample", error)
-    legend_below(figure, axes, 2 if len(axes) == 1 else 6)
+    legend_below(figure, axes, 2 if len(axes) == 1 else 4)
     return figure
 
 
