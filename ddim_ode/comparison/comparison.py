@@ -282,10 +282,7 @@ def _run(
         job, tried, evals = row[0], None, 0
         if len(row) > 1:
             cells = [_solved(work, job, held, 0, searched, bar) for job in row]
-            # fewest samples without an error, then the smallest typical error
-            known = [np.nan_to_num(cell.typical, nan=np.inf) for cell in cells]
-            merits = [(int(np.isnan(c.errors).sum()), typical) for c, typical in zip(cells, known)]
-            job = row[merits.index(min(merits))]
+            job = min(zip(row, cells), key=lambda pair: _merit(pair[1]))[0]
             tried, evals = len(row), sum(cell.net_evals for cell in cells)
             result.search += [
                 dict(
@@ -302,6 +299,11 @@ def _run(
         result.add(job, cell, tried, evals)
     bar.total = bar.n
     bar.refresh()
+
+
+def _merit(cell: Cell) -> tuple[int, float]:
+    """Fewest samples without an error, then the smallest typical error."""
+    return int(np.isnan(cell.errors).sum()), np.nan_to_num(cell.typical, nan=np.inf)
 
 
 def _reference(work: Work, searched: int, bar: Any) -> Reference:

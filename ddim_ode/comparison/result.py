@@ -261,8 +261,7 @@ class Comparison:
     def _decisions(self, ranked: list[Row]) -> dict[int, Decision]:
         """Of each row against the first, by row number; none where both have fewer than two samples."""
         decisions: dict[int, Decision] = {}
-        e = self.errors
-        numbers = [r.row for r in ranked if np.isfinite(e[r.row] + e[ranked[0].row]).sum() >= 2]
+        numbers = [row.row for row in ranked if self._common(row, ranked[0]) >= 2]
         others = numbers[1:]
         if numbers:
             decisions[numbers[0]] = self.decide(numbers[0], numbers[0])
@@ -274,6 +273,10 @@ class Comparison:
                 break
             others = ties
         return decisions
+
+    def _common(self, a: Row, b: Row) -> int:
+        """How many samples are finished in both."""
+        return int(np.isfinite(self.errors[a.row] + self.errors[b.row]).sum())
 
     # -- for other tools ----------------------------------------------------------------------
     def to_dicts(self) -> list[dict[str, Any]]:

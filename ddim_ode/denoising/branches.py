@@ -78,20 +78,10 @@ class Branches:
     def _combined(
         self, conditional: Tensor, null: Tensor, x: Tensor, at: Level, scale: float | Tensor
     ) -> Tensor:
-        combine, (a, b), direct = self.guidance.combine, at.to_x0, self.guidance.vector is None
-        if combine is None:
+        if self.guidance.combine is None:
             guided = torch.lerp(null, conditional, scale)
         else:
-            given = conditional, null
-            if not direct:
-                given = a * x + b * conditional, a * x + b * null
-            guided = combine(*given, x, at.sigma)
-            if type(guided) is not Tensor or guided.shape != x.shape or guided.dtype != x.dtype:
-                raise ValueError(
-                    f"guidance: combine={name_of(combine)} must return a tensor {tuple(x.shape)} of "
-                    f"{x.dtype}, like the predictions it is given, and returned {described(guided)}"
-                )
-            guided = guided if direct else (guided - a * x) / b
+            guided = self._by_function(self.guidance.combine, conditional, null, x, at)
         if not self.guidance.rescale:
             return guided
         if 0 < guided.numel() <= guided.shape[0]:
@@ -100,6 +90,26 @@ class Branches:
         ratio = conditional.flatten(1).std(dim=1) / spread
         ratio = torch.where(spread == 0, torch.ones_like(ratio), ratio)
         return guided * beside(1 + self.guidance.rescale * (ratio - 1), guided)
+
+    def _by_function(
+        self,
+        combine: Callable[..., Tensor],
+        conditional: Tensor,
+        null: Tensor,
+        x: Tensor,
+        at: Level,
+    ) -> Tensor:
+        a, b = at.to_x0
+        if self.guidance.vector is None:
+            out = combine(conditional, null, x, at.sigma)
+        else:
+            out = combine(a * x + b * conditional, a * x + b * null, x, at.sigma)
+        if type(out) is not Tensor or out.shape != x.shape or out.dtype != x.dtype:
+            raise ValueError(
+                f"guidance: combine={name_of(combine)} must return a tensor {tuple(x.shape)} of {x.dtype}, "
+                f"like the predictions it is given, and returned {described(out)}"
+            )
+        return out if self.guidance.vector is None else (out - a * x) / b
 
 
 def _null(name: str, null: Any, value: Tensor) -> Tensor:

@@ -173,13 +173,11 @@ class PretrainedModel(Denoiser):
 
     @property
     def _otherwise_altered(self) -> dict[str, Any]:
-        """What makes its ODE neither the plain nor the plainly guided one."""
-        return {
-            name: value
-            for name, value in self.alterations.items()
-            if name != "guidance"
-            or not isinstance(value, float)  # a tensor: of each sample its own
-        }
+        """What makes its ODE neither the plain one nor one guided by the same scale for all samples."""
+        altered = self.alterations
+        if isinstance(altered.get("guidance"), float):
+            del altered["guidance"]
+        return altered
 
     @property
     def _scale(self) -> float:

@@ -117,7 +117,7 @@ class Levels:
         final = self.final or "zero"
         ends: dict[str, Any] = dict(sigma_max=self.first, sigma_min=cut)
         sigmas = make_grid(name, self.model.schedule, steps, final=final, **ends)
-        if self.grid is None and self.model.snap and name == "quadratic":
+        if self.grid is None and self.model.snap and name == "quadratic":  # the default, to σ = 0
             return on_trained_levels(sigmas, self.model)
         return self._snapped(sigmas)
 

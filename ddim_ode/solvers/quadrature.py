@@ -72,28 +72,13 @@ def step_weights(
     twice = r_nodes[:, :-1] == r_nodes[:, 1:]  # levels that differ by less than the ruler resolves
     r_nodes[:, :-1][twice] = np.nan
     if along is not None:
-        points, shares = _GAUSS[32]
-        v = along.of(start)[:, None]
-        half = 0.5 * (along.of(end)[:, None] - v)
-        sigma = along.inverse(v + half * (1 + points))
-        measure = half * shares * clock.rate(sigma) / along.rate(sigma)
-        return (lagrange(r_nodes, ruler.of(sigma)) @ measure[:, :, None])[:, :, 0]
+        return _integrate_along(along, clock, ruler, r_nodes, start, end)
     r_start, r_end = ruler.of(start), ruler.of(end)
 
     def integrate(bend: float = 1.0) -> Array:
         if knots is None or knots.size == 0:
             return _integrate(clock, ruler, r_nodes, r_start, r_end, r_start, bend)
-        total = np.empty_like(r_nodes)
-        for i, (first, last) in enumerate(zip(r_start, r_end)):
-            low, high = sorted((first, last))
-            inside = knots[(knots > low) & (knots < high)][:: 1 if first < last else -1]
-            cuts = np.concatenate([[first], inside, [last]])
-            pieces = np.broadcast_to(r_nodes[i], (len(cuts) - 1, r_nodes.shape[1]))
-            origin = np.full(len(cuts) - 1, first)
-            own = clock.rows(i, len(cuts) - 1) if isinstance(clock, StepClock) else clock
-            each = _integrate(own, ruler, pieces, cuts[:-1], cuts[1:], origin, bend)
-            total[i] = each.sum(axis=0)
-        return total
+        return _integrate_piecewise(clock, ruler, r_nodes, r_start, r_end, knots, bend)
 
     weights = integrate()
     if not rules:
@@ -119,6 +104,40 @@ def _adams(known: npt.NDArray[np.bool_], du: Array) -> Array:
     zero = np.zeros(len(du))
     unit = SCALES["sigma"]
     return du[:, None] * _integrate(unit, unit, past, zero, zero + 1, zero)
+
+
+def _integrate_along(
+    along: Scale, clock: Scale | StepClock, ruler: Scale, r_nodes: Array, start: Array, end: Array
+) -> Array:
+    points, weights = _GAUSS[32]
+    v = along.of(start)[:, None]
+    half = 0.5 * (along.of(end)[:, None] - v)
+    sigma = along.inverse(v + half * (1 + points))
+    measure = half * weights * clock.rate(sigma) / along.rate(sigma)
+    return (lagrange(r_nodes, ruler.of(sigma)) @ measure[:, :, None])[:, :, 0]
+
+
+def _integrate_piecewise(
+    clock: Scale | StepClock,
+    ruler: Scale,
+    r_nodes: Array,
+    r_start: Array,
+    r_end: Array,
+    knots: Array,
+    bend: float,
+) -> Array:
+    total = np.empty_like(r_nodes)
+    for i in range(len(r_start)):
+        low, high = sorted((r_start[i], r_end[i]))
+        inside = knots[(knots > low) & (knots < high)]
+        cuts = np.concatenate(
+            [[r_start[i]], inside[:: 1 if r_start[i] < r_end[i] else -1], [r_end[i]]]
+        )
+        pieces = np.broadcast_to(r_nodes[i], (len(cuts) - 1, r_nodes.shape[1]))
+        origin = np.full(len(cuts) - 1, r_start[i])
+        own = clock.rows(i, len(cuts) - 1) if isinstance(clock, StepClock) else clock
+        total[i] = _integrate(own, ruler, pieces, cuts[:-1], cuts[1:], origin, bend).sum(axis=0)
+    return total
 
 
 def _integrate(
