@@ -153,9 +153,11 @@ def on_transfer(size: Size) -> Iterable[Row]:
     for nfe in size.transfer:
         levels = np.exp(np.interp(np.linspace(0, 1, nfe), np.linspace(0, 1, len(logs)), logs))
         found = {}
-        for name in METHODS:
-            plan = compile_plan(METHODS[name], model.schedule, [*levels.tolist(), 0.0])
-            if name != "ddpm" and plan.nfe == nfe:
+        for name, method in METHODS.items():
+            if method.adds_noise:
+                continue
+            plan = compile_plan(method, model.schedule, [*levels.tolist(), 0.0])
+            if plan.nfe == nfe:
                 found[name] = float(errors(problem, plan).mean())
         best = min(found, key=lambda name: found[name])
         own = judged(problem, calibrated(model, nfe, n=size.n, budget="thorough"), None)

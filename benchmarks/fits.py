@@ -54,7 +54,7 @@ def best_textbook(problem: Problem, nfe: int, screen: tuple[int, int]) -> tuple[
     """Its name, and the RMS of its errors."""
     few, keep = screen
     tried: dict[ddim_ode.Plan, tuple[float, str]] = {}
-    names = [name for name, method in METHODS.items() if not method.eta]
+    names = [name for name, method in METHODS.items() if not method.adds_noise]
     sizes: dict[str, dict[str, Any]] = {}  # a grid does not change the steps that a method affords
     for name, grid, cut in itertools.product(names, CLASSIC, CUTS):
         low = None if grid == "trailing" else cut * problem.model.schedule.least_cut

@@ -65,7 +65,7 @@ def baseline(problem: Problem, nfe: int, screen: tuple[int, int]) -> Baseline:
     """
     few, keep = screen
     found = []
-    names = [name for name in METHODS if name != "ddpm"]
+    names = [name for name, method in METHODS.items() if not method.adds_noise]
     names += [f"{name}:{variant}" for variant, v in VARIANTS.items() for name in v.of]
     for name, grid, cut in itertools.product(names, GRIDS, CUTS):
         low = cut * problem.model.schedule.sigma_min

@@ -54,7 +54,7 @@ class Effort(NamedTuple):
 
 
 _FAST = ("ipndm", "dpmpp2m", "unipc3", "dpmpp3m", "unipc2", "deis3")
-_ALL = (*_FAST, *(m for m in METHODS if m not in (*_FAST, "ddpm")))
+_ALL = (*_FAST, *(name for name, m in METHODS.items() if name not in _FAST and not m.adds_noise))
 EFFORTS = {
     "fast": Effort(
         reference=(24, 48),

@@ -123,8 +123,9 @@ def solve(
     """The state and its integrals at σ_max, by the request's adaptive method or in its fixed steps."""
     method, levels, x = request.spec, request.levels, request.x
     tableau = None if method is None else method.stages
-    if method is None or not isinstance(tableau, Tableau):
-        able = [name for name, m in METHODS.items() if isinstance(m.stages, Tableau)]
+    if method is None or not isinstance(tableau, Tableau) or method.adds_noise:
+        steady = (m for m in METHODS.values() if not m.adds_noise)
+        able = [m.name for m in steady if isinstance(m.stages, Tableau)]
         raise ValueError(
             f"method={str(request.method)!r}: a likelihood is solved by Runge–Kutta, {', '.join(able)}"
         )

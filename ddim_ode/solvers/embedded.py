@@ -52,9 +52,10 @@ def adaptive_names() -> list[str]:
 
 
 def can_adapt(method: Method) -> bool:
-    """Whether it can choose its own steps: an embedded pair, or a multistep method that corrects x̂₀'s."""
+    """Whether it can choose its own steps: an embedded pair, or a multistep method that corrects x̂₀'s, and
+    no step noise."""
     corrects = method.multistep and method.corrector and method.chart == "data" and not method.rules
-    return corrects or embedded_pair(method) is not None
+    return not method.adds_noise and (corrects or embedded_pair(method) is not None)
 
 
 def embedded_pair(method: Method) -> Tableau | None:

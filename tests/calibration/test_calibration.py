@@ -19,6 +19,7 @@ import ddim_ode
 from ddim_ode.calibration.descent import Descent, damped, gauss_newton
 from ddim_ode.calibration.family import Linear
 from ddim_ode.calibration.fitting import Problem, linearised
+from ddim_ode.calibration.search import EFFORTS
 from ddim_ode.solve.answers import LEVELS
 from ddim_ode.solve.reference import METHOD
 from ddim_ode.solvers.compilation import plan as compile_plan
@@ -297,6 +298,15 @@ def test_a_fitted_plan_beats_the_best_textbook_one_within_its_budget(schedule, o
     if model.snap:
         levels = np.array([sigma for sigma in plan.grid if sigma > 0])
         assert np.allclose(model.snapped(levels), levels, rtol=1e-12)
+
+
+def test_a_thorough_budget_searches_every_method_without_noise_and_errs_no_more(three_calls):
+    plan = ddim_ode.calibrate(mixture(), 3, n=16, budget="thorough", progress=False)
+    assert (plan.nfe, plan.fit["budget"]) == (3, "thorough")
+    assert unseen(mixture(), plan).mean() < 1.02 * unseen(mixture(), three_calls).mean()
+    noisy = {name for name, method in METHODS.items() if method.adds_noise}
+    assert noisy and not noisy & {*EFFORTS["thorough"].methods}
+    assert {*EFFORTS["thorough"].methods} | noisy == {*METHODS}
 
 
 def test_two_noises_keep_their_budget_and_are_said_to_be_few():
