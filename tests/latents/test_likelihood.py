@@ -224,7 +224,10 @@ MODEL = mixture_2d(COSINE)
         (dict(sigma_min=0.0), "need 0 < sigma_min < sigma_max"),
         (dict(grid=[5.0, 1.0, 0.0], method="rk4"), r"grid\[2\]=0: the ODE ends before σ=0"),
         (dict(method="rk4"), "'rk4' needs to know where to step"),
-        (dict(method="restart", steps=5), "'restart': a likelihood is solved by Runge–Kutta, .*, rk45$"),
+        (
+            dict(method="restart", steps=5),
+            "'restart': a likelihood is solved by Runge–Kutta, .*, rk45$",
+        ),
         (dict(method="rk4", steps=5, rtol=1e-3), "no tolerance .*drop rtol=0.001"),
         (dict(method="rk45", steps=5, rtol=1e-3), "rk45 with rtol=.*chooses its own steps"),
         (dict(method="ab2", steps=5), "method='ab2': .*Runge–Kutta, heun,"),
