@@ -26,6 +26,7 @@ from .unet import UNet
 Network = TypeVar("Network", UNet, Classifier)
 ASSETS = Path(__file__).parent.parent / "assets"
 MODELS = ("fashion-mnist",)
+_OBJECTIVES = ("solution", "data")  # of plans that ship
 _PICKLED = (
     "files of this kind are pickled, which can run code, and are not read; save the tensors with "
     "safetensors, or build the network yourself and give it to ddim_ode.Denoiser(net, schedule)"
@@ -120,8 +121,13 @@ class PretrainedModel(Denoiser):
             check_labels(conditions["y"], self.num_classes + 1, "y" in (shared or {}))
         return super().network(like, cond, shared)
 
-    def calibrated(self, nfe: int) -> Plan:
+    def calibrated(self, nfe: int, objective: str = "solution") -> Plan:
         """The plan of ``nfe`` network calls that ships with this model, fitted to it at its guidance.
+
+        Args:
+            nfe: Network calls.
+            objective: ``"solution"`` for ends near the model's own solution, ``"data"`` for better pictures
+                (see :func:`ddim_ode.calibrate`); the model card has both beside the best textbook sampler.
 
         Raises:
             ValueError: There is none; the message names those there are. :func:`ddim_ode.calibrate` makes
@@ -133,9 +139,9 @@ class PretrainedModel(Denoiser):
         (6, True)
         """
         nfe = count("nfe", nfe)
-        files = self._plan_files()
+        files = self._plan_files(one_of("objective", objective, _OBJECTIVES))
         if nfe not in files:
-            raise self._no_plan(f"nfe={nfe!r}", files)
+            raise self._no_plan(f"nfe={nfe!r}", files, objective)
         return Plan.load(files[nfe])
 
     def calibrated_within(self, budgets: Sequence[int]) -> dict[int, Plan]:
@@ -161,14 +167,14 @@ class PretrainedModel(Denoiser):
             raise self._no_plan(f"nfe <= {max(budgets, default=0)}", files)
         return {budget: Plan.load(files[nfe]) for nfe, budget in served.items()}
 
-    def _plan_files(self) -> dict[int, Path]:
+    def _plan_files(self, objective: str = "solution") -> dict[int, Path]:
         """By their calls. ValueError for a model whose ODE is not the plain or the plainly guided one."""
         if others := self._otherwise_altered:
             raise ValueError(
                 f"the plans that ship with this model are for its plain ODE, and it has {others}; "
                 "ddim_ode.calibrate(model, nfe=...) makes one for that"
             )
-        stem = f"{self.shipped}-guidance-{self._scale:g}-nfe-"
+        stem = f"{self.shipped}-guidance-{self._scale:g}-{objective}-nfe-"
         return {int(file.stem.removeprefix(stem)): file for file in ASSETS.glob(f"{stem}*.json")}
 
     @property
@@ -183,15 +189,17 @@ class PretrainedModel(Denoiser):
     def _scale(self) -> float:
         return float(self.alterations.get("guidance", 1.0))
 
-    def _no_plan(self, wanted: str, budgets: Iterable[int]) -> ValueError:
+    def _no_plan(
+        self, wanted: str, budgets: Iterable[int], objective: str = "solution"
+    ) -> ValueError:
         others = f"there are: {', '.join(map(str, sorted(budgets)))}"
         if not budgets:
-            files = ASSETS.glob(f"{self.shipped}-guidance-*-nfe-*.json")
+            files = ASSETS.glob(f"{self.shipped}-guidance-*-{objective}-nfe-*.json")
             scales = sorted({file.stem.split("-guidance-")[1].split("-")[0] for file in files})
             others = f"there are for guidance {', '.join(scales)}" if scales else "there are none"
         return ValueError(
-            f"no plan of {wanted} at guidance {self._scale:g} ships with this model ({others}); "
-            "ddim_ode.calibrate(model, nfe=...) makes one"
+            f"no plan of {wanted} fitted to the {objective} at guidance {self._scale:g} ships with this "
+            f"model ({others}); ddim_ode.calibrate(model, nfe=...) makes one"
         )
 
 

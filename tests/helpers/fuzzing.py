@@ -33,7 +33,7 @@ from ddim_ode.solvers.controller import STATUSES
 from ddim_ode.solvers.plan import Node, Op, Plan
 
 OURS = str(Path(ddim_ode.__file__).parent)
-ASSET = Path(OURS) / "assets/fashion-mnist-guidance-1-nfe-6.json"
+ASSET = Path(OURS) / "assets/fashion-mnist-guidance-1-solution-nfe-6.json"
 
 
 # -- what the calls start from -------------------------------------------------------------------

@@ -237,14 +237,16 @@ def test_one_label_may_be_shared_and_what_the_network_cannot_take_is_named():
 
 @pytest.mark.parametrize("file", sorted(ASSETS.glob("*-nfe-*.json")), ids=lambda file: file.stem)
 def test_shipped_plans_are_the_models_own(file):
-    scale, nfe = (float(part) for part in re.findall(r"guidance-([\d.]+)-nfe-(\d+)", file.stem)[0])
-    model = ddim_ode.load("fashion-mnist", guidance=scale)
-    plan = model.calibrated(int(nfe))
-    assert plan.nfe == nfe
+    scale, objective, nfe = re.findall(r"guidance-([\d.]+)-(\w+)-nfe-(\d+)", file.stem)[0]
+    model = ddim_ode.load("fashion-mnist", guidance=float(scale))
+    plan = model.calibrated(int(nfe), objective)
+    assert plan.nfe == int(nfe)
     assert plan.schedule == model.schedule.fingerprint
     assert plan.fit["model_key"] == model_key(model)
     assert plan.fit["calibrated"]
-    assert plan.fit["held_out"]["high"] < 0
+    near = plan.fit["data"] if objective == "data" else plan.fit
+    assert near["held_out"]["high"] < 0
+    assert near.get("matched", True)
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.0])
@@ -284,6 +286,10 @@ def test_a_plan_of_another_guidance_is_warned_of():
 def test_what_does_not_ship_is_said_with_what_does():
     model = ddim_ode.load("fashion-mnist")
     expect(lambda: model.calibrated(7), "nfe=7 .*4, 5, 6, 8, 10.*calibrate")
+    expect(lambda: model.calibrated(4, "data"), "nfe=4 fitted to the data .*there are: .*6.*calibrate")
+    expect(lambda: model.calibrated(6, "dat"), "unknown objective 'dat'.*first: data, solution")
+    model.guide(2.0)
+    expect(lambda: model.calibrated(6, "data"), r"guidance 2 .*\(there are for guidance 1\)")
     model.guide(3.0)
     expect(lambda: model.calibrated(6), r"guidance 3 .*\(there are for guidance 1, 2\)")
     model.guide(2.0, interval=(0.3, 8.0))
