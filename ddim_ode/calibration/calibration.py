@@ -90,7 +90,7 @@ def calibrate(
     (errors below a tenth of the incumbent's RMS smoothed to that), the incumbent, the best textbook sampler
     found, is returned with a warning. One fit does not serve all budgets (``benchmarks/calibration.py``,
     transfer). Several budgets share the converged solutions, each starts from the plan of one call fewer
-    too, which it is never worse than on the held-out noises, and the fast fits of them all cost at most
+    too, which it replaces only where it is as clearly better, and the fast fits of them all cost at most
     what four would. The result is deterministic for a seed, on one machine.
 
     Args:

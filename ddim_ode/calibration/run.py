@@ -198,19 +198,15 @@ class Run:
         after = errors if fitted is None else self.problem.counted(fitted.errors)[-len(held) :]
         if fitted is not None and (wider := self._one_more(nfe)) is not None:
             same = self.problem.counted(self.problem.errors(wider.point, held))
-            if np.mean(same) < np.mean(after):  # more calls are never worse
+            if not self._is_better(same, after):  # more calls are never worse
                 fitted, after = Fit(wider.point, same), same
-        # an error by chance near zero, as in few dimensions there are, says nothing of the sampler
-        f = self.problem.smoothing(errors)
-        ratio = 0.5 * np.log((after**2 + f**2) / (errors**2 + f**2))
-        mean, half = float(np.mean(ratio)), spread(ratio)
-        # of the hard noises, too: the mean error is mostly theirs
-        better = fitted is not None and mean + half < 0 and np.mean(after) < np.mean(errors)
+        mean, half = self._gain(errors, after)
+        better = fitted is not None and self._is_better(errors, after)
         if fitted is not None and not better:
             few = mean + half >= 0 > mean  # better as far as they go
             said = "too few to tell that the fit is" if few else "where the fit is not"
             self._note(
-                f"nfe={nfe}: {len(ratio)} noises are held out, {said} better than {incumbent.name} "
+                f"nfe={nfe}: {len(held)} noises are held out, {said} better than {incumbent.name} "
                 f"(mean ln ratio {mean:+.3f} ± {half:.3f}), which is returned; more noises (n=) may help"
             )
         seeds = [self.seed + k for k in held.tolist()]
@@ -230,6 +226,18 @@ class Run:
         if fitted is None or not better:
             return replace(incumbent.plan, fit=record)
         return fitted.point.to_plan(self.model.schedule, f"calibrated-{nfe}", record)
+
+    def _gain(self, before: Array, after: Array) -> tuple[float, float]:
+        """The mean of ln(after/before) of errors on the same noises, and half its 95 % interval."""
+        # an error by chance near zero, as in few dimensions there are, says nothing of the sampler
+        f = self.problem.smoothing(before)
+        ratio = 0.5 * np.log((after**2 + f**2) / (before**2 + f**2))
+        return float(np.mean(ratio)), spread(ratio)
+
+    def _is_better(self, before: Array, after: Array) -> bool:
+        mean, half = self._gain(before, after)
+        # of the hard noises, too: the mean error is mostly theirs
+        return mean + half < 0 and bool(np.mean(after) < np.mean(before))
 
     def _record(
         self, incumbent: Candidate, seeds: Sequence[int], before: Array, after: Array, better: bool

@@ -70,7 +70,7 @@ EFFORTS = {
         iterations=40,
         subset=8,
         decay=0.6,
-        patience=4,
+        patience=40,  # its rows are allowed for: it goes on while they last
         whole=0,
         pooled=False,
     ),
