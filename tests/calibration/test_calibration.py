@@ -16,9 +16,10 @@ import torch
 from problems import Counting
 
 import ddim_ode
-from ddim_ode.calibration.descent import Descent, damped, gauss_newton
+from ddim_ode.calibration.descent import Descent, Fit, damped, gauss_newton
 from ddim_ode.calibration.family import Linear
 from ddim_ode.calibration.fitting import Problem, linearised
+from ddim_ode.calibration.run import Run
 from ddim_ode.calibration.search import EFFORTS
 from ddim_ode.solve.answers import LEVELS
 from ddim_ode.solve.reference import METHOD
@@ -322,6 +323,24 @@ def test_the_same_seed_gives_the_same_plan_and_several_budgets_share_a_reference
     several = ddim_ode.calibrate(mixture(), nfe=range(3, 5), n=32, progress=False)
     assert {nfe: plan.nfe for nfe, plan in several.items()} == {3: 3, 4: 4}
     assert several[3] == three_calls
+
+
+def test_one_call_more_takes_over_only_where_it_is_clearly_better(monkeypatch):
+    fitted = Run._fit
+
+    def lucky(self, candidates, held, nfe, *rest):
+        fit = fitted(self, candidates, held, nfe, *rest)
+        if nfe == 3:
+            return fit
+        same = self.problem.errors(self._one_more(nfe).point, held)
+        return Fit(fit.point, same * np.resize([0.5, 1.48], len(same)))  # 1 % less in the mean
+
+    monkeypatch.setattr(Run, "_fit", lucky)
+    plans = ddim_ode.calibrate(mixture(), [3, 4], n=32, progress=False)
+    x = ddim_ode.noise((6,), SCHEDULE, seeds=range(4), dtype=torch.float64)
+    three, four = (ddim_ode.sample(mixture(), x, plan=plans[nfe]) for nfe in (3, 4))
+    assert (three.nfe, four.nfe) == (3, 4)
+    assert torch.allclose(three.x, four.x, atol=1e-9)
 
 
 def test_conditions_and_guidance_are_part_of_the_model():
