@@ -48,7 +48,9 @@ class Problem:
         if self.features is not None:
             self.goal = torch.cat([self.features(x) for x in self.target.split(self.batch)])
         self.size = finite_mean(_rms(self.goal))  # NaN or inf where a noise has no solution
-        self.rounding = 16 * torch.finfo(self.x.dtype).eps * self.size + 1e-300
+        self.rounding = (
+            16 * torch.finfo(self.x.dtype).eps * self.size + 1e-150
+        )  # whose square is no 0
         # The step of the differences: small, for trained networks are rough; the tangents of float32 then
         # still have three digits.
         dtype = network_dtype(self.model) or self.x.dtype
@@ -145,6 +147,7 @@ class Problem:
 
 def checked(features: Features) -> Features:
     """The features, of a copy, since some change what they are given; ValueError for no features."""
+    shapes = set[tuple[int, ...]]()
 
     def call(x: Tensor) -> Tensor:
         seen: Any = features(x.clone())
@@ -155,6 +158,12 @@ def checked(features: Features) -> Features:
             raise ValueError(
                 f"features of {len(x)} samples must be float32 or float64 of shape ({len(x)}, ...), got "
                 f"{seen.dtype} of shape {tuple(seen.shape)}"
+            )
+        shapes.add(tuple(seen.shape[1:]))
+        if len(shapes) > 1:
+            raise ValueError(
+                "features must be as many for every sample, whatever the batch; got shapes "
+                f"{sorted(shapes)} for one"
             )
         return seen
 
@@ -278,5 +287,5 @@ def linearised(
     features = problem.features
     directions, coordinates = _leading(tangents, rank)
     slope = _along(lambda x, r: features(x), y, features(y), directions, problem.step)
-    whole = torch.einsum("bpr,bro->bpo", coordinates, slope[..., None].flatten(2))
+    whole = torch.einsum("bpr,bro->bpo", coordinates, slope[..., None].flatten(2).to(coordinates))
     return residual, whole.double()

@@ -33,6 +33,7 @@ from .objectives import (
     over_sets,
     pull,
     reporting,
+    scale_notes,
     squared_energy,
 )
 
@@ -89,6 +90,7 @@ class Matching:
                 f"{lost} of {len(ends)} noises have no finite end under {solution.method}, or no finite "
                 "features, too many to fit the rest to data: the network or features return NaN or inf"
             )
+        notes = scale_notes(self.data, ends[finite])
         here = rows[held.cpu()]
         point, seen, trials = self._fit(start, ends, here, fit, held)
         gain, half = change(here, seen, self.real[1])
@@ -110,7 +112,16 @@ class Matching:
         own["net_evals"] = own.get("net_evals", 0) + record["net_evals"]
         own["warnings"] = list(own.get("warnings", ()))
         if lost:
-            note = f"nfe={solution.nfe}: {lost} of {len(ends)} noises have no finite end and are left out"
+            notes.append(f"{lost} of {len(ends)} noises have no finite end and are left out")
+        if not better:
+            more = "more noises (n=) or data may help"
+            if not start.can_be_fitted:
+                more = "its levels do not fall with each call, and no fit begins from such a plan"
+            notes.append(
+                f"no plan is nearer to the data than {solution.method} on held-out noises and data (D² "
+                f"changes by {gain:.3g} ± {half:.2g}), and that is returned; {more}"
+            )
+        for note in (f"nfe={solution.nfe}: {note}" for note in notes):
             own["warnings"].append(note)
             warn(note)
         if better:
@@ -118,13 +129,6 @@ class Matching:
             own.update(held_out=held_out, calibrated=True)
             schedule = self.problem.model.schedule
             return point.to_plan(schedule, f"calibrated-{solution.nfe}", own)
-        note = (
-            f"nfe={solution.nfe}: no plan is nearer to the data than {solution.method} on held-out noises "
-            f"and data (D² changes by {gain:.3g} ± {half:.2g}), and that is returned; more noises (n=) or "
-            "data may help"
-        )
-        own["warnings"].append(note)
-        warn(note)
         return replace(solution, fit=own)
 
     def ends(self, point: Linear, rows: Tensor) -> Tensor:
@@ -143,6 +147,8 @@ class Matching:
     ) -> tuple[Linear, Array, int]:
         """The best sampler on the held-out noises and data, the features of its ends there, which are
         ``here`` at the start, and how many samplers were tried."""
+        if not start.can_be_fitted:
+            return start, here, 0
         model, real = self.problem.model, self.real[1]
         parameters = start.parameters(not model.snap, None, scales_first(model.schedule))
         limits = (model.schedule.sigma_min, model.sigma_max)

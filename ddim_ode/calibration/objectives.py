@@ -32,6 +32,8 @@ LEAST_DATA = 64  # samples
 SETS = 3  # of noises, and of data, that report
 _MOST_DATA, _MOST_NUMBERS = 12_288, 2**27  # samples, and what they hold together
 _MOST_FEATURES = 8192
+# Of RMS, refused and told; and of means, in standard deviations.
+_OTHER_SCALE, _OTHER_SIZE, _FAR = 10.0, 2.0, 0.5
 _WIDTH = 256  # of random features
 _DECIDES, _REPORT = 0, (1, 2)  # seeds of random features
 
@@ -145,6 +147,25 @@ def checked_data(data: Any, like: Tensor, seed: int) -> Tensor:
     if bool((x == x[:1]).all()):
         raise ValueError(f"data are {len(x)} times the same sample; give different ones")
     return x
+
+
+def scale_notes(data: Tensor, made: Tensor) -> list[str]:
+    """What to say where real samples are hardly in the scale of those that the model makes; ValueError
+    where they are in another."""
+    of_data, of_model = (
+        (float(x.double().mean()), float(x.double().square().mean().sqrt())) for x in (data, made)
+    )
+    ratio = of_data[1] / max(of_model[1], 1e-300)
+    both = "data has mean {:.3g} and RMS {:.3g}, what the model makes {:.3g} and {:.3g}"
+    said = both.format(*of_data, *of_model)
+    if not 1 / _OTHER_SCALE < ratio < _OTHER_SCALE:
+        raise ValueError(
+            f"{said}: data must be in the model's scale (bytes of images often are in data / 127.5 - 1)"
+        )
+    away = abs(of_data[0] - of_model[0]) > _FAR * float(made.double().std())
+    if away or not 1 / _OTHER_SIZE < ratio < _OTHER_SIZE:
+        return [f"{said}: if that is another scale, bring it to the model's"]
+    return []
 
 
 def checked_rows(rows: Floats, name: str) -> Floats:

@@ -33,6 +33,7 @@ from .references import references
 from .rehearsal import expected
 from .search import EFFORTS, Candidate, Effort, apart, textbook
 from .starts import ranked, rehearsals, with_a_call
+from .verdict import Verdict
 
 _UNSURE = 0.5  # error of the reference, in units of the plan's, that makes its figures uncertain
 FEW = 16  # noises below which held-out figures say little
@@ -189,6 +190,11 @@ class Run:
         else:
             left = allowed - (self.problem.evals - before)
             fitted = self._fit(candidates, held, nfe, left, float(np.mean(errors)))
+            if fitted is None:
+                self._note(
+                    f"nfe={nfe}: no sampler tried of so many calls falls with each, as a fit needs; "
+                    f"{incumbent.name}, of {incumbent.point.nfe} calls, is returned"
+                )
             if lost := sorted(self.problem.lost):
                 self._note(
                     f"nfe={nfe}: {len(lost)} noises met NaN or inf in the fit ({self._seeds(lost)}), and "
@@ -196,13 +202,15 @@ class Run:
                 )
         # those held out are the last of the judges
         after = errors if fitted is None else self.problem.counted(fitted.errors)[-len(held) :]
-        if fitted is not None and (wider := self._one_more(nfe)) is not None:
+        wider = None if fitted is None else self._one_more(nfe)
+        if wider is not None:
             same = self.problem.counted(self.problem.errors(wider.point, held))
-            if not self._is_better(same, after):  # more calls are never worse
+            if not self._verdict(same, after).is_less:  # more calls are never worse
                 fitted, after = Fit(wider.point, same), same
-        mean, half = self._gain(errors, after)
-        better = fitted is not None and self._is_better(errors, after)
+        verdict = self._verdict(errors, after)
+        better = verdict.is_clearly_less or (wider is not None and verdict.is_less)
         if fitted is not None and not better:
+            mean, half = verdict.log_ratio, verdict.half
             few = mean + half >= 0 > mean  # better as far as they go
             said = "too few to tell that the fit is" if few else "where the fit is not"
             self._note(
@@ -227,17 +235,8 @@ class Run:
             return replace(incumbent.plan, fit=record)
         return fitted.point.to_plan(self.model.schedule, f"calibrated-{nfe}", record)
 
-    def _gain(self, before: Array, after: Array) -> tuple[float, float]:
-        """The mean of ln(after/before) of errors on the same noises, and half its 95 % interval."""
-        # an error by chance near zero, as in few dimensions there are, says nothing of the sampler
-        f = self.problem.smoothing(before)
-        ratio = 0.5 * np.log((after**2 + f**2) / (before**2 + f**2))
-        return float(np.mean(ratio)), spread(ratio)
-
-    def _is_better(self, before: Array, after: Array) -> bool:
-        mean, half = self._gain(before, after)
-        # of the hard noises, too: the mean error is mostly theirs
-        return mean + half < 0 and bool(np.mean(after) < np.mean(before))
+    def _verdict(self, before: Array, after: Array) -> Verdict:
+        return Verdict.of(before, after, self.problem.smoothing(before))
 
     def _record(
         self, incumbent: Candidate, seeds: Sequence[int], before: Array, after: Array, better: bool

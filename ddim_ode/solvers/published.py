@@ -230,6 +230,10 @@ def _epd(values: Mapping[str, Any], run: _Run) -> Array:
     """y' = y + (t_{i+1} − t_i) Σ_j w_ij s_ij d(y + (τ_ij − t_i) d_i, τ_ij), at τ = t_{i+1}^r t_i^(1−r)."""
     n = len(run.pairs)
     r, w = (_array(name, values[name], 2) for name in ("r", "weight"))
+    if not r.shape[1]:
+        raise ValueError(
+            "r has no stages, and a step without any moves nothing; give at least one each"
+        )
     ones = np.ones_like(r)
     direction, time = (
         ones if values.get(name) is None else _array(name, values[name], 2)

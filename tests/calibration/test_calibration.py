@@ -385,6 +385,15 @@ def test_features_are_what_is_minimised():
     assert error(easy) < error(whole) - 0.5
 
 
+def test_features_in_double_precision_are_those_in_single():
+    singles, doubles = (
+        ddim_ode.calibrate(mixture(), 3, n=16, features=features, progress=False)
+        for features in (lambda x: x[:, :2], lambda x: x[:, :2].double())
+    )
+    assert singles.nfe == doubles.nfe == 3
+    assert np.allclose(singles.grid, doubles.grid, rtol=0.02)
+
+
 def test_without_a_gain_the_incumbent_is_returned_and_said_so():
     """One Gaussian of no width: x̂₀ is constant, and DDIM is exact already."""
     model = ddim_ode.exact.gaussian([0.3, -0.2], np.zeros((2, 2)), SCHEDULE)
@@ -409,6 +418,8 @@ def test_a_start_is_improved_from_its_own_first_level():
     assert after < 0.7 * before
 
 
+RK = ddim_ode.plan("heun", SCHEDULE, [10.0, 5.0, 2.0, 0.5, 0.0])
+FEW_LEVELS = mixture(ddim_ode.schedules.ddpm(T=5, beta_end=0.9), snap=True)
 UP = ddim_ode.encode(mixture(), torch.zeros(1, 6), "ddim", steps=4).plan
 
 
@@ -430,6 +441,13 @@ UP = ddim_ode.encode(mixture(), torch.zeros(1, 6), "ddim", steps=4).plan
         (dict(features=lambda x: x > 0), "got torch.bool"),
         (dict(features=lambda x: (x,)), "must return a tensor .*got tuple"),
         (dict(features=lambda x: x[:, :0]), r"got torch.float32 of shape \(8, 0\)"),
+        (dict(features=lambda x: x[:, :1] * 0), "features are the same for all 8 samples"),
+        (
+            dict(features=lambda x: x.new_ones(len(x), len(x)) * x[:, :1], n=9, batch=8),
+            "features must be as many for every sample",
+        ),
+        (dict(start=RK, nfe=RK.nfe), "start='heun' does not fall .*ipndm"),
+        (dict(model=FEW_LEVELS, nfe=[3, 6]), "nfe=6: the model has 5 trained levels.*at most 5"),
     ],
 )
 def test_mistakes_are_named(options, message):

@@ -18,6 +18,7 @@ from ddim_ode.calibration.objectives import (
     pull,
     random_features,
     reporting,
+    scale_notes,
     squared_energy,
 )
 from ddim_ode.evaluate.energy import energy_distance
@@ -241,6 +242,8 @@ def test_a_solution_in_features_reports_what_it_did_not_see():
         (dict(data=torch.full((99, 4), torch.nan)), "data has NaN or inf in 99 of 99"),
         (dict(data=real().index_fill(0, torch.tensor([3]), torch.inf)), "in 1 of 800 samples"),
         (dict(data=torch.zeros(99, 4, dtype=torch.uint8)), "data is of torch.uint8.*127.5"),
+        (dict(data=60 * real() + 127.5), "data has mean .* must be in the model's scale .*127.5"),
+        (dict(data=1e-30 * real()), "data has mean .* must be in the model's scale"),
         (dict(data=torch.ones(99, 4)), "data are 99 times the same sample"),
         (dict(n=47), "n=47 must be a whole number >= 48"),
         (dict(features=3), "features=3 must be callable"),
@@ -253,6 +256,11 @@ def test_a_solution_in_features_reports_what_it_did_not_see():
 def test_mistakes_in_objective_and_data_are_named(solution, options, message):
     with pytest.raises(ValueError, match=message):
         to_data(solution, **options)
+
+
+@pytest.mark.parametrize(("data", "notes"), [(real(), 0), (3 * real(), 1), (real() + 1.0, 1)])
+def test_data_of_another_size_or_mean_is_told(data, notes):
+    assert len(scale_notes(data, real(400))) == notes
 
 
 def test_a_network_that_is_lost_on_most_noises_is_an_error(solution):

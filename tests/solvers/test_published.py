@@ -242,6 +242,7 @@ EPD = dict(r=[[0.5], [0.5]], weight=[[1.0], [1.0]], t_steps=[9.0, 3.0, 1.0])
         ({**GOOD, "afs": 1}, "True or False"),
         ({**GOOD, "t_scale": [1.0, 0.0]}, "no network is called"),
         ({**EPD, "weight": [[1.0]]}, "weight has shape"),
+        ({**EPD, "r": [[], []], "weight": [[], []]}, "r has no stages"),
         ({**EPD, "scale_time": [[1.0], [90.0]]}, "levels"),
     ],
 )
