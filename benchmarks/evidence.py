@@ -158,6 +158,11 @@ ENTRIES = (
         "Fits of small networks: error over the best textbook sampler's",
         pivot("model", "nfe", "ratio", what="single"),
     ),
+    Entry(
+        "fits_shipped",
+        "Fits of the shipped model: error over the best textbook sampler's",
+        of_columns("nfe", "ratio", "error", "error_baseline", "baseline", "net_evals"),
+    ),
     Entry("interop", "In a diffusers pipeline"),
     Entry("pipelines", "Which pipelines run", whole),
     Entry("flow_pipeline", "In a flow-matching pipeline: the error by calls", flow),

@@ -2,6 +2,7 @@
 
     python benchmarks/fits.py --quick
     python benchmarks/fits.py --full
+    python benchmarks/fits.py --full --shipped    # the shipped model: a record of its own
 
 The networks of small_networks.py are trained on the spot; no fit is made for any of them. The baseline is
 the best, on these very noises, of all deterministic methods on five grids and eight last levels, by the
@@ -19,11 +20,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from common import Problem, Row, Run, arguments, told
+from common import Problem, Row, Run, arguments, labels, told
 from small_networks import CASES, trained
 from torch import Tensor
 from tqdm import tqdm
-from unseen import calibrated, errors, solved
+from unseen import UNSEEN, calibrated, errors, solved
 
 import ddim_ode
 from ddim_ode.grids import CLASSIC
@@ -43,6 +44,7 @@ class Size(NamedTuple):
 
 
 FULL = Size(6, 256, (5, 8, 10), (24, 12), tuple(range(3, 13)))
+SHIPPED = FULL._replace(networks=1, unseen=64, screen=(8, 8), budgets=())
 QUICK = Size(1, 16, (5,), (2, 2), (3, 4))
 
 
@@ -110,10 +112,37 @@ def on(k: int, size: Size) -> list[Row]:
     return rows
 
 
+def on_shipped(size: Size) -> list[Row]:
+    """The rows of the model that ships, unguided."""
+    warnings.simplefilter("ignore")
+    torch.set_grad_enabled(False)
+    model = ddim_ode.load("fashion-mnist")
+    cond = labels(model, range(UNSEEN, UNSEEN + size.unseen))
+    problem, rows = solved("shipped", model, model.shape, size.unseen, cond), list[Row]()
+    for nfe in size.nfe:
+        name, baseline = best_textbook(problem, nfe, size.screen)
+        plan = calibrated(model, nfe, cond=lambda indices: labels(model, indices.tolist()))
+        error = rms(errors(problem, plan))
+        row = dict(
+            what="single", model="fashion-mnist", nfe=nfe, ratio=error / baseline, error=error
+        )
+        assert plan.fit is not None
+        row |= dict(error_baseline=baseline, baseline=name, net_evals=plan.fit["net_evals"])
+        rows += told([row | dict(seconds=plan.fit["seconds"])])
+    return rows
+
+
 def main() -> None:
     quick, full = "one network, few noises", "all six, about ten minutes on two cores"
-    args = arguments(__doc__, quick, full).parse_args()
+    parser = arguments(__doc__, quick, full)
+    parser.add_argument("--shipped", action="store_true", help="the shipped model, half an hour")
+    args = parser.parse_args()
     size = FULL if args.full else QUICK
+    if args.shipped:
+        size = SHIPPED if args.full else QUICK
+        run = Run("fits_shipped", args, ("scipy",))
+        run.save(on_shipped(size), size=size._asdict())
+        return
     run = Run("fits", args, ("scipy", "scikit-learn"))
     rows: list[Row] = []
     with ProcessPoolExecutor(min(2, size.networks)) as pool:

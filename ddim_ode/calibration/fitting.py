@@ -48,9 +48,8 @@ class Problem:
         if self.features is not None:
             self.goal = torch.cat([self.features(x) for x in self.target.split(self.batch)])
         self.size = finite_mean(_rms(self.goal))  # NaN or inf where a noise has no solution
-        self.rounding = (
-            16 * torch.finfo(self.x.dtype).eps * self.size + 1e-150
-        )  # whose square is no 0
+        # not 0, and nor is its square
+        self.rounding = 16 * torch.finfo(self.x.dtype).eps * self.size + 1e-150
         # The step of the differences: small, for trained networks are rough; the tangents of float32 then
         # still have three digits.
         dtype = network_dtype(self.model) or self.x.dtype
