@@ -198,7 +198,7 @@ class PretrainedModel(Denoiser):
             scales = sorted({file.stem.split("-guidance-")[1].split("-")[0] for file in files})
             others = f"there are for guidance {', '.join(scales)}" if scales else "there are none"
         return ValueError(
-            f"no plan of {wanted} fitted to the {objective} at guidance {self._scale:g} ships with this "
+            f"no plan of {wanted} at guidance {self._scale:g}, fitted to the {objective}, ships with this "
             f"model ({others}); ddim_ode.calibrate(model, nfe=...) makes one"
         )
 
