@@ -287,13 +287,14 @@ def test_what_does_not_ship_is_said_with_what_does():
     model = ddim_ode.load("fashion-mnist")
     expect(lambda: model.calibrated(7), "nfe=7 .*4, 5, 6, 8, 10.*calibrate")
     expect(
-        lambda: model.calibrated(4, "data"), "nfe=4 .*fitted to the data.*there are: 5, 6, 8.*calibrate"
+        lambda: model.calibrated(4, "data"),
+        "nfe=4 .*fitted to the data.*there are: 5, 6, 8.*calibrate",
     )
     expect(lambda: model.calibrated(6, "dat"), "unknown objective 'dat'.*first: data, solution")
     model.guide(2.0)
-    expect(lambda: model.calibrated(6, "data"), r"guidance 2 .*\(there are for guidance 1\)")
+    expect(lambda: model.calibrated(6, "data"), r"guidance 2, .*\(there are for guidance 1\)")
     model.guide(3.0)
-    expect(lambda: model.calibrated(6), r"guidance 3 .*\(there are for guidance 1, 2\)")
+    expect(lambda: model.calibrated(6), r"guidance 3, .*\(there are for guidance 1, 2\)")
     model.guide(2.0, interval=(0.3, 8.0))
     expect(lambda: model.calibrated(6), "plain ODE.*guidance_interval")
     model.guide(torch.tensor([2.0, 1.0]))
