@@ -88,11 +88,10 @@ def calibrate(
 
     Held-out noises decide. If the 95 % interval of the mean of ln(e/e_incumbent) does not lie below 0
     (errors below a tenth of the incumbent's RMS smoothed to that), the incumbent, the best textbook sampler
-    found, is returned with a warning. One fit does not serve all budgets (``benchmarks/calibration.py``,
-    transfer). Several budgets share the converged solutions; each but the first starts from the plan of one
-    call fewer too (not with ``snap``), is never worse than that one on the held-out noises, in the mean of
-    ln e or of e², and needs no more than that to take the incumbent's place. From 64 noises on, the fast
-    fits of them all cost at most what four would. The result is deterministic for a seed, on one machine.
+    found, is returned with a warning. Several budgets share the converged solutions; each fit starts from
+    the plan of one call fewer too (not with ``snap``), and is never worse than it there in the mean of ln e
+    or of e²; from 64 noises on, the fast ones of all cost at most what four would. The result is
+    deterministic for a seed, on one machine.
 
     Args:
         model: A model with ``snap=True`` keeps the incumbent's levels and is fitted in the weights alone.
@@ -126,10 +125,8 @@ def calibrate(
         The :class:`ddim_ode.Plan`, or {nfe: Plan} for several; ``plan.fit`` has the figures, in plain data.
 
     Raises:
-        ValueError: Too few noises or data, data of another shape or with NaN, an unknown budget or
-            objective, a start of another schedule or whose calls do not fall from level to level, an nfe
-            too small for any sampler or larger than the trained levels of a model with ``snap``, features
-            that tell no sample from another, or data of another scale than the samples.
+        ValueError: Too few noises or data, data of another shape or scale or with NaN, an unknown budget or
+            objective, a start that is no such plan, or an nfe that no sampler has.
         Interrupted: On Ctrl-C; a KeyboardInterrupt whose ``partial`` holds the finished plans {nfe: Plan}.
 
     >>> import ddim_ode
