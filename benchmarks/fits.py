@@ -85,6 +85,16 @@ class Counted:
         return self.net(x, t)
 
 
+def single(problem: Problem, nfe: int, size: Size, **options: Any) -> Row:
+    """A fit of the fast budget beside the best textbook sampler."""
+    name, baseline = best_textbook(problem, nfe, size.screen)
+    plan = calibrated(problem.model, nfe, **options)
+    assert plan.fit is not None
+    error = rms(errors(problem, plan))
+    row = dict(what="single", model=problem.name, nfe=nfe, ratio=error / baseline, error=error)
+    return row | dict(error_baseline=baseline, baseline=name, net_evals=plan.fit["net_evals"])
+
+
 def on(k: int, size: Size) -> list[Row]:
     """The rows of network k."""
     warnings.simplefilter("ignore")  # of the worst baselines, whose samples run away
@@ -92,17 +102,10 @@ def on(k: int, size: Size) -> list[Row]:
     model = trained(case)
     torch.set_grad_enabled(False)
     problem = solved(case.name, model, (64,), size.unseen)
-    net, spent, rows = Counted(model), {}, []
-    for nfe in size.nfe:
-        name, baseline = best_textbook(problem, nfe, size.screen)
-        net.rows = 0
-        plan = calibrated(net.model, nfe, shape=(64,))
-        error, spent[nfe] = rms(errors(problem, plan)), net.rows
-        row = dict(what="single", model=case.name, nfe=nfe, ratio=error / baseline, error=error)
-        rows.append(row | dict(error_baseline=baseline, baseline=name, net_evals=spent[nfe]))
-    net.rows = 0
+    rows = [single(problem, nfe, size, shape=(64,)) for nfe in size.nfe]
+    net = Counted(model)
     plans = calibrated(net.model, size.budgets, shape=(64,))
-    cost = net.rows / np.mean([*spent.values()])
+    cost = net.rows / np.mean([row["net_evals"] for row in rows])
     before = np.inf
     for nfe, plan in plans.items():
         error = rms(errors(problem, plan))
@@ -118,18 +121,9 @@ def on_shipped(size: Size) -> list[Row]:
     torch.set_grad_enabled(False)
     model = ddim_ode.load("fashion-mnist")
     cond = labels(model, range(UNSEEN, UNSEEN + size.unseen))
-    problem, rows = solved("shipped", model, model.shape, size.unseen, cond), list[Row]()
-    for nfe in size.nfe:
-        name, baseline = best_textbook(problem, nfe, size.screen)
-        plan = calibrated(model, nfe, cond=lambda indices: labels(model, indices.tolist()))
-        error = rms(errors(problem, plan))
-        row = dict(
-            what="single", model="fashion-mnist", nfe=nfe, ratio=error / baseline, error=error
-        )
-        assert plan.fit is not None
-        row |= dict(error_baseline=baseline, baseline=name, net_evals=plan.fit["net_evals"])
-        rows += told([row | dict(seconds=plan.fit["seconds"])])
-    return rows
+    problem = solved("fashion-mnist", model, model.shape, size.unseen, cond)
+    given = dict(cond=lambda indices: labels(model, indices.tolist()))
+    return told(single(problem, nfe, size, **given) for nfe in size.nfe)
 
 
 def main() -> None:

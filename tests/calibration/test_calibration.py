@@ -325,7 +325,7 @@ def test_the_same_seed_gives_the_same_plan_and_several_budgets_share_a_reference
     assert several[3] == three_calls
 
 
-def test_one_call_more_takes_over_only_where_it_is_clearly_better(monkeypatch):
+def test_one_call_more_takes_over_only_where_it_errs_less_on_hard_noises_too(monkeypatch):
     fitted = Run._fit
 
     def lucky(self, candidates, held, nfe, *rest):
