@@ -186,7 +186,7 @@ def textbook(
 def fitted(
     model: PretrainedModel, guidance: float, nfe: int, size: Size, real: Tensor, cache: Path
 ) -> dict[str, tuple[str, ddim_ode.Plan]]:
-    """The plan of the solution, the shipped one where there is one, and that of the data, by maker."""
+    """The plan of the solution and that of the data, the shipped ones where there are any, by maker."""
     n, count = size.fit
     given: dict[str, Any] = dict(
         shape=model.shape,
@@ -211,10 +211,13 @@ def fitted(
             return plan
 
     def of_data() -> ddim_ode.Plan:
-        plan: ddim_ode.Plan = ddim_ode.calibrate(
-            model, nfe, objective="data", data=real[:count], start=solution, n=n, **given
-        )
-        return plan
+        try:
+            return model.calibrated(nfe, "data")
+        except ValueError:
+            plan: ddim_ode.Plan = ddim_ode.calibrate(
+                model, nfe, objective="data", data=real[:count], start=solution, n=n, **given
+            )
+            return plan
 
     solution = kept(f"solution-{n}", of_solution)
     data = kept(f"data-{n}-{count}", of_data)
