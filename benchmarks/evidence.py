@@ -242,7 +242,10 @@ def section(entry: Entry) -> list[str]:
     if entry.table is not None:
         head, body = entry.table(read_csv(RESULTS / f"{entry.name}.csv"))
         lines += ["", *(line(row) for row in (head, ["---"] * len(head), *body))]
-    return [*lines, "", f"`{command}`{origin(record)}"]
+    lines += ["", f"`{command}`{origin(record)}"]
+    while record := record.get("settings", {}).get("added_to"):
+        lines += ["", f"Other rows: `{record['command']}`{origin(record)}"]
+    return lines
 
 
 def origin(record: dict[str, Any]) -> str:

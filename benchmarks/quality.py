@@ -3,6 +3,7 @@
     python benchmarks/quality.py --quick --data DIR      # DIR: Fashion-MNIST's IDX files
     python benchmarks/quality.py --full --data DIR
     python benchmarks/quality.py --full --data DIR --nfe 6 --guidance 1 --images 1000
+    python benchmarks/quality.py --full --data DIR --nfe 3 --add      # to the record, by cells
     python benchmarks/quality.py --full --data DIR --redraw
 
 Images of the same noises by six makers: the textbook sampler with the least Fréchet distance, the one with
@@ -14,7 +15,8 @@ of one call a step on three grids with two last levels, on few images, and the b
 
 Intervals are 95 %: of a Fréchet distance, and of the ratio to the better of the textbook's and the model's
 own, over images drawn anew, the same for all makers; of the others over three disjoint sets of images, by
-Student's t. A finished cell is kept under --cache, so an interrupted run goes on where it was.
+Student's t. A finished cell is kept under --cache, so an interrupted run goes on where it was. The other
+classifier is not the same on every machine: its distances compare within a cell.
 """
 
 from __future__ import annotations
@@ -283,11 +285,20 @@ def draw(rows: Sequence[Row]) -> Figure:
     return figure
 
 
+def added(run: Run, rows: Sequence[Row]) -> tuple[list[Row], dict[str, Any]]:
+    """The rows beside those that the record has of other cells, and what the record said."""
+    new = {(row["guidance"], row["nfe"]) for row in rows}
+    kept = [row for row in run.rows() if (row["guidance"], row["nfe"]) not in new]
+    both = sorted([*kept, *rows], key=lambda row: (row["guidance"], row["nfe"]))
+    return both, json.loads(run.path(".json").read_text(encoding="utf-8"))
+
+
 def main() -> None:
     cache = "out/quality"
     parser = arguments(__doc__, "12 images", "5,000 images", redraw=True, data=True, cache=cache)
     parser.add_argument("--nfe", type=int, nargs="+", help="only these numbers of calls")
     parser.add_argument("--guidance", type=float, nargs="+", help="only these scales")
+    parser.add_argument("--add", action="store_true", help="keep the record's other cells")
     parser.add_argument("--images", type=int, help="other than 5,000")
     parser.add_argument("--fit", type=int, help="noises of the data plan, other than 768")
     args = parser.parse_args()
@@ -325,7 +336,10 @@ def main() -> None:
         rows += json.loads(done.read_text(encoding="utf-8"))
         for row in rows[-6:]:
             tell(row)
-    run.save(rows, draw(rows), **size._asdict(), converged=CONVERGED)
+    settings: dict[str, Any] = dict(**size._asdict(), converged=CONVERGED)
+    if args.add:
+        rows, settings["added_to"] = added(run, rows)
+    run.save(rows, draw(rows), **settings)
     shown = min(size.nfe, key=lambda nfe: abs(nfe - 6))
     images = made(size.guidance[0], shown, size, by, real, args.cache).images
     lines = [(maker, look["color"], [images[maker][:10]]) for maker, look in LOOKS.items()]

@@ -104,7 +104,7 @@ def calibrate(
             warning says that the held-out figures say little. With ``objective="data"`` at least 48
             (default: 768), of which the solution plan is fitted to the first third, at most 128.
         seed: Of the first noise.
-        budget: ``"fast"`` spends at most n × (100 + 12 nfe) network evaluations; ``"thorough"`` some
+        budget: ``"fast"`` spends at most n × (70 + 12 nfe) network evaluations; ``"thorough"`` some
             n × (300 + 300 nfe), and searches all textbook samplers. The report of ``objective="features"``
             takes nfe/2 more for each noise, and coming near the data some 14 nfe, thorough 31 nfe.
         start: A plan to improve, instead of the best textbook sampler. With ``objective="data"``, one that

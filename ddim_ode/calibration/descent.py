@@ -21,6 +21,7 @@ from ..schedules.schedule import Array
 from .family import Linear, Parameter, scales_first
 from .fitting import Problem, linearised
 
+_DAMPING = 1e-4  # at first: the normal equations are near to singular
 _TRIES = 6  # dampings tried in an iteration
 _WANDERING = 2  # iterations without a better judgement
 
@@ -82,7 +83,7 @@ class Fit:
     at: Linear | None = None
     known: Array | float = 0.0
     pull: Array | float = 0.0
-    damping: float = 1e-2
+    damping: float = _DAMPING
     stale: int = 0
     made: int = 0
     grown: int = 1  # times the noises of an iteration
@@ -145,7 +146,7 @@ def gauss_newton(
         elif fit.stale == _WANDERING and size < len(rows):
             # few noises lead it about: back to the best, and on with more of them
             fit.at = point = fit.point
-            fit.known, fit.pull, fit.damping, fit.grown = 0.0, 0.0, 1e-2, 2 * fit.grown
+            fit.known, fit.pull, fit.damping, fit.grown = 0.0, 0.0, _DAMPING, 2 * fit.grown
     return fit
 
 

@@ -10,20 +10,35 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..denoising.denoiser import Denoiser
 from ..denoising.problem import Problem
+from ..solve.look import finest
 from ..solve.planning import plan_for
 from ..solve.reference import METHOD, in_float64
 from ..solve.sampling import sample
 from ..solve.solution import norm_per_sample
-from ..solvers.methods import Method
+from ..solvers.plan import Plan
+from ..solvers.surrogate import Surrogate
 from .fitting import finite_mean
 from .search import Effort
+
+
+def plan_of(model: Denoiser, steps: int, surrogate: Surrogate | None) -> Plan:
+    """The plan of a solve, on the surrogate's grid where there is one."""
+    if surrogate is not None:
+        return finest(model, surrogate, steps, own=True)
+    # What is steady at a few dozen calls, on trained networks too: of our methods and grids these err
+    # least there, of the order of 1e-3 of the data, where others need a hundred calls and more.
+    if math.isfinite(model.sigma_max) and not model.snap:
+        return plan_for(model, "unipc2", steps=steps, grid="log_snr")
+    return plan_for(model, METHOD, steps=steps, grid="time", start="ramp")
 
 
 def references(
     conditioned: Problem,
     x: Tensor,
     effort: Effort,
+    surrogate: Surrogate | None,
     held: int,
     batch: int,
     observe: Callable[[int], object],
@@ -35,19 +50,13 @@ def references(
     """
     model = in_float64(conditioned.model)
     problem = replace(conditioned, model=model)
-    # What is steady at a few dozen calls, on trained networks too: of our methods and grids these err
-    # least there, of the order of 1e-3 of the data, where others need a hundred calls and more.
-    method: str | Method = "unipc2"
-    name, start = "log_snr", None
-    if not math.isfinite(model.sigma_max) or model.snap:
-        method, name, start = METHOD, "time", "ramp"
-    steps = effort.reference
+    steps = effort.reference if surrogate is None else effort.designed
     if model.snap:
         most = len(model.schedule.levels)
         steps = tuple(dict.fromkeys(min(k, most) for k in steps))
 
     def solved(rows: Tensor, k: int) -> Tensor:
-        plan = plan_for(model, method, steps=k, grid=name, start=start)
+        plan = plan_of(model, k, surrogate)
         parts = []
         for part in rows.split(batch):
             own = problem.rows(part)

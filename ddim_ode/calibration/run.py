@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .._base.version import __version__
 from .._base.warn import warn
-from ..denoising.cost import most_calls
+from ..denoising.cost import SOLUTION_CALLS, fit_calls, most_calls
 from ..denoising.denoiser import Denoiser
 from ..denoising.guidance import plain
 from ..denoising.problem import Problem as Conditioned
@@ -23,11 +23,12 @@ from ..schedules.schedule import Array
 from ..solve.answers import Answers, ask, cost_of_asking
 from ..solve.look import look
 from ..solve.model_key import model_key
+from ..solve.solution import norm_per_sample
 from ..solvers.plan import Plan
 from ..solvers.surrogate import Surrogate
 from .descent import Descent, Fit, gauss_newton
 from .family import Linear
-from .fitting import Features, Problem
+from .fitting import Features, Problem, finite_mean
 from .objectives import spread
 from .references import references
 from .rehearsal import expected
@@ -80,13 +81,12 @@ class Run:
 
     def share_among(self, budgets: Sequence[int]) -> None:
         """Let all fits together cost no more than a few single ones would."""
-        shared = self.effort.solutions
-        whole = [most_calls(self.budget, k) for k in budgets]
-        own = sum(whole) - shared * len(whole)
+        shared, own = SOLUTION_CALLS[self.budget], sum(fit_calls(self.budget, k) for k in budgets)
+        one = sum(most_calls(self.budget, k) for k in budgets) / len(budgets)
         if self.budget == "fast":
-            self.share = min(1.0, (_TOGETHER * sum(whole) / len(whole) - shared) / own)
+            self.share = min(1.0, (_TOGETHER * one - shared) / own)
         rows = self.model.rows_per_sample * len(self.x)
-        self.bar.total = int(rows * max(sum(whole) / len(whole), shared + self.share * own))
+        self.bar.total = int(rows * max(one, shared + self.share * own))
 
     def prepare(self) -> None:
         """What the model answers, the reference, and which noises are fitted and which held out."""
@@ -96,7 +96,9 @@ class Run:
         self.asked = 0 if self.answers is None else cost_of_asking(given, shape)
         n, held = len(self.x), max(1, len(self.x) // 4)
         self._tell("reference")
-        coarser, target = references(given, x, self.effort, n - held, self.batch, self._solved)
+        self._look()
+        own = self.surrogate if self.effort.designed and not self.model.snap else None
+        coarser, target = references(given, x, self.effort, own, n - held, self.batch, self._solved)
         self.features = self.look_at(target)
         self.problem = Problem(
             given.model, x, target, given.cond, given.shared, self.features, self.batch, self.bar.n
@@ -113,7 +115,6 @@ class Run:
                 f"of {n} noises only {len(solved)} have a finite solution, too few to fit some and hold "
                 "out others: give more (n=)"
             )
-        self._look()
         if len(solved) < FEW:
             self._note(f"{len(solved)} noises are few: the held-out figures say little below {FEW}")
 
@@ -126,9 +127,9 @@ class Run:
         self.bar.update(rows)
 
     def _look(self) -> None:
-        """The surrogate, from a few fitted noises; none where the look meets NaN or samples that run
-        away, or of fewer than 8."""
-        few = self.fitted[: min(_LOOKED_AT, len(self.x) // 8)]
+        """The surrogate, from the first noises; none where the look meets NaN or samples that run away, or
+        of fewer than 8."""
+        few = torch.arange(min(_LOOKED_AT, len(self.x) // 8), device=self.x.device)
         if not len(few):  # it would cost more than the fits may
             return
 
@@ -140,10 +141,9 @@ class Run:
             seen = look(self.conditioned.rows(few), self.x[few], self.batch, counted)
             surrogate = seen.surrogate
             seen_all = (surrogate.gram, surrogate.gain, surrogate.response)
-            most = (_AWAY * (1 + self.problem.size)) ** 2
+            most = (_AWAY * (1 + finite_mean(norm_per_sample(seen.ends)))) ** 2
             if all(np.isfinite(a).all() for a in seen_all) and surrogate.gram.max() < most:
                 self.surrogate = surrogate
-        self.problem.evals += self.seen
 
     def _note(self, text: str) -> None:
         self.notes.append(text)
@@ -172,7 +172,8 @@ class Run:
         allowed = math.inf
         if self.budget == "fast":
             n = len(self.x)
-            allowed = rate * n * (most_calls("fast", nfe) - self.effort.solutions)
+            over = self.reference_rows - rate * n * SOLUTION_CALLS["fast"]
+            allowed = rate * n * fit_calls("fast", nfe) - max(0.0, over)
             allowed = self.share * (allowed - self.asked - self.seen)
         self._tell(f"{nfe} calls: search")
         candidates = [Candidate("start", Linear.of(start))] if start else self._search(nfe, allowed)

@@ -20,17 +20,21 @@ GRIDS = ("quadratic", "log_snr", "karras", "time")  # in the order they are trie
 
 
 class Effort(NamedTuple):
-    """How much a budget spends. reference: steps, coarse to fine, until two differ by ``goal`` of the
-    solutions' RMS. methods, cuts: of the search for the incumbent. rounds: of that search, (candidates
-    kept, noises each) one after another. skips: first calls left out, each a search of its own for a start,
-    among the methods and cuts of the fast budget.
-    rank, memory, starts, trial (iterations from each start, before one of them is chosen), iterations,
-    subset (noises of each of them, at least), decay (of
-    what was known before, an iteration later), patience (iterations without a better judgement), whole
-    (iterations after those, with all noises), pooled
-    (whether all noises judge the iterations, and not the held-out ones alone): of the fit."""
+    """How much a budget spends.
+
+    reference: steps, coarse to fine, until two differ by ``goal`` of the solutions' RMS; designed: the same
+    on grids that a surrogate makes for the model, () where none is asked.
+    Of the search for the incumbent: methods, cuts; rounds, (candidates kept, noises each) one after
+    another; skips: first calls left out, each a search of its own for a start, among the methods and cuts
+    of the fast budget.
+    Of the fit: rank, memory, starts, trial (iterations from each start, before one of them is chosen),
+    iterations, subset (noises of each of them, at least), decay (of what was known before, an iteration
+    later), patience (iterations without a better judgement), whole (iterations after those, with all
+    noises), pooled (whether all noises judge the iterations, and not the held-out ones alone).
+    """
 
     reference: tuple[int, ...]
+    designed: tuple[int, ...]
     goal: float
     methods: tuple[str, ...]
     cuts: tuple[int, ...]
@@ -47,20 +51,16 @@ class Effort(NamedTuple):
     whole: int
     pooled: bool
 
-    @property
-    def solutions(self) -> float:
-        """Network calls for each noise's reference; those held out, a quarter, are solved at all steps."""
-        return self.reference[-1] + sum(self.reference[:-1]) / 4
-
 
 _FAST = ("ipndm", "dpmpp2m", "unipc3", "dpmpp3m", "unipc2", "deis3")
 _ALL = (*_FAST, *(name for name, m in METHODS.items() if name not in _FAST and not m.adds_noise))
 EFFORTS = {
     "fast": Effort(
         reference=(24, 48),
+        designed=(18, 36),
         goal=math.inf,
         methods=_FAST,
-        cuts=CUTS[:4],
+        cuts=CUTS,
         rounds=((102, 1), (16, 4), (4, 12)),
         skips=(1,),
         rank=10,
@@ -76,6 +76,7 @@ EFFORTS = {
     ),
     "thorough": Effort(
         reference=(100, 200, 400),
+        designed=(),
         goal=5e-3,
         methods=_ALL,
         cuts=CUTS[:7],

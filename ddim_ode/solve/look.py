@@ -18,7 +18,7 @@ from ..denoising.denoiser import Denoiser
 from ..denoising.problem import Problem
 from ..schedules.schedule import Array, Schedule
 from ..solvers.compilation import plan as compile_plan
-from ..solvers.design import named
+from ..solvers.design import designed, named
 from ..solvers.methods import METHODS, Method
 from ..solvers.plan import Plan
 from ..solvers.ruler import Ruler
@@ -87,7 +87,7 @@ def look(problem: Problem, x: Tensor, batch: int, observe: Callable[[int], objec
     coarse_plan = _coarse(model)
     coarse = [solved(coarse_plan, part) for part in parts]
     first = _surrogate(model, coarse)
-    fine_plan = _fine(model, first)
+    fine_plan = finest(model, first, FINE)
     # One part at a time: only the coarse solves stay in memory.
     grams, secants, ends, errors = [], [], [], []
     for part, before in zip(parts, coarse):
@@ -123,11 +123,13 @@ def _coarse(model: Denoiser) -> Plan:
     return _compiled(model, method, np.append(levels, 0.0))
 
 
-def _fine(model: Denoiser, surrogate: Surrogate) -> Plan:
-    """The plan of a named grid of which the surrogate expects the least error."""
+def finest(model: Denoiser, surrogate: Surrogate, calls: int, *, own: bool = False) -> Plan:
+    """The plan of a named grid that goes far down, of which the surrogate expects the least error.
+
+    own: on levels that the surrogate makes of those, where it expects less of them."""
     methods = [METHODS[name] for name in _FINITE] if np.isfinite(model.sigma_max) else [METHOD]
-    best: tuple[float, Plan] | None = None
-    for _, levels in named(surrogate, FINE):
+    best: tuple[float, Method, Plan] | None = None
+    for _, levels in named(surrogate, calls):
         if levels[-2] > _LOWEST * model.schedule.least_cut:
             continue
         for method in methods:
@@ -137,8 +139,14 @@ def _fine(model: Denoiser, surrogate: Surrogate) -> Plan:
                 continue
             error = surrogate.error(plan)
             if best is None or error < best[0]:
-                best = error, plan
-    return _compiled(model, methods[0], surrogate.levels) if best is None else best[1]
+                best = error, method, plan
+    if best is None:
+        return _compiled(model, methods[0], surrogate.levels)
+    _, method, plan = best
+    if not own or model.snap:
+        return plan
+    levels = designed(surrogate, method, np.array(plan.grid), begin=plan.start).levels
+    return _compiled(model, method, levels)
 
 
 def _compiled(model: Denoiser, method: Method, levels: Array) -> Plan:
