@@ -56,6 +56,7 @@ def test_the_last_refinement_bounds_its_error(solved):
     model, x, exact, surrogate = solved
     rows = []
     coarse, fine = references(Problem(model), x, EFFORT, surrogate, 48, 64, rows.append)
-    assert len(coarse) == 16 and len(fine) == 64
+    assert len(coarse) == 16
+    assert len(fine) == 64
     assert sum(rows) == 64 * EFFORT.designed[-1] + 16 * EFFORT.designed[0]
     assert error(fine, exact) < error(coarse, fine[48:])
