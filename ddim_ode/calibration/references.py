@@ -22,6 +22,8 @@ from ..solvers.surrogate import Surrogate
 from .fitting import finite_mean
 from .search import Effort
 
+_LEAST = 16  # noises, of which a surrogate has seen two: one alone may mislead
+
 
 def plan_of(model: Denoiser, steps: int, surrogate: Surrogate | None) -> Plan:
     """The plan of a solve, on the surrogate's grid where there is one."""
@@ -45,11 +47,13 @@ def references(
 ) -> tuple[Tensor, Tensor]:
     """Where the ODE takes the noises x from ``held`` on before the last refinement, and all after it.
 
-    Only those held out, which tell how far it errs, are solved on coarser grids too. observe: told the
-    network rows of each solve.
+    Only those held out, which tell how far it errs, are solved on coarser grids too. surrogate: makes the
+    grids, where the effort asks for such. observe: told the network rows of each solve.
     """
     model = in_float64(conditioned.model)
     problem = replace(conditioned, model=model)
+    if not effort.designed or model.snap or len(x) < _LEAST:
+        surrogate = None
     steps = effort.reference if surrogate is None else effort.designed
     if model.snap:
         most = len(model.schedule.levels)

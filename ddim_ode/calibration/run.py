@@ -97,8 +97,8 @@ class Run:
         n, held = len(self.x), max(1, len(self.x) // 4)
         self._tell("reference")
         self._look()
-        own = self.surrogate if self.effort.designed and not self.model.snap else None
-        coarser, target = references(given, x, self.effort, own, n - held, self.batch, self._solved)
+        known, told = self.surrogate, self._solved
+        coarser, target = references(given, x, self.effort, known, n - held, self.batch, told)
         self.features = self.look_at(target)
         self.problem = Problem(
             given.model, x, target, given.cond, given.shared, self.features, self.batch, self.bar.n

@@ -60,3 +60,10 @@ def test_the_last_refinement_bounds_its_error(solved):
     assert len(fine) == 64
     assert sum(rows) == 64 * EFFORT.designed[-1] + 16 * EFFORT.designed[0]
     assert error(fine, exact) < error(coarse, fine[48:])
+
+
+def test_few_noises_are_solved_on_a_named_grid(solved):
+    model, x, _, surrogate = solved
+    rows = []
+    references(Problem(model), x[:12], EFFORT, surrogate, 9, 64, rows.append)
+    assert sum(rows) == 12 * EFFORT.reference[-1] + 3 * EFFORT.reference[0]
