@@ -245,7 +245,8 @@ class Run:
         self.name, self.packages = name, packages
         self.out: Path = args.out or (RESULTS if args.full else QUICK_RESULTS)
         self.started = time.perf_counter()
-        self.machine = machine()  # now: the load before the benchmark's own
+        # Now: the load before the benchmark's own, and the files before it writes some of them.
+        self.machine, self.commit = machine(), commit()
         torch.manual_seed(SEED)
         self.about = ", ".join(
             f"{key} {value}" for key, value in {**self.machine, **versions(packages)}.items()
@@ -272,7 +273,7 @@ class Run:
         record = dict(
             command=command(),
             date=f"{datetime.date.today()}",
-            commit=commit(),
+            commit=self.commit,
             seed=SEED,
             settings=settings,
             seconds=round(time.perf_counter() - self.started, 1),

@@ -67,7 +67,8 @@ def solver_grid(
     none. Failed pictures (NaN) are left blank.
     """
     k = max(len(cell) for _, _, cells in lines for cell in cells if cell is not None)
-    cell, gap, left, top = 0.5, 0.14, 1.2, 0.32
+    longest = max(len(label) for label, _, _ in lines)
+    cell, gap, left, top = 0.5, 0.14, max(1.2, 0.3 + 0.075 * longest), 0.32  # inches
     width = left + len(columns) * (k * cell + gap)
     height = top + len(lines) * (cell + 0.06) + 0.06
     figure = blank_figure(width, height, dpi=150)
