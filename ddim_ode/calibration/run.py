@@ -39,9 +39,7 @@ from .verdict import Verdict
 _UNSURE = 0.5  # error of the reference, in units of the plan's, that makes its figures uncertain
 FEW = 16  # noises below which held-out figures say little
 _LOST = 0.5  # share of the noises that may be left out for NaN or inf
-_TOGETHER = (
-    3.8  # single fits, that fits of any number of budgets cost together: 4 with what judges them
-)
+_TOGETHER = 3.8  # single fits, that those of any number of budgets cost, and 4 with their judging
 _LOOKED_AT = 8  # noises, for the surrogate
 _RESIDUALS = 3  # for each parameter, at least
 _AWAY = 1e6  # times the data's size
