@@ -3,7 +3,7 @@
     python benchmarks/quality.py --quick --data DIR      # DIR: Fashion-MNIST's IDX files
     python benchmarks/quality.py --full --data DIR
     python benchmarks/quality.py --full --data DIR --nfe 6 --guidance 1 --images 1000
-    python benchmarks/quality.py --full --data DIR --nfe 3 --add      # to the record, by cells
+    python benchmarks/quality.py --full --data DIR --nfe 3 --add      # beside the record's other cells
     python benchmarks/quality.py --full --data DIR --redraw
 
 Images of the same noises by six makers: the textbook sampler with the least Fréchet distance, the one with
@@ -285,12 +285,16 @@ def draw(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def added(run: Run, rows: Sequence[Row]) -> tuple[list[Row], dict[str, Any]]:
-    """The rows beside those that the record has of other cells, and what the record said."""
-    new = {(row["guidance"], row["nfe"]) for row in rows}
-    kept = [row for row in run.rows() if (row["guidance"], row["nfe"]) not in new]
-    both = sorted([*kept, *rows], key=lambda row: (row["guidance"], row["nfe"]))
-    return both, json.loads(run.path(".json").read_text(encoding="utf-8"))
+def record(run: Run, size: Size) -> tuple[list[Row], dict[str, Any]]:
+    """The rows of the record but those of the cells to come, and what it says of itself; ValueError for one
+    of other images or fits."""
+    about = json.loads(run.path(".json").read_text(encoding="utf-8"))
+    own = json.loads(json.dumps(size._asdict()))
+    del own["nfe"], own["guidance"]
+    if differs := [name for name, value in own.items() if value != about["settings"][name]]:
+        raise ValueError(f"the record's cells were made with other {', '.join(differs)}")
+    new = [*itertools.product(size.guidance, size.nfe)]
+    return [row for row in run.rows() if (row["guidance"], row["nfe"]) not in new], about
 
 
 def main() -> None:
@@ -312,6 +316,7 @@ def main() -> None:
     size = size._replace(nfe=tuple(args.nfe or size.nfe), images=args.images or size.images)
     size = size._replace(guidance=tuple(args.guidance or size.guidance))
     size = size._replace(fit=(args.fit or size.fit[0], size.fit[1]))
+    kept, earlier = record(run, size) if args.add else ([], None)
     torch.set_grad_enabled(False)
     train = load_images(args.data, "train")
     with torch.enable_grad():
@@ -336,10 +341,8 @@ def main() -> None:
         rows += json.loads(done.read_text(encoding="utf-8"))
         for row in rows[-6:]:
             tell(row)
-    settings: dict[str, Any] = dict(**size._asdict(), converged=CONVERGED)
-    if args.add:
-        rows, settings["added_to"] = added(run, rows)
-    run.save(rows, draw(rows), **settings)
+    rows = sorted([*kept, *rows], key=lambda row: (row["guidance"], row["nfe"]))
+    run.save(rows, draw(rows), **size._asdict(), converged=CONVERGED, added_to=earlier)
     shown = min(size.nfe, key=lambda nfe: abs(nfe - 6))
     images = made(size.guidance[0], shown, size, by, real, args.cache).images
     lines = [(maker, look["color"], [images[maker][:10]]) for maker, look in LOOKS.items()]
