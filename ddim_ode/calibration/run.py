@@ -206,7 +206,7 @@ class Run:
         wider = None if fitted is None else self._one_more(nfe)
         if wider is not None:
             same = self.problem.counted(self.problem.errors(wider.point, held))
-            if not self._verdict(same, after).is_less:  # more calls are never worse
+            if not self._verdict(same, after).is_likely_less:  # more calls are never worse
                 fitted, after = Fit(wider.point, same), same
         verdict = self._verdict(errors, after)
         better = verdict.is_clearly_less or (wider is not None and verdict.is_less)

@@ -35,5 +35,10 @@ class Verdict(NamedTuple):
         return self.log_ratio < 0 and self.rms < 1
 
     @property
+    def is_likely_less(self) -> bool:
+        """The same, by a standard error on the typical noise."""
+        return self.log_ratio + self.half / 2 < 0 and self.rms < 1
+
+    @property
     def is_clearly_less(self) -> bool:
         return self.log_ratio + self.half < 0 and self.mean < 1
