@@ -90,7 +90,7 @@ REFUSALS = [
     ("compare --metrics --n 3", "--metrics needs at least 4 samples, and 3 .*raise --n"),
     ("compare --metrics fid", "unknown metric 'fid'; valid, nearest first:"),
     ("compare --calibrated", "--calibrated: no plans ship with this model"),
-    ("compare --model fashion-mnist --calibrated --nfe 3", "no plan of nfe <= 3 at guidance 1"),
+    ("compare --model fashion-mnist --calibrated --nfe 2", "no plan of nfe <= 2 at guidance 1"),
     ("compare --model fashion-mnist --calibrated --guidance 3", "there are for guidance 1, 2"),
     ("compare --methods heun --nfe 1", "no solver has an error: nfe=1: one step of 'heun'"),
     ("compare --model BROKEN", "--model BROKEN: its network gives NaN or inf on noise"),
