@@ -59,8 +59,7 @@ def references(
         most = len(model.schedule.levels)
         steps = tuple(dict.fromkeys(min(k, most) for k in steps))
 
-    def solved(rows: Tensor, k: int) -> Tensor:
-        plan = plan_of(model, k, surrogate)
+    def solved(rows: Tensor, plan: Plan) -> Tensor:
         parts = []
         for part in rows.split(batch):
             own = problem.rows(part)
@@ -73,10 +72,11 @@ def references(
     others, few = torch.arange(len(x)).split([held, len(x) - held])
     ends: list[Tensor] = []
     for k in steps:
-        ends.append(solved(few, k))
+        plan = plan_of(model, k, surrogate)
+        ends.append(solved(few, plan))
         if len(ends) > 1:
             gap, size = (finite_mean(norm_per_sample(y)) for y in (ends[-1] - ends[-2], ends[-1]))
             if gap <= effort.goal * size:
                 break
     # on all of its levels a model that snaps has no finer solution
-    return ends[max(0, len(ends) - 2)], torch.cat([solved(others, k), ends[-1]])
+    return ends[max(0, len(ends) - 2)], torch.cat([solved(others, plan), ends[-1]])

@@ -7,6 +7,7 @@ import torch
 import ddim_ode
 from ddim_ode.calibration.references import plan_of, references
 from ddim_ode.calibration.search import EFFORTS
+from ddim_ode.denoising.cost import SOLUTION_CALLS
 from ddim_ode.denoising.problem import Problem
 from ddim_ode.solve.look import look
 from ddim_ode.solve.reference import METHOD
@@ -59,6 +60,7 @@ def test_the_last_refinement_bounds_its_error(solved):
     assert len(coarse) == 16
     assert len(fine) == 64
     assert sum(rows) == 64 * EFFORT.designed[-1] + 16 * EFFORT.designed[0]
+    assert sum(rows) == 64 * SOLUTION_CALLS["fast"]  # which is what a user is told
     assert error(fine, exact) < error(coarse, fine[48:])
 
 
