@@ -42,7 +42,7 @@ def load(name):
     """A benchmark's module, from its own file: ``peers`` is also the name of a module of the tests."""
     if name in HELPERS:
         return importlib.import_module(name)
-    if name == "interop":  # whose classes are diffusers'
+    if name in ("interop", "flow_pipeline"):  # whose classes are diffusers'
         peer("diffusers")
     spec = importlib.util.spec_from_file_location(f"benchmark_{name}", BENCHMARKS / f"{name}.py")
     sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)

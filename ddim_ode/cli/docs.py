@@ -15,12 +15,12 @@ _PAGES = ("ddim_ode", *(f"ddim_ode.{name}" for name in _MODULES.split()))
 
 
 def build(folder: Path) -> None:
-    """Write index.html and a page for each public module. ImportError without pdoc."""
+    """Write index.html and a page for each public module. ImportError without pdoc or diffusers."""
     try:
         import pdoc
     except ImportError as error:
         raise ImportError(
-            f"the pages are made by pdoc ({error}): pip install 'ddim-ode[docs]'"
+            f"the pages are made by pdoc ({error}): pip install -e '.[docs]'"
         ) from None
     for name in _PAGES:
         module = importlib.import_module(name)
@@ -46,4 +46,7 @@ def _unlinked(page: str) -> str:
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit("usage: python -m ddim_ode.cli.docs DIR")
-    build(Path(sys.argv[1]))
+    try:
+        build(Path(sys.argv[1]))
+    except ImportError as error:
+        sys.exit(str(error))

@@ -67,7 +67,7 @@ class PrintCompletion(argparse.Action):
         try:
             import shtab
         except ImportError:
-            parser.error(f"{option_string} needs shtab: pip install 'ddim-ode[completion]'")
+            parser.error(f"{option_string} needs shtab: pip install -e '.[completion]'")
         for command in _commands(parser):
             for action in command._actions:
                 if action.type is Path or "--plan" in action.option_strings:

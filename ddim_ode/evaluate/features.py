@@ -188,7 +188,7 @@ def inception_features(
         inception = importlib.import_module("torchmetrics.image.fid").NoTrainInceptionV3
     except (ImportError, RuntimeError) as error:  # the second: a torchvision of another torch
         raise ImportError(
-            f'Inception features need torchmetrics: pip install "ddim-ode[fid]" ({error})'
+            f"Inception features need torchmetrics ({error}): pip install -e '.[fid]'"
         ) from error
     if not path.is_file():
         raise FileNotFoundError(

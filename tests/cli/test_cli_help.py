@@ -62,7 +62,7 @@ def test_without_shtab_completion_says_how_to_get_it(capsys, monkeypatch):
     with pytest.raises(SystemExit) as stop:
         run("--print-completion", "zsh")
     assert stop.value.code == 2
-    assert "pip install 'ddim-ode[completion]'" in capsys.readouterr().err
+    assert "pip install -e '.[completion]'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("own", "policy"), [(None, "passive"), ("active", "active")])

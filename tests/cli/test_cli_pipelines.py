@@ -14,6 +14,9 @@ from tiny_pipelines import TINY, alive
 
 from ddim_ode import cli
 from ddim_ode.cli.pipelines import open_model
+
+pytest.importorskip("diffusers")
+
 from ddim_ode.interop.diffusers import DDIMODEScheduler, from_pipeline
 
 WORDS = ("a", "cat", "dog", "!")

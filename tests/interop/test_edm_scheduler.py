@@ -21,6 +21,9 @@ from tiny_pipelines import (
 )
 
 import ddim_ode
+
+pytest.importorskip("diffusers")
+
 from ddim_ode.interop.diffusers import DDIMODEScheduler, from_pipeline, load
 
 

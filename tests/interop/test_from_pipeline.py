@@ -21,6 +21,9 @@ from tiny_pipelines import TINY, embedding, off, run_pipeline, seeded
 
 import ddim_ode
 from ddim_ode.interop import stand_in
+
+pytest.importorskip("diffusers")
+
 from ddim_ode.interop.diffusers import DDIMODEFlowScheduler, DDIMODEScheduler, from_pipeline
 
 SD, FLUX = "StableDiffusionPipeline", "FluxPipeline"

@@ -8,6 +8,9 @@ from refusals import expect
 from tiny_pipelines import TINY, off, run_pipeline, unet
 
 import ddim_ode
+
+pytest.importorskip("diffusers")
+
 from ddim_ode.interop.diffusers import DDIMODEScheduler, from_pipeline, load
 
 COG = "CogVideoXPipeline"

@@ -8,6 +8,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from peers import load as peer
 from problems import COSINE, Counting, mixture_2d
 from refusals import expect
 from short_search import FULL, short_search
@@ -247,7 +248,7 @@ def test_each_mistake_says_what_to_change(model, prof, call, message):
 
 
 def test_a_pipeline_s_scheduler_steps_on_it(prof, model):
-    pytest.importorskip("diffusers")
+    peer("diffusers")
     from diffusers import DDIMScheduler
 
     from ddim_ode.interop.diffusers import DDIMODEScheduler

@@ -22,7 +22,7 @@ def share(sigma):
 
 
 def theirs(steps, mu=None, sigmas=None, **config):
-    diffusers = pytest.importorskip("diffusers")
+    diffusers = peer("diffusers")
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(**config)
     if sigmas is None:
         sigmas = np.linspace(1, 1 / steps, steps)  # what the pipelines hand over
