@@ -175,11 +175,6 @@ def calibrate(
             own = None if matches or features is None else features_of(features)
             run = kind(problem.rows(first), x[first], own, batch, seed, budget, bar)
 
-            def spent(rows: int) -> None:
-                bar.update(rows)
-                if not ready:
-                    run.problem.evals += rows
-
             if not ready:
                 run.share_among(wanted)
                 run.prepare()
@@ -187,7 +182,7 @@ def calibrate(
                     _check_features(run.problem.goal)
             if real is not None:
                 whole = Fitting(model, x, x, problem.cond, shared, None, batch)
-                matching = Matching(whole, real, deciding(features, real), budget, spent)
+                matching = Matching(whole, real, deciding(features, real), budget, bar.update)
             for k in sorted(wanted):  # each begins from the one before
                 plan = start if ready and start else run.plan(k, start)
                 if real is not None:

@@ -26,24 +26,19 @@ from ..solve.model_key import model_key
 from ..solve.solution import norm_per_sample
 from ..solvers.plan import Plan
 from ..solvers.surrogate import Surrogate
-from .descent import Descent, Fit, gauss_newton
+from .attempt import Attempt, finite_rows
+from .descent import Fit
 from .family import Linear
 from .fitting import Features, Problem, finite_mean
-from .objectives import spread
 from .references import references
 from .rehearsal import expected
-from .search import EFFORTS, Candidate, Effort, apart, textbook
-from .starts import ranked, rehearsals, with_a_call
-from .verdict import Verdict
+from .search import EFFORTS, Candidate, Effort, textbook
+from .starts import best_fit, ranked, rehearsals, with_a_call
 
-_UNSURE = 0.5  # error of the reference, in units of the plan's, that makes its figures uncertain
 FEW = 16  # noises below which held-out figures say little
-_LOST = 0.5  # share of the noises that may be left out for NaN or inf
 _TOGETHER = 3.8  # single fits, that those of any number of budgets cost, and 4 with their judging
 _LOOKED_AT = 8  # noises, for the surrogate
-_RESIDUALS = 3  # for each parameter, at least
 _AWAY = 1e6  # times the data's size
-_WORSE = 1.4  # of the loss, which is twice an error's logarithm: beyond, a rehearsed start is none
 
 
 @dataclass
@@ -68,6 +63,7 @@ class Run:
     share: float = 1.0  # of what one fit may cost, where several share what they have in common
     surrogate: Surrogate | None = None
     seen: int = 0  # network rows, for the surrogate
+    shown: int = 0  # of the problem's rows, by the bar
     last: Linear | None = None  # the best sampler of fewer calls
 
     @property
@@ -101,14 +97,16 @@ class Run:
         coarser, target = references(given, x, self.effort, known, n - held, self.batch, told)
         self.features = self.look_at(target)
         self.problem = Problem(
-            given.model, x, target, given.cond, given.shared, self.features, self.batch, self.bar.n
+            given.model, x, target, given.cond, given.shared, self.features, self.batch
         )
         every = torch.arange(n, device=self.x.device)
         # of a second-order method, with half the steps or fewer before: a third of the last move
         self.off = np.zeros(n)
         self.off[n - held :] = self.problem.distances(coarser, every[n - held :]) / 3
         ends = self.problem.distances(target, every)  # 0, or NaN
-        solved = self._left(every, self.off + ends, "solution")
+        solved, said = finite_rows(every, self.off + ends, "solution", self.seed)
+        if said:
+            self._note(said)
         self.fitted, self.held = solved[solved < n - held], solved[solved >= n - held]
         if min(len(self.fitted), len(self.held)) == 0:
             raise ValueError(
@@ -149,103 +147,58 @@ class Run:
         self.notes.append(text)
         warn(text)
 
-    def _left(self, rows: Tensor, errors: Array, why: str) -> Tensor:
-        """The noises ``rows`` whose errors are numbers; ValueError if too many are left out."""
-        finite = torch.from_numpy(np.isfinite(errors)).to(rows.device)
-        if lost := rows[~finite].tolist():
-            text = f"{len(lost)} of {len(rows)} noises have no finite {why} ({self._seeds(lost)})"
-            if len(lost) > _LOST * len(rows):
-                raise ValueError(
-                    f"{text}, too many to calibrate on the rest: the network or features return NaN or inf"
-                )
-            self._note(f"{text} and are left out")
-        return rows[finite]
-
-    def _seeds(self, rows: Sequence[int]) -> str:
-        some = ", ".join(str(self.seed + k) for k in rows[:5])
-        return f"seeds {some}{', …' if len(rows) > 5 else ''}"
-
     def plan(self, nfe: int, start: Plan | None) -> Plan:
         """The best plan of nfe calls."""
         self.problem.lost.clear()
-        before, notes, rate = self.problem.evals, list(self.notes), self.model.rows_per_sample
-        allowed = math.inf
-        if self.budget == "fast":
-            n = len(self.x)
-            over = self.reference_rows - rate * n * SOLUTION_CALLS["fast"]
-            allowed = rate * n * fit_calls("fast", nfe) - max(0.0, over)
-            allowed = self.share * (allowed - self.asked - self.seen)
+        before, allowed = self.problem.evals, self._allowed(nfe)
         self._tell(f"{nfe} calls: search")
         candidates = [Candidate("start", Linear.of(start))] if start else self._search(nfe, allowed)
         incumbent = next(c for c in candidates if c.is_textbook)
-        errors = self.problem.errors(incumbent.point, self.held)
-        held = self._left(self.held, errors, f"end under {incumbent.name}")
-        errors = errors[np.isfinite(errors)]
-        floor = np.maximum(self.off[held.cpu()], self.problem.rounding)
-        if np.median(errors / floor) <= 1:
-            self._note(
-                f"nfe={nfe}: {incumbent.name} errs by {np.median(errors):.2g}, no more than the "
-                f"reference may ({np.median(floor):.2g}); nothing is left to calibrate, and it is returned"
-            )
-            fitted = None
-        else:
-            left = allowed - (self.problem.evals - before)
-            fitted = self._fit(candidates, held, nfe, left, float(np.mean(errors)))
-            if fitted is None:
-                self._note(
-                    f"nfe={nfe}: no sampler tried of so many calls falls with each, as a fit needs; "
-                    f"{incumbent.name}, of {incumbent.point.nfe} calls, is returned"
-                )
-            if lost := sorted(self.problem.lost):
-                self._note(
-                    f"nfe={nfe}: {len(lost)} noises met NaN or inf in the fit ({self._seeds(lost)}), and "
-                    "were left out of those steps"
-                )
-        # those held out are the last of the judges
-        after = errors if fitted is None else self.problem.counted(fitted.errors)[-len(held) :]
-        wider = None if fitted is None else self._one_more(nfe)
-        if wider is not None:
-            same = self.problem.counted(self.problem.errors(wider.point, held))
-            if not self._verdict(same, after).is_likely_less:  # more calls are never worse
-                fitted, after = Fit(wider.point, same), same
-        verdict = self._verdict(errors, after)
-        better = verdict.is_clearly_less or (wider is not None and verdict.is_less)
-        if fitted is not None and not better:
-            mean, half = verdict.log_ratio, verdict.half
-            few = mean + half >= 0 > mean  # better as far as they go
-            said = "too few to tell that the fit is" if few else "where the fit is not"
-            self._note(
-                f"nfe={nfe}: {len(held)} noises are held out, {said} better than {incumbent.name} "
-                f"(mean ln ratio {mean:+.3f} ± {half:.3f}), which is returned; more noises (n=) may help"
-            )
-        seeds = [self.seed + k for k in held.tolist()]
-        record = self._record(incumbent, seeds, errors, after if better else errors, better)
-        share = record["reference_error"] / max(record["held_out"]["after"], 1e-300)
-        if fitted is not None and share > _UNSURE:
-            self._note(
-                f"nfe={nfe}: the reference may err by {record['reference_error']:.2g}, {share:.0%} of the "
-                "plan's own error, and the held-out figures by as much"
-                + ("; budget='thorough' refines it" if self.budget == "fast" else "")
-            )
-        best = incumbent.point if fitted is None or not better else fitted.point
+        attempt = Attempt.on(self.held, self.problem, nfe, incumbent, self.seed)
+        fit = chosen = None
+        if attempt.is_open(self.off):
+            fit = self._fit(attempt, candidates, allowed - (self.problem.evals - before))
+            attempt.note_fit(fit)
+        if fit is not None:
+            chosen = attempt.chosen(fit, self._one_more(nfe))
+        after = attempt.errors if chosen is None else chosen.errors
+        record = self._record(attempt, after, chosen is not None)
+        if fit is not None:
+            finer = "; budget='thorough' refines it" if self.budget == "fast" else ""
+            attempt.note_reference(record["reference_error"], after, finer)
+        best = incumbent.point if chosen is None else chosen.point
         self.last = best if best.nfe == nfe and best.falls else None
         spent = self.asked + self.seen + self.reference_rows
         record["net_evals"] = self.problem.evals - before + spent
-        record["warnings"], self.notes = self.notes, notes
-        if fitted is None or not better:
+        record["warnings"] = [*self.notes, *attempt.notes]
+        if chosen is None:
             return replace(incumbent.plan, fit=record)
-        return fitted.point.to_plan(self.model.schedule, f"calibrated-{nfe}", record)
+        return best.to_plan(self.model.schedule, f"calibrated-{nfe}", record)
 
-    def _verdict(self, before: Array, after: Array) -> Verdict:
-        return Verdict.of(before, after, self.problem.smoothing(before))
+    def _allowed(self, nfe: int) -> float:
+        """Network rows that the search and the fit may spend."""
+        if self.budget != "fast":
+            return math.inf
+        each, n = self.model.rows_per_sample, len(self.x)
+        over = self.reference_rows - each * n * SOLUTION_CALLS["fast"]
+        allowed = each * n * fit_calls("fast", nfe) - max(0.0, over)
+        return self.share * (allowed - self.asked - self.seen)
 
-    def _record(
-        self, incumbent: Candidate, seeds: Sequence[int], before: Array, after: Array, better: bool
-    ) -> dict[str, Any]:
-        """What ``plan.fit`` says, but for what it cost."""
-        model, plan = self.model, incumbent.plan
-        ratio = np.log(np.maximum(after, 1e-300) / np.maximum(before, 1e-300))
-        mean, half = float(np.mean(ratio)), spread(ratio)
+    def _fit(self, attempt: Attempt, candidates: Sequence[Candidate], allowed: float) -> Fit | None:
+        """The best fit from those of the candidates that make all calls; None where there is none."""
+
+        def observe(fit: Fit) -> None:
+            ratio = float(np.mean(attempt.errors_of(fit))) / float(np.mean(attempt.errors))
+            self._tell(f"{attempt.nfe} calls: fit", ratio)
+            self._observe()
+
+        able = [c for c in candidates if c.point.nfe == attempt.nfe]
+        noises = self.fitted, attempt.held
+        return best_fit(self.problem, able, noises, self.effort, allowed, self.seed, observe)
+
+    def _record(self, attempt: Attempt, after: Array, better: bool) -> dict[str, Any]:
+        """What ``plan.fit`` says, but for what it cost. after: The plan's errors on the noises held out."""
+        model, plan = self.model, attempt.incumbent.plan
         low = [sigma for sigma in plan.grid if sigma > 0][-1]
         return dict(
             model=f"{type(model).__name__}({model.prediction}-network)",
@@ -257,23 +210,15 @@ class Run:
             sigma_range=[low, plan.grid[0] if math.isfinite(plan.grid[0]) else "inf"],
             shape=list(self.x.shape[1:]),
             placing=getattr(model, "placing", None),
-            incumbent=incumbent.name,
+            incumbent=attempt.incumbent.name,
             incumbent_plan=plan.to_dict(),
-            calibrated=bool(better),
+            calibrated=better,
             budget=self.budget,
             features=self.features is not None,
             n=len(self.x),
             seed=self.seed,
             generator=GENERATOR,
-            held_out=dict(
-                n=len(seeds),
-                seeds=[seeds[0], seeds[-1]],
-                before=float(np.mean(before)),
-                after=float(np.mean(after)),
-                log_ratio=mean,
-                low=mean - half if math.isfinite(half) else None,
-                high=mean + half if math.isfinite(half) else None,
-            ),
+            held_out=attempt.held_out(after),
             reference_error=float(np.mean(self.off[self.held.cpu()])),
             version=__version__,
         )
@@ -329,69 +274,9 @@ class Run:
         self._observe()
         return [c._replace(score=self.problem.loss(e)) for c, e in zip(candidates, errors)]
 
-    def _fit(
-        self,
-        candidates: Sequence[Candidate],
-        held: Tensor,
-        nfe: int,
-        allowed: float,
-        incumbent: float,
-    ) -> Fit | None:
-        """The best fit from the best candidates that a fit can start from; None if there is none.
-
-        incumbent: Its mean error on the noises held out."""
-        schedule, effort = self.model.schedule, self.effort
-        judges = torch.cat([self.fitted, held]) if effort.pooled else held
-        able = [c for c in candidates if c.point.nfe == nfe and c.point.can_be_fitted]
-        if self.budget == "fast":  # which pays for few starts: those that lead furthest down
-            most = able[0].score + _WORSE if able else 0.0
-            able = [c for c in able if c.rehearsed and c.score < most] or able[:1]
-        points = [candidate.point for candidate in apart(able, effort.starts)]
-        if not points:
-            return None
-        tries = effort.trial if len(points) > 1 else 0
-        rank = min(effort.rank, self.x[0].numel())
-        # never so few that their residuals do not determine the parameters
-        entries = self.problem.goal[0].numel()
-        least = math.ceil(_RESIDUALS * len(points[0].parameters(memory=effort.memory)) / entries)
-        size = max(effort.subset, least)
-        if math.isfinite(allowed):  # what leaves room for all iterations
-            iterations = effort.iterations + tries * len(points)
-            runs = allowed / (iterations * nfe * self.model.rows_per_sample) - len(judges)
-            size = max(size, int(runs / (rank + 4.5)))
-        size = min(size, len(self.fitted))
-        how = Descent(
-            iterations=effort.iterations,
-            rank=rank,
-            levels=not self.model.snap,
-            limits=(schedule.sigma_min, self.model.sigma_max),
-            memory=effort.memory,
-            subset=size,
-            seed=self.seed,
-            decay=effort.decay,
-            patience=effort.patience,
-        )
-        end = self.problem.evals + allowed
-
-        def descend(start: Linear | Fit, **changes: Any) -> Fit:
-            left = replace(how, allowed=end - self.problem.evals, **changes)
-            return gauss_newton(self.problem, start, self.fitted, judges, left, observe)
-
-        def observe(fit: Fit) -> None:
-            errors = self.problem.counted(fit.errors)[-len(held) :]
-            self._tell(f"{nfe} calls: fit", float(np.mean(errors)) / incumbent)
-            self._observe()
-
-        fits = [descend(point, iterations=tries) for point in points] if tries else []
-        fit = descend(
-            min(fits, key=lambda fit: self.problem.loss(fit.errors)) if fits else points[0]
-        )
-        if effort.whole:
-            fit = descend(fit.point, iterations=effort.whole, subset=None, decay=0.0, patience=3)
-        return fit
-
     def _observe(self) -> None:
-        self.bar.update(self.problem.evals - self.bar.n)
+        self.bar.update(self.problem.evals - self.shown)
+        self.shown = self.problem.evals
 
     def _tell(self, phase: str, ratio: float | None = None) -> None:
         """What the bar says: where it is, and how the best sampler so far errs beside the textbook's."""

@@ -1,11 +1,16 @@
-"""Where a fit starts beside the textbook: rehearsed samplers, and those of one call fewer."""
+"""Where a fit starts beside the textbook, at rehearsed samplers and those of one call fewer, and the best
+fit from there."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from ..denoising.denoiser import Denoiser
 from ..schedules.schedule import Schedule
@@ -14,12 +19,16 @@ from ..solvers.design import designed
 from ..solvers.methods import METHODS
 from ..solvers.screens import TRIED
 from ..solvers.surrogate import Surrogate
+from .descent import Descent, Fit, gauss_newton
 from .family import Linear, scales_first
+from .fitting import Problem
 from .rehearsal import ASTRAY, expected, rehearsed
-from .search import Candidate, apart
+from .search import Candidate, Effort, apart
 
 _REHEARSED = 3  # samplers
 _DESIGNED = 3  # methods that get levels of their own
+_RESIDUALS = 3  # for each parameter, at least
+_WORSE = 1.4  # of the loss, which is twice an error's logarithm: beyond, a rehearsed start is none
 
 
 def ranked(surrogate: Surrogate, candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -100,3 +109,60 @@ def with_a_call(point: Linear, schedule: Schedule, lowest: float) -> list[Linear
         vectors = (*point.vectors[:k], point.vectors[k - 1], *point.vectors[k:])
         out.append(Linear.through(states, np.insert(point.sigma, k, between), vectors, point.plan))
     return out
+
+
+def best_fit(
+    problem: Problem,
+    candidates: Sequence[Candidate],
+    noises: tuple[Tensor, Tensor],
+    effort: Effort,
+    allowed: float,
+    seed: int,
+    observe: Callable[[Fit], object],
+) -> Fit | None:
+    """The best fit from the best candidates that a fit can start from; None if there is none.
+
+    candidates: of as many calls, the best first. noises: those to fit, and those held out, which judge.
+    allowed: network rows, inf for no bound. observe: told of the fit so far, once an iteration."""
+    fitted, held = noises
+    model, bounded = problem.model, math.isfinite(allowed)
+    able = [c for c in candidates if c.point.can_be_fitted]
+    if bounded:  # it pays for few starts: those that lead furthest down
+        most = able[0].score + _WORSE if able else 0.0
+        able = [c for c in able if c.rehearsed and c.score < most] or able[:1]
+    points = [candidate.point for candidate in apart(able, effort.starts)]
+    if not points:
+        return None
+    judges = torch.cat([fitted, held]) if effort.pooled else held
+    tries = effort.trial if len(points) > 1 else 0
+    rank = min(effort.rank, problem.x[0].numel())
+    # never so few that their residuals do not determine the parameters
+    entries = problem.goal[0].numel()
+    least = math.ceil(_RESIDUALS * len(points[0].parameters(memory=effort.memory)) / entries)
+    size = max(effort.subset, least)
+    if bounded:  # what leaves room for all iterations
+        runs = allowed / (points[0].nfe * model.rows_per_sample)
+        iterations = effort.iterations + tries * len(points)
+        size = max(size, int((runs / iterations - len(judges)) / (rank + 4.5)))
+    how = Descent(
+        iterations=effort.iterations,
+        rank=rank,
+        levels=not model.snap,
+        limits=(model.schedule.sigma_min, model.sigma_max),
+        memory=effort.memory,
+        subset=min(size, len(fitted)),
+        seed=seed,
+        decay=effort.decay,
+        patience=effort.patience,
+    )
+    end = problem.evals + allowed
+
+    def descend(start: Linear | Fit, **changes: Any) -> Fit:
+        left = replace(how, allowed=end - problem.evals, **changes)
+        return gauss_newton(problem, start, fitted, judges, left, observe)
+
+    fits = [descend(point, iterations=tries) for point in points] if tries else []
+    fit = descend(min(fits, key=lambda fit: problem.loss(fit.errors)) if fits else points[0])
+    if effort.whole:
+        fit = descend(fit.point, iterations=effort.whole, subset=None, decay=0.0, patience=3)
+    return fit

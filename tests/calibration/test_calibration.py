@@ -16,10 +16,10 @@ import torch
 from problems import Counting
 
 import ddim_ode
+from ddim_ode.calibration.attempt import Attempt
 from ddim_ode.calibration.descent import Descent, Fit, damped, gauss_newton
 from ddim_ode.calibration.family import Linear
 from ddim_ode.calibration.fitting import Problem, linearised
-from ddim_ode.calibration.run import Run
 from ddim_ode.calibration.search import EFFORTS
 from ddim_ode.solve.answers import LEVELS
 from ddim_ode.solve.look import COARSE, FINE
@@ -327,17 +327,17 @@ def test_the_same_seed_gives_the_same_plan_and_several_budgets_share_a_reference
 
 
 def test_one_call_more_takes_over_only_where_it_errs_less_on_hard_noises_too(monkeypatch):
-    fitted = Run._fit
+    chosen = Attempt.chosen
 
-    def lucky(self, candidates, held, nfe, *rest):
-        fit = fitted(self, candidates, held, nfe, *rest)
-        if nfe == 3:
-            return fit
-        same = self.problem.errors(self._one_more(nfe).point, held)
+    def lucky(attempt, fit, wider):
+        if attempt.nfe == 3:
+            return chosen(attempt, fit, wider)
+        same = attempt.problem.errors(wider.point, attempt.held)
         by_chance = same * np.resize([0.5, 1.5], len(same))
-        return Fit(fit.point, by_chance * 0.99 * same.mean() / by_chance.mean())
+        by_chance *= 0.99 * same.mean() / by_chance.mean()
+        return chosen(attempt, dataclasses.replace(fit, errors=by_chance), wider)
 
-    monkeypatch.setattr(Run, "_fit", lucky)
+    monkeypatch.setattr(Attempt, "chosen", lucky)
     plans = ddim_ode.calibrate(mixture(), [3, 4], n=32, progress=False)
     x = ddim_ode.noise((6,), SCHEDULE, seeds=range(4), dtype=torch.float64)
     three, four = (ddim_ode.sample(mixture(), x, plan=plans[nfe]) for nfe in (3, 4))
