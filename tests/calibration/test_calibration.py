@@ -17,7 +17,7 @@ from problems import Counting
 
 import ddim_ode
 from ddim_ode.calibration.attempt import Attempt
-from ddim_ode.calibration.descent import Descent, Fit, damped, gauss_newton
+from ddim_ode.calibration.descent import Descent, damped, gauss_newton
 from ddim_ode.calibration.family import Linear
 from ddim_ode.calibration.fitting import Problem, linearised
 from ddim_ode.calibration.search import EFFORTS
