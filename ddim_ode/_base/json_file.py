@@ -18,11 +18,14 @@ def plain_level(sigma: float) -> float | str:
 
 
 def content(path: str | Path, what: str, limit: int) -> bytes:
-    """The bytes of a file, no more than tell that it is too large; FileNotFoundError without it."""
+    """The bytes of a file, no more than tell that it is too large; FileNotFoundError without it,
+    IsADirectoryError for a folder."""
     try:
         return files.read(path_of("path", path), limit + 1)
-    except (FileNotFoundError, IsADirectoryError):
+    except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such {what} file") from None
+    except IsADirectoryError:
+        raise IsADirectoryError(f"{path}: is a folder; give the {what}'s file in it") from None
 
 
 def parsed(data: bytes, source: str, what: str, limit: int) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .._base.warn import warn
+from ..denoising.seeding import seeds_text
 from ..schedules.schedule import Array
 from .descent import Fit
 from .fitting import Problem
@@ -20,11 +20,6 @@ from .verdict import Verdict
 
 _LOST = 0.5  # share of the noises that may be left out for NaN or inf
 _UNSURE = 0.5  # error of the reference, in units of the plan's, that makes its figures uncertain
-
-
-def seeds_text(seeds: Sequence[int]) -> str:
-    """The first of them."""
-    return f"seeds {', '.join(map(str, seeds[:5]))}{', …' if len(seeds) > 5 else ''}"
 
 
 def finite_rows(rows: Tensor, errors: Array, why: str, seed: int) -> tuple[Tensor, str]:
@@ -103,7 +98,9 @@ class Attempt:
         best = replace(fit, errors=self.errors_of(fit))
         if wider is not None:
             same = self.problem.counted(self.problem.errors(wider.point, self.held))
-            if not self.verdict(best.errors, before=same).is_likely_less:  # more calls are never worse
+            if not self.verdict(
+                best.errors, before=same
+            ).is_likely_less:  # more calls are never worse
                 best = Fit(wider.point, same)
         verdict = self.verdict(best.errors)
         if verdict.is_clearly_less or (wider is not None and verdict.is_less):

@@ -169,7 +169,7 @@ def _draw(
     if not (pictures or loaded.shape == (2,)):
         return files
     lines, converged = _before_after(args, loaded, plans, seeds, cond)
-    columns = [f"{nfe} calls" for nfe in plans]
+    columns = [f"{nfe} call{'s' if nfe > 1 else ''}" for nfe in plans]
     if pictures:
         from ..plots.pictures import solver_grid
         from ..plots.style import STAGES

@@ -173,6 +173,7 @@ def best_lines(result: Comparison) -> list[tuple[str, str]]:
             ranked = [row for row in rows if row.rank]
             best = ranked[0]
             said = f"{_name(best)}, error {_error(best)}{also}{by_mean(ranked)}"
+            said += f"; {best.note}" if best.failed else ""
         elif floored:
             said = (
                 f"at the floor, not to be told apart: {', '.join(map(_name, floored))} "

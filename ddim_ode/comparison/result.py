@@ -219,22 +219,26 @@ class Comparison:
     def recommend(self, target_error: float) -> Answer:
         """The cheapest row whose error, up to its upper bound, meets the target.
 
-        The bound is error_high, and for a row at the floor no less than the floor. The answer is empty if
-        no row meets it, and prints what came closest.
+        The bound is error_high, and for a row at the floor no less than the floor; a row with samples that
+        failed meets none. The answer is empty if no row meets it, and prints what came closest.
         """
         if not isinstance(target_error, (int, float)) or not 0 < target_error < math.inf:
             raise ValueError(f"target_error={shown(target_error)} must be a positive error")
-        least = min((row.failed for row in self.rows if row.error is not None), default=0)
+        whole = [row for row in self.rows if not row.failed]
         bounds = [
             (max(row.error_high, self.floor) if row.at_floor else row.error_high, row)
-            for row in self.rows
-            if row.error_high is not None and row.failed == least
+            for row in whole
+            if row.error_high is not None
         ]
         meets = [row for high, row in bounds if high <= target_error]
         if meets:
             row = min(meets, key=lambda row: (row.nfe, row.error))
             return Answer(f"{describe(row)}: meets {target_error:g}", row)
         text = f"none of these meets an error of {target_error:g} with {self.confidence:.0%} confidence"
+        if not whole:
+            fewest = min(self.rows, key=lambda row: row.failed)
+            why = f"of every row some samples failed, of {plain(fewest.method)} {fewest.note}"
+            return Answer(f"{text}: {why}; ask ddim_ode.diagnose(model)")
         if not bounds:
             return Answer(f"{text}: no row has an interval (n={len(self.seeds)}; take n >= 2)")
         high, row = min(bounds, key=lambda pair: pair[0])

@@ -178,11 +178,11 @@ def by_mean(ranked: Sequence[Row]) -> str:
 
 
 def describe(row: Row) -> str:
-    """A row that has an error, in one line."""
+    """A row that has an error, in one line, with what failed of it."""
     interval = ""
     if row.error_low is not None:
         interval = f" ({row.error_low:.3g} to {row.error_high:.3g})"
     return (
         f"{plain(row.method)} on {row.grid} to σ={row.sigma_min:.3g}, nfe {row.nfe:g}: "
-        f"error {row.error:.3g}{interval}"
+        f"error {row.error:.3g}{interval}{f'; {row.note}' if row.failed else ''}"
     )

@@ -60,8 +60,13 @@ def words(result: Ranking) -> Words:
     if made is not None:
         notes.append(
             f"reference: {made.solver}, float64; refining moved it by {off:.1e}; {made.nfe:.0f} calls a "
-            f"sample. Typical errors below {floor}, 100 × that, are at the floor: not to be told apart, "
-            "they share rank 1."
+            "sample."
+            + (
+                f" Typical errors below {floor}, 100 × that, are at the floor: not to be told apart, they "
+                "share rank 1."
+                if result.floor
+                else ""
+            )
         )
     if result.searched:
         notes.append(

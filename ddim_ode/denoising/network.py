@@ -8,6 +8,7 @@ question in many ways. All of these look like bad samples, and are refused or wa
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import re
 import weakref
@@ -28,6 +29,9 @@ _WHOLE_TIMES = (
     "t is a float here: for a network of whole times give Denoiser(..., snap=True), and "
     "net = lambda x, t, **cond: own(x, t.round().long(), **cond)"
 )
+_OF_TABLE = re.compile(
+    "index out of range in self|is out of bounds"
+)  # in torch's and numpy's messages
 _OF_PRECISION = re.compile("dtype|scalar type|[Ii]nput type")  # in torch's messages
 _AGAIN = (
     "the network returned the tensor of its last call again, and methods keep that one; return a new "
@@ -49,9 +53,8 @@ def guarded(net: Net, dtype: torch.dtype | None, like: Tensor, extra: Mapping[st
         like: A state.
         extra: All else that it is given.
     """
-    module = getattr(net, "__self__", net)  # a bound method's
-    module = module if isinstance(module, nn.Module) else None
-    _warn_of_training(module)
+    module = _module_of(net)
+    _warn_of_training([module] if module is not None else _named_modules(net))
     tensors = [v for v in (like, *extra.values()) if type(v) is Tensor]
     versioned = not (torch.is_inference_mode_enabled() or any(v.is_inference() for v in tensors))
     last: Callable[[], Any] = lambda: None  # noqa: E731
@@ -77,7 +80,9 @@ def guarded(net: Net, dtype: torch.dtype | None, like: Tensor, extra: Mapping[st
                 _explain(error, module, x, dtype, cond)
                 raise error from None
         except IndexError as error:
-            raise ValueError(f"{error}: {_BEYOND}") from error
+            if _OF_TABLE.search(str(error)):
+                raise ValueError(f"{error}: {_BEYOND}") from error
+            raise
         except TypeError as error:
             _explain_names(error, net if module is None else module.forward, cond)
             raise
@@ -85,7 +90,7 @@ def guarded(net: Net, dtype: torch.dtype | None, like: Tensor, extra: Mapping[st
             changed = next(name for name in after if after[name] != before[name])
             raise ValueError(_IN_PLACE.format(changed))
         if isinstance(out, Tensor):
-            if out is last() and out is not x:
+            if _is_again(out, last(), x):
                 raise ValueError(_AGAIN)
             last = weakref.ref(out)
         return out
@@ -102,11 +107,45 @@ def _versions(x: Tensor, t: Tensor, cond: Mapping[str, Any]) -> dict[str, int]:
     return versions
 
 
-def _warn_of_training(net: nn.Module | None) -> None:
-    if net is not None:
-        layers = (type(m).__name__ for m in net.modules() if m.training and _is_of_chance(m))
-        if layer := next(layers, None):
-            warn(f"the network is in training mode, and has {layer} inside; call net.eval() first")
+def _is_again(out: Tensor, last: Any, x: Tensor) -> bool:
+    """Whether an answer lies where the one before does, which is still in use: in one buffer, whole or in
+    part. What is a view of x, or one number seen as many, is not."""
+    if out is last or type(last) is not Tensor or out.numel() < 2:
+        return out is last and out is not x
+    try:
+        places = [each.untyped_storage().data_ptr() for each in (out, last, x)]
+    except RuntimeError:  # of a transform such as jvp's, which has no memory
+        return False
+    return places[0] == places[1] != places[2] and any(out.stride())
+
+
+def _module_of(net: Any) -> nn.Module | None:
+    """The module that a network is: itself, that of a bound method, or of a partial."""
+    while isinstance(net, functools.partial):
+        net = net.func
+    net = getattr(net, "__self__", net)
+    return net if isinstance(net, nn.Module) else None
+
+
+def _named_modules(net: Any) -> list[nn.Module]:
+    """The modules that a function names: such as it was made around, and global ones."""
+    while isinstance(net, functools.partial):
+        net = net.func
+    code = getattr(net, "__code__", None)
+    if code is None:
+        return []
+    named = [net.__globals__.get(name) for name in code.co_names]
+    for cell in net.__closure__ or ():
+        with contextlib.suppress(ValueError):  # not filled yet
+            named.append(cell.cell_contents)
+    return [each for each in named if isinstance(each, nn.Module)]
+
+
+def _warn_of_training(nets: Sequence[nn.Module]) -> None:
+    layers = (m for net in nets for m in net.modules() if m.training and _is_of_chance(m))
+    if (layer := next(layers, None)) is not None:
+        name = type(layer).__name__
+        warn(f"the network is in training mode, and has {name} inside; call net.eval() first")
 
 
 def _is_of_chance(layer: nn.Module) -> bool:

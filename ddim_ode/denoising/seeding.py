@@ -192,3 +192,8 @@ def _draw(
     for row, source in zip(out, generators):
         row.copy_(torch.as_tensor(std * source.standard_normal(row.shape)))
     return out
+
+
+def seeds_text(seeds: Sequence[int]) -> str:
+    """The first of them, for messages."""
+    return f"seeds {', '.join(map(str, seeds[:5]))}{', …' if len(seeds) > 5 else ''}"

@@ -114,7 +114,7 @@ def load(
             ``model.alterations`` names what is in force.
 
     A ``profile.json`` in the directory, as :meth:`ddim_ode.Profile.save` writes it, makes the grids of the
-    model (``model.profile``).
+    model (``model.profile``), which starts where that does.
 
     Raises:
         ValueError: A class that is not diffusers' own, a transformer that is not known with such noise, a
@@ -171,7 +171,9 @@ def load(
     denoiser = DiffusersModel(model, scheduler, guidance, snap, dtype, clip, threshold)
     warn_of(denoiser.notes)
     if on_disk and (kept := folder / "profile.json").is_file():
-        denoiser.profile = checked_profile(Profile.load(kept), denoiser.schedule)
+        denoiser.profile = own = checked_profile(Profile.load(kept), denoiser.schedule)
+        if own is not None:
+            denoiser.sigma_max = min(denoiser.sigma_max, own.sigma_max)
     return denoiser
 
 

@@ -135,6 +135,7 @@ def decode(
     """
     check_names("decode", options)
     if isinstance(z, Solution):
+        back = _way_back(z, model)
         placing = (*PLACING, *COMPILING, "plan")
         refuse(
             "the Solution of an encode already says how to go back",
@@ -142,7 +143,7 @@ def decode(
             partner=partner,
             **{name: options.get(name) for name in placing if name != "final"},
         )
-        method, plan, grid = _way_back(z, model)
+        method, plan, grid = back
         partner, z = z.partner, z.x
         options = {**options, "plan": plan, "grid": grid}
     request = Request.of(model, z, method, options, caller="decode", partner=partner)
@@ -167,8 +168,8 @@ def _way_back(sol: Solution, model: Denoiser) -> tuple[str | None, Plan | None, 
         return sol.method, None, np.sort(sol.sigmas)[::-1]
     if sol.plan is None:
         raise ValueError(
-            f"this solution of {sol.method} has no plan to undo: give its .x, and method= and tolerances "
-            "again"
+            f"this solution of {sol.method} has no plan to undo; give its .x, and say again how it was "
+            f"made: decode(model, latent.x, {sol.method!r}, ...)"
         )
     return None, sol.plan, None
 

@@ -256,7 +256,8 @@ def _error_axis(axis: Any, rows: Sequence[Row], floor: float, said: str) -> None
     axis.set_yscale("log")
     # a method that is lost is off the picture rather than all others in a corner of it
     upper = max(row["error_high"] or row["error"] for row in rows)
-    top = min(upper, 30 * float(np.median(errors)))
+    middle = float(np.median(errors))
+    top = upper if upper < 100 * middle else 30 * middle
     bottom = min(row["error_low"] or row["error"] for row in rows)
     if floor > 0 and floor > bottom / 5:  # a floor far below is no part of the picture
         bottom = min(bottom, floor / 1.5)

@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator
 from torch import Tensor
 
 from .._base import files
 from .._base.escaping import label as as_label
 from ..nets.data import to_pixels
-from .style import CURVE, INK, blank_figure, rule
+from .style import CURVE, INK, blank_figure, plain_numbers, rule
 
 _PER_ROW = 10
 _CELL = 0.8  # inches a picture
@@ -138,13 +137,14 @@ def _mosaic(images: Tensor, per_row: int, n_rows: int) -> np.ndarray:
 
 
 def loss_curve(steps: Sequence[int], losses: Sequence[float]) -> Figure:
-    """Training loss against step, on log axes."""
+    """Training loss against step, on log axes; steps within a decade on an even one."""
     figure = blank_figure(5.2, 3.0, dpi=150, layout="constrained")
     axes = figure.add_subplot()
     axes.loglog(steps, losses, color=CURVE, lw=1.5)
-    axes.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter("{x:g}")
+    plain_numbers(axes.yaxis, (1, 2, 5))
+    plain_numbers(axes.xaxis, (1, 2, 5))
+    if steps[-1] < 10 * steps[0]:
+        axes.set_xscale("linear")
     axes.set_xlabel("optimiser step")
     axes.set_ylabel("ε-loss per pixel, mean of 50 steps")
     rule(axes, "both")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,14 +15,14 @@ from .._base.warn import warn
 from ..denoising.denoiser import Denoiser
 from ..denoising.inputs import Cond, check_model, conditions, device_of, sample_shape
 from ..denoising.problem import Problem
-from ..denoising.seeding import GENERATOR, noise
+from ..denoising.seeding import GENERATOR, noise, seeds_text
 from ..solve.levels import budgets
 from ..solve.look import COARSE, FINE, look
 from ..solve.model_key import model_key
 from ..solve.plan_checks import plain_alterations
 from ..solvers.profile import Profile
 from ..solvers.screens import Screen
-from . import screening
+from . import ends, screening
 
 _UNSURE = 0.5  # error of the ends, in units of the best plan's, that leaves the ranking open
 
@@ -42,10 +43,12 @@ def profile(
 ) -> Profile:
     """The model's own grids: where to start, where to step and where to end, for any method.
 
-    A few noises are solved twice, with 60 calls each. From what is seen there the error of any plan can be
-    told without the network; the plans that should do best with a number of calls are then tried on the
-    model, with 12 calls for each call of the plan and each noise. ``grid=prof`` takes the result wherever
-    a grid is taken.
+    A few noises are solved twice, with 60 calls each, and a quarter of them once more, with 88, which says
+    how far the ends err. From what is seen there the error of any plan can be told without the network;
+    the plans that should do best with a number of calls are then tried on the model, with 12 calls for each
+    call of the plan and each noise. Where the best comes nearer to the ends than these may err, all noises
+    are solved anew with 88 calls and then 176, and the plans are tried again. ``grid=prof`` takes the
+    result wherever a grid is taken.
 
     Args:
         model: The denoiser.
@@ -87,11 +90,17 @@ def profile(
     x = noise(shape, model.schedule, range(seed, seed + n), model.sigma_max, place)
     told = conditions(cond, n, place)
     rate = model.rows_per_sample
-    total = n * rate * (COARSE + FINE + screening.ROWS * sum(asked))
+    total = rate * (n * (COARSE + FINE + screening.ROWS * sum(asked)) + ends.rows_of_check(n, FINE))
     with progress_bar(progress, total=total, unit="eval", unit_scale=True, desc="profile") as bar:
         problem = Problem(model, told, shared)
         seen = look(problem, x, batch, bar.update)
-        about = dict(
+        known = ends.Ends.of(seen, problem, x, batch, bar.update)
+        if lost := [seed + k for k in known.lost]:
+            warn(
+                f"{len(lost)} of {n} noises have no finite end ({seeds_text(lost)}) and are left out; ask "
+                "ddim_ode.diagnose(model) why"
+            )
+        about: dict[str, Any] = dict(
             model=f"{type(model).__name__}({model.prediction}-network)",
             model_key=model_key(model),
             prediction=model.prediction,
@@ -101,22 +110,29 @@ def profile(
             generator=GENERATOR,
             shape=list(shape),
             snap=model.snap,
-            solver=seen.solver,
-            reference_error=seen.error,
-            net_evals=seen.net_evals,
+            solver=known.solver,
+            reference_error=known.error,
+            net_evals=known.net_evals,
             version=__version__,
         )
         prof = Profile(seen.surrogate, about)
-        examples = screening.Examples(problem, x, seen.ends, batch, bar.update)
+        examples = screening.Examples(problem, x, known.values, batch, bar.update)
 
         def screener(calls: int) -> Screen | None:
+            nonlocal known
             if getattr(model, "closed", False):  # a pipeline's, which can be asked no more
                 return None
             screened = screening.screen(prof, examples, calls)
-            if (best := screened.tried[0].error) < seen.error / _UNSURE:
+            while (best := screened.tried[0].error) < known.error / _UNSURE and known.can_be_finer:
+                known = known.finer()
+                examples.ends = known.values
+                about.update(solver=known.solver, reference_error=known.error)
+                about["net_evals"] += known.net_evals + screened.net_evals
+                screened = screening.screen(prof, examples, calls)
+            if best < known.error / _UNSURE:
                 warn(
                     f"nfe={calls}: the best that was tried errs by {best:.2g}, and the ends that it is "
-                    f"held against may err by {seen.error:.2g}: which is best is not sure"
+                    f"held against may err by {known.error:.2g}: which is best is not sure"
                 )
             return screened
 
@@ -124,4 +140,5 @@ def profile(
         for calls in asked:
             prof.screen(calls)
     examples.observe = lambda rows: None
+    known = replace(known, observe=examples.observe)
     return prof

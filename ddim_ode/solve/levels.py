@@ -76,7 +76,7 @@ class Levels:
             return self.grid
         own = self.model.profile if self.grid is None and self.timesteps is None else None
         own = checked_profile(own, self.model.schedule)
-        return own if own is not None and self.first <= own.sigma_max * (1 + 1e-9) else None
+        return own if own is not None and own.reaches(self.first) else None
 
     def counting(self) -> Levels:
         """The same without a profile, whose plans have as many calls and cost nothing to make."""

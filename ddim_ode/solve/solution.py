@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.special import gammaincinv
 from torch import Tensor
 
 from .._base import notebook
@@ -29,6 +30,7 @@ _FAR = 3.0  # times σ of the first level
 # Of a state's RMS to its noise's, seen in as many entries: noised data do not lie below; nor above, where
 # the model starts, if from such a level at least.
 _SMALL, _LARGE, _ENTRIES, _HIGH = 0.3, 5.0, 32, 10.0
+_CHANCE = 1e-6
 
 
 @dataclass(repr=False)
@@ -275,12 +277,16 @@ def warn_of_start(x: Tensor, first: float, model: Denoiser) -> None:
     Their RMS is that of the noise at least, and where the model starts, hardly more. Only states on the CPU
     are looked at, so as not to wait for a device.
     """
-    if x.device.type != "cpu" or x.numel() < _ENTRIES:
+    n = x.numel()
+    if x.device.type != "cpu" or not n:
         return
     noise = float(model.schedule.scales(first)[1])
     size = float(x.detach().double().square().mean().sqrt())
-    large = first >= max(model.sigma_max, _HIGH) and _LARGE * noise < size < np.inf
-    if size < _SMALL * noise or large:
+    small = min(
+        _SMALL, (2 * gammaincinv(n / 2, _CHANCE) / n) ** 0.5
+    )  # what few entries are by chance
+    starts = n >= _ENTRIES and first >= max(model.sigma_max, _HIGH)
+    if size < small * noise or (starts and _LARGE * noise < size < np.inf):
         warn(
             f"x has RMS {size:.3g}, and at σ={first:.4g}, which the solve starts from, the noise alone has "
             f"{noise:.4g}: this is no state of that level. ddim_ode.noise(shape, model.schedule, seeds, "

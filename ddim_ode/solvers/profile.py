@@ -28,6 +28,7 @@ from .screens import TRIED, Recommendation, Screen, Tried, calls_of, steps_withi
 from .surrogate import Surrogate
 
 MOST_CALLS = 1_000
+_SAME = 1e-5  # relative: as near as six digits say
 _MOST_SCREENED = 100  # calls beyond which plans are made, and not tried
 
 if TYPE_CHECKING:
@@ -71,6 +72,10 @@ class Profile:
         """Rows the network has processed for it, the screens included."""
         return int(self.about["net_evals"]) + sum(s.net_evals for s in self.screens.values())
 
+    def reaches(self, sigma: float) -> bool:
+        """Whether its grids start from a level so high, or the same as messages write it, in six digits."""
+        return sigma <= self.sigma_max * (1 + _SAME)
+
     def check(self, schedule: Schedule) -> None:
         """ValueError for another schedule than that of its model."""
         if schedule.fingerprint != self.schedule.fingerprint:
@@ -97,7 +102,7 @@ class Profile:
         return {**self.__dict__, "screener": None, "_made": {}}
 
     def recommend(self, nfe: int) -> Recommendation:
-        """The method and grid of at most ``nfe`` calls that err least on this model.
+        """The method and grid that err least on this model with ``nfe`` calls, or the most below it.
 
         Args:
             nfe: Network calls. What has not been tried with so many is tried now, see :meth:`screen`, or
@@ -225,7 +230,7 @@ class Profile:
                 f"sigma_max={top:g} must be above σ={self.surrogate.levels[-1]:g}, the lowest level that "
                 "the profile has seen"
             )
-        if top > self.sigma_max * (1 + 1e-9):
+        if not self.reaches(top):
             raise ValueError(
                 f"sigma_max={top:g} is above σ={self.sigma_max:g}, from where the profile was made; give "
                 f"sigma_max={self.sigma_max:g}, or make another (ddim_ode.profile(model, sigma_max=))"
@@ -350,7 +355,7 @@ def checked_profile(profile: Any, schedule: Schedule, top: float | None = None) 
     if not isinstance(profile, Profile):
         raise ValueError(f"profile must be a ddim_ode.Profile, got {shown(profile)}")
     profile.check(schedule)
-    if top is not None and top > profile.sigma_max * (1 + 1e-9):
+    if top is not None and not profile.reaches(top):
         raise ValueError(
             f"the profile starts at σ={profile.sigma_max:g} and the model at {top:g}; give the model "
             f"sigma_max={profile.sigma_max:g}, or make a profile from there"

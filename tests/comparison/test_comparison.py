@@ -374,6 +374,10 @@ def test_a_sample_that_fails_in_one_cell_fails_there_only():
         assert always.rows[i]["error"] == pytest.approx(rest.mean(), rel=1e-9)
     assert once.errors[1] == pytest.approx(fine.errors[1], rel=1e-9)
     assert always.best(5)  # all methods failed there: the comparison is still fair
+    assert "1 of 6 failed: 1 non_finite" in str(always.best(5))
+    assert not always.recommend(1e3)
+    assert "1 of 6 failed: 1 non_finite; ask ddim_ode.diagnose" in str(always.recommend(1e3))
+    assert once.recommend(1e3)["row"] == 1
 
 
 def test_one_sample_has_no_interval():

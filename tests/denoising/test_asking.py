@@ -1,5 +1,6 @@
 """A network call that would spoil the samples is named: inputs, answers, precision and mode."""
 
+import functools
 import warnings
 
 import pytest
@@ -78,6 +79,10 @@ def test_a_network_that_returns_one_buffer_is_refused():
         sample(Denoiser(lambda x, t: buffer.copy_(x), COSINE), X, "ab2", steps=3),
         r"buffer.clone\(\)",
     )
+    part = Denoiser(lambda x, t: buffer[: len(x)].copy_(x)[:, :], COSINE)  # another view each time
+    expect(sample(part, X, "ab2", steps=3), r"buffer.clone\(\)")
+    one = torch.ones(1, 1, dtype=X.dtype)  # seen as many, and never written to
+    ddim_ode.sample(Denoiser(lambda x, t: one.expand_as(x), COSINE), X, "ab2", steps=3)
     copied = Denoiser(lambda x, t: buffer.copy_(x).clone(), COSINE)
     plain = Denoiser(lambda x, t: x, COSINE)  # whose answer is the state itself
     ends = (ddim_ode.sample(model, X, "ab2", steps=3).x for model in (copied, plain))
@@ -213,6 +218,10 @@ def test_answers_that_are_no_real_numbers_are_refused(dtype, options):
     expect(sample(model, X, steps=2), f"returned {dtype}; it must return real numbers")
 
 
+def called(net):
+    return lambda x, t: net(x, t)
+
+
 class Attending(torch.nn.Module):
     def __init__(self, dropout):
         super().__init__()
@@ -245,11 +254,17 @@ def of(*layers):
         (Attending(0.0), None),
         (Attending(0.1).forward, "MultiheadAttention"),  # a bound method
         (Recurring(), "LSTM"),
+        (functools.partial(Attending(0.1)), "MultiheadAttention"),
+        (called(Attending(0.1)), "MultiheadAttention"),  # by a function around it
     ],
 )
 def test_training_mode_is_warned_of_where_it_matters(net, named):
     model = Denoiser(net, COSINE)
     module = getattr(net, "__self__", net)
+    if not isinstance(module, torch.nn.Module):
+        module = (
+            net.func if isinstance(net, functools.partial) else net.__closure__[0].cell_contents
+        )
 
     def said():
         with warnings.catch_warnings(record=True) as told:
@@ -283,5 +298,8 @@ def test_an_index_beyond_a_table_points_to_the_time_offset():
     expect(sample(model, X.float(), nfe=5), r"out of range.*time_offset=-1\.0")
     model = Denoiser(net, schedule, snap=True, time_offset=-1.0)
     assert ddim_ode.sample(model, X.float(), nfe=5).nfe == 5
+    pictures = Denoiser(lambda x, t: x - x.mean(dim=(2, 3)), schedule)
+    with pytest.raises(IndexError, match="Dimension out of range"):  # no table: torch's own words
+        ddim_ode.sample(pictures, X.float(), nfe=5)
     wrapped = r"takes no time, wrap it: net = lambda x, t: own\(x\)"
     expect(sample(Denoiser(torch.nn.Identity(), schedule), X, nfe=5), wrapped)

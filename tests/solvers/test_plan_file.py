@@ -180,9 +180,10 @@ def test_what_is_wrong_is_named(change, message):
 )
 def test_a_file_that_is_no_plan_is_named(content, message, tmp_path):
     path = tmp_path / "x.json"
-    for folder in (path, tmp_path):
-        with pytest.raises(FileNotFoundError, match="no such plan file"):
-            Plan.load(folder)
+    with pytest.raises(FileNotFoundError, match="no such plan file"):
+        Plan.load(path)
+    with pytest.raises(IsADirectoryError, match="is a folder; give the plan's file in it"):
+        Plan.load(tmp_path)
     path.write_bytes(content)
     expect(lambda: Plan.load(path), "x.json: .*" + message)
 
