@@ -13,10 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from ._base.version import __version__ as __version__
 
-__path__ = [
-    *__path__,
-    f"{__path__[0]}/_moved",
-]  # where modules of 0.1 are found under their old names
+# where modules of 0.1 are found under their old names
+__path__ = [*__path__, f"{__path__[0]}/_moved"]
 
 _MODULES = ("schedules", "grids", "exact")
 _PACKAGES = ("evaluate", "interop", "plots", "solvers")

@@ -9,7 +9,6 @@ from .._base.checks import device_of, one_of
 from .._base.table import Table
 from .parser import Parser
 
-# Of a model with classes, where samples are made to be looked at.
 MOST_SEEDS = 100_000
 
 if TYPE_CHECKING:

@@ -249,10 +249,8 @@ def _load_model(args: argparse.Namespace) -> Trained:
             f"{model.sha256[:12]}…"
         )
     set_ode(model, args)
-    for name in (
-        "clip",
-        "threshold",
-    ):  # of the configuration too, which may be another one some day
+    # of the configuration too, which may be another one some day
+    for name in ("clip", "threshold"):
         setattr(args, name, str(model.limit.to_dict().get(name, "none")).strip("[]"))
     return model
 

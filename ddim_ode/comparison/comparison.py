@@ -95,11 +95,10 @@ def compare(
         cond: Conditions {name: tensor (n, ...)}, or f(indices (n,)) that returns them.
         shared: Passed to the network as it is.
         grid: A name, a :class:`ddim_ode.Profile`, several of these (an axis of the table), or None: what
-            ``sample`` takes by itself. ``"best"``
-            tries trailing, and time, quadratic, log_snr and karras down to σ at the times 1, 2, 3, 5, 10
-            and 20 (of 1000), on flow schedules also those of ``ddim_ode.grids.FLOW``, for each method and
-            budget. It decides on the first min(n/2, 32) noises, and
-            all rows report on the others only, so that the choice does not flatter them.
+            ``sample`` takes by itself. ``"best"`` tries trailing, and time, quadratic, log_snr and karras
+            down to σ at the times 1, 2, 3, 5, 10 and 20 (of 1000), on flow schedules also those of
+            ``ddim_ode.grids.FLOW``, for each method and budget. It decides on the first min(n/2, 32)
+            noises, and all rows report on the others only, so that the choice does not flatter them.
         sigma_max: The level that all of them, and the reference, start from (default ``model.sigma_max``).
         sigma_min: The last positive level, or several.
         batch: Noises solved together.

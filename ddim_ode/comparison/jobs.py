@@ -220,9 +220,7 @@ def _search(entry: Entry, budget: int, free: bool, model: Denoiser) -> list[Job]
     if free:
         choices = [(None, cut) for cut in ends]
     else:
-        names = sorted(
-            searched_grids(schedule), key=lambda entry: entry[1]
-        )  # those without cuts first
+        names = sorted(searched_grids(schedule), key=lambda entry: entry[1])  # without cuts first
         choices = [(name, cut) for name, cuts in names for cut in (ends if cuts else [None])]
     tries = [_job(entry, budget, "best", name, cut, free, model) for name, cut in choices]
     return [job for job in tries if job.refusal is None] or tries[:1]

@@ -62,9 +62,8 @@ def device_of(model: Denoiser, device: str | torch.device | None) -> torch.devic
         return _device(device)
     if isinstance(model.net, torch.nn.Module):
         return next((p.device for p in model.net.parameters()), torch.device("cpu"))
-    own: torch.device = getattr(
-        model, "device", torch.device("cpu")
-    )  # of a network with parts elsewhere
+    # of a network with parts elsewhere
+    own: torch.device = getattr(model, "device", torch.device("cpu"))
     return own
 
 

@@ -29,10 +29,9 @@ _WHOLE_TIMES = (
     "t is a float here: for a network of whole times give Denoiser(..., snap=True), and "
     "net = lambda x, t, **cond: own(x, t.round().long(), **cond)"
 )
-_OF_TABLE = re.compile(
-    "index out of range in self|is out of bounds"
-)  # in torch's and numpy's messages
-_OF_PRECISION = re.compile("dtype|scalar type|[Ii]nput type")  # in torch's messages
+# In the messages of torch, and of numpy.
+_OF_TABLE = re.compile("index out of range in self|is out of bounds")
+_OF_PRECISION = re.compile("dtype|scalar type|[Ii]nput type")
 _AGAIN = (
     "the network returned the tensor of its last call again, and methods keep that one; return a new "
     "tensor (buffer.clone())"

@@ -89,7 +89,7 @@ class Claims:
         with contextlib.suppress(OSError):
             os.unlink(
                 path
-            )  # while it is ours: another that has it open finds it gone, and tries again
+            )  # while it is ours: others that have it open find it gone, and try again
         lock = self._held.pop(path)
         if lock is not None:
             lock.release()

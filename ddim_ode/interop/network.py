@@ -108,9 +108,8 @@ def channels_of(model: nn.Module, learns: bool, axes: str | None) -> Channels:
         )
     if out < channels:
         return Channels(out, out, channels - out, False)
-    if (
-        learns and channels % 2 == 0
-    ):  # a small picture beside the state, a variance beside the prediction
+    # a small picture beside the state, a variance beside the prediction
+    if learns and channels % 2 == 0:
         return Channels(channels // 2, out, channels // 2, True)
     # Super-resolution networks are told the noise of the small picture as a class.
     if config.get("class_embed_type") == "timestep" and channels % 2 == 0:

@@ -72,8 +72,7 @@ def encode(
             ``"sigma_min"``).
         plan: One that goes up runs as it is. Of one that goes down, the method is compiled upwards on its
             positive levels, which needs a textbook plan: the weights of a calibrated or traced one belong
-                to the
-            way down.
+            to the way down.
 
     Returns:
         A :class:`Solution` whose ``sigmas`` rise.

@@ -76,7 +76,7 @@ def train_classifier(
 
 
 @torch.no_grad()
-def run_in_batches(net: Classifier, x: Tensor, batch: int = 500) -> tuple[Tensor, Tensor]:
+def run_in_batches(net: Classifier, x: Tensor) -> tuple[Tensor, Tensor]:
     """(features (N, 128) float64, predicted classes (N,)) of images (N, C, H, W) in [-1, 1]."""
-    features = torch.cat([net.features(part) for part in x.split(batch)])
+    features = torch.cat([net.features(part) for part in x.split(500)])
     return features.double(), net.head(features).argmax(dim=1)

@@ -181,7 +181,7 @@ def _candidates(profile: Profile, model: Denoiser, nfe: int) -> Iterator[_Candid
             add(method, design.source, design.levels, start)
         try:
             levels = Levels(model.replace(profile=None), nfe=nfe)
-            own = compile_for(method, levels, None, None, None, None)
+            own = compile_for(method, levels)
         except ValueError:  # levels that snap to too few
             continue
         add(method, "default", np.array(own.grid), own.start)

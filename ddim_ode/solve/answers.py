@@ -106,8 +106,7 @@ def ask(problem: Problem, shape: tuple[int, ...], device: torch.device) -> Answe
         evaluate = problem.bind(nodes, x)
         scales = [float(np.hypot(*schedule.scales(s))) * (1 + k % 2) for k, s in enumerate(levels)]
         answers = torch.cat([evaluate(x * scale, k) for k, scale in enumerate(scales)])
-    question = digest(
-        content([2, shape, problem.cond, problem.shared])
-    )  # 1 was of four levels and one row
+    # version 1 was of four levels and one row
+    question = digest(content([2, shape, problem.cond, problem.shared]))
     tolerance = rounding(network_dtype(model) or torch.float32, device.type)
     return Answers(question, tuple(projections(answers).reshape(-1).tolist()), tolerance)

@@ -282,9 +282,8 @@ def warn_of_start(x: Tensor, first: float, model: Denoiser) -> None:
         return
     noise = float(model.schedule.scales(first)[1])
     size = float(x.detach().double().square().mean().sqrt())
-    small = min(
-        _SMALL, (2 * gammaincinv(n / 2, _CHANCE) / n) ** 0.5
-    )  # what few entries are by chance
+    # not what few entries are by chance
+    small = min(_SMALL, (2 * gammaincinv(n / 2, _CHANCE) / n) ** 0.5)
     starts = n >= _ENTRIES and first >= max(model.sigma_max, _HIGH)
     if size < small * noise or (starts and _LARGE * noise < size < np.inf):
         warn(

@@ -182,9 +182,7 @@ class Controller:
         k = self.error_order if isinstance(self.error_order, int) else self.error_order[i]
         off, before = np.maximum(ratio, 1e-10) / gains.target, self._before[i] / gains.target
         onward = off ** (-gains.integral / k) * before ** (gains.proportional / k)
-        most = np.where(
-            self._just_rejected[i], 1.0, gains.grow
-        )  # no growth right after a rejection
+        most = np.where(self._just_rejected[i], 1.0, gains.grow)  # not right after a rejection
         onward = np.clip(onward, gains.shrink, most)
         again = np.maximum(off ** (-1 / k), gains.shrink)  # < 1, as a rejected ratio is > target
         again = np.where(finite, again, gains.non_finite_shrink)

@@ -24,16 +24,15 @@ from .surrogate import Surrogate
 # last levels of named grids, in units of the schedule's least_cut; those first that usually do well
 CUTS = (5, 20, 1, 40, 2, 10, 3, 80)
 _KNOTS = 5
-_MOVE, _MOVE_END = (
-    0.5,
-    0.7,
-)  # of the first simplex: of a knot's log share, and of the last level in r
+# Of the first simplex: of a knot's log share, and of the last level in r.
+_MOVE, _MOVE_END = 0.5, 0.7
 _STEEPEST = 6.0  # between two shares, as a logarithm
 _SHORTEST = 0.5  # of the whole, in r
 
 
 class Design(NamedTuple):
-    """levels: the grid. error: that the surrogate expects. source: the grid's name."""
+    """levels: the grid. error: that the surrogate expects. source: the grid's name, or where it is from,
+    "named" or "fitted"."""
 
     levels: Array
     error: float

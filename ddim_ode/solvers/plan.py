@@ -168,8 +168,7 @@ class Plan:
         """For each level but the last, the network call that looked at the state there.
 
         Of several calls at a level it is the last: a Runge–Kutta stage at the end of a step comes before
-            the call
-        at that level. The first call is at the start, whatever level it is told.
+        the call at that level. The first call is at the start, whatever level it is told.
         """
         last = {self.grid[0]: 0} | {node.sigma: k for k, node in enumerate(self.nodes)}
         return [last.get(sigma) for sigma in self.grid[:-1]]

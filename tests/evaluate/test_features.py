@@ -128,7 +128,7 @@ class FakeInception:
 
 def test_inception_is_never_downloaded_and_its_weights_never_run(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchmetrics.image.fid", None)
-    with pytest.raises(ImportError, match=r'pip install "ddim-ode\[fid\]"'):
+    with pytest.raises(ImportError, match=r"pip install -e '\.\[fid\]'"):
         inception_features()
     fake = types.SimpleNamespace(NoTrainInceptionV3=FakeInception)
     monkeypatch.setitem(sys.modules, "torchmetrics.image.fid", fake)

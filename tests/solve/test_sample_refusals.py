@@ -197,7 +197,6 @@ def test_the_message_about_another_schedule_is_short():
 
 
 # -- both directions ------------------------------------------------------------------------------
-DOWN = ddim_ode.plan("ddim", COSINE, [5.0, 1.0, 0.2])
 
 
 @pytest.mark.parametrize("run", [ddim_ode.encode, ddim_ode.decode])
