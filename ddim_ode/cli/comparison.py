@@ -20,7 +20,7 @@ from .common import (
 )
 from .models import Loaded
 from .parser import Parser
-from .pipelines import add_model, open_model
+from .pipelines import add_model, name_of, open_model
 from .profiling import HELP_GRID, grid_of
 
 if TYPE_CHECKING:
@@ -153,6 +153,7 @@ def _compare(args: argparse.Namespace) -> int:
             batch=args.batch,
             reference=args.reference,
             cache=args.cache or args.out / "cache",
+            key=name_of(args),
             keep=n if measure.names else min(n, shown_of(loaded.shape)),
             confidence=args.confidence,
             progress=not args.quiet,

@@ -66,6 +66,19 @@ def open_model(args: argparse.Namespace) -> Loaded:
     return _opened(args.pipeline, call, device)
 
 
+def name_of(args: argparse.Namespace) -> str | None:
+    """A name for a pipeline's network, another one whenever its files, its prompts or its call change; None
+    for a model, which is known by its weights."""
+    if args.pipeline is None:
+        return None
+    from .._base.digests import digest
+
+    parts = [path for path in sorted(args.pipeline.rglob("*")) if path.is_file()]
+    seen = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in parts]
+    prompts = None if args.prompts is None else _lines(args.prompts)
+    return digest(seen, prompts, list(args.call))
+
+
 def _refuse(reason: str, options: Mapping[str, Any]) -> None:
     """ValueError naming the first of the options that is given at all."""
     for name, value in options.items():

@@ -117,6 +117,18 @@ def test_a_pipeline_without_prompts(tmp_path, capsys):
     (row,) = table(tmp_path / "out/compare.csv")
     assert 0 < float(row["error"]) < 10
     assert "class_labels=[1, 2]" in (tmp_path / "out/report.html").read_text(encoding="utf-8")
+    assert "nothing is kept" not in capsys.readouterr().err
+
+    def kept():
+        return sorted((tmp_path / "out/cache").rglob("*.safetensors"))
+
+    first = kept()
+    assert first
+    assert run("compare", *words, "--out", tmp_path / "out") == 0
+    assert kept() == first
+    words[words.index("guidance_scale=1.5")] = "guidance_scale=2"  # another network
+    assert run("compare", *words, "--out", tmp_path / "out") == 0
+    assert len(kept()) == 2 * len(first)
 
 
 @pytest.mark.parametrize(
