@@ -37,12 +37,12 @@ def look(name: str) -> dict[str, Any]:
 
 
 def panels(
-    columns: int, width: float = 10.0, height: float = 4.6, **options: Any
+    columns: int, width: float = 10.0, height: float = 4.6, rows: int = 1, **options: Any
 ) -> tuple[Figure, list[Axes]]:
-    """A figure and its axes side by side, sized to be read at the width of a README (850 pixels)."""
+    """A figure and its axes, row by row, sized to be read at the width of a README (850 pixels)."""
     figure = blank_figure(width, height, dpi=170)
     figure.set_layout_engine("constrained")
-    axes = list(figure.subplots(1, columns, squeeze=False, **options)[0])
+    axes = list(figure.subplots(rows, columns, squeeze=False, **options).flat)
     for axis in axes:
         axis.grid(True, color="#e5e5e5", lw=0.7)
         axis.set_axisbelow(True)

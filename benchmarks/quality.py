@@ -269,7 +269,7 @@ def rows_of(guidance: float, nfe: int, cell: Cell, by: Judge) -> list[Row]:
 # -- the picture --------------------------------------------------------------------------------
 def draw(rows: Sequence[Row]) -> Figure:
     scales = sorted({row["guidance"] for row in rows})
-    figure, axes = panels(2 * len(scales), width=5.2 * 2 * len(scales), height=4.8)
+    figure, axes = panels(2, width=10.4, height=0.6 + 4.2 * len(scales), rows=len(scales))
     for axis, (guidance, space) in zip(axes, itertools.product(scales, SPACES)):
         some = pick(rows, guidance=guidance)
         log_scales(axis, sorted({row["nfe"] for row in some}))
@@ -343,6 +343,8 @@ def main() -> None:
             tell(row)
     rows = sorted([*kept, *rows], key=lambda row: (row["guidance"], row["nfe"]))
     run.save(rows, draw(rows), **size._asdict(), converged=CONVERGED, added_to=earlier)
+    if args.add:  # the pictures stay those of the first run
+        return
     shown = min(size.nfe, key=lambda nfe: abs(nfe - 6))
     images = made(size.guidance[0], shown, size, by, real, args.cache).images
     lines = [(maker, look["color"], [images[maker][:10]]) for maker, look in LOOKS.items()]
