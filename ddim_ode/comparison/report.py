@@ -21,7 +21,7 @@ from ..plots import comparisons as plots
 from ..plots.pictures import drawn as as_file
 from . import tables
 from .result import Comparison
-from .rows import Row, by_mean
+from .rows import Row, budgets_of, by_mean
 from .samples import Samples
 from .tables import number
 from .words import words
@@ -156,7 +156,7 @@ def text(result: Comparison, context: Context) -> str:
 def summary(result: Comparison) -> str:
     """What was run, in one line."""
     methods = {row.method for row in result.rows}
-    budgets = sorted({row.budget for row in result.rows})
+    budgets = budgets_of(result.rows)
     plural = "s" if len(methods) != 1 else ""
     return f"{len(methods)} solver{plural} at {_listed(budgets)} network calls, {words(result).summary}"
 
@@ -164,7 +164,7 @@ def summary(result: Comparison) -> str:
 def best_lines(result: Comparison) -> list[tuple[str, str]]:
     """For each budget: the best solver and what ties with it, or why none can be named."""
     lines = []
-    for budget in sorted({row.budget for row in result.rows}):
+    for budget in budgets_of(result.rows):
         rows, answer = result.ranking(budget), result.best(budget)
         floored = [row for row in rows if row.at_floor]
         if answer:
@@ -275,7 +275,7 @@ def converged_cells(result: Comparison, value: float | None) -> list[str]:
     """The last line of a metric's table: the converged solution, the same at every budget."""
     if value is None:
         return []
-    budgets = {row.budget for row in result.rows}
+    budgets = budgets_of(result.rows)
     return ["converged solution", *[number(value)] * len(budgets)]
 
 

@@ -21,7 +21,7 @@ from .._base.interrupted import Interrupted as Interrupted
 from ..schedules.schedule import Array
 from ..solve.reference import Reference
 from .files import FIELDS, as_json, as_numbers, read, write
-from .rows import Cell, Distribution, Ranked, Row, by_mean, describe
+from .rows import Cell, Distribution, Ranked, Row, budgets_of, by_mean, describe
 from .statistics import Decision, difference_decision, paired_decision
 
 if TYPE_CHECKING:
@@ -224,21 +224,18 @@ class Comparison:
         """
         if not isinstance(target_error, (int, float)) or not 0 < target_error < math.inf:
             raise ValueError(f"target_error={shown(target_error)} must be a positive error")
-        whole = [row for row in self.rows if not row.failed]
         bounds = [
             (max(row.error_high, self.floor) if row.at_floor else row.error_high, row)
-            for row in whole
-            if row.error_high is not None
+            for row in self.rows
+            if row.error_high is not None and not row.failed
         ]
-        meets = [row for high, row in bounds if high <= target_error]
-        if meets:
+        if meets := [row for high, row in bounds if high <= target_error]:
             row = min(meets, key=lambda row: (row.nfe, row.error))
             return Answer(f"{describe(row)}: meets {target_error:g}", row)
         text = f"none of these meets an error of {target_error:g} with {self.confidence:.0%} confidence"
-        if not whole:
-            fewest = min(self.rows, key=lambda row: row.failed)
-            why = f"of every row some samples failed, of {plain(fewest.method)} {fewest.note}"
-            return Answer(f"{text}: {why}; ask ddim_ode.diagnose(model)")
+        if all(row.failed for row in self.rows):
+            best = min(self.rows, key=lambda row: row.failed)
+            return Answer(f"{text}: all have failures, {best.note}; ask ddim_ode.diagnose(model)")
         if not bounds:
             return Answer(f"{text}: no row has an interval (n={len(self.seeds)}; take n >= 2)")
         high, row = min(bounds, key=lambda pair: pair[0])
@@ -246,7 +243,7 @@ class Comparison:
 
     def _at(self, nfe: int | None) -> list[Row]:
         """The rows of one budget; ValueError if it is none of this comparison's."""
-        budgets = sorted({row.budget for row in self.rows})
+        budgets = budgets_of(self.rows)
         if nfe is None and len(budgets) == 1:
             nfe = budgets[0]
         if nfe not in budgets:

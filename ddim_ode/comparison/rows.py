@@ -168,6 +168,11 @@ class Ranking(Protocol):
     def ranking(self, nfe: int) -> list[Ranked]: ...
 
 
+def budgets_of(rows: Sequence[Row]) -> list[int]:
+    """The budgets that some rows have, each once, the smallest first."""
+    return sorted({row.budget for row in rows})
+
+
 def by_mean(ranked: Sequence[Row]) -> str:
     """Which row has the smallest mean error, where that is not the first: a word to append."""
     least = min(ranked, key=lambda row: row.error or 0.0)

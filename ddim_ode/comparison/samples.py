@@ -9,6 +9,7 @@ from ..plots.comparisons import ends_plot
 from ..plots.pictures import solver_grid
 from ..plots.style import INK, look
 from .result import Comparison
+from .rows import budgets_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,7 +44,7 @@ def draw_samples(result: Comparison) -> Samples:
         return Samples(
             f"Samples have shape {shape}: only pictures and points of a plane are drawn here."
         )
-    budgets = sorted({row.budget for row in result.rows})
+    budgets = budgets_of(result.rows)
     group = result.rows[0].group
     lines: dict[str, list[Tensor | None]] = {}
     for row, x in zip(result.rows, result.samples):

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from .._base.escaping import markup
 from .._base.table import Cell, Table
-from .rows import Ranked, Ranking
+from .rows import Ranked, Ranking, budgets_of
 from .words import words
 
 _HEAD = (
@@ -113,7 +113,7 @@ def overview_html(
 
 
 def _table(result: Ranking, lines: list[Line], caption: str, last: Sequence[str]) -> Table:
-    head = [Cell(f"{budget}", " calls  ", "calls") for budget, _ in _by_budget(result)]
+    head = [Cell(f"{budget}", " calls  ", "calls") for budget in budgets_of(result.rows)]
     rows = [
         [
             Cell(line.name, drawing=f"{swatch(line.method)} ", bold=True),
@@ -161,7 +161,7 @@ def number(value: float | None) -> str:
 
 
 def _by_budget(result: Ranking) -> list[tuple[int, list[Ranked]]]:
-    budgets = sorted({row.budget for row in result.rows})
+    budgets = budgets_of(result.rows)
     return [(budget, result.ranking(budget)) for budget in budgets]
 
 

@@ -79,14 +79,11 @@ class Method:
             one_of("ruler", self.ruler, [*SCALES, "t"])
         if self.order is not None:
             object.__setattr__(self, "order", count("order", self.order))
-        for field, kinds in (("stages", (Tableau, Singlestep)), ("rules", (tuple,))):
-            value = getattr(self, field)
-            if (value is not None and not isinstance(value, kinds)) or (field, value) == (
-                "rules",
-                None,
-            ):
-                wanted = " or ".join(kind.__name__ for kind in kinds)
-                raise ValueError(f"method {self.name!r}: {field}={shown(value)} must be a {wanted}")
+        if not isinstance(self.stages, (Tableau, Singlestep, type(None))):
+            wanted = f"stages={shown(self.stages)} must be a Tableau or Singlestep"
+            raise ValueError(f"method {self.name!r}: {wanted}")
+        if not isinstance(self.rules, tuple):
+            raise ValueError(f"method {self.name!r}: rules={shown(self.rules)} must be a tuple")
         if self.stages is not None and (self.past != 1 or self.corrector):
             raise ValueError(
                 f"method {self.name!r}: give stages or past={self.past} velocities, not both"
