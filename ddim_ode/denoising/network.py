@@ -61,7 +61,9 @@ def guarded(net: Net, dtype: torch.dtype | None, like: Tensor, extra: Mapping[st
 
     def asked(x: Tensor, t: Tensor, **cond: Any) -> Tensor:
         nonlocal last, mixing
+        kept = last()
         before = _versions(x, t, cond) if versioned else None  # short: it runs at every call
+        written = _times_written(kept)
         try:
             with mixing:
                 out: Tensor = net(x, t, **cond)
@@ -89,12 +91,17 @@ def guarded(net: Net, dtype: torch.dtype | None, like: Tensor, extra: Mapping[st
             changed = next(name for name in after if after[name] != before[name])
             raise ValueError(_IN_PLACE.format(changed))
         if isinstance(out, Tensor):
-            if _is_again(out, last(), x):
+            if (out is kept and out is not x) or _times_written(kept) != written:  # by a view of it
                 raise ValueError(_AGAIN)
             last = weakref.ref(out)
         return out
 
     return asked
+
+
+def _times_written(kept: Tensor | None) -> int:
+    """How often a tensor was changed; 0 where that is not counted, or for none."""
+    return 0 if kept is None or kept.is_inference() else kept._version
 
 
 def _versions(x: Tensor, t: Tensor, cond: Mapping[str, Any]) -> dict[str, int]:
@@ -104,18 +111,6 @@ def _versions(x: Tensor, t: Tensor, cond: Mapping[str, Any]) -> dict[str, int]:
         if type(value) is Tensor:
             versions[name] = value._version
     return versions
-
-
-def _is_again(out: Tensor, last: Any, x: Tensor) -> bool:
-    """Whether an answer lies where the one before does, which is still in use: in one buffer, whole or in
-    part. What is a view of x, or one number seen as many, is not."""
-    if out is last or type(last) is not Tensor or out.numel() < 2:
-        return out is last and out is not x
-    try:
-        places = [each.untyped_storage().data_ptr() for each in (out, last, x)]
-    except RuntimeError:  # of a transform such as jvp's, which has no memory
-        return False
-    return places[0] == places[1] != places[2] and any(out.stride())
 
 
 def _module_of(net: Any) -> nn.Module | None:

@@ -30,7 +30,7 @@ _FAR = 3.0  # times σ of the first level
 # Of a state's RMS to its noise's, seen in as many entries: noised data do not lie below; nor above, where
 # the model starts, if from such a level at least.
 _SMALL, _LARGE, _ENTRIES, _HIGH = 0.3, 5.0, 32, 10.0
-_CHANCE = 1e-6
+_LEAST, _CHANCE = 8, 1e-6  # entries that are looked at; how seldom fewer than _ENTRIES may mislead
 
 
 @dataclass(repr=False)
@@ -278,7 +278,7 @@ def warn_of_start(x: Tensor, first: float, model: Denoiser) -> None:
     are looked at, so as not to wait for a device.
     """
     n = x.numel()
-    if x.device.type != "cpu" or not n:
+    if x.device.type != "cpu" or n < _LEAST:
         return
     noise = float(model.schedule.scales(first)[1])
     size = float(x.detach().double().square().mean().sqrt())

@@ -206,7 +206,7 @@ def test_a_start_on_another_scale_is_warned_of(options, schedule, times):
         ddim_ode.sample(model, 3 * x, sigma_max=lower, nfe=5)
         brief = ddim_ode.exact.gaussian([9.0, -9.0], np.eye(2), schedules.ddpm(T=20))
         ddim_ode.sample(brief, 9 * x / x.abs().mean(), nfe=5)  # a schedule that ends in signal
-    for n in (32, 3):  # a few entries are enough where they are much too small
+    for n in (32, 4):  # a few entries are enough where they are much too small
         if n == 32 or times < 1:
             with pytest.warns(UserWarning, match="this is no state of that level"):
                 ddim_ode.sample(model, times * x[:n], **options)
