@@ -26,8 +26,8 @@ CHECKED = 4  # one noise of so many is solved again
 MOST = 4 * FINE  # calls
 
 
-def rows_of_check(n: int, calls: int) -> int:
-    """Calls that it takes to check n noises solved in so many."""
+def calls_of_check(n: int, calls: int) -> int:
+    """Calls, of all noises together, that it takes to check n of them, solved in so many each."""
     return max(1, n // CHECKED) * 2 * calls
 
 
@@ -90,8 +90,9 @@ class Ends:
         plan = finest(self.problem.model, self.surrogate, 2 * self.calls)
         again, rows = self._solved(plan, few)
         moved = norm_per_sample(again - self.values[few])
-        error = float(moved[moved.isfinite()].mean()) if moved.isfinite().any() else np.inf
-        return replace(self, error=max(self.error, error), net_evals=self.net_evals + rows)
+        moved = moved[moved.isfinite()]
+        error = max(self.error, float(moved.mean()) if len(moved) else 0.0)
+        return replace(self, error=error, net_evals=self.net_evals + rows)
 
     def _solved(self, plan: Plan, rows: Tensor) -> tuple[Tensor, int]:
         """The ends of some noises, and the network rows they took."""

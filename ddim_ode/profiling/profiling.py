@@ -90,7 +90,9 @@ def profile(
     x = noise(shape, model.schedule, range(seed, seed + n), model.sigma_max, place)
     told = conditions(cond, n, place)
     rate = model.rows_per_sample
-    total = rate * (n * (COARSE + FINE + screening.ROWS * sum(asked)) + ends.rows_of_check(n, FINE))
+    total = rate * (
+        n * (COARSE + FINE + screening.ROWS * sum(asked)) + ends.calls_of_check(n, FINE)
+    )
     with progress_bar(progress, total=total, unit="eval", unit_scale=True, desc="profile") as bar:
         problem = Problem(model, told, shared)
         seen = look(problem, x, batch, bar.update)
@@ -124,6 +126,9 @@ def profile(
                 return None
             screened = screening.screen(prof, examples, calls)
             while (best := screened.tried[0].error) < known.error / _UNSURE and known.can_be_finer:
+                twice = 2 * known.calls
+                again = n * (twice + screening.ROWS * calls) + ends.calls_of_check(n, twice)
+                bar.total += rate * again
                 known = known.finer()
                 examples.ends = known.values
                 about.update(solver=known.solver, reference_error=known.error)
