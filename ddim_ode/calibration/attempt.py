@@ -98,9 +98,7 @@ class Attempt:
         best = replace(fit, errors=self.errors_of(fit))
         if wider is not None:
             same = self.problem.counted(self.problem.errors(wider.point, self.held))
-            if not self.verdict(
-                best.errors, before=same
-            ).is_likely_less:  # more calls are never worse
+            if not self.verdict(best.errors, same).is_likely_less:  # more calls are never worse
                 best = Fit(wider.point, same)
         verdict = self.verdict(best.errors)
         if verdict.is_clearly_less or (wider is not None and verdict.is_less):

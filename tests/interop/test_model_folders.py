@@ -12,6 +12,7 @@ from refusals import expect
 from safetensors.torch import load_file
 from tiny_pipelines import start, unet
 
+import ddim_ode
 from ddim_ode.interop.config import InteropWarning
 from ddim_ode.interop.diffusers import load
 
@@ -157,3 +158,15 @@ def test_classes_that_are_no_models_are_refused(tmp_path, name):
     config = saved(tmp_path) / "unet/config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "_class_name": name}))
     expect(lambda: load(tmp_path), f"'{name}' is no model of diffusers")
+
+
+def test_a_profile_in_the_directory_places_the_steps_and_says_where_to_start(tmp_path):
+    """Also one that starts lower than the schedule goes, as a pipeline's does."""
+    model = load(saved(tmp_path))
+    own = ddim_ode.profile(model, 3, n=1, shape=start().shape[1:], sigma_max=50.0, progress=False)
+    own.save(tmp_path / "profile.json")
+    found = load(tmp_path)
+    assert found.sigma_max == 50 < model.sigma_max
+    grid = ddim_ode.plan_for(found, "unipc2", nfe=3).grid
+    assert grid == ddim_ode.plan_for(model, "unipc2", nfe=3, grid=own, sigma_max=50.0).grid
+    assert grid[0] == 50
