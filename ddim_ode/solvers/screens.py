@@ -50,6 +50,11 @@ class Recommendation:
     error: float
     measured: bool
 
+    def __str__(self) -> str:
+        levels = ", ".join(f"{sigma:.3g}" for sigma in self.levels)
+        known = "measured" if self.measured else "expected"
+        return f"{self.method} at σ = {levels}: error {self.error:.3g}, {known}"
+
 
 def calls_of(method: Method, schedule: Schedule, steps: int) -> int:
     """Network calls of so many steps of a method."""

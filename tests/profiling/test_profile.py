@@ -208,6 +208,12 @@ def test_levels_of_a_snapped_model_are_trained_ones_and_distinct():
     expect(lambda: ddim_ode.plan_for(model, "dpmpp2m", steps=13, grid=prof), "snap=True: 13 levels")
 
 
+def test_a_recommendation_prints_what_to_sample_with(prof):
+    best = prof.recommend(5)
+    assert str(best).startswith(f"{best.method} at σ = {best.levels[0]:.3g}, ")
+    assert str(best).endswith(f", 0: error {best.error:.3g}, measured")
+
+
 def test_noises_without_an_end_are_left_out_and_most_of_them_are_refused(model):
     def some(x, t):
         bad = (x[:, :1] > 0.5) & (t[:, None] < 50)
