@@ -14,7 +14,7 @@ from .._base.warn import warn
 from ..denoising.seeding import seeds_text
 from ..schedules.schedule import Array
 from .descent import Fit
-from .fitting import Problem
+from .fitting import Fitting
 from .search import Candidate
 from .verdict import Verdict
 
@@ -40,7 +40,7 @@ class Attempt:
     """What is to beat: the incumbent, with its ``errors`` on the noises ``held`` out. seed: Of the first
     noise. notes: What a user should know of this plan."""
 
-    problem: Problem
+    problem: Fitting
     nfe: int
     incumbent: Candidate
     held: Tensor
@@ -50,7 +50,7 @@ class Attempt:
 
     @classmethod
     def on(
-        cls, held: Tensor, problem: Problem, nfe: int, incumbent: Candidate, seed: int
+        cls, held: Tensor, problem: Fitting, nfe: int, incumbent: Candidate, seed: int
     ) -> Attempt:
         """Without the noises that the incumbent does not bring to an end."""
         errors = problem.errors(incumbent.point, held)

@@ -35,8 +35,7 @@ from ..solve.model_key import model_key
 from ..solve.plan_checks import check_plan
 from ..solvers.plan import Plan
 from .family import Linear
-from .fitting import Features
-from .fitting import Problem as Fitting
+from .fitting import Features, Fitting
 from .matching import Matching, rows_each
 from .objectives import (
     NOISES,

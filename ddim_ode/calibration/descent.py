@@ -1,6 +1,6 @@
-"""Gauss–Newton over the family of few-step samplers (family.py), on what a Problem measures (fitting.py).
+"""Gauss–Newton over the family of few-step samplers (family.py), on what a Fitting measures (fitting.py).
 
-The loss is :meth:`Problem.loss`. One iteration linearises the residuals r in the parameters θ, some 7 to 10
+The loss is :meth:`Fitting.loss`. One iteration linearises the residuals r in the parameters θ, some 7 to 10
 a call, weighs every sample by w_i = 1/(e_i² + f²) + 1/(mean e² + f²) and solves the damped normal equations
 (Levenberg–Marquardt) (Σ_i w_i J_iᵀ J_i + μ diag) δ = −Σ_i w_i J_iᵀ r_i. A level stays between its
 neighbours; where that bounds its step, the others go where is best with the step that is left.
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..schedules.schedule import Array
 from .family import Linear, Parameter, scales_first
-from .fitting import Problem, linearised
+from .fitting import Fitting, linearised
 
 _DAMPING = 1e-4  # at first: the normal equations are near to singular
 _TRIES = 6  # dampings tried in an iteration
@@ -27,7 +27,7 @@ _WANDERING = 2  # iterations without a better judgement
 
 
 def normal_equations(
-    problem: Problem, point: Linear, rows: Tensor, parameters: Sequence[Parameter], rank: int
+    problem: Fitting, point: Linear, rows: Tensor, parameters: Sequence[Parameter], rank: int
 ) -> tuple[Array, Array, Array]:
     """JᵀJ (n, p, p), Jᵀr (n, p) and the errors (n,) of some noises, a few at a time.
 
@@ -90,7 +90,7 @@ class Fit:
 
 
 def gauss_newton(
-    problem: Problem,
+    problem: Fitting,
     start: Linear | Fit,
     rows: Tensor,
     judges: Tensor,

@@ -26,7 +26,7 @@ _SMOOTH = 0.1  # of the errors' RMS
 
 
 @dataclass
-class Problem:
+class Fitting:
     """Noises x (n, *), where the ODE takes them, and what the network is told beside x.
 
     features: f(x (b, *)) -> (b, ...), by default x itself. batch: rows the network gets at once. evals
@@ -238,7 +238,7 @@ def _along(
 
 
 def linearised(
-    problem: Problem, point: Linear, rows: Tensor, parameters: Sequence[Parameter], rank: int
+    problem: Fitting, point: Linear, rows: Tensor, parameters: Sequence[Parameter], rank: int
 ) -> tuple[Tensor, Tensor]:
     """The residuals (b, entries) of some noises, and their derivatives (b, parameters, entries).
 

@@ -24,7 +24,7 @@ from .._base.warn import warn
 from ..schedules.schedule import Array
 from ..solvers.plan import Plan
 from .family import Linear, Parameter, scales_first
-from .fitting import Problem, linearised
+from .fitting import Fitting, linearised
 from .objectives import (
     SETS,
     Seen,
@@ -58,7 +58,7 @@ class Matching:
     Half the data is what the fit sees, a quarter judges it, a quarter is for the report.
     """
 
-    problem: Problem
+    problem: Fitting
     data: Tensor
     seen: Seen
     budget: str

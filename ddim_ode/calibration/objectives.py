@@ -23,7 +23,7 @@ from ..evaluate.energy import euclidean
 from ..evaluate.features import Features, classifier_features
 from ..evaluate.pairs import Floats, mean_across, mean_within
 from .family import Linear
-from .fitting import Problem, checked
+from .fitting import Fitting, checked
 
 OBJECTIVES = ("solution", "features", "data")
 NOISES = {"solution": 128, "features": 128, "data": 768}
@@ -184,7 +184,7 @@ def checked_rows(rows: Floats, name: str) -> Floats:
 
 
 def errors_unseen(
-    problem: Problem, rows: Tensor, points: Sequence[Linear]
+    problem: Fitting, rows: Tensor, points: Sequence[Linear]
 ) -> dict[str, dict[str, float]]:
     """Of two samplers the errors on some noises, in features that no fit has seen, with the mean of
     ln(after/before) over three sets of the noises; nothing for fewer noises."""

@@ -17,7 +17,7 @@ from .._base.warn import warn
 from ..denoising.cost import SOLUTION_CALLS, fit_calls, most_calls
 from ..denoising.denoiser import Denoiser
 from ..denoising.guidance import plain
-from ..denoising.problem import Problem as Conditioned
+from ..denoising.problem import Problem
 from ..denoising.seeding import GENERATOR
 from ..schedules.schedule import Array
 from ..solve.answers import Answers, ask, cost_of_asking
@@ -29,7 +29,7 @@ from ..solvers.surrogate import Surrogate
 from .attempt import Attempt, finite_rows
 from .descent import Fit
 from .family import Linear
-from .fitting import Features, Problem, finite_mean
+from .fitting import Features, Fitting, finite_mean
 from .references import references
 from .rehearsal import expected
 from .search import EFFORTS, Candidate, Effort, textbook
@@ -45,14 +45,14 @@ _AWAY = 1e6  # times the data's size
 class Run:
     """A calibration: its noises, and the network rows it has spent."""
 
-    conditioned: Conditioned
+    conditioned: Problem
     x: Tensor
     features: Features | None
     batch: int
     seed: int
     budget: str
     bar: Any
-    problem: Problem = field(init=False)
+    problem: Fitting = field(init=False)
     fitted: Tensor = field(init=False)
     held: Tensor = field(init=False)
     off: Array = field(init=False)  # (n,) by how much the references of those held out err, at most
@@ -96,7 +96,7 @@ class Run:
         known, told = self.surrogate, self._solved
         coarser, target = references(given, x, self.effort, known, n - held, self.batch, told)
         self.features = self.look_at(target)
-        self.problem = Problem(
+        self.problem = Fitting(
             given.model, x, target, given.cond, given.shared, self.features, self.batch
         )
         every = torch.arange(n, device=self.x.device)

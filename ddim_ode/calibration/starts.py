@@ -21,7 +21,7 @@ from ..solvers.screens import TRIED
 from ..solvers.surrogate import Surrogate
 from .descent import Descent, Fit, gauss_newton
 from .family import Linear, scales_first
-from .fitting import Problem
+from .fitting import Fitting
 from .rehearsal import ASTRAY, expected, rehearsed
 from .search import Candidate, Effort, apart
 
@@ -112,7 +112,7 @@ def with_a_call(point: Linear, schedule: Schedule, lowest: float) -> list[Linear
 
 
 def best_fit(
-    problem: Problem,
+    problem: Fitting,
     candidates: Sequence[Candidate],
     noises: tuple[Tensor, Tensor],
     effort: Effort,

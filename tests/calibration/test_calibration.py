@@ -19,7 +19,7 @@ import ddim_ode
 from ddim_ode.calibration.attempt import Attempt
 from ddim_ode.calibration.descent import Descent, damped, gauss_newton
 from ddim_ode.calibration.family import Linear
-from ddim_ode.calibration.fitting import Problem, linearised
+from ddim_ode.calibration.fitting import Fitting, linearised
 from ddim_ode.calibration.search import EFFORTS
 from ddim_ode.solve.answers import LEVELS
 from ddim_ode.solve.look import COARSE, FINE
@@ -71,7 +71,7 @@ def test_every_textbook_plan_is_a_point_of_the_family(name):
     sol = ddim_ode.sample(model, x, name, steps=5)
     point = Linear.of(sol.plan)
     target = torch.zeros_like(x)
-    ours = Problem(model, x, target).run([point], torch.arange(3))
+    ours = Fitting(model, x, target).run([point], torch.arange(3))
     assert float((ours - sol.x).abs().max()) < 1e-9
     if point.falls:
         again = point.to_plan(SCHEDULE, "again", {})
@@ -108,7 +108,7 @@ def test_calls_left_out_answered_no_data(name, first):
     sol = ddim_ode.sample(model, x, plan=short, record="x0")
     assert float((sol.x - whole).abs().max()) < 1e-9
     assert sol.trajectory.shape == (short.steps + 1, 3, 6)
-    assert float((Problem(model, x, x).run([point], torch.arange(3)) - whole).abs().max()) < 1e-9
+    assert float((Fitting(model, x, x).run([point], torch.arange(3)) - whole).abs().max()) < 1e-9
 
 
 @pytest.mark.parametrize(("batch", "guided"), [(3, False), (8, True), (64, True)])
@@ -128,7 +128,7 @@ def test_samplers_that_run_together_end_where_each_does_alone(batch, guided):
         Linear.of(ddim_ode.plan_for(model, name, nfe=nfe, grid=grid))
         for name, grid, nfe in itertools.product(names, ("karras", "log_snr"), (5, 6))
     ]
-    problem = Problem(model, x, torch.zeros_like(x), cond={"shift": shift}, batch=batch)
+    problem = Fitting(model, x, torch.zeros_like(x), cond={"shift": shift}, batch=batch)
     alone = [problem.errors(point, torch.arange(5)) for point in points]
     evals, problem.evals = problem.evals, 0
     together = problem.errors_of(points, torch.arange(5))
@@ -191,7 +191,7 @@ def test_the_linearisation_is_the_derivative(features, rank, left_out):
     """Against central differences of whole runs. Six entries have six directions: rank 6 is exact."""
     model = mixture()
     x = ddim_ode.noise((6,), SCHEDULE, seeds=range(2), dtype=torch.float64)
-    problem = Problem(model, x, torch.zeros_like(x), features=features)
+    problem = Fitting(model, x, torch.zeros_like(x), features=features)
     plan = ddim_ode.sample(model, x, "dpmpp2m", steps=5, sigma_max=100.0).plan
     point, rows = Linear.of(plan).without_calls(left_out, SCHEDULE), torch.arange(2)
     parameters = point.parameters()
@@ -215,7 +215,7 @@ def test_a_descent_goes_on_where_it_was():
     start = Linear.of(ddim_ode.plan_for(model, "dpmpp2m", nfe=5))
     rows, judges = torch.arange(16), torch.arange(16, 24)
     how = Descent(6, 6, True, (SCHEDULE.sigma_min, 1e4), memory=2, subset=6, decay=0.6)
-    whole, parts = Problem(model, x, target), Problem(model, x, target)
+    whole, parts = Fitting(model, x, target), Fitting(model, x, target)
     at_once = gauss_newton(whole, start, rows, judges, how)
     fit = start
     for _ in range(3):
@@ -267,7 +267,7 @@ def test_a_step_within_bounds_is_the_best_there():
 def test_fewer_directions_than_tangents_come_close():
     model = mixture(dimension=30)
     x = ddim_ode.noise((30,), SCHEDULE, seeds=range(4), dtype=torch.float64)
-    problem = Problem(model, x, torch.zeros_like(x))
+    problem = Fitting(model, x, torch.zeros_like(x))
     point = Linear.of(ddim_ode.sample(model, x, "ipndm", steps=7).plan)
     parameters, rows = point.parameters(), torch.arange(4)
     _, whole = linearised(problem, point, rows, parameters, 99)

@@ -10,7 +10,7 @@ import torch
 
 import ddim_ode
 from ddim_ode.calibration.family import Linear
-from ddim_ode.calibration.fitting import Problem
+from ddim_ode.calibration.fitting import Fitting
 from ddim_ode.calibration.matching import Matching, Response
 from ddim_ode.calibration.objectives import (
     change,
@@ -208,7 +208,7 @@ def test_what_is_counted_is_what_the_network_did(solution):
 
     model = ddim_ode.exact.gaussian([0.3] * 4, 0.25 * np.eye(4), SCHEDULE)
     model.net = counted
-    whole = Problem(model, *2 * [ddim_ode.noise(SHAPE, SCHEDULE, range(60))])
+    whole = Fitting(model, *2 * [ddim_ode.noise(SHAPE, SCHEDULE, range(60))])
     spent = []
     plan = Matching(whole, real(), deciding(None, real()), "fast", spent.append).plan(solution)
     assert calls == sum(spent) == plan.fit["data"]["net_evals"]
@@ -267,7 +267,7 @@ def test_a_network_that_is_lost_on_most_noises_is_an_error(solution):
     model = ddim_ode.exact.gaussian([0.3] * 4, 0.25 * np.eye(4), SCHEDULE)
     model.net = lambda x, t: torch.full_like(x, torch.nan)
     x = ddim_ode.noise(SHAPE, SCHEDULE, range(60))
-    whole = Matching(Problem(model, x, x), real(), deciding(None, real()), "fast")
+    whole = Matching(Fitting(model, x, x), real(), deciding(None, real()), "fast")
     with pytest.raises(ValueError, match="60 of 60 noises have no finite end"):
         whole.plan(solution)
 
@@ -285,7 +285,7 @@ def test_noises_that_are_lost_are_left_out(solution):
     inner = model.net
     model.net = lambda x, t: torch.where((x > 2.2).any(1, keepdim=True), torch.nan, inner(x, t))
     x = ddim_ode.noise(SHAPE, SCHEDULE, range(150))
-    whole = Matching(Problem(model, x, x), real(), deciding(None, real()), "fast")
+    whole = Matching(Fitting(model, x, x), real(), deciding(None, real()), "fast")
     with pytest.warns(UserWarning, match="of 150 noises have no finite end and are left out"):
         plan = whole.plan(solution)
     assert plan.fit["data"]["held_out"]["n"] < 50
