@@ -52,8 +52,11 @@ def guarded(net: Net, dtype: torch.dtype | None, like: Tensor, extra: Mapping[st
         like: A state.
         extra: All else that it is given.
     """
-    module = _module_of(net)
-    _warn_of_training([module] if module is not None else _named_modules(net))
+    inner: Any = net
+    while isinstance(inner, functools.partial):
+        inner = inner.func
+    module = _module_of(inner)
+    _warn_of_training([module] if module is not None else _named_modules(inner))
     tensors = [v for v in (like, *extra.values()) if type(v) is Tensor]
     versioned = not (torch.is_inference_mode_enabled() or any(v.is_inference() for v in tensors))
     last: Callable[[], Any] = lambda: None  # noqa: E731
@@ -114,17 +117,13 @@ def _versions(x: Tensor, t: Tensor, cond: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _module_of(net: Any) -> nn.Module | None:
-    """The module that a network is: itself, that of a bound method, or of a partial."""
-    while isinstance(net, functools.partial):
-        net = net.func
+    """The module that a network is: itself, or that of a bound method."""
     net = getattr(net, "__self__", net)
     return net if isinstance(net, nn.Module) else None
 
 
 def _named_modules(net: Any) -> list[nn.Module]:
     """The modules that a function names: such as it was made around, and global ones."""
-    while isinstance(net, functools.partial):
-        net = net.func
     code = getattr(net, "__code__", None)
     if code is None:
         return []

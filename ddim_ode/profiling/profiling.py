@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,7 +21,8 @@ from ..solve.model_key import model_key
 from ..solve.plan_checks import plain_alterations
 from ..solvers.profile import Profile
 from ..solvers.screens import Screen
-from . import ends, screening
+from . import screening
+from .ends import Ends, calls_of_check
 
 _UNSURE = 0.5  # error of the ends, in units of the best plan's, that leaves the ranking open
 
@@ -90,13 +90,18 @@ def profile(
     x = noise(shape, model.schedule, range(seed, seed + n), model.sigma_max, place)
     told = conditions(cond, n, place)
     rate = model.rows_per_sample
-    total = rate * (
-        n * (COARSE + FINE + screening.ROWS * sum(asked)) + ends.calls_of_check(n, FINE)
-    )
+    total = rate * (n * (COARSE + FINE + screening.ROWS * sum(asked)) + calls_of_check(n, FINE))
     with progress_bar(progress, total=total, unit="eval", unit_scale=True, desc="profile") as bar:
+        watched = True
+
+        def observe(rows: int) -> None:
+            if watched:  # what is asked for later has no bar
+                bar.update(rows)
+
         problem = Problem(model, told, shared)
-        seen = look(problem, x, batch, bar.update)
-        known = ends.Ends.of(seen, problem, x, batch, bar.update)
+        seen = look(problem, x, batch, observe)
+        examples = screening.Examples(problem, x, seen.ends, batch, observe)
+        known = Ends(examples, seen)
         if lost := [seed + k for k in known.lost]:
             warn(
                 f"{len(lost)} of {n} noises have no finite end ({seeds_text(lost)}) and are left out; ask "
@@ -118,21 +123,19 @@ def profile(
             version=__version__,
         )
         prof = Profile(seen.surrogate, about)
-        examples = screening.Examples(problem, x, known.values, batch, bar.update)
 
         def screener(calls: int) -> Screen | None:
-            nonlocal known
             if getattr(model, "closed", False):  # a pipeline's, which can be asked no more
                 return None
             screened = screening.screen(prof, examples, calls)
             while (best := screened.tried[0].error) < known.error / _UNSURE and known.can_be_finer:
                 twice = 2 * known.calls
-                again = n * (twice + screening.ROWS * calls) + ends.calls_of_check(n, twice)
-                bar.total += rate * again
-                known = known.finer()
-                examples.ends = known.values
+                again = n * (twice + screening.ROWS * calls) + calls_of_check(n, twice)
+                bar.total += rate * (again - calls_of_check(n, known.calls))
+                before = known.net_evals
+                known.refine()
                 about.update(solver=known.solver, reference_error=known.error)
-                about["net_evals"] += known.net_evals + screened.net_evals
+                about["net_evals"] += known.net_evals - before + screened.net_evals
                 screened = screening.screen(prof, examples, calls)
             if best < known.error / _UNSURE:
                 warn(
@@ -144,6 +147,5 @@ def profile(
         prof.screener = screener
         for calls in asked:
             prof.screen(calls)
-    examples.observe = lambda rows: None
-    known = replace(known, observe=examples.observe)
+    watched = False
     return prof

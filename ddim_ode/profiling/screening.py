@@ -39,7 +39,7 @@ _PRIOR, _MOST_PRIOR = 0.15, 0.5
 
 @dataclass
 class Examples:
-    """Noises x (n, *) whose ends (n, *) are known."""
+    """Noises x (n, *) whose ends (n, *) are known, float64 on the CPU, NaN where there is no finite one."""
 
     problem: Problem
     x: Tensor
@@ -47,16 +47,26 @@ class Examples:
     batch: int
     observe: Callable[[int], object]
 
-    def errors(self, plan: Plan, rows: Tensor) -> Array:
-        """RMS of the plan's ends to the known ones; inf where they are not finite."""
-        found = []
-        for part in rows.split(self.batch):
+    @property
+    def finite(self) -> Tensor:
+        """(n,) Whether a noise has a finite end."""
+        return torch.isfinite(self.ends.flatten(1)).all(dim=1)
+
+    def run(self, plan: Plan, rows: Tensor) -> Tensor:
+        """Where a plan takes some noises, float64 on the CPU."""
+        made = []
+        for part in rows.to(self.x.device).split(self.batch):
             x = self.x[part]
             with torch.no_grad(), np.errstate(invalid="ignore"):
                 end = integrate(plan, self.problem.rows(part).bind(plan.nodes, x), x).x
-            found.append(norm_per_sample(end.cpu().double() - self.ends[part.cpu()]).numpy())
+            made.append(end.cpu().double())
             self.observe(self.rows(plan, len(part)))
-        return np.nan_to_num(np.concatenate(found), nan=np.inf)
+        return torch.cat(made)
+
+    def errors(self, plan: Plan, rows: Tensor) -> Array:
+        """RMS of the plan's ends to the known ones; inf where they are not finite."""
+        off = norm_per_sample(self.run(plan, rows) - self.ends[rows])
+        return np.nan_to_num(off.numpy(), nan=np.inf)
 
     def rows(self, plan: Plan, samples: int) -> int:
         """Network rows of a plan's run on so many samples."""
@@ -82,7 +92,7 @@ def screen(profile: Profile, examples: Examples, nfe: int) -> Screen:
     Raises:
         ValueError: No method has a plan of so few calls.
     """
-    known = torch.nonzero(torch.isfinite(examples.ends.flatten(1)).all(dim=1))[:, 0]
+    known = torch.nonzero(examples.finite)[:, 0]
     candidates = list(_candidates(profile, examples.problem.model, nfe))
     if not candidates:
         raise ValueError(f"nfe={nfe}: no method of {', '.join(TRIED)} has a plan of so few calls")
@@ -96,9 +106,7 @@ def screen(profile: Profile, examples: Examples, nfe: int) -> Screen:
         for one in some:
             rows = known[len(one.errors) : last]
             if len(rows):
-                one.errors = np.append(
-                    one.errors, examples.errors(one.plan, rows.to(examples.x.device))
-                )
+                one.errors = np.append(one.errors, examples.errors(one.plan, rows))
                 evals += examples.rows(one.plan, len(rows))
         return _ranked(some)
 
